@@ -1,0 +1,3 @@
+from phicli.cli import entry
+
+entry()

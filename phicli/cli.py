@@ -1,0 +1,111 @@
+"""The table of commands, in the order of the lab, and the one place where errors become messages and exit codes."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import phicli
+from phicli.errors import ExitCode, PhicliError
+
+USAGE_ERROR: Any = typer.BadParameter.__base__  # of every fault the parser finds; typer does not export it
+
+COMMANDS = (
+    "inspect",
+    "quantize",
+    "finetune",
+    "optimize",
+    "chat",
+    "evaluate",
+    "run",
+    "upload",
+    "config",
+)
+
+app = typer.Typer(
+    name="phicli", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Inspect data, AWQ-quantize a Phi model, LoRA-finetune it, optimize it to ONNX with swappable adapters, "
+         "chat with it, upload it.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(phicli.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def phicli_options(
+    config: Annotated[Path | None, typer.Option(
+        "--config", envvar="PHICLI_CONFIG", help="Settings file [default: phicli.toml in this folder]")] = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from")] = False,
+    version: Annotated[bool, typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version and exit")] = False,
+) -> None:
+    if config is not None:
+        os.environ["PHICLI_CONFIG"] = str(config)
+
+
+for _name in COMMANDS:
+    if not find_spec(f"phicli.{_name}"):
+        continue
+    app.command(_name)(getattr(import_module(f"phicli.{_name}"), _name))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code. Messages go to stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?", not a crash
+    try:
+        code = app(argv, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.OK
+    except BrokenPipeError:
+        _drop_stdout()
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except USAGE_ERROR as e:
+        e.show()
+        return ExitCode.USAGE
+    except Exception as e:
+        return _report(e, "--traceback" in argv)
+
+
+def _report(error: Exception, traceback: bool) -> int:
+    from phicli import console
+
+    if traceback:
+        import traceback as tb
+
+        sys.stderr.write("".join(tb.format_exception(error)))
+    if not isinstance(error, PhicliError):
+        known = PhicliError(f"{type(error).__name__}: {error}", hint="the same with: phicli --traceback …")
+        known.log = getattr(error, "log", None)  # type: ignore[attr-defined]
+        error = known
+    console.failure(error)
+    return error.exit_code
+
+
+def _drop_stdout() -> None:
+    """The reader of our output is gone: keep Python from complaining about it at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

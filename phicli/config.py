@@ -1,0 +1,18 @@
+"""`phicli config`: every setting, its value, and where the value comes from."""
+
+from phicli import console, options
+from phicli.settings import SETTINGS, Settings
+
+
+def config(json: options.Json = False) -> None:
+    """Show every setting, its value and where the value comes from."""
+    settings = Settings()
+    values = {key: settings.get(setting) for key, setting in SETTINGS.items()}
+    if json:
+        console.result_json({key: {"value": v.value, "origin": v.origin} for key, v in values.items()})
+        return
+    rows = [
+        (key, repr(v.value) if isinstance(v.value, str) else v.value, v.origin, SETTINGS[key].env, SETTINGS[key].help)
+        for key, v in values.items()
+    ]
+    console.result_table(("setting", "value", "from", "environment", "meaning"), rows)

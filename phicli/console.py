@@ -1,0 +1,238 @@
+"""All that a person sees: results on stdout, everything else on stderr. The only module that imports rich."""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from phicli.errors import PhicliError
+
+PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is cut
+PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+def result(text: str) -> None:
+    """One line of result on stdout, as it is: never wrapped, coloured or interpreted."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def result_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    result(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout. Columns whose cells are all numbers or figures like "12.3 s" are set right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(columns):
+        figures = bool(cells) and all(not row[i] or row[i][0] in "0123456789-+.<" for row in cells)
+        table.add_column(name, justify="right" if figures and i else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def note(text: str) -> None:
+    """One line on stderr that a person may want to know."""
+    _stderr().print(Text(text, style="dim"), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr that a person should know."""
+    _stderr().print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+def failure(error: PhicliError) -> None:
+    """What went wrong, where, and what helps."""
+    console = _stderr()
+    console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    if error.hint:
+        console.print(Text.assemble(("  try: ", "cyan"), error.hint), soft_wrap=True)
+    log = getattr(error, "log", None)
+    if log:
+        console.print(Text(f"  log: {log}", style="dim"), soft_wrap=True)
+
+
+def ask(question: str) -> str | None:
+    """The answer that a person types, or None where nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return _stderr().input(f"{escape(question)}: ").strip() or None
+
+
+def size(count: float) -> str:
+    """Bytes for people: "2.4 GB", powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "8.3 s", "2 min 05 s"."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def _stderr(file: TextIO | None = None) -> Console:
+    return Console(file=file or sys.stderr, highlight=False)
+
+
+@contextlib.contextmanager
+def working(command: str, root: str | Path) -> Iterator["Reporter"]:
+    """Long work: yields the Progress for library code, and sends all other output of libraries to a log file.
+
+    An exception that passes through gets the log's path as its attribute `log`.
+    """
+    log_path = _log_path(command, root)
+    with log_path.open("a", encoding="utf-8", errors="replace") as log, _diverted(log) as terminal:
+        reporter = Reporter(terminal)
+        try:
+            with reporter:
+                yield reporter
+        except BaseException as e:
+            e.log = log_path  # type: ignore[attr-defined]
+            raise
+
+
+def _log_path(command: str, root: str | Path) -> Path:
+    """A log beside the stages when there is a root that can be written, else one in the temporary folder."""
+    folder = Path(root) / "logs"
+    if Path(root).is_dir():
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{command}.log").open("a").close()
+            return folder / f"{command}.log"
+    return Path(tempfile.gettempdir()) / f"phicli-{command}-{os.getpid()}.log"
+
+
+@contextlib.contextmanager
+def _diverted(log: TextIO) -> Iterator[TextIO]:
+    """Point stdout and stderr, also those of C++ code, at the log; yield the stream that was stderr."""
+    stdout, stderr = sys.stdout, sys.stderr
+    try:
+        real = (stdout.fileno(), stderr.fileno()) == (1, 2)
+    except (OSError, ValueError, AttributeError):
+        real = False  # a test's capture: only Python's own streams can be diverted
+    with contextlib.ExitStack() as undo:
+        terminal = stderr
+        if real:
+            stdout.flush()
+            stderr.flush()
+            saved = [os.dup(1), os.dup(2)]
+            terminal = undo.enter_context(os.fdopen(os.dup(2), "w", encoding=stderr.encoding, errors="replace",
+                                                    buffering=1))
+            undo.callback(_restore, saved)
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        undo.enter_context(contextlib.redirect_stdout(log))
+        undo.enter_context(contextlib.redirect_stderr(log))
+        yield terminal
+
+
+def _restore(saved: list[int]) -> None:
+    for number, copy in enumerate(saved, start=1):
+        os.dup2(copy, number)
+        os.close(copy)
+
+
+class _Figures(ProgressColumn):
+    def render(self, task: Any) -> Text:
+        return Text("  ".join(f"{k} {_cell(v)}" for k, v in task.fields.get("figures", {}).items()), style="cyan")
+
+
+class _Done(ProgressColumn):
+    def render(self, task: Any) -> Text:
+        return Text(_amount(task.completed, task.total, task.fields.get("unit", "")), style="green")
+
+
+def _amount(done: float, total: float | None, unit: str) -> str:
+    show = size if unit == "B" else lambda n: f"{n:g}"
+    return (f"{show(done)}/{show(total)}" if total else show(done)) + ("" if unit in ("", "B") else f" {unit}")
+
+
+class Reporter:
+    """The Progress that a person sees: rich bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stream: TextIO):
+        self.console = _stderr(stream)
+        self.bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), _Done(), _Figures(),
+                             TimeElapsedColumn(), TimeRemainingColumn(compact=True),
+                             console=self.console, disable=not self.console.is_terminal)
+
+    def __enter__(self) -> "Reporter":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop()
+
+    def task(self, title: str, total: float | None = None, unit: str = "") -> contextlib.AbstractContextManager:
+        if self.console.is_terminal:
+            return _Bar(self.bars, title, total, unit)
+        return _Lines(self.console, title, total, unit)
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+class _Bar(contextlib.AbstractContextManager):
+    def __init__(self, bars: Progress, title: str, total: float | None, unit: str):
+        self.bars = bars
+        self.id = bars.add_task(title, total=total, unit=unit, figures={})
+
+    def advance(self, n: float = 1, **figures: Any) -> None:
+        shown = {**self.bars.tasks[self.bars.task_ids.index(self.id)].fields["figures"], **figures}
+        self.bars.update(self.id, advance=n, figures=shown)
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop_task(self.id)
+        self.bars.refresh()
+
+
+class _Lines(contextlib.AbstractContextManager):
+    def __init__(self, console: Console, title: str, total: float | None, unit: str):
+        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.done, self.figures = 0.0, {}  # type: ignore[var-annotated]
+        self.begun = self.last = time.monotonic()
+
+    def advance(self, n: float = 1, **figures: Any) -> None:
+        self.done += n
+        self.figures.update(figures)
+        if time.monotonic() - self.last >= PLAIN_EVERY:
+            self._line()
+
+    def _line(self) -> None:
+        self.last = time.monotonic()
+        figures = "".join(f"  {k} {_cell(v)}" for k, v in self.figures.items())
+        amount = _amount(self.done, self.total, self.unit)
+        line = f"{self.title}: {amount}{figures}  {duration(self.last - self.begun)}"
+        self.console.print(Text(line), soft_wrap=True)
+
+    def __exit__(self, *exc: object) -> None:
+        self._line()

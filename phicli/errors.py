@@ -1,0 +1,57 @@
+"""Errors that a user can act on, and the exit code that each kind gives."""
+
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    FAULT = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    MISSING = 4
+    REMOTE = 5
+    INTERRUPTED = 130
+
+
+class PhicliError(Exception):
+    """An error with a message for people.
+
+    Args:
+        message: what is wrong, one line, no trailing period needed.
+        where: the file, `file:line` or setting it was found in.
+        hint: the command or action that helps.
+    """
+
+    exit_code = ExitCode.FAULT
+
+    def __init__(self, message: str, *, where: str | Path | None = None, hint: str | None = None):
+        super().__init__(message)
+        self.message, self.where, self.hint = message, where, hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class UsageError(PhicliError):
+    """Options that do not go together or have an impossible value."""
+
+    exit_code = ExitCode.USAGE
+
+
+class BadInput(PhicliError):
+    """Data, a model, an adapter or a settings file that cannot be used as it is."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class Missing(PhicliError):
+    """Something the machine lacks: a GPU, a package, a login, disk, memory, a finished earlier step."""
+
+    exit_code = ExitCode.MISSING
+
+
+class RemoteError(PhicliError):
+    """A remote service failed or refused."""
+
+    exit_code = ExitCode.REMOTE

@@ -1,0 +1,133 @@
+"""From what a user calls a model to a checked folder with its files."""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from phicli.errors import BadInput, Missing, RemoteError
+from phicli.progress import SILENT, Progress
+
+BUILT_IN = Path(__file__).parent / "models"
+WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
+
+
+def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
+    """The folder of a built-in model, a local folder, or a Hugging Face model fetched into the hub's cache.
+
+    Raises:
+        BadInput: no such model or folder, or a folder that `check_model` refuses.
+        RemoteError: the hub cannot be reached or refuses.
+    """
+    folder = BUILT_IN / reference
+    if not reference.strip() or not folder.is_relative_to(BUILT_IN) or not (folder / "config.json").is_file():
+        folder = Path(reference).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or reference.count("/") != 1 or reference[0] in "./~":
+            known = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
+            raise BadInput("no such model folder", where=reference,
+                           hint=f"a folder, a Hugging Face id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
+        folder = _fetch(reference, progress)
+    check_model(folder)
+    return folder
+
+
+def check_model(folder: Path) -> dict[str, Any]:
+    """Check that the folder holds a complete Hugging Face model; returns its config.
+
+    Raises:
+        BadInput: no or broken config.json, no tokenizer, missing or truncated weights, weights that are no safetensors.
+    """
+    config = read_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise BadInput("no tokenizer.json", where=folder)
+    for path in weight_files(folder):
+        check_safetensors(path)
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises BadInput if it is missing or broken."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput("no config.json: not a Hugging Face model folder", where=folder) from None
+    except (OSError, ValueError) as e:
+        raise BadInput(f"not readable as JSON: {e}", where=path) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise BadInput("no model_type in it", where=path)
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: those the index names, else all.
+
+    Raises:
+        BadInput: none there, or one that the index names is not.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise BadInput(f"damaged index: {e}", where=index) from None
+    else:
+        names = sorted(p.name for p in folder.glob("*.safetensors"))
+    if not names:
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        more = "; pickled weights (.bin) are not opened" if pickles else ""
+        raise BadInput(f"no weights in safetensors form{more}", where=folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise BadInput(f"{name} is missing", where=folder)
+    return [folder / name for name in names]
+
+
+def check_safetensors(path: Path) -> dict[str, Any]:
+    """Read a safetensors file's header and check that the file is as long as the header says.
+
+    Returns:
+        tensor name -> {"dtype", "shape", "data_offsets"}.
+
+    Raises:
+        BadInput: truncated or damaged.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > min(size, 100 << 20):
+                raise ValueError("header longer than the file")
+            header = json.loads(f.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as e:
+        raise BadInput(f"damaged safetensors file: {e}", where=path) from None
+    if end != size:
+        what = "truncated" if size < end else "longer than it says"
+        raise BadInput(f"{what}: {size} bytes, its header says {end}", where=path)
+    return header
+
+
+def _fetch(reference: str, progress: Progress) -> Path:
+    """Download a model by its Hugging Face id, or take it from the hub's cache."""
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    progress.note(f"fetching {reference} from huggingface.co (or its cache)")
+    try:
+        return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))
+    except hub.GatedRepoError:
+        raise Missing("access has to be asked for", where=reference,
+                      hint=f"https://huggingface.co/{reference}") from None
+    except hub.RepositoryNotFoundError:
+        raise BadInput("no such folder, and no such model on huggingface.co", where=reference,
+                       hint="private models: huggingface-cli login") from None
+    except Exception as e:
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        raise RemoteError(f"huggingface.co: {reason}", where=reference,
+                          hint="--model FOLDER works offline; --model tiny is built in") from None

@@ -1,0 +1,41 @@
+"""Running one Olive pass on one model: no engine, no cache, no telemetry; exceptions come through."""
+
+from pathlib import Path
+from typing import Any
+
+
+def run_pass(
+    pass_class: Any,
+    config: dict[str, Any],
+    model: Path,
+    output: Path,
+    *,
+    device: str = "cpu",
+    adapter: Path | None = None,
+) -> Any:
+    """Run an Olive pass.
+
+    Args:
+        pass_class: a subclass of `olive.passes.Pass`, or the name of one of Olive's own ("Gptq").
+        config: the pass's settings, checked by Olive; none of them is searched.
+        model: folder of a Hugging Face model. adapter: folder of a PEFT adapter on it.
+        output: folder that the pass writes.
+        device: "cpu" or "cuda"; decides the execution provider that the pass is told.
+
+    Returns:
+        The model handler that the pass made.
+    """
+    from olive.hardware import AcceleratorSpec
+    from olive.model import HfModelHandler
+    from olive.package_config import OlivePackageConfig
+    from olive.passes.olive_pass import create_pass_from_dict
+
+    if isinstance(pass_class, str):
+        pass_class = OlivePackageConfig.load_default_config().import_pass_module(pass_class)
+    accelerator = AcceleratorSpec(
+        accelerator_type="gpu" if device == "cuda" else "cpu",
+        execution_provider="CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider",
+    )
+    olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
+    handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None)
+    return olive_pass.run(handler, str(output))

@@ -1,0 +1,208 @@
+"""Settings: what there is to set, and where each value comes from (flag, environment, phicli.toml, default)."""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from phicli.errors import BadInput, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG_NAME = "phicli.toml"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    key: `name` when every command shares it, `command.name` when one command owns it.
+    kind: bool, int, float, str or list (a list of strings; comma-separated in the environment).
+    """
+
+    key: str
+    kind: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition(".")[2]
+
+    @property
+    def env(self) -> str:
+        return "PHICLI_" + self.key.upper().replace(".", "_")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A setting's value and its origin: "flag", "PHICLI_…", "phicli.toml" or "default"."""
+
+    value: Any
+    origin: str
+
+
+DEFAULT_TEMPLATE = "<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>"
+QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot", "spinquant")
+FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
+
+_TABLE = [
+    Setting("model", str, "microsoft/Phi-3.5-mini-instruct",
+            "Model: Hugging Face id, folder, or 'tiny' (built in)"),
+    Setting("root", str, None, "Folder of all stages [default: models/<short name of the model>]"),
+    Setting("device", str, "auto", "Where to compute", choices=("auto", "cuda", "cpu")),
+    Setting("data", str, "data/data_sample_travel.jsonl", "Training rows, JSONL (.gz too)"),
+    Setting("eval_data", str, "data/data_eval_travel.jsonl", "Held-out rows, JSONL"),
+    Setting("text_template", str, DEFAULT_TEMPLATE, "How a row becomes text; {field} takes a row's field"),
+    Setting("adapter", str, None, "Adapter's name"),
+    Setting("seed", int, 0, "Seed of everything random", minimum=0),
+
+    Setting("inspect.rows", int, 3, "Rows to show", minimum=0),
+    Setting("inspect.max_tokens", int, 1024, "Length limit of a row in tokens", minimum=1),
+
+    Setting("quantize.algorithm", str, "awq", "Quantization algorithm", choices=QUANTIZE_ALGORITHMS),
+    Setting("quantize.implementation", str, "phicli", "Whose AWQ runs", choices=("phicli", "autoawq")),
+    Setting("quantize.bits", int, 4, "Bits of a weight (AWQ: 4)", minimum=2),
+    Setting("quantize.group_size", int, 128, "Inputs that share one scale", minimum=16),
+    Setting("quantize.calibration", str, None, "Calibration file: JSONL or plain text [default: a text in the package]"),
+    Setting("quantize.samples", int, 128, "Calibration sequences", minimum=1),
+    Setting("quantize.seq_len", int, 512, "Tokens of a calibration sequence", minimum=8),
+    Setting("quantize.rounding", str, "gptq", "Rounding: to nearest, or with GPTQ's error feedback",
+            choices=("gptq", "nearest")),
+
+    Setting("finetune.name", str, "travel", "Name of the adapter"),
+    Setting("finetune.method", str, "lora", "Adapter method", choices=FINETUNE_METHODS),
+    Setting("finetune.max_steps", int, 100, "Optimizer steps", minimum=1),
+    Setting("finetune.batch_size", int, 8, "Rows of an optimizer step", minimum=1),
+    Setting("finetune.learning_rate", float, None,
+            "Peak learning rate [default: from the model's width]", minimum=0),
+    Setting("finetune.lora_r", int, 64, "Rank", minimum=1),
+    Setting("finetune.lora_alpha", float, None, "Scaling numerator [default: twice the rank]", minimum=0),
+    Setting("finetune.lora_dropout", float, 0.05, "Dropout before the adapter", minimum=0),
+    Setting("finetune.target_modules", list, ["all-linear"], "Linear layers to adapt, by name"),
+    Setting("finetune.seq_len", int, 1024, "Longest row in tokens; the rest is cut", minimum=8),
+    Setting("finetune.mask_prompt", bool, True, "Loss on the response only"),
+    Setting("finetune.eval_split", float, 0.1, "Share of the rows held out to measure", minimum=0),
+
+    Setting("optimize.max_rank", int, 64, "Largest adapter rank the model takes", minimum=1),
+
+    Setting("chat.system", str, None, "System message"),
+    Setting("chat.max_new_tokens", int, 256, "Longest answer in tokens", minimum=1),
+    Setting("chat.temperature", float, 0.0, "Sampling temperature; 0 takes the likeliest token", minimum=0),
+    Setting("chat.top_p", float, 0.95, "Sample from the likeliest tokens that make up this probability", minimum=0),
+    Setting("chat.top_k", int, 50, "Sample from this many likeliest tokens", minimum=1),
+
+    Setting("upload.name", str, "ft-for-travel", "Name of the model in Azure ML"),
+    Setting("upload.resource_group", str, None, "Azure resource group"),
+    Setting("upload.workspace_name", str, None, "Azure ML workspace"),
+    Setting("upload.subscription", str, None, "Azure subscription id"),
+]
+
+SETTINGS: dict[str, Setting] = {s.key: s for s in _TABLE}
+
+
+def find(command: str, name: str) -> Setting:
+    """The setting that `name` means inside `command`: its own, else the shared one."""
+    return SETTINGS.get(f"{command}.{name}") or SETTINGS[name]
+
+
+class Settings:
+    """The three layers under the flags: environment, settings file, defaults.
+
+    Args:
+        path: the settings file; None takes $PHICLI_CONFIG, else `phicli.toml` of the working folder if it is there.
+
+    Raises:
+        BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type.
+    """
+
+    def __init__(self, path: Path | None = None):
+        named = path or os.environ.get("PHICLI_CONFIG")
+        self.path = Path(named) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
+        self.file = _read_file(self.path) if self.path else {}
+
+    def get(self, setting: Setting, flag: Any = None) -> Value:
+        """The value that holds, and its origin.
+
+        Raises:
+            UsageError: a flag out of range. BadInput: the same from the environment or the file.
+        """
+        if flag is not None:
+            return Value(_checked(setting, flag, UsageError, "--" + setting.name.replace("_", "-")), "flag")
+        if setting.env in os.environ:
+            value = _from_text(setting, os.environ[setting.env])
+            return Value(_checked(setting, value, BadInput, setting.env), setting.env)
+        if setting.key in self.file:
+            value = self.file[setting.key]
+            return Value(_checked(setting, value, BadInput, f"{self.path}: {setting.key}"), str(self.path))
+        return Value(setting.default, "default")
+
+    def resolve(self, command: str, flags: dict[str, Any]) -> SimpleNamespace:
+        """All of a command's flags, each filled from the layer below where it was not given."""
+        out = SimpleNamespace()
+        for name, flag in flags.items():
+            setting = SETTINGS.get(f"{command}.{name}") or SETTINGS.get(name)
+            setattr(out, name, self.get(setting, flag).value if setting else flag)
+        if hasattr(out, "root") and hasattr(out, "model") and out.root is None:
+            out.root = default_root(out.model)
+        return out
+
+
+def default_root(model: str) -> str:
+    """`models/phi` for a Phi of Microsoft's, `models/<short name>` for any other model."""
+    name = model.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    return "models/phi" if model.lower().startswith("microsoft/phi") else f"models/{name or 'model'}"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise BadInput("no such settings file", where=path) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise BadInput(f"not readable as TOML: {e}", where=path) from None
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    for key, value in flat.items():
+        if key not in SETTINGS:
+            near = difflib.get_close_matches(key, SETTINGS, 1, 0.5)
+            raise BadInput(f"unknown setting '{key}'", where=path,
+                           hint=f"did you mean '{near[0]}'?" if near else "see: phicli config")
+        flat[key] = float(value) if SETTINGS[key].kind is float and isinstance(value, int) else value
+    return flat
+
+
+def _from_text(setting: Setting, text: str) -> Any:
+    if setting.kind is bool:
+        lowered = text.lower()
+        if lowered not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            raise BadInput(f"'{text}' is neither true nor false", where=setting.env)
+        return lowered in ("1", "true", "yes", "on")
+    if setting.kind is list:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return setting.kind(text)
+    except ValueError:
+        raise BadInput(f"'{text}' is no {setting.kind.__name__}", where=setting.env) from None
+
+
+def _checked(setting: Setting, value: Any, error: type[UsageError] | type[BadInput], where: str) -> Any:
+    right_type = isinstance(value, setting.kind) and (setting.kind is bool or not isinstance(value, bool))
+    if not right_type:
+        raise error(f"needs {setting.kind.__name__}, not {value!r}", where=where)
+    if setting.choices and value not in setting.choices:
+        near = difflib.get_close_matches(value, setting.choices, 1)
+        raise error(f"'{value}' is not one of {', '.join(setting.choices)}", where=where,
+                    hint=f"did you mean '{near[0]}'?" if near else None)
+    if setting.minimum is not None and not value >= setting.minimum:
+        raise error(f"must be at least {setting.minimum}, not {value}", where=where)
+    return value
