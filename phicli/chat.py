@@ -1,0 +1,157 @@
+"""`phicli chat`: talk with the optimized model, with or without an adapter."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phicli import console, options
+from phicli.errors import BadInput, UsageError
+from phicli.options import option
+from phicli.settings import Settings
+
+if TYPE_CHECKING:
+    from phicli.runtime.conversation import Answer, Conversation
+
+
+def chat(
+    model: options.Model = None,
+    root: options.Root = None,
+    path: Annotated[Path | None, typer.Option("--path", help="Folder of the model, instead of ROOT/onnx-ao")] = None,
+    adapter: Annotated[str | None, option("", "adapter", "--adapter", "-a")] = None,
+    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="None, even if the settings name one")] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and end")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Answers with and without the adapter")] = False,
+    system: Annotated[str | None, option("chat", "system")] = None,
+    max_new_tokens: Annotated[int | None, option("chat", "max_new_tokens")] = None,
+    temperature: Annotated[float | None, option("chat", "temperature")] = None,
+    top_p: Annotated[float | None, option("chat", "top_p")] = None,
+    top_k: Annotated[int | None, option("chat", "top_k")] = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Chat with the optimized model: one question with --prompt or on stdin, else a conversation."""
+    s = Settings().resolve("chat", {
+        "model": model, "root": root, "adapter": adapter, "system": system, "max_new_tokens": max_new_tokens,
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "device": device})
+    if no_adapter and adapter is not None:
+        raise UsageError("--adapter and --no-adapter exclude each other")
+    if not 0 < s.top_p <= 1:
+        raise UsageError(f"must be over 0 and at most 1, not {s.top_p}", where="--top-p")
+    question = _question(prompt)
+    if json and question is None:
+        raise UsageError("--json needs --prompt or a prompt on stdin")
+    s.adapter = None if no_adapter else s.adapter
+    talks = _conversations(path or Path(s.root) / "onnx-ao", s, compare)
+    answer = _compare_on(talks) if compare else _stream_on(talks[0])
+    if question is None:
+        _converse(talks, answer)
+    elif json:
+        answers = [_document(talk.ask(question)) for talk in talks]
+        console.result_json({"prompt": question, "answers": answers} if compare else answers[0])
+    else:
+        answer(question, lambda: False)
+
+
+def _question(prompt: str | None) -> str | None:
+    """The one question to answer, or None for a conversation at the terminal."""
+    if prompt is None:
+        if sys.stdin is not None and sys.stdin.isatty():
+            return None
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n") if sys.stdin else ""
+        except UnicodeDecodeError as e:
+            raise BadInput(f"not UTF-8: {e}", where="stdin") from None
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", hint="phicli chat --prompt TEXT, or text on stdin")
+    return prompt
+
+
+def _conversations(folder: Path, s: SimpleNamespace, compare: bool) -> "list[Conversation]":
+    """The conversation; for a comparison one with no adapter, and one with the adapter named or with each there is."""
+    from phicli.runtime.conversation import Conversation
+    from phicli.runtime.session import Sampling, Session
+
+    if not folder.is_dir():
+        Session(folder)  # says what is missing, before a log is begun
+    with console.working("chat", s.root):
+        session = Session(folder, s.device)
+        adapters: list[str | None] = [s.adapter]
+        if compare:
+            adapters = [None, *([s.adapter] if s.adapter else session.adapter_names())]
+            if len(adapters) == 1:
+                raise BadInput("no adapter to compare with", where=folder,
+                               hint="phicli optimize --adapter NAME=FOLDER")
+        sampling = Sampling(s.temperature, s.top_p, s.top_k, s.seed)
+        return [Conversation(session, adapter=name, system=s.system, sampling=sampling,
+                             max_new_tokens=s.max_new_tokens) for name in adapters]
+
+
+def _stream_on(talk: "Conversation") -> Callable[[str, Callable[[], bool]], None]:
+    def answer(question: str, stopped: Callable[[], bool]) -> None:
+        try:
+            found = talk.ask(question, _write, stopped)
+        except KeyboardInterrupt:
+            console.result("")
+            raise
+        console.result("")
+        _remark(found)
+
+    return answer
+
+
+def _compare_on(talks: "list[Conversation]") -> Callable[[str, Callable[[], bool]], None]:
+    def answer(question: str, stopped: Callable[[], bool]) -> None:
+        answers = []
+        for talk in talks:
+            answers.append(talk.ask(question, stopped=stopped))
+            console.note(f"{_title(talk)}: done")
+        console.result_table([_title(talk) for talk in talks], [[_printable(a.text) for a in answers]])
+        for found in answers:
+            _remark(found, f"{found.adapter or 'no adapter'}: ")
+
+    return answer
+
+
+def _converse(talks: "list[Conversation]", answer: Callable[[str, Callable[[], bool]], None]) -> None:
+    from phicli.runtime.line_editor import line_reader
+    from phicli.runtime.repl import Repl
+
+    repl = Repl(talks, answer, lambda: read(), console.note, console.failure)
+    read = line_reader(repl.words)
+    console.note(f"adapter: {talks[-1].adapter or 'none'}; /help lists the commands, Ctrl-D leaves")
+    repl.run()
+
+
+def _remark(answer: "Answer", prefix: str = "") -> None:
+    from phicli.runtime.repl import summary
+
+    if answer.dropped_turns:
+        console.warn(f"the context is full: the oldest {answer.dropped_turns} turns were left out")
+    console.note(prefix + summary(answer))
+
+
+def _document(answer: "Answer") -> dict[str, Any]:
+    found = asdict(answer)
+    return {"answer": found.pop("text"), **found, "prefill_tokens": answer.prefill_tokens,
+            "prefill_tokens_per_second": answer.prefill_rate, "decode_tokens_per_second": answer.decode_rate}
+
+
+def _title(talk: "Conversation") -> str:
+    return f"with {talk.adapter}" if talk.adapter else "no adapter"
+
+
+def _write(text: str) -> None:
+    """A piece of an answer on stdout, at once."""
+    sys.stdout.write(_printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that could command a terminal."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))

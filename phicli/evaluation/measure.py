@@ -1,0 +1,131 @@
+"""Evaluation: the same held-out rows through every stage, one after the other."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from phicli.errors import BadInput
+from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_softmax
+from phicli.evaluation.readers import open_reader
+from phicli.evaluation.stages import Stage, find_stages
+from phicli.progress import SILENT, Progress
+from phicli.stages import versions, write_text
+from phicli.text import Encoded, TextCodec, TextTemplate
+
+RESULT = "evaluation.json"
+
+
+def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_template: str, algorithm: str = "awq",
+             adapter: str | None = None, rows: int | None = None, seq_len: int = 1024, device: str = "auto",
+             progress: Progress = SILENT) -> dict[str, Any]:
+    """Measure every stage under `root` on held-out rows, and write the result to `root`/evaluation.json.
+
+    Perplexity, KL and top-1 agreement are over the tokens of the response (the template's last field and the end
+    token after it), given all before them. ONNX stages are also compared with the torch stage they were made from.
+
+    Args:
+        model: the original. algorithm: the quantization that the ONNX model was made from.
+        adapter: name of the only adapter to measure; None for all there are.
+        rows: take only that many. seq_len: longer rows are cut to this many tokens.
+
+    Returns:
+        {"rows", "cut_rows", "tokens" (of responses), "stages": [{"stage", "perplexity", "kl", "top1", "kl_torch",
+        "top1_torch", "bytes", "seconds", "missing"}, …], and what it was made with}; figures None where not measured.
+
+    Raises:
+        Missing: nothing made under root yet; no room for temporary files. BadInput: rows, adapter or a stage.
+    """
+    from phicli.dataset import load_rows
+
+    root = Path(root)
+    template = TextTemplate(text_template)
+    table = load_rows(Path(eval_data), template)[:rows]
+    stages = find_stages(root, model, algorithm, adapter, progress)
+    present = [stage for stage in stages if not stage.missing]
+    encoded, cut = _encode(table, template, seq_len, [stage.folder for stage in present])
+    measured = _measure_all(present, encoded, device, root, progress)
+    document = {
+        "model": model, "eval_data": str(eval_data), "rows": len(encoded), "cut_rows": cut,
+        "tokens": sum(len(row.ids) - row.response_start for row in encoded),
+        "text_template": text_template, "seq_len": seq_len, "device": device,
+        "stages": [_entry(stage, measured.get(stage.name, {})) for stage in stages],
+        "versions": versions(), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_text(root / RESULT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return document
+
+
+def _encode(rows: Sequence[dict[str, str]], template: TextTemplate, seq_len: int,
+            folders: Sequence[Path]) -> tuple[list[Encoded], int]:
+    """Tokens of the rows, and how many rows had to be cut. Rows with no response token left are no use and go.
+
+    Raises:
+        BadInput: the stages' tokenizers disagree, or no row is left.
+    """
+    first, *others = dict.fromkeys(folders)
+    codec = TextCodec(first)
+    found = [codec.encode_row(template, row) for row in rows]
+    for folder in others:
+        other = TextCodec(folder)
+        if any(other.encode_row(template, row) != one for row, one in zip(rows, found, strict=True)):
+            raise BadInput(f"its tokenizer gives other tokens than that of {first}", where=folder,
+                           hint="make this stage again from the same model")
+    cut = sum(len(one.ids) > seq_len for one in found)
+    kept = [Encoded(one.ids[:seq_len], one.response_start) for one in found
+            if 0 < one.response_start < min(len(one.ids), seq_len)]
+    if not kept:
+        raise BadInput("no row has a response within the length limit", hint=f"--seq-len over {seq_len}")
+    return kept, cut
+
+
+def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], device: str, root: Path,
+                 progress: Progress) -> dict[str, dict[str, Any]]:
+    """Figures by stage name. What a later stage is compared with is kept on disk meanwhile."""
+    wanted = {"original", *(stage.twin for stage in stages)}
+    measured: dict[str, dict[str, Any]] = {}
+    with ExitStack() as undo:
+        kept: dict[str, LogProbFile] = {}
+        for stage in stages:
+            if stage.name in wanted:
+                kept[stage.name] = LogProbFile(root)
+                undo.callback(kept[stage.name].close)
+            measured[stage.name] = _measure(stage, rows, device, kept, progress)
+    return measured
+
+
+def _measure(stage: Stage, rows: Sequence[Encoded], device: str, kept: dict[str, LogProbFile],
+             progress: Progress) -> dict[str, Any]:
+    begun = time.perf_counter()
+    own = kept.get(stage.name)
+    references = {key: kept[name] for key, name in (("", "original"), ("_torch", stage.twin))
+                  if name in kept and name != stage.name}
+    agreement = {key: Agreement() for key in references}
+    likelihood = Likelihood()
+    with progress.task(stage.name, len(rows), "rows") as task, open_reader(stage, device) as read:
+        sources = [iter(file) for file in references.values()]
+        for row in rows:
+            log_probs = log_softmax(read(row))
+            likelihood.add(log_probs, row.ids[row.response_start :])
+            for source, found in zip(sources, agreement.values(), strict=True):
+                reference = next(source)
+                if reference.shape != log_probs.shape:
+                    raise BadInput(f"vocabulary of {log_probs.shape[1]}, the original's is {reference.shape[1]}",
+                                   where=stage.folder, hint="make this stage again from the same model")
+                found.add(reference, log_probs)
+            if own is not None:
+                own.add(log_probs)
+            task.advance(1, perplexity=likelihood.perplexity)
+    figures: dict[str, Any] = {"perplexity": likelihood.perplexity, "seconds": time.perf_counter() - begun}
+    for key, found in agreement.items():
+        figures |= {f"kl{key}": found.kl, f"top1{key}": found.top1}
+    return figures
+
+
+def _entry(stage: Stage, figures: dict[str, Any]) -> dict[str, Any]:
+    blank = dict.fromkeys(("perplexity", "kl", "top1", "kl_torch", "top1_torch", "bytes", "seconds"))
+    known = {} if stage.missing else {"bytes": stage.bytes}
+    return {"stage": stage.name, "folder": str(stage.folder), "adapter": stage.adapter, "onnx": stage.onnx,
+            "compared_with": stage.twin, **blank, **known, **figures, "missing": stage.missing}

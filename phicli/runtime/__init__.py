@@ -1,0 +1,1 @@
+"""Running an optimized model: sessions, conversations, and the chat at the terminal."""

@@ -1,0 +1,229 @@
+"""A conversation of several turns over one key-value cache.
+
+Before each answer the whole conversation is laid out by the model's chat template, so the model always sees exactly
+what the template says. Of these tokens only those run that the cache does not hold: the cache is cut back to the
+common beginning and the rest appended. (The tokens of an answer, read again as text, can differ from those drawn.)
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from phicli.errors import BadInput, UsageError
+from phicli.runtime.session import Sampling, Session
+
+PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
+CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it took.
+
+    finish_reason: "stop" (the model ended it), "length" (max_new_tokens), "context" (no room left), "interrupted".
+    prompt_tokens: of the whole laid-out conversation; cached_tokens of them were in the cache and did not run.
+    answer_tokens: those generated, the end token too. dropped_turns: old ones left out for lack of room.
+    Times in seconds: first token from the question on; prefill from the first prompt token to the first answer
+    token; decode from the first answer token to the last.
+    """
+
+    text: str
+    finish_reason: str
+    adapter: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    answer_tokens: int
+    dropped_turns: int
+    first_token_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def prefill_tokens(self) -> int:
+        return self.prompt_tokens - self.cached_tokens
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens per second."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds > 0 else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens per second after the first one; None where there is none."""
+        return (self.answer_tokens - 1) / self.decode_seconds if self.answer_tokens > 1 else None
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+class Conversation:
+    """Turns of a user and a model.
+
+    Args:
+        session: the model. adapter: name of the adapter that answers; None for none.
+        system: the system message. max_new_tokens: longest answer.
+
+    Raises:
+        BadInput: no such adapter, or one that does not fit.
+    """
+
+    def __init__(self, session: Session, *, adapter: str | None = None, system: str | None = None,
+                 sampling: Sampling | None = None, max_new_tokens: int = 256):
+        self.session, self.sampling, self.max_new_tokens = session, sampling or Sampling(), max_new_tokens
+        self.system = system
+        self.turns: list[tuple[str, str]] = []
+        self.adapter: str | None = None
+        self.last: Answer | None = None
+        self._generator: Any = None
+        self._capacity = 0
+        self.use_adapter(adapter)
+
+    def use_adapter(self, name: str | None) -> None:
+        """Answer with another adapter from now on. What is cached was computed with the old one, so it goes.
+
+        Raises:
+            BadInput: no such adapter, or one that does not fit.
+        """
+        if name is not None:
+            self.session.load_adapter(name)
+        if name != self.adapter:
+            self._generator = None
+        self.adapter = name
+
+    def reset(self) -> None:
+        """Forget all turns; system message and adapter stay."""
+        self.turns, self.last, self._generator = [], None, None
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._generator.token_count() if self._generator is not None else 0
+
+    def ask(self, text: str, on_text: Callable[[str], None] = _ignore,
+            stopped: Callable[[], bool] = _never) -> Answer:
+        """Answer the next message.
+
+        Args:
+            on_text: gets the answer piece by piece. stopped: asked between tokens; True ends the answer.
+
+        Raises:
+            UsageError: an empty message. BadInput: longer than the context, even with no older turn.
+        """
+        if not text.strip():
+            raise UsageError("the prompt is empty", hint="phicli chat --prompt TEXT")
+        begun = time.perf_counter()
+        ids, dropped = self._fit(text)
+        try:
+            cached = self._prepare(len(ids) + self.max_new_tokens, ids)
+            prefill_begun = time.perf_counter()
+            ready = self._prefill(ids[cached:], stopped, whole=cached == 0)
+            drawn, times, reason = self._decode(stopped, on_text) if ready else ([], [], "interrupted")
+        except BaseException:
+            self._generator = None  # what it holds now is unknown
+            raise
+        spoken = self.session.codec.decode([token for token in drawn if token not in self.session.end_ids])
+        self.turns = self.turns[dropped:]
+        if spoken or reason != "interrupted":
+            self.turns.append((text, spoken))
+        first, last = (times[0], times[-1]) if times else (time.perf_counter(),) * 2
+        self.last = Answer(spoken, reason, self.adapter, len(ids), cached, len(drawn), dropped,
+                           first - begun, first - prefill_begun, last - first)
+        return self.last
+
+    def _fit(self, text: str) -> tuple[list[int], int]:
+        """The laid-out conversation with this message at its end, and how many old turns had to be left out.
+
+        Where they have to be, half the context is cleared, so that the cache is not begun anew at every turn.
+        """
+        ids = self._lay_out(self.turns, text)
+        room = min(self.max_new_tokens, self.session.context // 4)
+        if len(ids) + room <= self.session.context:
+            return ids, 0
+        for dropped in range(1, len(self.turns) + 1):
+            ids = self._lay_out(self.turns[dropped:], text)
+            if len(ids) <= self.session.context // 2:
+                return ids, dropped
+        if len(ids) >= self.session.context:
+            raise BadInput(f"the prompt has {len(ids)} tokens, the model's context is {self.session.context}")
+        return ids, len(self.turns)
+
+    def _lay_out(self, turns: Sequence[tuple[str, str]], text: str) -> list[int]:
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for asked, answered in turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        return self.session.codec.encode_chat([*messages, {"role": "user", "content": text}])
+
+    def _prepare(self, needed: int, ids: Sequence[int]) -> int:
+        """Make a generator whose cache has room and holds only a beginning of `ids`; returns how many it holds."""
+        needed = min(needed, self.session.context)
+        if self._generator is not None and needed <= self._capacity:
+            cached = self._generator.get_sequence(0)
+            # one token at least must run, since the logits that follow it are wanted
+            keep = min(_common_length(cached, ids), len(ids) - 1)
+            if (len(cached) > self.session.rope_border + 1) == (len(ids) > self.session.rope_border):
+                try:
+                    if keep < len(cached):
+                        self._generator.rewind_to(keep)
+                    return keep
+                except RuntimeError:
+                    pass  # a cache that cannot be cut back, such as one with a sliding window
+        grown = max(needed, 2 * self._capacity if self._generator is not None else 0)
+        self._capacity = min(-(-grown // CACHE_STEP) * CACHE_STEP, self.session.context)
+        self._generator = None  # the old cache goes before the new one is reserved
+        self._generator = self.session.generator(self._capacity, self.adapter, self.sampling)
+        return 0
+
+    def _prefill(self, ids: Sequence[int], stopped: Callable[[], bool], whole: bool) -> bool:
+        """Run the prompt's tokens; False when it was stopped on the way. whole: the cache is empty."""
+        border = self.session.rope_border
+        first = border + 1 if whole and len(ids) > border else PREFILL_CHUNK  # see session.ROPE_BORDER
+        bounds = [0, *range(first, len(ids), PREFILL_CHUNK), len(ids)]
+        for start, end in itertools.pairwise(bounds):
+            if stopped():
+                return False
+            with self.session.running(self.adapter):
+                self._generator.append_tokens(np.asarray(ids[start:end], dtype=np.int32))
+        return True
+
+    def _decode(self, stopped: Callable[[], bool],
+                on_text: Callable[[str], None]) -> tuple[list[int], list[float], str]:
+        """Generate; returns the tokens, the time at which each was there, and why it ended."""
+        drawn: list[int] = []
+        times: list[float] = []
+        stream, streamed, reason = self.session.codec.stream(), "", "length"
+        while len(drawn) < self.max_new_tokens:
+            if stopped():
+                reason = "interrupted"
+                break
+            if self._generator.token_count() >= self._capacity:
+                reason = "context"
+                break
+            with self.session.running(self.adapter):
+                self._generator.generate_next_token()
+                token = int(self._generator.get_next_tokens()[0])
+            drawn.append(token)
+            times.append(time.perf_counter())
+            if token in self.session.end_ids:
+                reason = "stop"
+                break
+            if piece := stream.step(token):
+                streamed += piece
+                on_text(piece)
+        rest = self.session.codec.decode([t for t in drawn if t not in self.session.end_ids])
+        if rest.startswith(streamed) and len(rest) > len(streamed):
+            on_text(rest[len(streamed) :])  # bytes that never became a whole character
+        return drawn, times, reason
+
+
+def _common_length(a: Sequence[int] | np.ndarray, b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    same = np.asarray(a[:n]) == np.asarray(b[:n])
+    return n if same.all() else int(same.argmin())

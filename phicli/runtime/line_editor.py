@@ -1,0 +1,61 @@
+"""Reading a message at the terminal: line editing, several lines, history."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PROMPT, CONTINUED = "> ", ". "
+
+
+def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
+    """A function that reads one message from the terminal; it raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C.
+
+    Enter sends; Alt-Enter or Ctrl-J begins a new line; a pasted text may have several.
+
+    Args:
+        words: what Tab completes at the beginning of a line.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, Completion
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
+
+    class Commands(Completer):
+        def get_completions(self, document: Any, complete_event: Any) -> Any:
+            typed = document.text
+            if typed.startswith("/"):
+                yield from (Completion(word, start_position=-len(typed)) for word in words() if word.startswith(typed))
+
+    keys = KeyBindings()
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    for new_line in (("escape", "enter"), ("c-j",)):
+        keys.add(*new_line)(lambda event: event.current_buffer.insert_text("\n"))
+    session: Any = PromptSession(
+        multiline=True, key_bindings=keys, history=_history(), completer=Commands(), complete_while_typing=False,
+        prompt_continuation=CONTINUED, output=create_output(stdout=sys.stderr),  # stdout is for answers
+    )
+    return lambda: session.prompt(PROMPT)
+
+
+def history_file() -> Path:
+    """Where messages are remembered: the user's state folder."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return base / "phicli" / "chat_history"
+
+
+def _history() -> Any:
+    """The history in its file, readable by its owner only; in memory where it cannot be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home folder
+        path = history_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+        return FileHistory(str(path))
+    return InMemoryHistory()

@@ -1,0 +1,175 @@
+"""A model of onnxruntime-genai with its tokenizer and its adapters."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phicli.errors import BadInput, Missing, PhicliError
+from phicli.runtime.devices import built_for, select_provider
+from phicli.text import TextCodec
+
+ADAPTER_SUFFIX = ".onnx_adapter"
+
+# These model types rotate positions with other factors as soon as a sequence is longer than this (LongRoPE), so
+# keys cached below the border are wrong above it, and the other way round. The numbers are those of genai's source:
+# its config says neither; genai itself recomputes the cache only where `generate_next_token` crosses the border.
+ROPE_BORDER = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. temperature 0 takes the likeliest one; top_p and top_k then have no effect."""
+
+    temperature: float = 0.0
+    top_p: float = 0.95
+    top_k: int = 50
+    seed: int = 0
+
+    def search_options(self, vocab_size: int) -> dict[str, Any]:
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p,
+                "top_k": min(self.top_k, vocab_size), "random_seed": self.seed % 2**31}  # genai takes 31 bits
+
+
+class Session:
+    """One loaded model; any number of generators on it.
+
+    Args:
+        folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
+        device: "auto" (what the model was built for), "cpu" or "cuda".
+
+    Raises:
+        Missing: no such folder; CUDA wanted and not there; not enough memory.
+        BadInput: the model is damaged or incomplete.
+    """
+
+    def __init__(self, folder: Path, device: str = "auto"):
+        self.folder = Path(folder)
+        config = _read_config(self.folder)
+        self.codec = TextCodec(self.folder)
+        try:
+            self.context = int(config["model"]["context_length"])
+            self.vocab_size = int(config["model"]["vocab_size"])
+            self.rope_border = ROPE_BORDER.get(config["model"]["type"], self.context)
+            ends = config["model"]["eos_token_id"]
+            self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+            built = built_for(config)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise BadInput(f"not what a text model needs: {e!r}", where=self.folder / "genai_config.json") from None
+
+        import onnxruntime_genai as og
+
+        self._og = og
+        with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
+            og_config = og.Config(str(self.folder))
+            self.provider = select_provider(og_config, built, device)
+            self._model = og.Model(og_config)
+        self._loaded: set[str] = set()
+
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters that lie beside the model."""
+        return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"adapters/*{ADAPTER_SUFFIX}"))
+
+    def load_adapter(self, name: str) -> None:
+        """Load an adapter and check it against the model; nothing happens if it is loaded already.
+
+        Raises:
+            BadInput: no such adapter, or one that is damaged or made for another model.
+        """
+        if name in self._loaded:
+            return
+        known = self.adapter_names()
+        if name not in known:
+            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
+                           where=self.folder / "adapters", hint=f"phicli optimize --adapter {name}=FOLDER adds it")
+        path = self.folder / "adapters" / (name + ADAPTER_SUFFIX)
+        _check_adapter(self.folder, path)
+        with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
+            self._adapters.load(str(path), name)
+        self._loaded.add(name)
+
+    def generator(self, max_length: int, adapter: str | None = None, sampling: Sampling | None = None) -> Any:
+        """A new onnxruntime_genai.Generator with a key-value cache for `max_length` tokens.
+
+        Raises:
+            BadInput: as `load_adapter`. Missing: not enough memory.
+        """
+        if adapter is not None:
+            self.load_adapter(adapter)
+        with self.running(adapter):
+            params = self._og.GeneratorParams(self._model)
+            params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
+                                      **(sampling or Sampling()).search_options(self.vocab_size))
+            generator = self._og.Generator(self._model, params)
+            if adapter is not None:
+                generator.set_active_adapter(self._adapters, adapter)
+        return generator
+
+    def logits(self, ids: Sequence[int], adapter: str | None = None) -> np.ndarray:
+        """Logits at every position of a text, float32 [tokens, vocabulary], in one run.
+
+        Raises:
+            BadInput: longer than the context, or an adapter that does not fit.
+        """
+        if len(ids) > self.context:
+            raise BadInput(f"{len(ids)} tokens are more than the context of {self.context}", where=self.folder)
+        generator = self.generator(len(ids), adapter)
+        with self.running(adapter):
+            generator.append_tokens(np.asarray(ids, dtype=np.int32))
+            found = generator.get_output("logits")[0]
+        if len(found) != len(ids):
+            raise BadInput("this model gives logits of the last token only", where=self.folder)
+        return np.asarray(found, dtype=np.float32)
+
+    def running(self, adapter: str | None) -> contextlib.AbstractContextManager[None]:
+        """Around every call of genai: its errors become ours. Adapters that do not fit show only here."""
+        where = self.folder / "adapters" / (adapter + ADAPTER_SUFFIX) if adapter else self.folder
+        return translated("the adapter does not fit this model" if adapter else "the model cannot be run", where,
+                          "phicli optimize --force")
+
+    @cached_property
+    def _adapters(self) -> Any:
+        return self._og.Adapters(self._model)
+
+
+@contextlib.contextmanager
+def translated(message: str, where: Path, hint: str) -> Iterator[None]:
+    """Turn genai's RuntimeError into BadInput with this message, or Missing where memory ran out."""
+    try:
+        yield
+    except PhicliError:
+        raise
+    except (RuntimeError, ValueError, OSError, MemoryError) as e:
+        reason = " ".join(str(e).split())
+        if isinstance(e, MemoryError) or "bad_alloc" in reason or "out of memory" in reason.lower() \
+                or "failed to allocate memory" in reason.lower():
+            raise Missing(f"not enough memory: {reason}", where=where) from e
+        raise BadInput(f"{message}: {reason}", where=where, hint=hint) from e
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise Missing("no optimized model here yet", where=folder, hint="phicli optimize")
+    path = folder / "genai_config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput("no genai_config.json: not a model that phicli optimize made", where=folder,
+                       hint="phicli optimize") from None
+    except (OSError, ValueError) as e:
+        raise BadInput(f"not readable as JSON: {e}", where=path, hint="phicli optimize --force") from None
+
+
+def _check_adapter(folder: Path, path: Path) -> None:
+    try:
+        from phicli.onnx.adapters import check_adapter
+    except ImportError:
+        return
+    check_adapter(folder, path)
