@@ -104,17 +104,23 @@ def _stderr(file: TextIO | None = None) -> Console:
 def working(command: str, root: str | Path) -> Iterator["Reporter"]:
     """Long work: yields the Progress for library code, and sends all other output of libraries to a log file.
 
-    An exception that passes through gets the log's path as its attribute `log`.
+    An exception that passes through gets the log's path as its attribute `log`, if anything was logged.
     """
     log_path = _log_path(command, root)
-    with log_path.open("a", encoding="utf-8", errors="replace") as log, _diverted(log) as terminal:
-        reporter = Reporter(terminal)
-        try:
-            with reporter:
-                yield reporter
-        except BaseException as e:
+    try:
+        with (
+            log_path.open("w", encoding="utf-8", errors="replace") as log,
+            _diverted(log) as terminal,
+            Reporter(terminal) as reporter,
+        ):
+            yield reporter
+    except BaseException as e:
+        if log_path.stat().st_size:
             e.log = log_path  # type: ignore[attr-defined]
-            raise
+        raise
+    finally:
+        if not log_path.stat().st_size:
+            log_path.unlink()
 
 
 def _log_path(command: str, root: str | Path) -> Path:

@@ -27,7 +27,7 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
         if folder.exists() or reference.count("/") != 1 or reference[0] in "./~":
             known = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
             raise BadInput("no such model folder", where=reference,
-                           hint=f"a folder, a Hugging Face id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
+                           hint=f"a folder, an id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
         folder = _fetch(reference, progress)
     check_model(folder)
     return folder
@@ -115,9 +115,10 @@ def _fetch(reference: str, progress: Progress) -> Path:
     """Download a model by its Hugging Face id, or take it from the hub's cache."""
     os.environ.pop("HF_HUB_OFFLINE", None)
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    constants.HF_HUB_OFFLINE = False
     progress.note(f"fetching {reference} from huggingface.co (or its cache)")
     try:
         return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from phicli.progress import SILENT, Progress
+
 
 def run_pass(
     pass_class: Any,
@@ -12,6 +14,7 @@ def run_pass(
     *,
     device: str = "cpu",
     adapter: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Any:
     """Run an Olive pass.
 
@@ -21,9 +24,10 @@ def run_pass(
         model: folder of a Hugging Face model. adapter: folder of a PEFT adapter on it.
         output: folder that the pass writes.
         device: "cpu" or "cuda"; decides the execution provider that the pass is told.
+        progress: handed to the pass as its attribute `progress` if its class has one.
 
     Returns:
-        The model handler that the pass made.
+        The model handler that the pass made; what the pass measured stands in its `model_attributes`.
     """
     from olive.hardware import AcceleratorSpec
     from olive.model import HfModelHandler
@@ -37,5 +41,7 @@ def run_pass(
         execution_provider="CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider",
     )
     olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
+    if hasattr(pass_class, "progress"):
+        olive_pass.progress = progress
     handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None)
     return olive_pass.run(handler, str(output))

@@ -51,7 +51,7 @@ class Value:
 
 
 DEFAULT_TEMPLATE = "<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>"
-QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot", "spinquant")
+QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
 
 _TABLE = [
@@ -72,18 +72,23 @@ _TABLE = [
     Setting("quantize.implementation", str, "phicli", "Whose AWQ runs", choices=("phicli", "autoawq")),
     Setting("quantize.bits", int, 4, "Bits of a weight (AWQ: 4)", minimum=2),
     Setting("quantize.group_size", int, 128, "Inputs that share one scale", minimum=16),
-    Setting("quantize.calibration", str, None, "Calibration file: JSONL or plain text [default: a text in the package]"),
+    Setting("quantize.symmetric", bool, False, "Zero point fixed in the middle"),
+    Setting("quantize.skip", list, [], "Parts of module names to leave in float"),
+    Setting("quantize.calibration", str, None, "Calibration file, JSONL or plain text [default: built-in text]"),
     Setting("quantize.samples", int, 128, "Calibration sequences", minimum=1),
     Setting("quantize.seq_len", int, 512, "Tokens of a calibration sequence", minimum=8),
     Setting("quantize.rounding", str, "gptq", "Rounding: to nearest, or with GPTQ's error feedback",
             choices=("gptq", "nearest")),
 
     Setting("finetune.name", str, "travel", "Name of the adapter"),
+    Setting("finetune.base", str, None, "Model to train on, folder or id [default: the quantized one under the root]"),
     Setting("finetune.method", str, "lora", "Adapter method", choices=FINETUNE_METHODS),
     Setting("finetune.max_steps", int, 100, "Optimizer steps", minimum=1),
     Setting("finetune.batch_size", int, 8, "Rows of an optimizer step", minimum=1),
     Setting("finetune.learning_rate", float, None,
             "Peak learning rate [default: from the model's width]", minimum=0),
+    Setting("finetune.schedule", str, "linear", "How the learning rate falls after the warm-up",
+            choices=("linear", "cosine", "constant")),
     Setting("finetune.lora_r", int, 64, "Rank", minimum=1),
     Setting("finetune.lora_alpha", float, None, "Scaling numerator [default: twice the rank]", minimum=0),
     Setting("finetune.lora_dropout", float, 0.05, "Dropout before the adapter", minimum=0),
@@ -91,6 +96,7 @@ _TABLE = [
     Setting("finetune.seq_len", int, 1024, "Longest row in tokens; the rest is cut", minimum=8),
     Setting("finetune.mask_prompt", bool, True, "Loss on the response only"),
     Setting("finetune.eval_split", float, 0.1, "Share of the rows held out to measure", minimum=0),
+    Setting("finetune.checkpoint_steps", int, 20, "Steps between checkpoints", minimum=1),
 
     Setting("optimize.max_rank", int, 64, "Largest adapter rank the model takes", minimum=1),
 
@@ -99,6 +105,9 @@ _TABLE = [
     Setting("chat.temperature", float, 0.0, "Sampling temperature; 0 takes the likeliest token", minimum=0),
     Setting("chat.top_p", float, 0.95, "Sample from the likeliest tokens that make up this probability", minimum=0),
     Setting("chat.top_k", int, 50, "Sample from this many likeliest tokens", minimum=1),
+
+    Setting("evaluate.rows", int, None, "Take only that many rows [default: all]", minimum=1),
+    Setting("evaluate.seq_len", int, 1024, "Longest row in tokens; the rest is cut", minimum=8),
 
     Setting("upload.name", str, "ft-for-travel", "Name of the model in Azure ML"),
     Setting("upload.resource_group", str, None, "Azure resource group"),

@@ -204,6 +204,7 @@ def writing(where: Path) -> Iterator[None]:
 
 _REFUSALS = {
     28: "free some space, or choose another folder with --root or --output",  # ENOSPC
+    27: "the file system or a limit allows no file of that size",  # EFBIG
     122: "free some space, or choose another folder with --root or --output",  # EDQUOT
     13: "choose another folder with --root or --output",  # EACCES
     1: "choose another folder with --root or --output",  # EPERM

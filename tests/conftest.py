@@ -41,3 +41,30 @@ def clean_settings(monkeypatch):
     """No setting of the person who runs the tests reaches them."""
     for name in [n for n in os.environ if n.startswith("PHICLI_")]:
         monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped, with the reason, where torch has no CUDA device."""
+    if not any("gpu" in item.keywords for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_awq(tmp_path_factory, tiny) -> Path:
+    """The built-in model, quantized by the command's own library function with few samples."""
+    from phicli.awq.stage import quantize
+    from phicli.settings import Settings
+
+    names = ("algorithm", "implementation", "bits", "group_size", "symmetric", "calibration", "text_template",
+             "rounding", "skip", "seed")
+    settings = vars(Settings().resolve("quantize", dict.fromkeys(names)))
+    root = tmp_path_factory.mktemp("tiny")
+    few = {"model": "tiny", "device": "cpu", "samples": 32, "seq_len": 256}
+    folder, _ = quantize(**{**settings, **few}, root=root, output=None)
+    return folder

@@ -1,0 +1,66 @@
+"""Calibration tokens: what the layers' inputs are measured on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from phicli.errors import BadInput
+from phicli.text import TextCodec, TextTemplate
+
+BUILT_IN = Path(__file__).parent.parent / "calibration.txt"
+
+
+def calibration_tokens(
+    codec: TextCodec, file: Path | None, template: TextTemplate, samples: int, seq_len: int, seed: int
+) -> Tensor:
+    """Sequences of `seq_len` tokens, packed without padding, int64 (n, seq_len), n at most `samples`.
+
+    Args:
+        file: JSONL (rows under the template) or plain text (paragraphs between blank lines); None: the text in the
+            package. Paragraphs and rows are shuffled by the seed, and used once.
+
+    Raises:
+        BadInput: no such file, nothing usable in it, or fewer than `seq_len` tokens in all.
+    """
+    pieces = list(_pieces(codec, Path(file) if file else BUILT_IN, template))
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
+    wanted = samples * seq_len
+    packed: list[int] = []
+    for i in order.tolist():
+        packed += pieces[i]
+        if len(packed) >= wanted:
+            break
+    count = min(samples, len(packed) // seq_len)
+    if count == 0:
+        raise BadInput(f"only {len(packed)} tokens, fewer than one sequence of {seq_len}", where=file or BUILT_IN.name,
+                       hint="more text, or a smaller --seq-len")
+    return torch.tensor(packed[: count * seq_len]).view(count, seq_len)
+
+
+def tokens_digest(tokens: Tensor) -> str:
+    """A hash of the tokens, to record what a result was calibrated on."""
+    return hashlib.sha256(json.dumps(tokens.tolist()).encode()).hexdigest()[:16]
+
+
+def _pieces(codec: TextCodec, file: Path, template: TextTemplate) -> Iterator[list[int]]:
+    if file.name.removesuffix(".gz").endswith((".jsonl", ".json")):
+        from phicli.dataset import load_rows
+
+        for row in load_rows(file, template):
+            yield codec.encode_row(template, row).ids
+        return
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BadInput("no such calibration file", where=file) from None
+    except UnicodeDecodeError as e:
+        raise BadInput(f"not UTF-8 text: byte {e.start}", where=file, hint="JSONL or plain UTF-8 text") from None
+    except OSError as e:
+        raise BadInput(f"cannot be read: {e.strerror}", where=file) from None
+    for paragraph in text.split("\n\n"):
+        if paragraph.strip():
+            yield codec.encode_text(paragraph.strip() + "\n\n")

@@ -1,0 +1,107 @@
+"""AWQ as an Olive pass, and Olive's own passes fed with the same calibration tokens."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from olive.data.config import DataConfig
+from olive.data.registry import Registry
+from olive.hardware.accelerator import AcceleratorSpec
+from olive.model import HfModelHandler
+from olive.passes import Pass
+from olive.passes.pass_config import BasePassConfig, PassConfigParam
+from olive.passes.pytorch.common import inherit_hf_from_hf
+from torch.utils.data import Dataset
+
+from phicli.awq.calibration import calibration_tokens, tokens_digest
+from phicli.awq.grid import GridShape
+from phicli.awq.quantize import quantize_checkpoint
+from phicli.progress import SILENT, Progress
+from phicli.settings import DEFAULT_TEMPLATE
+from phicli.text import TextCodec, TextTemplate
+
+
+class PhicliAwq(Pass):
+    """AWQ through the Gram matrix of the inputs, with GPTQ rounding; writes an AWQ "gemm" checkpoint.
+
+    Usable in any Olive workflow: `{"type": "PhicliAwq"}` once `phicli.awq.olive_pass` is imported.
+    """
+
+    progress: Progress = SILENT
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
+        return {
+            "group_size": PassConfigParam(type_=int, default_value=128, description="Inputs that share one scale"),
+            "symmetric": PassConfigParam(type_=bool, default_value=False, description="Zero point in the middle"),
+            "rounding": PassConfigParam(type_=str, default_value="gptq", description="gptq or nearest"),
+            "modules_to_not_convert": PassConfigParam(
+                type_=list, default_value=[], description="Parts of module names to leave in float"
+            ),
+            "calibration": PassConfigParam(
+                type_=str, default_value=None, description="JSONL or plain text; by default a text in the package"
+            ),
+            "text_template": PassConfigParam(
+                type_=str, default_value=DEFAULT_TEMPLATE, description="How a JSONL row becomes text"
+            ),
+            "samples": PassConfigParam(type_=int, default_value=128, description="Calibration sequences"),
+            "seq_len": PassConfigParam(type_=int, default_value=512, description="Tokens of a sequence"),
+            "seed": PassConfigParam(type_=int, default_value=0, description="Of the calibration's order"),
+        }
+
+    def _run_for_config(
+        self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
+    ) -> HfModelHandler:
+        settings: Any = config
+        folder = Path(model.model_name_or_path)
+        tokens = calibration_tokens(
+            TextCodec(folder), Path(settings.calibration) if settings.calibration else None,
+            TextTemplate(settings.text_template), settings.samples, settings.seq_len, settings.seed,
+        )
+        output = Path(output_model_path)
+        output.mkdir(parents=True, exist_ok=True)
+        report = quantize_checkpoint(
+            folder, output, tokens,
+            shape=GridShape(4, settings.group_size, settings.symmetric), rounding=settings.rounding,
+            device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
+            skip=tuple(settings.modules_to_not_convert), progress=self.progress,
+        )
+        handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
+        quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens)}
+        handler.model_attributes = {**(handler.model_attributes or {}), "quality": quality}
+        return handler
+
+
+class _Tokens(Dataset):
+    """Calibration tokens as Olive wants them: (model inputs, label) pairs."""
+
+    def __init__(self, tokens: torch.Tensor):
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, torch.Tensor], int]:
+        row = self.tokens[index]
+        return {"input_ids": row, "attention_mask": torch.ones_like(row)}, 0
+
+
+@Registry.register_dataset("phicli_tokens")
+def phicli_tokens(path: str, **_: Any) -> Dataset:
+    """The dataset of a safetensors file with one tensor, `tokens`, int64 (rows, length)."""
+    from safetensors.torch import load_file
+
+    return _Tokens(load_file(path)["tokens"])
+
+
+def tokens_data_config(path: Path) -> dict[str, Any]:
+    """The data config that makes Olive's passes calibrate on a file that `phicli_tokens` reads."""
+    skip = {"type": "skip_pre_process"}
+    return DataConfig(
+        name="calibration",
+        load_dataset_config={"type": "phicli_tokens", "params": {"path": str(path)}},
+        pre_process_data_config=skip,
+        post_process_data_config={"type": "skip_post_process"},
+        dataloader_config={"params": {"batch_size": 1}},
+    ).model_dump()

@@ -1,0 +1,209 @@
+"""AWQ from a Hugging Face folder to an AWQ checkpoint, layer by layer."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phicli.awq.architectures import ARCHITECTURES, Scaling, apply_scale, channels
+from phicli.awq.grid import GridShape, to_weights
+from phicli.awq.packing import pack_linear, quantization_config
+from phicli.awq.rounding import ROUNDINGS
+from phicli.awq.search import output_error, search_clip, search_scale
+from phicli.awq.streaming import LayeredModel, ShardWriter, check_finite
+from phicli.progress import SILENT, Progress
+
+COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
+BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}  # that go through a layer at a time
+
+
+@dataclass
+class Report:
+    """How it went: the relative output error of each layer's linears, and peak GPU memory in bytes (0 on a CPU)."""
+
+    layer_errors: list[float] = field(default_factory=list)
+    gpu_bytes: int = 0
+
+
+@torch.no_grad()
+def quantize_checkpoint(
+    folder: Path,
+    output: Path,
+    tokens: Tensor,
+    *,
+    shape: GridShape,
+    rounding: str = "gptq",
+    device: str = "cpu",
+    skip: tuple[str, ...] = (),
+    progress: Progress = SILENT,
+) -> Report:
+    """Quantize the linears of all decoder layers; embeddings, norms and lm_head stay float16.
+
+    Each layer is calibrated on the outputs of the layers quantized before it, so that it can make up for their error.
+
+    Args:
+        folder: unquantized model. output: folder to write into.
+        tokens: int64 (rows, length), the calibration.
+        rounding: "gptq" or "nearest". skip: parts of module names to leave in float.
+
+    Raises:
+        BadInput: NaN or infinity in weights or activations (named by layer), or an unsupported architecture.
+    """
+    report = Report()
+    with full_precision(), ShardWriter(output) as writer:
+        model = LayeredModel(folder, torch.device(device))
+        scalings = ARCHITECTURES.get(model.config.model_type)
+        if scalings is None:
+            progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
+                          "so ranges are clipped and rounded without AWQ's scales")
+        hidden, keywords = model.start(tokens)
+        hidden = _batches(hidden, BATCH_TOKENS[torch.device(device).type] // tokens.shape[1])
+        for name, tensor in model.weights.load(model.outer_names()):
+            writer.add(name, tensor)
+        with progress.task("quantize", total=len(model.layers), unit="layers") as task:
+            for index in range(len(model.layers)):
+                layer = model.load_layer(index)
+                work = LayerWork(layer, f"{model.prefix}{index}.", shape, rounding, skip)
+                work.collect(hidden, keywords[index])
+                work.scale(scalings or (), model.config)
+                tensors, error = work.quantize()
+                hidden = [forward(layer, x, keywords[index]) for x in hidden]
+                for name, tensor in tensors.items():
+                    writer.add(name, tensor)
+                model.drop_layer(index)
+                report.layer_errors.append(error)
+                task.advance(error=f"{error:.2%}")
+        writer.finish()
+    save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
+    report.gpu_bytes = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return report
+
+
+def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:
+    """A decoder layer's output for hidden states (rows, length, hidden)."""
+    out = layer(x, **keywords)
+    return out[0] if isinstance(out, tuple) else out
+
+
+class LayerWork:
+    """One decoder layer on its way: measured, scaled, rounded.
+
+    names: of the linears to quantize. gram: per linear, float32 (in, in), shared by linears with the same input.
+    """
+
+    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, rounding: str, skip: tuple[str, ...]):
+        self.layer, self.prefix, self.shape = layer, prefix, shape
+        self.round = ROUNDINGS[rounding]
+        self.names = [
+            name for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear) and not any(part in prefix + name for part in skip)
+            and module.in_features % shape.group_size == 0 and module.out_features % 8 == 0
+        ]
+        self.gram: dict[str, Tensor] = {}
+        self.magnitude: dict[str, Tensor] = {}
+
+    def linear(self, name: str) -> nn.Linear:
+        return self.layer.get_submodule(name)  # type: ignore[return-value]
+
+    def collect(self, hidden: list[Tensor], keywords: dict[str, Any]) -> None:
+        """Run the calibration through and sum up each linear's inputs."""
+        total = sum(x.shape[0] * x.shape[1] for x in hidden)
+        seen: dict[str, Tensor] = {}
+
+        def watch(name: str):
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                twin = next((other for other, x in seen.items() if x is args[0]), None)
+                seen[name] = args[0]
+                if twin is not None:  # q, k and v read one tensor: measured once
+                    self.gram[name], self.magnitude[name] = self.gram[twin], self.magnitude[twin]
+                    return
+                x = args[0].flatten(0, -2).float()
+                if name not in self.gram:
+                    self.gram[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+                    self.magnitude[name] = torch.zeros(x.shape[1], device=x.device)
+                self.gram[name].addmm_(x.t(), x, alpha=1 / total)
+                self.magnitude[name].add_(x.abs().sum(0), alpha=1 / total)
+
+            return hook
+
+        hooks = [self.linear(name).register_forward_pre_hook(watch(name)) for name in self.names]
+        for x in hidden:
+            seen.clear()
+            forward(self.layer, x, keywords)
+        for hook in hooks:
+            hook.remove()
+        for name in self.names:
+            check_finite(self.gram[name], f"the input of {self.prefix}{name}")
+
+    def scale(self, scalings: tuple[Scaling, ...], config: Any) -> None:
+        """Search and apply AWQ's scales; the layer still computes the same function."""
+        for scaling in scalings:
+            if not all(name in self.names for name in scaling.consumers):
+                continue
+            first = scaling.consumers[0]
+            rows = channels(scaling, self.layer, config).to(self.gram[first].device)
+            weight = torch.cat([self.linear(name).weight.float() for name in scaling.consumers])
+            share = rows if scaling.kind.startswith("value") else None
+            found = search_scale(weight, self.gram[first], self.magnitude[first], self.shape, share)
+            apply_scale(scaling, self.layer, found, rows)
+            gram = self.gram[first] / found[:, None] / found
+            self.gram.update(dict.fromkeys(scaling.consumers, gram))
+
+    def quantize(self) -> tuple[dict[str, Tensor], float]:
+        """Put rounded weights in place.
+
+        Returns:
+            the checkpoint's tensors of the layer by full name, and the relative output error of its linears.
+        """
+        tensors: dict[str, Tensor] = {}
+        errors, powers = [], []
+        for name in self.names:
+            linear = self.linear(name)
+            weight, gram = linear.weight.float(), self.gram[name]
+            scale, zero = search_clip(weight, gram, self.shape)
+            integers = self.round(weight, gram, scale, zero, self.shape)
+            rounded = to_weights(integers, scale, zero, self.shape)
+            errors.append(output_error(rounded - weight, gram).sum())
+            powers.append(output_error(weight, gram).sum())
+            linear.weight.data = rounded.to(linear.weight.dtype)
+            tensors.update({f"{self.prefix}{name}.{k}": v for k, v in pack_linear(integers, scale, zero).items()})
+        packed = {f"{self.prefix}{name}.weight" for name in self.names}
+        for name, tensor in self.layer.state_dict().items():
+            if self.prefix + name not in packed:
+                tensors[self.prefix + name] = tensor
+        if not self.names:
+            return tensors, 0.0
+        return tensors, float((torch.stack(errors).sum() / torch.stack(powers).sum().clamp(min=1e-30)).sqrt())
+
+
+def _batches(rows: list[Tensor], size: int) -> list[Tensor]:
+    size = max(1, size)
+    return [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+class full_precision:
+    """On CUDA, float32 products of float16 values in TF32: exact products, float32 sums, several times the speed."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_float32_matmul_precision(self.before)
+
+
+def save_metadata(folder: Path, output: Path, quantization: dict) -> None:
+    """Copy tokenizer and settings files, and write config.json with what the quantization is."""
+    for pattern in COPIED:
+        for path in folder.glob(pattern):
+            if path.name not in ("config.json", "phicli.json") and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, output / path.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization
+    config.pop("torch_dtype", None)
+    config["dtype"] = config["torch_dtype"] = "float16"  # transformers reads the first, AutoAWQ the second
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

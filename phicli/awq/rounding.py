@@ -1,0 +1,100 @@
+"""Integers for a weight on a given grid: to the nearest, or with GPTQ's error feedback.
+
+GPTQ (Frantar et al., 2022, arXiv:2210.17323) rounds one input channel after the other and lets the channels that
+are still to come make up for the error, by the inverse of the Gram matrix. The grid (scales and zero points of AWQ's
+search) is fixed before, so channels may be taken in any order: the loudest first, while there is most left to
+correct with.
+"""
+
+import torch
+from torch import Tensor
+
+from phicli.awq.grid import GridShape, to_integers
+
+BLOCK = 128  # channels whose corrections stay inside one block before the rest of the weight is updated
+DAMPING = 0.01  # of the mean diagonal, added to the diagonal; ten times more on each failed factorization
+
+
+def round_nearest(weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, shape: GridShape) -> Tensor:
+    """Nearest integers, float32 (out, in); the Gram matrix is not looked at."""
+    return to_integers(weight, scale, zero, shape)
+
+
+def round_gptq(weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, shape: GridShape) -> Tensor:
+    """GPTQ's integers (Algorithm 1 of arXiv:2210.17323) on the given grid.
+
+    Args:
+        weight: float32 (out, in). gram: float32 (in, in), mean over tokens of x x^T.
+        scale, zero: float32 (out, groups).
+
+    Returns:
+        float32 (out, in), whole numbers in [0, top].
+    """
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    upper = _inverse_factor(gram[order][:, order])
+    group_of = order // shape.group_size
+    rest = weight[:, order]
+    integers = torch.empty_like(rest)
+    round_block = _block_rounder(weight.device)
+    for start in range(0, weight.shape[1], BLOCK):
+        end = min(start + BLOCK, weight.shape[1])
+        groups = group_of[start:end]
+        block_q, block_error = round_block(
+            rest[:, start:end], upper[start:end, start:end], scale[:, groups], zero[:, groups], shape.top
+        )
+        integers[:, start:end] = block_q
+        rest[:, end:] -= block_error @ upper[start:end, end:]
+    return integers[:, torch.argsort(order)]
+
+
+def _inverse_factor(gram: Tensor) -> Tensor:
+    """Upper Cholesky factor of the damped inverse of the Gram matrix; channels that are always 0 count as average."""
+    diagonal = gram.diagonal()
+    mean = diagonal.mean().clamp(min=1e-30)
+    damping = DAMPING
+    for _ in range(6):
+        damped = gram + torch.diag(torch.where(diagonal == 0, mean, damping * mean))
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if not failed and bool(upper.diagonal().isfinite().all()):
+                return upper
+        damping *= 10
+    return torch.eye(len(gram), device=gram.device)  # hopeless: no feedback, which is rounding to the nearest
+
+
+def _block_rounder(device: torch.device):
+    if device.type == "cuda":
+        try:
+            from phicli.awq.rounding_triton import round_block
+        except ImportError:  # no Triton on this platform
+            return round_block_plain
+        return round_block
+    return round_block_plain
+
+
+def round_block_plain(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Round the columns of one block one after the other.
+
+    Args:
+        weight, scale, zero: float32 (out, block). upper: float32 (block, block).
+
+    Returns:
+        integers (out, block), and each column's error divided by its diagonal, (out, block).
+    """
+    # Columns as rows: every step then works on contiguous memory.
+    rest = weight.t().contiguous()
+    inverse, zero = (1 / scale).t().contiguous(), zero.t().contiguous()
+    scale = scale.t().contiguous()
+    integers, errors = torch.empty_like(rest), torch.empty_like(rest)
+    diagonal = upper.diagonal().tolist()
+    for c, pivot in enumerate(diagonal):
+        q = torch.addcmul(zero[c], rest[c], inverse[c]).round_().clamp_(0, top)
+        integers[c] = q
+        error = (rest[c] - (q - zero[c]) * scale[c]).div_(pivot)
+        errors[c] = error
+        rest[c + 1 :].addr_(upper[c, c + 1 :], error, alpha=-1)
+    return integers.t(), errors.t()
+
+
+ROUNDINGS = {"nearest": round_nearest, "gptq": round_gptq}

@@ -1,0 +1,50 @@
+"""GPTQ's rounding of one block of columns as one Triton kernel: a program keeps its rows in registers throughout."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS = 16  # of a program
+
+
+@triton.jit
+def _kernel(weight, upper, scale, zero, integers, errors, rows, top, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    place = row[:, None] * BLOCK + column[None, :]
+    inside = (row < rows)[:, None]
+    rest = tl.load(weight + place, mask=inside, other=0.0)
+    scales = tl.load(scale + place, mask=inside, other=1.0)
+    zeros = tl.load(zero + place, mask=inside, other=0.0)
+    all_q = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    all_error = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for c in range(BLOCK):
+        here = (column == c)[None, :]
+        w = tl.sum(tl.where(here, rest, 0.0), axis=1)
+        s = tl.sum(tl.where(here, scales, 0.0), axis=1)
+        z = tl.sum(tl.where(here, zeros, 0.0), axis=1)
+        line = tl.load(upper + c * BLOCK + column)
+        pivot = tl.load(upper + c * BLOCK + c)
+        q = tl.extra.libdevice.rint(w / s) + z
+        q = tl.minimum(tl.maximum(q, 0.0), top)
+        error = (w - (q - z) * s) / pivot
+        rest -= tl.where((column > c)[None, :], error[:, None] * line[None, :], 0.0)
+        all_q = tl.where(here, q[:, None], all_q)
+        all_error = tl.where(here, error[:, None], all_error)
+    tl.store(integers + place, all_q, mask=inside)
+    tl.store(errors + place, all_error, mask=inside)
+
+
+def round_block(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """As `rounding.round_block_plain`, for float32 CUDA tensors; the block's width must be a power of two."""
+    rows, block = weight.shape
+    if block & (block - 1):
+        from phicli.awq.rounding import round_block_plain
+
+        return round_block_plain(weight, upper, scale, zero, top)
+    weight, upper, scale, zero = (t.contiguous() for t in (weight, upper, scale, zero))
+    integers, errors = torch.empty_like(weight), torch.empty_like(weight)
+    _kernel[(triton.cdiv(rows, ROWS),)](weight, upper, scale, zero, integers, errors, rows, float(top),
+                                        BLOCK=block, ROWS=ROWS, num_warps=4)
+    return integers, errors

@@ -1,0 +1,93 @@
+"""What AWQ searches for: scales of input channels, and clipped ranges of weight groups.
+
+Both minimise the output error of a linear layer, ||(W' - W) X||^2 over the calibration inputs X (in, tokens). With
+the Gram matrix G = X X^T / tokens that error is trace(D G D^T) for D = W' - W, so one pass over the tokens serves
+every candidate.
+"""
+
+import torch
+from torch import Tensor
+
+from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
+
+SCALE_STEPS = 20  # AWQ's grid of exponents: 0, 1/20 … 19/20
+CLIP_STEPS, SMALLEST_CLIP = 20, 0.5  # ranges shrunk by 1, 0.95 … 0.55
+
+
+def output_error(difference: Tensor, gram: Tensor) -> Tensor:
+    """Mean squared output error per row: diag(D G D^T), float32 (out,)."""
+    return ((difference @ gram) * difference).sum(-1)
+
+
+def search_scale(
+    weight: Tensor, gram: Tensor, magnitude: Tensor, shape: GridShape, share: Tensor | None = None
+) -> Tensor:
+    """AWQ's scale per input channel: s = x^a / w^(1 - a), the exponent a with the least output error.
+
+    Equations 4 and 5 of arXiv:2306.00978, with the weight's magnitude in the denominator as AutoAWQ has it.
+
+    Args:
+        weight: float32 (out, in), all linears that read this input, stacked.
+        gram: float32 (in, in), mean over tokens of x x^T.
+        magnitude: float32 (in,), mean over tokens of |x|.
+        share: int64 (in,), the producer's channel that each input channel is; channels that are the same one (of a
+            value head that several query heads read) get the same scale. None: each its own.
+
+    Returns:
+        float32 (in,), positive; weights are multiplied by it and inputs divided.
+    """
+    grouped = shape.groups(weight.abs())
+    weight_size = (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).flatten(-2).mean(0)
+    if share is not None:
+        magnitude, weight_size = _shared(magnitude, share), _shared(weight_size, share)
+    best, best_error = torch.ones_like(magnitude), None
+    for step in range(SCALE_STEPS):
+        exponent = step / SCALE_STEPS
+        scale = magnitude.pow(exponent) / (weight_size.pow(1 - exponent) + 1e-4)
+        scale = scale.clamp(min=1e-4)
+        scale = scale / (scale.max() * scale.min()).sqrt()
+        error = output_error(round_to_grid(weight * scale, shape) / scale - weight, gram).sum()
+        if best_error is None:
+            best_error, best = error, scale
+        better = error < best_error  # stays on the device: no wait for the GPU at each step
+        best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
+    return best
+
+
+def _shared(values: Tensor, share: Tensor) -> Tensor:
+    """Mean over the channels that are the same one, given back to each of them."""
+    size = int(share.max()) + 1
+    total = torch.zeros(size, device=values.device).index_add_(0, share, values)
+    count = torch.zeros(size, device=values.device).index_add_(0, share, torch.ones_like(values))
+    return (total / count.clamp(min=1))[share]
+
+
+def search_clip(weight: Tensor, gram: Tensor, shape: GridShape) -> tuple[Tensor, Tensor]:
+    """The grid of each group whose shrunk range gives the least output error (section 3 of arXiv:2306.00978).
+
+    A group's error is taken from its own block of the Gram matrix, as if other groups were exact.
+
+    Args:
+        weight: float32 (out, in), scaled. gram: float32 (in, in) of the scaled input.
+
+    Returns:
+        scale, zero: float32 (out, groups).
+    """
+    grouped = shape.groups(weight).transpose(0, 1)  # (groups, out, group_size)
+    blocks = gram.unflatten(0, (-1, shape.group_size)).unflatten(2, (-1, shape.group_size))
+    blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, group_size, group_size)
+    low, high = grouped.aminmax(dim=-1)
+    best_error = torch.full_like(low, torch.inf)
+    best_scale, best_zero = fit_grid(low, high, shape)
+    for step in range(int(CLIP_STEPS * (1 - SMALLEST_CLIP))):
+        factor = 1 - step / CLIP_STEPS
+        scale, zero = fit_grid(low * factor, high * factor, shape)
+        flat = grouped.flatten(0, 1)
+        integers = to_integers(flat, scale.flatten()[:, None], zero.flatten()[:, None], shape)
+        rounded = to_weights(integers, scale.flatten()[:, None], zero.flatten()[:, None], shape)
+        difference = (rounded - flat).view_as(grouped)
+        error = (torch.bmm(difference, blocks) * difference).sum(-1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    return best_scale.t().contiguous(), best_zero.t().contiguous()

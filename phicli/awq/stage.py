@@ -1,0 +1,131 @@
+"""The quantize stage: from a model to a checked, published folder of int4 weights with its manifest."""
+
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from phicli import stages
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.models import read_config, resolve_model, weight_files
+from phicli.progress import SILENT, Progress
+
+OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
+CALIBRATED = {"gptq", "quarot"}
+AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
+
+
+def quantize(
+    *, model: str, root: str | Path, output: Path | None, device: str, algorithm: str, implementation: str, bits: int,
+    group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
+    rounding: str, skip: list[str], seed: int, force: bool = False, progress: Progress = SILENT,
+) -> tuple[Path, stages.Manifest]:
+    """Quantize a model's decoder layers to int4.
+
+    Returns:
+        the stage folder (`output`, or `root`/`algorithm`) and its manifest.
+
+    Raises:
+        UsageError: options that do not go together. BadInput: model or calibration unusable.
+        Missing: no GPU, no package, no space.
+    """
+    from phicli.awq.calibration import BUILT_IN
+    from phicli.devices import choose_device
+
+    check_options(algorithm, implementation, bits, group_size)
+    folder = resolve_model(model, progress)
+    if "quantization_config" in read_config(folder):
+        raise BadInput("already quantized", where=folder, hint="start from the original model")
+    device = choose_device(device)
+    target = Path(output or Path(root) / algorithm)
+    inputs = {"model": stages.fingerprint(folder), "calibration": stages.fingerprint(Path(calibration or BUILT_IN))}
+    settings = {
+        "algorithm": algorithm, "implementation": implementation, "bits": bits, "group_size": group_size,
+        "symmetric": symmetric, "text_template": text_template, "samples": samples, "seq_len": seq_len,
+        "rounding": rounding, "skip": skip, "seed": seed,
+    }
+    stale = stages.why_stale(target, "quantize", inputs, settings)
+    done = stages.read_manifest(target) if not (stale or force) else None
+    if done:
+        progress.note(f"{target} is up to date")
+        return target, done
+    begun = time.monotonic()
+    manifest = stages.Manifest("quantize", inputs, settings)
+    work = _phicli_awq if (algorithm, implementation) == ("awq", "phicli") else _olive
+    with stages.publishing(target) as fresh:
+        manifest.quality = work(folder, fresh, device, settings, calibration, progress)
+        manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
+        manifest.seconds = round(time.monotonic() - begun, 3)
+        stages.write_manifest(fresh, manifest)
+    return target, manifest
+
+
+def check_options(algorithm: str, implementation: str, bits: int, group_size: int) -> None:
+    """Raise UsageError or Missing for what cannot work, before anything is loaded."""
+    if algorithm == "awq":
+        if bits != 4:
+            raise UsageError(f"the AWQ format has 4 bits, not {bits}", hint="--algorithm rtn, kquant or gptq has 8")
+        if group_size not in AWQ_GROUPS:
+            raise UsageError(f"--group-size must be one of {', '.join(map(str, AWQ_GROUPS))}, not {group_size}")
+    elif bits not in (4, 8):
+        raise UsageError(f"--bits must be 4 or 8, not {bits}")
+    elif group_size & (group_size - 1):
+        raise UsageError(f"--group-size must be a power of two, not {group_size}")
+    if implementation == "autoawq":
+        if algorithm != "awq":
+            raise UsageError("--implementation autoawq goes with --algorithm awq")
+        if not find_spec("awq"):
+            raise Missing("the package autoawq is not installed", hint="pip install 'phicli[autoawq]'")
+
+
+def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, calibration: str | None, progress: Progress):
+    from phicli.awq.olive_pass import PhicliAwq
+    from phicli.passes import run_pass
+
+    names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed")
+    config = {name: settings[name] for name in names}
+    config |= {"calibration": calibration, "modules_to_not_convert": settings["skip"]}
+    return run_pass(PhicliAwq, config, folder, output, device=device, progress=progress).model_attributes["quality"]
+
+
+def _olive(folder: Path, output: Path, device: str, settings: dict, calibration: str | None, progress: Progress):
+    """One of Olive's passes, or two in a row, on the same calibration tokens."""
+    from safetensors.torch import save_file
+
+    from phicli.awq.calibration import calibration_tokens, tokens_digest
+    from phicli.awq.olive_pass import tokens_data_config
+    from phicli.passes import run_pass
+    from phicli.text import TextCodec, TextTemplate
+
+    algorithm = settings["algorithm"]
+    if algorithm == "awq" and device != "cuda":
+        raise Missing("Olive runs AutoAWQ on CUDA only", hint="--implementation phicli works on any machine")
+    with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
+        common: dict[str, Any] = {}
+        quality: dict[str, Any] = {}
+        if algorithm == "awq" or algorithm in CALIBRATED:
+            tokens = calibration_tokens(
+                TextCodec(folder), Path(calibration) if calibration else None, TextTemplate(settings["text_template"]),
+                settings["samples"], settings["seq_len"], settings["seed"],
+            )
+            quality["calibration_tokens"] = tokens_digest(tokens)
+        if algorithm == "awq":
+            data = {"name": "calibration", "load_dataset_config": {"params": {"data_name": tokens.tolist()}}}
+            config = {"q_group_size": settings["group_size"], "data_config": data,
+                      "modules_to_not_convert": settings["skip"]}
+            run_pass("AutoAWQQuantizer", config, folder, output, device=device)
+            return quality
+        if algorithm in CALIBRATED:
+            save_file({"tokens": tokens}, f"{scratch}/tokens.safetensors")
+            common["data_config"] = tokens_data_config(Path(scratch) / "tokens.safetensors")
+        grid = {"bits": settings["bits"], "group_size": settings["group_size"], "sym": settings["symmetric"]}
+        *before, last = OLIVE_PASSES[algorithm]
+        with progress.task(f"quantize with Olive's {last}", total=len(before) + 1, unit="passes") as task:
+            for i, name in enumerate(before):
+                run_pass(name, {"seed": settings["seed"]}, folder, Path(scratch) / str(i), device=device)
+                folder = Path(scratch) / str(i)
+                task.advance()
+            run_pass(last, {**grid, **common}, folder, output, device=device)
+            task.advance()
+    return quality

@@ -1,0 +1,127 @@
+"""Streaming and scaling on small random models of every architecture that the table knows."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from phicli.awq.architectures import ARCHITECTURES
+from phicli.awq.grid import GridShape
+from phicli.awq.quantize import LayerWork, forward, quantize_checkpoint
+from phicli.awq.streaming import LayeredModel, ShardWriter, Weights
+from phicli.errors import BadInput
+from phicli.progress import Silent
+
+SIZES = dict(  # noqa: C408
+    vocab_size=96, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)
+EXTRA = {
+    "phi3": {"original_max_position_embeddings": 128},
+    "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"sliding_window": 16, "query_pre_attn_scalar": 32, "layer_types":
+                    ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": 16},
+    "qwen2": {"tie_word_embeddings": True},
+    "olmo2": {},
+}
+CASES = [*((name, 2) for name in ARCHITECTURES), ("phi3", 4), ("llama", 4)]
+
+
+def random_model(folder, model_type, key_value_heads=2, **more):
+    torch.manual_seed(3)
+    sizes = {**SIZES, "num_key_value_heads": key_value_heads, **EXTRA.get(model_type, {}), **more}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # norms and biases that are not what they start as
+                parameter.add_(torch.rand_like(parameter) * (0.5 if "norm" in name else 0.1))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(("model_type", "key_value_heads"), CASES)
+def test_scaled_layers_compute_the_same_function(tmp_path, model_type, key_value_heads):
+    reference = random_model(tmp_path, model_type, key_value_heads)
+    tokens = torch.randint(3, 96, (3, 40))
+    model = LayeredModel(tmp_path, torch.device("cpu"))
+    rows, keywords = model.start(tokens)
+    hidden = [torch.cat(rows)]
+    for index in range(2):
+        layer = model.load_layer(index)
+        before = forward(layer, hidden[0], keywords[index])
+        work = LayerWork(layer, f"{model.prefix}{index}.", GridShape(4, 32), "nearest", ())
+        weights = {name: work.linear(name).weight.clone() for name in work.names}
+        work.collect(hidden, keywords[index])
+        work.scale(ARCHITECTURES[model_type], model.config)
+        after = forward(layer, hidden[0], keywords[index])
+        assert torch.allclose(before, after, atol=1e-4 * float(before.abs().max()))
+        assert all(not torch.equal(weights[name], work.linear(name).weight) for name in work.names)
+        hidden = [before]
+    with torch.no_grad():  # the streamed layers are the model
+        base = reference.get_decoder()
+        assert torch.allclose(base.norm(hidden[0]), base(tokens).last_hidden_state, atol=1e-4)
+
+
+def test_unknown_architecture_is_clipped_without_scales(tmp_path):
+    said = []
+
+    class Listening(Silent):
+        def warn(self, text):
+            said.append(text)
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    random_model(folder, "olmo2")
+    out.mkdir()
+    report = quantize_checkpoint(folder, out, torch.randint(3, 96, (4, 40)), shape=GridShape(4, 32), progress=Listening())
+    assert "olmo2" in said[0] and len(report.layer_errors) == 2
+    assert any(name.endswith("qweight") for name in Weights(out).names())
+
+
+def test_nan_in_a_weight_is_named_and_nothing_is_written(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    model = random_model(folder, "llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    model.save_pretrained(folder)
+    out.mkdir()
+    with pytest.raises(BadInput, match=r"layers\.1\.mlp\.up_proj"):
+        quantize_checkpoint(folder, out, torch.randint(3, 96, (4, 40)), shape=GridShape(4, 32))
+
+
+def test_activations_that_overflow_are_named(tmp_path):
+    model = random_model(tmp_path / "in", "llama")
+    with torch.no_grad():
+        for name in ("gate_proj.weight", "up_proj.weight"):
+            model.model.layers[0].mlp.get_parameter(name).fill_(6e4)
+        model.model.layers[0].post_attention_layernorm.weight.fill_(6e4)
+    model.save_pretrained(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadInput, match=r"input of model\.layers\.0\.mlp\.down_proj"):
+        quantize_checkpoint(tmp_path / "in", tmp_path / "out", torch.randint(3, 96, (4, 40)), shape=GridShape(4, 32))
+
+
+def test_shards_and_index(tmp_path):
+    tensors = {f"t{i}": torch.randn(100, 10) for i in range(5)}
+    with ShardWriter(tmp_path, limit=4000) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+        assert writer.finish() == 5 * 2000
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors"))[0] == "model-00001-of-00003.safetensors"
+    weights = Weights(tmp_path)
+    assert {n: t.float() for n, t in weights.load(weights.names())}.keys() == tensors.keys()
+    for name, tensor in weights.load(list(tensors)):
+        assert torch.equal(tensor, tensors[name].half())
+
+
+def test_sharded_input_gives_the_same_result(tmp_path):
+    model = random_model(tmp_path / "whole", "phi3")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    tokens, results = torch.randint(3, 96, (4, 40)), []
+    for name in ("whole", "shards"):
+        out = tmp_path / f"{name}-out"
+        out.mkdir()
+        quantize_checkpoint(tmp_path / name, out, tokens, shape=GridShape(4, 32))
+        results.append(dict(Weights(out).load(sorted(Weights(out).names()))))
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
