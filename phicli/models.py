@@ -20,17 +20,38 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
         BadInput: no such model or folder, or a folder that `check_model` refuses.
         RemoteError: the hub cannot be reached or refuses.
     """
+    folder = _local_folder(reference) or _fetch(reference, progress)
+    check_model(folder)
+    return folder
+
+
+def local_tokenizer(reference: str) -> Path | None:
+    """The folder that has the model's tokenizer; None if the model would have to be fetched first.
+
+    Raises:
+        BadInput: no such model or folder.
+    """
+    folder = _local_folder(reference)
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(reference, "tokenizer.json")
+        folder = Path(found).parent if isinstance(found, str) else None
+    return folder
+
+
+def _local_folder(reference: str) -> Path | None:
+    """The folder of a built-in model or a local one; None if the reference is a Hugging Face id."""
     folder = BUILT_IN / reference
     if not reference.strip() or not folder.is_relative_to(BUILT_IN) or not (folder / "config.json").is_file():
         folder = Path(reference).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or reference.count("/") != 1 or reference[0] in "./~":
-            known = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
-            raise BadInput("no such model folder", where=reference,
-                           hint=f"a folder, an id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
-        folder = _fetch(reference, progress)
-    check_model(folder)
-    return folder
+    if folder.is_dir():
+        return folder
+    if folder.exists() or reference.count("/") != 1 or reference[0] in "./~":
+        known = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
+        raise BadInput("no such model folder", where=reference,
+                       hint=f"a folder, an id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
+    return None
 
 
 def check_model(folder: Path) -> dict[str, Any]:
