@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import phicli
 from phicli.errors import ExitCode, PhicliError
@@ -26,11 +27,22 @@ COMMANDS = (
     "evaluate",
     "run",
     "upload",
+    "download",
+    "azure",
     "config",
 )
 
+
+
+class LabOrder(typer.core.TyperGroup):
+    """Lists commands in the order of the table; Typer would put those with commands of their own first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+
 app = typer.Typer(
-    name="phicli", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    name="phicli", cls=LabOrder, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Inspect data, AWQ-quantize a Phi model, LoRA-finetune it, optimize it to ONNX with swappable adapters, "
          "chat with it, upload it.",
@@ -56,9 +68,10 @@ def phicli_options(
 
 
 for _name in COMMANDS:
-    if not find_spec(f"phicli.{_name}"):
-        continue
-    app.command(_name)(getattr(import_module(f"phicli.{_name}"), _name))
+    if find_spec(f"phicli.{_name}_commands"):  # a command with commands of its own
+        app.add_typer(import_module(f"phicli.{_name}_commands").app, name=_name)
+    elif find_spec(f"phicli.{_name}"):
+        app.command(_name)(getattr(import_module(f"phicli.{_name}"), _name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

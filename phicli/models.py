@@ -14,13 +14,18 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pi
 
 
 def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
-    """The folder of a built-in model, a local folder, or a Hugging Face model fetched into the hub's cache.
+    """The folder of a built-in model, a local folder, or a model of Hugging Face's or Azure ML's, fetched into a cache.
 
     Raises:
         BadInput: no such model or folder, or a folder that `check_model` refuses.
         RemoteError: the hub cannot be reached or refuses.
     """
-    folder = _local_folder(reference) or _fetch(reference, progress)
+    if reference.startswith("azureml:"):
+        from phicli.azure.download import fetch_reference
+
+        folder = _inside(fetch_reference(reference, progress))
+    else:
+        folder = _local_folder(reference) or _fetch(reference, progress)
     check_model(folder)
     return folder
 
@@ -31,6 +36,11 @@ def local_tokenizer(reference: str) -> Path | None:
     Raises:
         BadInput: no such model or folder.
     """
+    if reference.startswith("azureml:"):
+        from phicli.azure.download import cached_reference
+
+        folder = cached_reference(reference)
+        return _inside(folder) if folder else None
     folder = _local_folder(reference)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
@@ -52,6 +62,12 @@ def _local_folder(reference: str) -> Path | None:
         raise BadInput("no such model folder", where=reference,
                        hint=f"a folder, an id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
     return None
+
+
+def _inside(folder: Path) -> Path:
+    """Where the model lies in a registry's package, which may keep it under folders of MLflow's."""
+    found = sorted(folder.rglob("config.json"), key=lambda path: len(path.parts))
+    return found[0].parent if found else folder
 
 
 def check_model(folder: Path) -> dict[str, Any]:

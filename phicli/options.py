@@ -36,3 +36,6 @@ Output = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
 Force = Annotated[bool, typer.Option("--force", help="Do it again even if the result is up to date")]
+WorkspaceName = Annotated[str | None, option("azure", "workspace_name")]
+ResourceGroup = Annotated[str | None, option("azure", "resource_group")]
+Subscription = Annotated[str | None, option("azure", "subscription")]

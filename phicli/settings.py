@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +111,16 @@ _TABLE = [
     Setting("evaluate.seq_len", int, 1024, "Longest row in tokens; the rest is cut", minimum=8),
 
     Setting("upload.name", str, "ft-for-travel", "Name of the model in Azure ML"),
-    Setting("upload.resource_group", str, None, "Azure resource group"),
-    Setting("upload.workspace_name", str, None, "Azure ML workspace"),
-    Setting("upload.subscription", str, None, "Azure subscription id"),
+    Setting("upload.version", str, None, "Version of the model [default: the next free number]"),
+    Setting("upload.description", str, None, "Description of the model"),
+
+    Setting("azure.subscription", str, None, "Azure subscription id"),
+    Setting("azure.resource_group", str, None, "Azure resource group"),
+    Setting("azure.workspace_name", str, None, "Azure ML workspace"),
+    Setting("azure.cache", str, None, "Folder of downloaded models [default: in the user's cache folder]"),
+    Setting("azure.connections", int, 8, "Transfers at once", minimum=1),
+    Setting("azure.retries", int, 3, "Tries after a failed request", minimum=0),
+    Setting("azure.timeout", float, 60.0, "Seconds to wait for an answer", minimum=0.1),
 ]
 
 SETTINGS: dict[str, Setting] = {s.key: s for s in _TABLE}
@@ -167,6 +175,8 @@ class Settings:
 
 def default_root(model: str) -> str:
     """`models/phi` for a Phi of Microsoft's, `models/<short name>` for any other model."""
+    if model.startswith("azureml:"):  # azureml://registries/R/models/NAME/versions/4, or azureml:NAME:4
+        model = re.sub(r".*/models/([^/]+)/.*|azureml:([^:@]+).*", r"\1\2", model)
     name = model.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
     return "models/phi" if model.lower().startswith("microsoft/phi") else f"models/{name or 'model'}"
 

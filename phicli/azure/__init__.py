@@ -1,0 +1,13 @@
+"""Azure ML: models into a workspace, models out of a workspace or registry.
+
+Inside this package `import azure.…` is absolute and means Microsoft's SDK; it is imported inside functions only.
+
+    target     which workspace, and how patient to be with the line
+    login      who is signed in                      faults    the SDK's errors in plain words
+    workspace  one workspace, opened and checked     registry  a registry's models
+    reference  azureml://… taken apart               storage   a blob container whose SAS is renewed
+    content    a folder's files and their digest     parallel  work in threads that Ctrl-C can leave
+    staging    files up, block by block              register  one model version: upload_model
+    fetching   files down, range by range            download  a reference to a folder: download_model
+    describe   manifests as tags and properties
+"""

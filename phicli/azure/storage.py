@@ -1,0 +1,100 @@
+"""A blob container reached through a short-lived signature (SAS) that is renewed in time, or when it is refused."""
+
+import datetime
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qs
+
+from phicli.azure.target import Line
+from phicli.errors import BadInput
+
+T = TypeVar("T")
+RANGE = 4 << 20  # bytes; the longest range for which the service gives a checksum
+USED_UP = 0.9  # share of a signature's life after which a new one is asked for
+
+
+class Access(NamedTuple):
+    """Where a container is, and what opens it: a SAS, an account key, a credential, or None where it is public."""
+
+    url: str
+    secret: Any
+    datastore: str = ""
+
+
+class Container:
+    """A container; `call` runs an action on its client and renews the access when needed.
+
+    Args:
+        request_access: asks Azure for access; called again for every renewal, by one thread at a time.
+    """
+
+    def __init__(self, request_access: Callable[[], Access], line: Line):
+        self._request_access, self._line, self._lock = request_access, line, threading.Lock()
+        self.connections, self.renewals = line.connections, -1
+        self._renew()
+
+    def call(self, action: Callable[[Any], T]) -> T:
+        """The action's result on the SDK's ContainerClient; after a refusal (403) once more, with new access."""
+        from azure.core.exceptions import HttpResponseError
+
+        with self._lock:
+            if time.time() > self._renew_at:
+                self._renew()
+            client, used = self._client, self.renewals
+        try:
+            return action(client)
+        except HttpResponseError as e:
+            if e.status_code != 403:
+                raise
+        with self._lock:
+            if self.renewals == used:  # else another thread has just done it
+                self._renew()
+            client = self._client
+        return action(client)
+
+    def _renew(self) -> None:
+        from azure.storage.blob import ContainerClient, ExponentialRetry
+
+        self.access, now = self._request_access(), time.time()
+        access = self.access
+        self._client = ContainerClient.from_container_url(
+            access.url, credential=access.secret, max_single_get_size=RANGE, max_chunk_get_size=RANGE,
+            connection_timeout=self._line.timeout, read_timeout=self._line.timeout,
+            retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=self._line.retries,
+                                          random_jitter_range=1),
+        )
+        end = _end_of(access.secret)
+        self._renew_at = now + USED_UP * (end - now) if end else float("inf")
+        self.renewals += 1
+
+
+def _end_of(secret: Any) -> float | None:
+    """When a SAS ends, in seconds since 1970; None for what is no SAS or does not say."""
+    end = parse_qs(secret).get("se") if isinstance(secret, str) else None
+    if not end:
+        return None
+    try:
+        when = datetime.datetime.fromisoformat(end[0].replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
+
+
+def datastore_access(client: Any, credential: Any, name: str | None) -> Access:
+    """Access to a datastore of a workspace; None: its default one.
+
+    A datastore that keeps no secret is opened with the user's own login.
+
+    Raises:
+        BadInput: a datastore that is no blob storage.
+    """
+    store = (client.datastores.get(name, include_secrets=True) if name
+             else client.datastores.get_default(include_secrets=True))
+    box = getattr(store, "container_name", None) or getattr(store, "filesystem", None)
+    if not box:
+        raise BadInput(f"datastore '{store.name}' is no blob storage")
+    secrets = store.credentials
+    secret = getattr(secrets, "sas_token", None) or getattr(secrets, "account_key", None) or credential
+    return Access(f"{store.protocol}://{store.account_name}.blob.{store.endpoint}/{box}", secret, store.name)

@@ -1,0 +1,119 @@
+"""Which workspace is meant, and how patient to be with the line to it."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from phicli.errors import BadInput, Missing
+from phicli.settings import CONFIG_NAME, Settings
+from phicli.stages import write_text
+
+SDK_CONFIG = Path(".azureml") / "config.json"  # what the Azure portal and `az ml` give out
+QUESTIONS = {"subscription": "Azure subscription id", "resource_group": "Resource group",
+             "workspace_name": "Azure ML workspace"}
+
+Ask = Callable[[str], str | None]  # a question to a person; None where there is none or no answer
+
+
+@dataclass(frozen=True)
+class Target:
+    """An Azure ML workspace by its three names; the fields are those of the settings under `azure.`."""
+
+    subscription: str
+    resource_group: str
+    workspace_name: str
+
+    @property
+    def reference(self) -> str:
+        return (f"azureml://subscriptions/{self.subscription}/resourceGroups/{self.resource_group}"
+                f"/workspaces/{self.workspace_name}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """How to use the network.
+
+    connections: transfers at once. retries: of one failed request. timeout: seconds without an answer.
+    """
+
+    connections: int = 8
+    retries: int = 3
+    timeout: float = 60.0
+
+
+def line_from_settings(settings: Settings) -> Line:
+    names = [f.name for f in fields(Line)]
+    return Line(**vars(settings.resolve("azure", dict.fromkeys(names))))
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where downloaded models are kept: the setting, else the user's cache folder."""
+    chosen = settings.resolve("azure", {"cache": None}).cache
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "phicli" / "azure"
+
+
+def nobody(question: str) -> None:
+    """The answer where no person can be asked."""
+    return None
+
+
+def find_target(settings: Settings, given: dict[str, str | None], ask: Ask = nobody) -> Target:
+    """The workspace that flags, environment, phicli.toml or `.azureml/config.json` name, else what the user answers.
+
+    Raises:
+        Missing: a name is nowhere to be found. BadInput: `.azureml/config.json` is damaged.
+    """
+    flags = {name: given.get(name) for name in QUESTIONS}
+    names = {k: v for k, v in vars(settings.resolve("azure", flags)).items() if v}
+    if len(names) < len(QUESTIONS):
+        names = {**_from_sdk_config(), **names}
+    for name, question in QUESTIONS.items():
+        names[name] = names.get(name) or ask(question) or ""
+    lacking = [name for name, value in names.items() if not value]
+    if lacking:
+        known = " ".join(f"--{k.replace('_', '-')} {v or '…'}" for k, v in names.items())
+        raise Missing(f"which Azure ML workspace? {' and '.join(lacking)} not set", hint=f"phicli azure use {known}")
+    return Target(**names)
+
+
+def _from_sdk_config() -> dict[str, str]:
+    """The names in the nearest `.azureml/config.json`, upwards from the working folder."""
+    here = Path.cwd()
+    path = next((p / SDK_CONFIG for p in (here, *here.parents) if (p / SDK_CONFIG).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = {"subscription": document.get("subscription_id"), "resource_group": document.get("resource_group"),
+                 "workspace_name": document.get("workspace_name")}
+    except (OSError, ValueError, AttributeError) as e:
+        raise BadInput(f"not readable as JSON: {e}", where=path) from None
+    return {k: v for k, v in found.items() if v}
+
+
+def remember(target: Target, path: Path | None = None) -> Path:
+    """Write the workspace into the settings file and keep everything else in it, comments too; returns the file.
+
+    Raises:
+        BadInput: the file is no TOML. Missing: it cannot be written.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    path = path or Path(CONFIG_NAME)
+    try:
+        document: Any = tomlkit.parse(path.read_text(encoding="utf-8-sig")) if path.is_file() else tomlkit.document()
+    except (OSError, UnicodeDecodeError, TOMLKitError) as e:
+        raise BadInput(f"not readable as TOML: {e}", where=path) from None
+    if "azure" not in document:
+        document["azure"] = tomlkit.table()
+    for name in QUESTIONS:
+        document["azure"][name] = getattr(target, name)
+    write_text(path, tomlkit.dumps(document))
+    return path

@@ -1,0 +1,56 @@
+"""`phicli azure show` and `phicli azure use`: which workspace the other commands mean, and what is behind it."""
+
+from typing import Annotated
+
+import typer
+
+from phicli import console, options
+from phicli.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")
+
+
+@app.command()
+def show(
+    workspace_name: options.WorkspaceName = None,
+    resource_group: options.ResourceGroup = None,
+    subscription: options.Subscription = None,
+    json: options.Json = False,
+) -> None:
+    """Show account, workspace, region and storage, like `az ml workspace show`."""
+    from phicli.azure.target import find_target, line_from_settings
+
+    settings = Settings()
+    target = find_target(settings, {"subscription": subscription, "resource_group": resource_group,
+                                    "workspace_name": workspace_name}, console.ask)
+    with console.working("azure", "."):
+        from phicli.azure.workspace import Workspace
+
+        summary = Workspace(target, line_from_settings(settings)).summary()
+    if json:
+        console.result_json({key.replace(" ", "_"): value for key, value in summary.items()})
+    else:
+        console.result_table(("", "Azure ML"), summary.items())
+
+
+@app.command()
+def use(
+    workspace_name: options.WorkspaceName = None,
+    resource_group: options.ResourceGroup = None,
+    subscription: options.Subscription = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Look whether the workspace is there first")] = True,
+) -> None:
+    """Write the workspace into phicli.toml, so that no command has to be told again."""
+    from phicli.azure.target import find_target, line_from_settings, remember
+
+    settings = Settings()
+    target = find_target(settings, {"subscription": subscription, "resource_group": resource_group,
+                                    "workspace_name": workspace_name}, console.ask)
+    if check:
+        with console.working("azure", "."):
+            from phicli.azure.workspace import Workspace
+
+            Workspace(target, line_from_settings(settings))
+    path = remember(target, settings.path)
+    console.note(f"workspace {target.workspace_name} in resource group {target.resource_group}")
+    console.result(str(path))

@@ -1,0 +1,43 @@
+"""`phicli download`: a model of an Azure ML registry or workspace onto the disk."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phicli import console, options
+from phicli.settings import Settings
+
+
+def download(
+    reference: Annotated[str | None, typer.Argument(
+        help="azureml://registries/R/models/N/versions/V, azureml://workspaces/W/models/N/labels/latest, azureml:N:V "
+             "[default: the latest of what upload registers]", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(
+        "--output", "-o", help="Folder for the model [default: a cache that later runs use]")] = None,
+    workspace_name: options.WorkspaceName = None,
+    resource_group: options.ResourceGroup = None,
+    subscription: options.Subscription = None,
+    json: options.Json = False,
+) -> None:
+    """Download a model from Azure ML; an interrupted download goes on where it stopped."""
+    from phicli.azure.reference import parse_reference
+    from phicli.azure.target import cache_folder, line_from_settings
+
+    settings = Settings()
+    wanted = parse_reference(reference or f"azureml:{settings.resolve('upload', {'name': None}).name}@latest")
+    given = {"subscription": subscription, "resource_group": resource_group, "workspace_name": workspace_name}
+    from phicli.azure.download import download_model, target_of
+
+    target = None if wanted.registry else target_of(wanted, settings, given, console.ask)
+    cache = cache_folder(settings)
+    with console.working("download", cache) as progress:
+        done = download_model(wanted, target, cache=cache, output=output, line=line_from_settings(settings),
+                              progress=progress)
+    if json:
+        console.result_json(asdict(done))
+        return
+    console.note(f"{done.status}: {done.name}:{done.version}, {console.size(done.bytes)}, "
+                 f"{console.size(done.bytes_fetched)} fetched")
+    console.result(done.path)
