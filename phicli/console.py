@@ -115,12 +115,17 @@ def working(command: str, root: str | Path) -> Iterator["Reporter"]:
         ):
             yield reporter
     except BaseException as e:
-        if log_path.stat().st_size:
+        if _written(log_path):
             e.log = log_path  # type: ignore[attr-defined]
         raise
     finally:
-        if not log_path.stat().st_size:
-            log_path.unlink()
+        if not _written(log_path):
+            log_path.unlink(missing_ok=True)
+
+
+def _written(log_path: Path) -> bool:
+    """Whether there is something in the log; another run of the command may have removed it, empty, meanwhile."""
+    return log_path.is_file() and log_path.stat().st_size > 0
 
 
 def _log_path(command: str, root: str | Path) -> Path:
