@@ -1,0 +1,69 @@
+"""Training's state on disk, so that it can go on after an interruption: tensors in safetensors, the rest in JSON."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from phicli import stages
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class Checkpoint:
+    """A folder with the last saved state of one training run.
+
+    key: what the run is made of; the state of a run with another key does not count.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any]):
+        self.folder, self.key = folder, json.loads(json.dumps(key))
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Write weights, optimizer and `state`, whole or not at all. Raises Missing: no space, no permission."""
+        tensors = {}
+        for name, parameter in trainable(model).items():
+            tensors[f"weight/{name}"] = parameter.detach()
+            for moment in MOMENTS:
+                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
+        with stages.publishing(self.folder) as fresh:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh / "state.safetensors")
+            (fresh / "state.json").write_text(json.dumps({"key": self.key, "state": state}), encoding="utf-8")
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Put the saved weights and moments in place and return the state; None where there is none of this run."""
+        stages.settle(self.folder)
+        try:
+            document = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+            if document["key"] != self.key:
+                return None
+            with safe_open(self.folder / "state.safetensors", "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._restore(tensors, model, optimizer, document["state"]["step"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return None
+        return document["state"]
+
+    def _restore(
+        self, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    ) -> None:
+        names = list(trainable(model))
+        moments = [{m: tensors[f"{m}/{n}"] for m in MOMENTS} | {"step": torch.tensor(float(step))} for n in names]
+        weights = [tensors[f"weight/{n}"] for n in names]  # all there before anything is changed
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(enumerate(moments))})
+        with torch.no_grad():
+            for parameter, weight in zip(trainable(model).values(), weights, strict=True):
+                parameter.copy_(weight)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

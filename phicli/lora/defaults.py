@@ -1,0 +1,61 @@
+"""What a finetune takes when nothing is said: base, learning rate, layers."""
+
+from pathlib import Path
+
+from phicli import stages
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.models import read_config
+from phicli.settings import QUANTIZE_ALGORITHMS
+
+ALL_LINEAR = "all-linear"
+
+
+def find_base(root: Path) -> Path:
+    """The quantized model under a root: AWQ if there is one, else the only one of another algorithm.
+
+    Raises:
+        Missing: there is none. UsageError: several, none of them AWQ.
+    """
+    found = []
+    for algorithm in QUANTIZE_ALGORITHMS:
+        manifest = stages.read_manifest(root / algorithm)
+        if manifest is not None and manifest.step == "quantize":
+            found.append(root / algorithm)
+    if not found:
+        raise Missing("no quantized model there", where=root, hint="phicli quantize, or --base FOLDER")
+    if len(found) > 1 and found[0].name != "awq":
+        raise UsageError(f"several quantized models under {root}: {', '.join(f.name for f in found)}",
+                         hint=f"--base {found[0]}")
+    return found[0]
+
+
+def default_learning_rate(folder: Path) -> float:
+    """5e-4 * (2000 / width)^0.781, a LoRA's best rate as fitted over Llama-like models.
+
+    "LoRA Without Regret" (Schulman et al., 2025): ten times the rate of full training, and hardly dependent on rank.
+    """
+    config = read_config(folder)
+    for level in (config, config.get("text_config", {})):
+        for name in ("hidden_size", "n_embd", "d_model"):
+            if isinstance(level.get(name), int):
+                return float(f"{5e-4 * (2000 / level[name]) ** 0.781:.3g}")
+    raise BadInput("no hidden_size in it", where=folder / "config.json", hint="give --learning-rate")
+
+
+def choose_targets(linears: list[str], wanted: list[str]) -> list[str]:
+    """Last parts of the names of the linears to adapt.
+
+    Args:
+        linears: full names of the model's. wanted: names from the user, "all-linear" for all.
+
+    Raises:
+        BadInput: a name that none of the linears has.
+    """
+    known = sorted({name.rpartition(".")[2] for name in linears})
+    if wanted == [ALL_LINEAR]:
+        return known
+    wrong = [name for name in wanted if not any(full == name or full.endswith(f".{name}") for full in linears)]
+    if wrong or not wanted:
+        raise BadInput(f"no linear layer named {', '.join(wrong) or 'nothing'}", where="--target-modules",
+                       hint=f"the model's: {', '.join(known)}; or {ALL_LINEAR}")
+    return sorted(set(wanted))

@@ -1,0 +1,78 @@
+"""The loss of rows of tokens, without ever holding the logits of a whole batch."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from phicli.text import Encoded
+
+POSITIONS = 1024  # whose logits exist at once: 1024 x vocabulary x 4 bytes, 131 MB for 32,064 tokens
+
+
+class RowLoss:
+    """Sum of the token losses of rows, padded on the right to the longest.
+
+    The rows' padding needs no attention mask: it comes after every token that counts, and attention looks back only.
+    Logits are computed for the positions that count, some at a time, and again in the backward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.device = model.device
+        self.body, self.head = _split(model)
+
+    def __call__(self, rows: Sequence[Encoded]) -> Tensor:
+        """Float32 scalar: the sum over all tokens from each row's `response_start` on."""
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        places: list[int] = []
+        targets: list[int] = []
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            places += range(i * longest + row.response_start - 1, i * longest + len(row.ids) - 1)
+            targets += row.ids[row.response_start :]
+        hidden = self.body(ids.to(self.device)).flatten(0, 1)[torch.tensor(places, device=self.device)]
+        labels = torch.tensor(targets, device=self.device)
+        losses = [
+            checkpoint(self._part, hidden[i : i + POSITIONS], labels[i : i + POSITIONS],
+                       use_reentrant=False, preserve_rng_state=False)
+            for i in range(0, len(labels), POSITIONS)
+        ]
+        return torch.stack(losses).sum()
+
+    def _part(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+
+
+def count_targets(rows: Sequence[Encoded]) -> int:
+    """How many tokens of the rows the loss counts."""
+    return sum(len(row.ids) - row.response_start for row in rows)
+
+
+def _split(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The model as (ids -> hidden states, hidden states -> logits).
+
+    Models that do more to their logits than project (scale or cap them) are found by trying, and are run whole:
+    their hidden states are then the logits.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+
+    def body(ids: Tensor) -> Tensor:
+        return decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+    def whole(ids: Tensor) -> Tensor:
+        return model(input_ids=ids, use_cache=False).logits
+
+    if decoder is not None and decoder is not model and head is not None:
+        was_training = model.training
+        model.eval()
+        probe = torch.arange(8, device=model.device)[None]
+        with torch.no_grad():
+            same = torch.allclose(head(body(probe)).float(), whole(probe).float(), rtol=1e-3, atol=1e-3)
+        model.train(was_training)
+        if same:
+            return body, head
+    return whole, lambda logits: logits

@@ -1,0 +1,132 @@
+"""Olive's adapter passes, on our base model and training loop.
+
+What an adapter is (LoRA, DoRA, LoftQ, LoHa, LoKr, and their settings) stays Olive's and peft's; loading the base
+without gptqmodel and bitsandbytes, and training on rows padded to their own length, are put in. Usable in any Olive
+workflow: `{"type": "Int4LoRA", "data": …}` once this module is imported.
+"""
+
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from olive.hardware.accelerator import AcceleratorSpec
+from olive.model import HfModelHandler
+from olive.passes.olive_pass import PassConfigParam
+from olive.passes.pass_config import BasePassConfig
+from olive.passes.pytorch import lora as olive_lora
+
+from phicli.lora.checkpoint import Checkpoint
+from phicli.lora.defaults import ALL_LINEAR, choose_targets, default_learning_rate
+from phicli.lora.loading import linear_names, load_base
+from phicli.lora.loftq import start_from_residual
+from phicli.lora.rows import Rows, prepare_rows
+from phicli.lora.training import Recipe, Trainer
+from phicli.progress import SILENT, Progress
+from phicli.settings import SETTINGS
+from phicli.text import TextCodec, TextTemplate
+
+_FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
+                  "mask_prompt", "eval_split")
+
+
+class Job:
+    """What phicli hands over beside the settings: rows already prepared, and where the state of training is saved.
+
+    Not a dataclass, which Olive's config would turn into a dict.
+    """
+
+    def __init__(self, rows: Rows, checkpoint: Checkpoint | None = None):
+        self.rows, self.checkpoint = rows, checkpoint
+
+
+class Int4Base:
+    """What all the passes share; mixed into each of Olive's."""
+
+    progress: Progress = SILENT
+    use_dora = False
+    accelerator_spec: AcceleratorSpec
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
+        config = super()._default_config(accelerator_spec)  # type: ignore[misc]
+        config["train_data_config"] = config["train_data_config"].model_copy(update={"required": False})
+        for name in _FROM_SETTINGS:
+            setting = SETTINGS[f"finetune.{name}"]
+            config[name] = PassConfigParam(type_=setting.kind, default_value=setting.default, description=setting.help)
+        for name in ("data", "text_template", "seed"):
+            setting = SETTINGS[name]
+            config[name] = PassConfigParam(type_=setting.kind, default_value=setting.default, description=setting.help)
+        config["original"] = PassConfigParam(type_=str, default_value=None, description="LoftQ: unquantized model")
+        config["job"] = PassConfigParam(
+            type_=Any, default_value=None, description="A Job, in place of data")
+        return config
+
+    def _run_for_config(
+        self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
+    ) -> HfModelHandler:
+        settings: Any = config
+        folder = Path(model.model_name_or_path)
+        job: Job = settings.job or Job(_load_rows(folder, settings))
+        if settings.learning_rate is None:
+            settings.learning_rate = default_learning_rate(folder)
+        settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
+        recipe = Recipe(**{f.name: getattr(settings, f.name) for f in fields(Recipe)})
+        cuda = self.accelerator_spec.accelerator_type == "gpu"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        base = load_base(folder, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
+        torch.manual_seed(recipe.seed)  # of the adapter's first values
+        adapted = self.init_adapters(  # type: ignore[attr-defined]
+            base, config, task=model.task, use_dora=self.use_dora)
+        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress).run()
+        kept = adapted.peft_config["default"]
+        kept.target_modules = sorted(kept.target_modules)  # peft's set has another order in each process
+        adapter = Path(output_model_path) / "adapter"
+        adapted.save_pretrained(adapter, save_embedding_layers=False)
+        (adapter / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        result = deepcopy(model)
+        result.set_resource("adapter_path", adapter)
+        result.model_attributes = {**(result.model_attributes or {}), "quality": figures}
+        return result
+
+
+class Int4LoRA(Int4Base, olive_lora.LoRA):
+    """LoRA (Hu et al., 2021, arXiv:2106.09685)."""
+
+
+class Int4DoRA(Int4Base, olive_lora.DoRA):
+    """DoRA (Liu et al., 2024, arXiv:2402.09353)."""
+
+    use_dora = True
+
+
+class Int4LoHa(Int4Base, olive_lora.LoHa):
+    """LoHa (Hyeon-Woo et al., 2021, arXiv:2108.06098)."""
+
+
+class Int4LoKr(Int4Base, olive_lora.LoKr):
+    """LoKr (Yeh et al., 2023, arXiv:2309.14859)."""
+
+
+class Int4LoftQ(Int4Base, olive_lora.LoftQ):
+    """LoftQ (Li et al., 2023, arXiv:2310.08659) on a base that is quantized already; see `loftq`."""
+
+    def init_adapters(self, model: Any, config: Any, **kwargs: Any) -> Any:
+        adapted = olive_lora.LoRA.init_adapters(self, model, config, **kwargs)
+        start_from_residual(adapted, Path(config.original))
+        return adapted
+
+
+PASSES = {"lora": Int4LoRA, "dora": Int4DoRA, "loftq": Int4LoftQ, "loha": Int4LoHa, "lokr": Int4LoKr}
+
+
+def _load_rows(folder: Path, settings: Any) -> Rows:
+    from phicli.dataset import load_rows
+
+    template = TextTemplate(settings.text_template)
+    return prepare_rows(
+        load_rows(Path(settings.data), template), template, TextCodec(folder), seq_len=settings.seq_len,
+        mask_prompt=settings.mask_prompt, eval_split=settings.eval_split, seed=settings.seed,
+    )

@@ -1,0 +1,125 @@
+"""The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from phicli import stages
+from phicli.errors import BadInput, UsageError
+from phicli.lora.defaults import choose_targets, default_learning_rate, find_base
+from phicli.models import resolve_model
+from phicli.progress import SILENT, Progress
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def finetune(
+    *, model: str, root: str | Path, base: str | None, data: str, text_template: str, name: str, method: str,
+    max_steps: int, batch_size: int, learning_rate: float | None, schedule: str, lora_r: int, lora_alpha: float | None,
+    lora_dropout: float, target_modules: list[str], seq_len: int, mask_prompt: bool, eval_split: float,
+    checkpoint_steps: int, device: str, seed: int, force: bool = False, progress: Progress = SILENT,
+) -> tuple[Path, stages.Manifest]:
+    """Train an adapter on a base model.
+
+    Args:
+        base: folder or id; None takes the quantized model under `root`. model: the unquantized one (LoftQ needs it).
+        learning_rate: peak; None takes `default_learning_rate`. lora_alpha: None takes twice the rank.
+
+    Returns:
+        the adapter's folder, `root`/ft/`name`, and its manifest.
+
+    Raises:
+        UsageError: options that do not go together. BadInput: name, data, template, base or target modules unusable.
+        Missing: no quantized base yet, no GPU, not enough memory or space.
+        KeyboardInterrupt: Ctrl-C; the same call goes on from where it stopped.
+    """
+    from phicli.dataset import load_rows
+    from phicli.text import TextTemplate
+
+    if not NAME.fullmatch(name):
+        raise BadInput("an adapter's name has letters, digits, '.', '_' and '-' only", where=name)
+    if not 0 <= eval_split < 1 or not 0 <= lora_dropout < 1:
+        raise UsageError("--eval-split and --lora-dropout are shares: at least 0 and below 1")
+    template = TextTemplate(text_template)
+    folder = resolve_model(base, progress) if base else find_base(Path(root))
+    target = Path(root) / "ft" / name
+    settings = {
+        "method": method, "text_template": text_template, "max_steps": max_steps, "batch_size": batch_size,
+        "learning_rate": default_learning_rate(folder) if learning_rate is None else learning_rate,
+        "schedule": schedule, "lora_r": lora_r,
+        "lora_alpha": 2.0 * lora_r if lora_alpha is None else lora_alpha, "lora_dropout": lora_dropout,
+        "target_modules": sorted(target_modules), "seq_len": seq_len, "mask_prompt": mask_prompt,
+        "eval_split": eval_split, "seed": seed,
+    }
+    rows = load_rows(Path(data), template)
+    inputs = {"base": stages.fingerprint(folder), "data": stages.fingerprint(Path(data))}
+    original = resolve_model(model, progress) if method == "loftq" else None
+    if original:
+        inputs["original"] = stages.fingerprint(original)
+    if not force and stages.why_stale(target, "finetune", inputs, settings) is None:
+        progress.note(f"{target} is up to date")
+        manifest = stages.read_manifest(target)
+        assert manifest is not None
+        return target, manifest
+    work = _Work(folder, original, target, inputs, settings, checkpoint_steps, progress)
+    work.check(rows, template, device)
+    return target, work.train()
+
+
+class _Work:
+    """What is left to do once names, files and settings are clear: check against the model, train, publish."""
+
+    def __init__(
+        self, folder: Path, original: Path | None, target: Path, inputs: dict[str, str], settings: dict[str, Any],
+        checkpoint_steps: int, progress: Progress,
+    ):
+        self.folder, self.original, self.target = folder, original, target
+        self.inputs, self.settings, self.checkpoint_steps = inputs, settings, checkpoint_steps
+        self.progress = progress
+
+    def check(self, rows: list[dict[str, str]], template: Any, device: str) -> None:
+        """All that can be found wrong before the model is loaded."""
+        from phicli.devices import choose_device
+        from phicli.lora.loading import check_base, linear_names
+        from phicli.lora.rows import prepare_rows
+        from phicli.text import TextCodec
+
+        self.device = choose_device(device)
+        check_base(self.folder)
+        self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
+        names = ("seq_len", "mask_prompt", "eval_split", "seed")
+        self.rows = prepare_rows(rows, template, TextCodec(self.folder), **{n: self.settings[n] for n in names})
+        if self.rows.cut:
+            more = f", {self.rows.dropped} of them left out: nothing to learn in the rest" if self.rows.dropped else ""
+            self.progress.warn(f"{self.rows.cut} of {len(rows)} rows cut to {self.settings['seq_len']} tokens{more}")
+
+    def train(self) -> stages.Manifest:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums exactly with it
+        from phicli.lora.checkpoint import Checkpoint
+        from phicli.lora.passes import PASSES, Job
+        from phicli.passes import run_pass
+
+        begun = time.monotonic()
+        manifest = stages.Manifest("finetune", self.inputs, self.settings)
+        key = {"inputs": self.inputs, "settings": self.settings, "device": self.device, "versions": stages.versions()}
+        checkpoint = Checkpoint(self.target.with_name(f".{self.target.name}.checkpoint"), key)
+        names = ("max_steps", "batch_size", "learning_rate", "schedule", "seed")
+        config = {n: self.settings[n] for n in names} | {
+            "r": self.settings["lora_r"], "alpha": self.settings["lora_alpha"], "target_modules": self.targets,
+            "lora_dropout": self.settings["lora_dropout"], "checkpoint_steps": self.checkpoint_steps,
+            "original": str(self.original) if self.original else None, "job": Job(self.rows, checkpoint),
+        }
+        with stages.publishing(self.target) as fresh:
+            result = run_pass(PASSES[self.settings["method"]], config, self.folder, fresh, device=self.device,
+                              progress=self.progress)
+            for path in sorted((fresh / "adapter").iterdir()):
+                path.rename(fresh / path.name)
+            (fresh / "adapter").rmdir()
+            manifest.quality = {**result.model_attributes["quality"], "rows": len(self.rows.train),
+                                "held_out_rows": len(self.rows.held_out), "rows_cut": self.rows.cut}
+            manifest.seconds = round(time.monotonic() - begun, 3)
+            stages.write_manifest(fresh, manifest)
+        checkpoint.remove()
+        return manifest
