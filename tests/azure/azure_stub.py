@@ -66,16 +66,23 @@ class Azure:
         return generate_container_sas(ACCOUNT, CONTAINER, account_key=key, expiry=end,
                                       permission=ContainerSasPermissions.from_string(permissions))
 
+    def fault_for(self, request: str) -> Fault | None:
+        """The fault that this request meets, if any, after its delay."""
+        with self.lock:
+            self.log.append(request)
+            fault = next((f for f in self.faults if f.times > 0 and re.search(f.match, request)), None)
+            if fault:
+                fault.times -= 1
+        if fault:
+            time.sleep(fault.delay)
+        return fault
+
     def answer(self, method: str, host: str, path: str, body: bytes) -> tuple[int, object, dict[str, str]]:
-        request = f"{method} {path}"
-        self.log.append(request)
-        fault = next((f for f in self.faults if f.times > 0 and re.search(f.match, request)), None)
+        fault = self.fault_for(f"{method} {path}")
         if fault is None:
             return *self.route(method, host, path, body), {}
-        fault.times -= 1
         if fault.after:
             self.route(method, host, path, body)
-        time.sleep(fault.delay)
         return fault.status, {"error": {"code": fault.code, "message": "injected by a test"}}, fault.headers
 
     def route(self, method: str, host: str, path: str, body: bytes) -> Answer:

@@ -16,6 +16,7 @@ from pathlib import Path
 import azure_stub
 import pytest
 from azure_certificates import make_certificates
+from azure_front import serve_front
 from azure_proxy import Proxy
 from azure_stub import ACCOUNT, CONTAINER, GROUP, KEY, SUBSCRIPTION, WORKSPACE
 
@@ -23,12 +24,22 @@ HERE = Path(__file__).parent
 AZURITE = HERE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 STORAGE_HOST = r"[a-z0-9]+\.blob\.core\.windows\.net"
 SERVICE_HOSTS = r"management\.azure\.com|[a-z0-9]+\.api\.azureml\.ms|cert-[a-z0-9]+\.experiments\.azureml\.net"
-CLAIMS = base64.urlsafe_b64encode(json.dumps({"upn": "traveller@example.com", "tid": "tenant-1"}).encode()).decode()
-TOKEN = f"e30.{CLAIMS.rstrip('=')}.TOKEN-NOBODY-MAY-SEE"
+SECRET = "TOKEN-NOBODY-MAY-SEE"
 AZ = """#!/bin/sh
 [ -n "$AZ_LOGGED_OUT" ] && { echo "ERROR: Please run 'az login' to setup account." >&2; exit 1; }
 echo '{"accessToken":"%s","expires_on":%d,"tokenType":"Bearer","subscription":"s","tenant":"t"}'
 """
+
+
+def _token() -> str:
+    """What `az` gives: unsigned, with the claims that Azurite looks at."""
+    tenant = "11111111-aaaa-bbbb-cccc-000000000000"
+    claims = {"upn": "traveller@example.com", "tid": tenant, "iss": f"https://sts.windows.net/{tenant}/",
+              "aud": "https://storage.azure.com", "iat": 1, "nbf": 1, "exp": int(time.time()) + 86400}
+    parts = [{"alg": "HS256", "typ": "JWT"}, claims]
+    return ".".join([*(base64.urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=") for p in parts), SECRET])
+
+
 _skipped: list[str] = []
 
 
@@ -64,6 +75,7 @@ class Servers:
     proxy: Proxy
     folder: Path
     storage_port: int
+    front_port: int
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +84,7 @@ def servers(azurite_program, tmp_path_factory):
     make_certificates(folder)
     program = folder / "bin" / "az"
     program.parent.mkdir()
-    program.write_text(AZ % (TOKEN, time.time() + 86400))
+    program.write_text(AZ % (_token(), time.time() + 86400))
     program.chmod(0o755)
     port = _free_port()
     azurite = subprocess.Popen(
@@ -83,7 +95,7 @@ def servers(azurite_program, tmp_path_factory):
         _wait_for(port, azurite)
         stub = azure_stub.Azure()
         proxy = Proxy([(STORAGE_HOST, port), (SERVICE_HOSTS, azure_stub.serve(stub, folder))], counted=STORAGE_HOST)
-        yield Servers(stub, proxy, folder, port)
+        yield Servers(stub, proxy, folder, port, serve_front(stub, folder, port))
     finally:
         azurite.send_signal(signal.SIGTERM)
         azurite.wait(10)
@@ -112,11 +124,16 @@ class Cloud:
         from azure.storage.blob import ContainerClient
 
         self.azure, self.proxy = servers.azure, servers.proxy
+        self._front_port = servers.front_port
         self.target = ["--workspace-name", WORKSPACE, "--resource-group", GROUP, "--subscription", SUBSCRIPTION]
         self.box = ContainerClient(f"https://127.0.0.1:{servers.storage_port}/{ACCOUNT}", CONTAINER, credential=KEY,
                                    connection_verify=str(servers.folder / "ca.pem"))
         if not self.box.exists():
             self.box.create_container()
+
+    def open_front(self) -> None:
+        """From now on requests to the storage meet the faults too; their names begin with "storage"."""
+        self.proxy.routes[0] = (STORAGE_HOST, self._front_port)
 
     def stored(self, name: str, version: str) -> dict[str, bytes]:
         """The files of a registered version, as they lie in the storage."""
@@ -130,6 +147,7 @@ def cloud(servers, monkeypatch, tmp_path):
     """An empty Azure, reached by every client of this process and its children through the environment."""
     servers.azure.reset()
     servers.proxy.reset()
+    servers.proxy.routes[0] = (STORAGE_HOST, servers.storage_port)
     for name in [n for n in os.environ if n.startswith(("AZURE_", "IDENTITY_", "MSI_"))]:
         monkeypatch.delenv(name)
     for name, value in {
