@@ -1,0 +1,59 @@
+"""Damage that is seen and undone, and sound text that is let alone."""
+
+import pytest
+
+from phicli.dataset.damage import damage, repair
+
+SOUND = [
+    "Ein „Gruß“ und „Spaß“ – „Ä“, „Å“, „Ü“!", "« À Paris », dit-il : « Là-bas, à « Nice » … »", "ABROGÉ », café’”",
+    "«Ñ» ¿Cuánto? ¡Ñandú! NIÑO” SÃO PAULO, IRMÃO", "Ðorđe, Þór, við „fórum“ í „Garð“…", "Привет, „мир“ — «да»",
+    "Γειά σου «κόσμε»", "日本語「東京」、良い。", "🙂👍🏽 10 € – 20 °C ½ ×3 ÷2 ±1 ©®™", "Tiếng Việt: Ấn Độ, Đà Nẵng",
+    "AT&T, R&D; a && b; &unknown; x & y;", "tab\there\nnext line", "Nan bread, null hypothesis", "naïve coöperate",
+]
+
+
+def misread(text, encoding="cp1252"):
+    """UTF-8 bytes read in an 8-bit encoding, as programs do; undefined bytes pass."""
+    out = ""
+    for byte in text.encode("utf-8"):
+        try:
+            out += bytes([byte]).decode(encoding)
+        except UnicodeDecodeError:
+            out += chr(byte)
+    return out
+
+
+@pytest.mark.parametrize("text", SOUND)
+def test_sound_text_is_let_alone(text):
+    assert list(damage(text)) == []
+    assert repair(text) == text
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("text", ["Café à Zürich", "Kraków – it’s “nice”…", "10 € ☕ 🙂", "Привет и мир", "日本語の本",
+                                  "Ελλάδα", "שלום", "São Tomé: NACIÓN"])
+def test_mojibake_is_seen_and_undone(text, encoding):
+    broken = misread(text, encoding)
+    assert "mojibake" in list(damage(broken))
+    assert repair(broken) == text
+    assert repair(misread(broken, encoding)) == text  # twice misread
+
+
+@pytest.mark.parametrize(("text", "code", "repaired"), [
+    ("a\x00b\x1b[31mc\x7f", "control_character", "ab[31mc"),
+    ("one\r\ntwo\rthree", "control_character", "one\ntwo\nthree"),
+    ("\ufeffx", "control_character", "x"),
+    ("a &amp; b &#39;c&#x27; &eacute;&copy=1", "html_entity", "a & b 'c' é&copy=1"),
+])
+def test_undone(text, code, repaired):
+    assert list(damage(text)) == [code]
+    assert repair(text) == repaired
+    assert list(damage(repaired)) == []
+
+
+@pytest.mark.parametrize(("text", "code"), [
+    ("", "empty_field"), (" \n", "empty_field"), ("NaN", "nan_text"), (" null ", "nan_text"), ("<NA>", "nan_text"),
+    ("caf\ufffd", "replacement_character")])
+def test_lost_for_good(text, code):
+    assert list(damage(text)) == [code]
+    assert repair(text) == text

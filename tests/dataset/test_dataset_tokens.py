@@ -1,0 +1,52 @@
+"""Token counts in batches equal those of the codec, row by row."""
+
+import pytest
+
+from phicli.dataset.tokens import TokenCounter
+from phicli.settings import DEFAULT_TEMPLATE
+from phicli.text import TextCodec, TextTemplate
+
+ROWS = [
+    {"prompt": "Where is Kyoto?", "response": "It is in Japan, west of Tokyo."},
+    {"prompt": "", "response": ""},
+    {"prompt": " \n blanks \n", "response": "  "},
+    {"prompt": "<|user|> typed <|end|>", "response": "<|endoftext|>"},
+    {"prompt": "日本 🙂 é", "response": "a\n\n\nb"},
+]
+TEMPLATES = [DEFAULT_TEMPLATE, "### Q: {prompt}\n### A: {response}", "{response}", "{prompt} {response}{prompt}<|end|>\n",
+             "<|system|>\nBe brief.<|end|>\n<|user|>{prompt}<|end|><|assistant|>{response}"]
+
+
+@pytest.fixture(scope="module")
+def codec(tiny):
+    return TextCodec(tiny)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "stripping"])
+def any_codec(request, tiny):
+    """Phi-3's own tokenizer lets some special tokens take the blanks beside them; so does the second codec."""
+    codec = TextCodec(tiny)
+    if request.param:
+        for ident, token in codec.special.values():
+            codec.special[token.content] = (ident, type(token)(
+                token.content, rstrip=token.content != "<|endoftext|>", lstrip=token.content == "<|end|>", special=True))
+    return codec
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_rows_count_as_the_codec_counts(any_codec, template):
+    template = TextTemplate(template)
+    totals, _ = TokenCounter(any_codec, template).count(ROWS)
+    assert totals == [len(any_codec.encode_row(template, row).ids) for row in ROWS]
+
+
+def test_fields_between_special_tokens_count_as_alone(codec):
+    template = TextTemplate(DEFAULT_TEMPLATE)
+    _, fields = TokenCounter(codec, template).count(ROWS[:1])
+    assert fields == {name: [len(codec.encode_text(ROWS[0][name]))] for name in ("prompt", "response")}
+
+
+def test_fields_and_literals_make_up_the_row(codec):
+    template = TextTemplate("{prompt}<|end|>{response}<|end|>")
+    totals, fields = TokenCounter(codec, template).count(ROWS)
+    assert [sum(counts) + 2 for counts in zip(*fields.values(), strict=True)] == totals
