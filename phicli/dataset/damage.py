@@ -62,14 +62,16 @@ def has_mojibake(text: str) -> bool:
 
 def repair(text: str) -> str:
     """The text with mojibake, HTML entities and control characters undone; what is lost for good stays."""
-    for _ in range(3):  # it may have happened more than once
-        if not has_mojibake(text):
+    for _ in range(5):  # it may have happened more than once: &amp;amp;
+        before = text
+        if has_mojibake(text):
+            text = _ALL_MOJIBAKE.sub(_undo, text)
+        if "&" in text:
+            text = ENTITY.sub(lambda m: html.unescape(m[0]) if _is_entity(m) else m[0], text)
+        if CONTROL.search(text):
+            text = CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+        if text == before:
             break
-        text = _ALL_MOJIBAKE.sub(_undo, text)
-    if "&" in text:
-        text = ENTITY.sub(lambda m: html.unescape(m[0]) if _is_entity(m) else m[0], text)
-    if CONTROL.search(text):
-        text = CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return text
 
 

@@ -1,0 +1,101 @@
+"""What `inspect` can find: the table of kinds, and the collector of where each was seen."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN_LINES = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """message: what it is; {field} is the field's name. bad: such a row cannot be used, and `load_rows` refuses it."""
+
+    message: str
+    suggestion: str
+    bad: bool = False
+
+
+SAVE_AS_UTF8 = "save it as UTF-8 without byte order mark; --fix OUT does"
+ENDINGS = "JSON Lines uses LF; --fix OUT writes it"
+LOST = "the characters are lost here: take the row from its source again; --fix OUT leaves it out"
+
+KINDS: dict[str, Kind] = {
+    "invalid_utf8": Kind("not valid UTF-8", "find out the encoding and save as UTF-8; --fix OUT reads such lines "
+                         "as Windows-1252 where that gives sound text", bad=True),
+    "bad_json": Kind("broken JSON", "one complete JSON object a line; --fix OUT leaves such lines out", bad=True),
+    "duplicate_key": Kind("a field stands twice in one object", "keep one of the two", bad=True),
+    "not_object": Kind("JSON, but not an object", 'a row is an object: {"prompt": "…", "response": "…"}', bad=True),
+    "missing_field": Kind("no field '{field}', which the text template names",
+                          "fill it in, or name the right field in --text-template", bad=True),
+    "not_text": Kind("'{field}' is not text", "write it as a string; --fix OUT does so with numbers", bad=True),
+    "lone_surrogate": Kind("'{field}' has half of a character (a lone surrogate)", LOST, bad=True),
+    "encoding": Kind("the file is {field}", SAVE_AS_UTF8),
+    "bom": Kind("byte order mark at the beginning", SAVE_AS_UTF8),
+    "crlf": Kind("Windows line endings (CRLF)", ENDINGS),
+    "cr": Kind("old Macintosh line endings (CR)", ENDINGS),
+    "mixed_line_endings": Kind("line endings differ from the file's most common one", ENDINGS),
+    "no_final_newline": Kind("the last line has no line ending: cut off?", "see whether the last row is whole; "
+                             "--fix OUT ends it"),
+    "blank_line": Kind("blank lines", "they are passed over; --fix OUT drops them"),
+    "empty_field": Kind("'{field}' is empty", "fill it in or remove the row; --fix OUT removes rows "
+                        "without the template's last field"),
+    "nan_text": Kind("'{field}' is only a word such as nan or null", "probably an empty cell of a table: remove the "
+                     "row; --fix OUT does"),
+    "replacement_character": Kind("'{field}' has U+FFFD (�), the mark of a failed decoding", LOST),
+    "mojibake": Kind("'{field}' has UTF-8 that was read as Windows-1252 (Ã© for é)", "--fix OUT restores it"),
+    "control_character": Kind("'{field}' has control characters", "--fix OUT removes them, and makes CRLF LF"),
+    "html_entity": Kind("'{field}' has HTML entities (&amp;)", "--fix OUT makes them characters"),
+    "special_token": Kind("'{field}' has text that looks like a special token",
+                          "perhaps a chat template is in it already; to phicli it is ordinary text, not to every tool"),
+    "unknown_template_token": Kind("the text template's {field} is no special token of this model",
+                                   "give this model's own layout with --text-template"),
+    "duplicate_row": Kind("the same row as an earlier one", "it trains twice; --fix OUT keeps the first"),
+    "duplicate_prompt": Kind("the prompt of an earlier row with another response", "fine if meant; "
+                             "if not, keep the better one"),
+    "too_long": Kind("longer than the limit of {field} tokens", "training cuts the end off: shorten it or raise "
+                     "--max-tokens here and --seq-len in finetune"),
+    "extreme_length": Kind("'{field}' is more than 20 times as long as usual", "see whether several rows ran together"),
+    "extra_field": Kind("field '{field}', which the text template does not name", "it is not used; name it in "
+                        "--text-template to use it"),
+}
+
+
+@dataclass
+class Finding:
+    """How many rows (or lines) one kind of finding touches, and the first of their lines."""
+
+    code: str
+    field: str | None = None
+    count: int = 0
+    lines: list[int] = dataclasses.field(default_factory=list)
+    detail: str | None = None
+    suggestion: str | None = None
+
+    def warning(self) -> dict[str, Any]:
+        kind = KINDS[self.code]
+        message = kind.message.format(field=self.field) + (f": {self.detail}" if self.detail else "")
+        return {"code": self.code, "field": self.field, "count": self.count, "lines": self.lines,
+                "message": message, "suggestion": self.suggestion or kind.suggestion, "bad": kind.bad}
+
+
+class Findings(dict[tuple[str, str | None], Finding]):
+    """Findings by code and field."""
+
+    def add(self, code: str, line: int | None, field: str | None = None, *, count: int = 1,
+            detail: str | None = None) -> None:
+        """Note one more; of the details only the first is kept. line None: it is about the whole file."""
+        found = self.get((code, field))
+        if found is None:
+            found = self[code, field] = Finding(code, field, detail=detail)
+        found.count += count
+        if line is not None and len(found.lines) < SHOWN_LINES:
+            found.lines.append(line)
+
+    def count(self, code: str) -> int:
+        return sum(f.count for f in self.values() if f.code == code)
+
+    def warnings(self) -> list[dict[str, Any]]:
+        """All of them in the order of KINDS: first what makes rows unusable."""
+        order = list(KINDS)
+        return [f.warning() for f in sorted(self.values(), key=lambda f: order.index(f.code))]

@@ -1,0 +1,110 @@
+"""One pass over a file of rows: figures about its fields and tokens, and everything that may be wrong with it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from phicli.dataset.cleaning import FORM, Cleaner, cleaning
+from phicli.dataset.inspector import Batch, Inspector
+from phicli.dataset.lines import LineReader
+from phicli.dataset.rows import Defect, parse
+from phicli.errors import BadInput
+from phicli.models import local_tokenizer
+from phicli.progress import SILENT, Progress
+from phicli.text import TextCodec, TextTemplate
+
+BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
+
+
+def inspect_file(
+    data: str,
+    *,
+    model: str,
+    text_template: str,
+    max_tokens: int = 1024,
+    rows: int = 3,
+    fix: Path | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Inspect a JSON Lines file in one pass and bounded memory.
+
+    Args:
+        data: the file, plain or gzip; "-" is stdin.
+        model: whose tokenizer counts; it is never fetched, and without it the report has no tokens.
+        max_tokens: length limit of a templated row. rows: how many first rows the report shows.
+        fix: file for a clean copy; None writes nothing.
+
+    Returns:
+        The report, ready for JSON: file, bytes, lines, rows (that can be used), bad_rows, fields, characters and tokens
+        (of the templated row), duplicate_rows, duplicate_prompts, first_rows, warnings, fix.
+
+    Raises:
+        BadInput: the file cannot be read as lines of text, see `LineReader`; it is empty; no row is left for `fix`; the
+            template or the model is wrong.
+        UsageError: `fix` is the input. Missing: `fix` cannot be written.
+    """
+    template = TextTemplate(text_template)
+    inspector = Inspector(template, _codec(model, progress), max_tokens, rows)
+    with LineReader(data) as reader, ExitStack() as stack:
+        cleaner = stack.enter_context(cleaning(fix, data, template)) if fix else None
+        with progress.task(f"reading {reader.name}", reader.size, "B") as task:
+            done = 0
+            for batch in _batches(reader, inspector):
+                inspector.take(batch)
+                if cleaner:
+                    cleaner.take(batch)
+                task.advance(reader.done - done, rows=inspector.rows)
+                done = reader.done
+        if not inspector.rows + inspector.bad_rows:
+            raise BadInput("no rows: the file is empty", where=reader.name)
+        inspector.finish(reader)
+    return _report(inspector, reader, cleaner, fix)
+
+
+def _codec(model: str, progress: Progress) -> TextCodec | None:
+    folder = local_tokenizer(model)
+    if folder:
+        return TextCodec(folder)
+    progress.note(f"tokens are left out: {model} is not on this machine, and looking at data fetches nothing. "
+                  "To count them: --model tiny (built in), --model FOLDER, or after phicli quantize has fetched it")
+    return None
+
+
+def _batches(reader: LineReader, inspector: Inspector) -> Iterator[Batch]:
+    batch: Batch = []
+    held = 0
+    for line in reader:
+        if not inspector.see(line):
+            continue
+        try:
+            batch.append((line, parse(line.data)))
+        except Defect as e:
+            batch.append((line, e))
+        held += len(line.data)
+        if len(batch) >= BATCH_LINES or held >= BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _report(inspector: Inspector, reader: LineReader, cleaner: Cleaner | None, fix: Path | None) -> dict[str, Any]:
+    findings = inspector.findings
+    tokens = inspector.tokens.figures()
+    if tokens:
+        tokens |= {"total": inspector.tokens.total, "limit": inspector.max_tokens,
+                   "over_limit": findings.count("too_long")}
+    report: dict[str, Any] = {
+        "file": reader.name, "bytes": reader.done, "lines": inspector.lines,
+        "rows": inspector.rows, "bad_rows": inspector.bad_rows,
+        "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures(),
+                          "tokens": f.tokens.figures()} for name, f in inspector.fields.items()},
+        "characters": inspector.characters.figures(), "tokens": tokens,
+        "duplicate_rows": findings.count("duplicate_row"), "duplicate_prompts": findings.count("duplicate_prompt"),
+        "first_rows": inspector.first, "warnings": findings.warnings(),
+    }
+    if cleaner and fix:
+        cleaner.changed.update({code: findings.count(code) for code in FORM if findings.count(code)})
+        report["fix"] = cleaner.summary(fix)
+    return report

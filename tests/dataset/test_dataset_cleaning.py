@@ -1,0 +1,124 @@
+"""The clean copy: restored, complete, without what cannot be used, and never half."""
+
+import codecs
+import gzip
+import json
+
+import pytest
+
+from phicli.dataset import load_rows
+from phicli.dataset.inspection import inspect_file
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.settings import DEFAULT_TEMPLATE
+from phicli.text import TextTemplate
+
+GOOD = b'{"prompt":  "Sound?", "response": "Yes \\u00e9.", "id": 1.10}\n'
+
+
+def clean(tmp_path, content, out="out.jsonl"):
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(content)
+    out = tmp_path / out
+    report = inspect_file(str(source), model="tiny", text_template=DEFAULT_TEMPLATE, fix=out)
+    return report["fix"], out
+
+
+def row(prompt, response):
+    return json.dumps({"prompt": prompt, "response": response}).encode() + b"\n"
+
+
+def test_sound_rows_keep_their_bytes(tmp_path):
+    fix, out = clean(tmp_path, GOOD)
+    assert out.read_bytes() == GOOD
+    assert fix == {"output": str(out), "rows": 1, "changed": {}, "dropped": {}}
+
+
+@pytest.mark.parametrize(("line", "code", "response"), [
+    (row("a", "CafÃ©"), "mojibake", "Café"),
+    (row("a", "salt &amp; pepper"), "html_entity", "salt & pepper"),
+    (row("a", "b\x00c\r\nd"), "control_character", "bc\nd"),
+    (row("a", 5), "not_text", "5"),
+    ('{"prompt": "a", "response": "Café"}\n'.encode("cp1252"), "invalid_utf8", "Café"),
+])
+def test_what_is_restored(tmp_path, line, code, response):
+    fix, out = clean(tmp_path, GOOD + line)
+    assert fix["changed"] == {code: 1} and fix["dropped"] == {} and fix["rows"] == 2
+    assert load_rows(out, TextTemplate(DEFAULT_TEMPLATE))[1] == {"prompt": "a", "response": response}
+
+
+@pytest.mark.parametrize(("line", "code"), [
+    (b"{broken\n", "bad_json"), (b"[]\n", "not_object"), (b'{"prompt": "a"}\n', "missing_field"),
+    (row("a", None), "not_text"), (row("a", True), "not_text"), (row("a", float("nan")), "not_text"),
+    (row("a", "half \ud83d"), "lone_surrogate"), (row("a", " "), "empty_field"), (row("a", "nan"), "nan_text"),
+    (row("a", "caf\ufffd"), "replacement_character"), (GOOD, "duplicate_row"),
+    (row("Sound? ", "Yes &eacute;."), "duplicate_row"),  # only once it is restored
+    (b'{"prompt": "a", "response": "\xc3\xa9 and half of one: \xc3"}\n', "invalid_utf8"),
+])
+def test_what_is_left_out(tmp_path, line, code):
+    fix, out = clean(tmp_path, GOOD + line)
+    assert fix["dropped"] == {code: 1} and fix["rows"] == 1
+    assert out.read_bytes() == GOOD
+
+
+def test_empty_first_field_is_kept(tmp_path):
+    fix, _ = clean(tmp_path, row("", "An answer to nothing."))
+    assert fix["rows"] == 1 and fix["dropped"] == {}
+
+
+@pytest.mark.parametrize(("content", "codes"), [
+    (codecs.BOM_UTF8 + GOOD, {"bom": 1}),
+    (codecs.BOM_UTF16_BE + GOOD.decode().encode("utf-16-be"), {"encoding": 1}),
+    (GOOD.replace(b"\n", b"\r\n"), {"crlf": 1}),
+    (b"\n" + GOOD[:-1], {"blank_line": 1, "no_final_newline": 1}),
+])
+def test_form(tmp_path, content, codes):
+    fix, out = clean(tmp_path, content)
+    assert out.read_bytes() == GOOD
+    assert fix["changed"] == codes
+
+
+def test_the_clean_copy_of_anything_has_nothing_left_to_fix(tmp_path):
+    dirty = codecs.BOM_UTF8 + GOOD + b"".join(
+        [row("a", "CafÃ© &amp;\x00"), row("b", "&#0;"), row("c", "&amp;amp; &lt;|end|&gt;"), b"junk\n", row("d", "")])
+    _, out = clean(tmp_path, dirty)
+    again = inspect_file(str(out), model="tiny", text_template=DEFAULT_TEMPLATE, fix=tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
+    assert again["fix"]["changed"] == again["fix"]["dropped"] == {}
+
+
+def test_gz_output(tmp_path):
+    _, out = clean(tmp_path, GOOD, "new/out.jsonl.gz")
+    assert gzip.decompress(out.read_bytes()) == GOOD
+
+
+@pytest.mark.parametrize("content", [b"junk\n", row("a", "nan")])
+def test_nothing_is_written_where_no_row_is_left(tmp_path, content):
+    (tmp_path / "out.jsonl").write_text("old")
+    with pytest.raises(BadInput, match="no row is left"):
+        clean(tmp_path, content)
+    assert (tmp_path / "out.jsonl").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_a_fault_in_the_middle_leaves_the_old_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr("phicli.dataset.lines.MAX_LINE", 200)
+    (tmp_path / "out.jsonl").write_text("old")
+    with pytest.raises(BadInput, match="a line of more than"):
+        clean(tmp_path, GOOD + b"x" * 300)
+    assert (tmp_path / "out.jsonl").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_never_over_the_input(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "rows.jsonl")
+    for name in ("rows.jsonl", "link"):
+        with pytest.raises(UsageError, match="its own input"):
+            clean(tmp_path, GOOD, name)
+    assert (tmp_path / "rows.jsonl").read_bytes() == GOOD
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    with pytest.raises(UsageError, match="name of a file"):
+        clean(tmp_path, GOOD, ".")
+    with pytest.raises(Missing, match="cannot be written"):
+        clean(tmp_path, GOOD, "rows.jsonl/out")

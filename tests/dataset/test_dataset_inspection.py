@@ -1,0 +1,167 @@
+"""Every kind of finding is provoked by a file that has it, and a clean file has none."""
+
+import codecs
+import io
+import json
+
+import pytest
+
+from phicli.dataset import load_rows
+from phicli.dataset.findings import KINDS, SHOWN_LINES
+from phicli.dataset.inspection import inspect_file
+from phicli.errors import BadInput
+from phicli.settings import DEFAULT_TEMPLATE
+from phicli.text import TextCodec, TextTemplate
+
+GOOD = [{"prompt": f"Question {i} about Zürich?", "response": f"Answer {i}, “quoted” – 日本 🙂."} for i in range(20)]
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
+
+
+def row(prompt="Another question?", response="Another answer.", **more):
+    return jsonl({"prompt": prompt, "response": response, **more})
+
+
+CLEAN = jsonl(*GOOD)
+
+# code -> (file, lines that the finding names, rows it touches)
+PROVOKED = {
+    "invalid_utf8": (CLEAN + '{"prompt": "é"}\n'.encode("latin-1"), [21], 1),
+    "bad_json": (CLEAN + b'{"prompt": "a"\nprompt,response\n', [21, 22], 2),
+    "duplicate_key": (CLEAN + b'{"prompt": "a", "prompt": "b", "response": "c"}\n', [21], 1),
+    "not_object": (CLEAN + b'[1]\n"text"\n3\n', [21, 22, 23], 3),
+    "missing_field": (jsonl({"prompt": "No answer?"}) + CLEAN, [1], 1),
+    "not_text": (CLEAN + jsonl({"prompt": "How many?", "response": 5}), [21], 1),
+    "lone_surrogate": (CLEAN + b'{"prompt": "half \\ud83d", "response": "c"}\n', [21], 1),
+    "encoding": (codecs.BOM_UTF16_LE + CLEAN.decode().encode("utf-16-le"), [], 20),
+    "bom": (codecs.BOM_UTF8 + CLEAN, [1], 1),
+    "crlf": (CLEAN.replace(b"\n", b"\r\n"), [1, 2, 3, 4, 5], 20),
+    "cr": (CLEAN.replace(b"\n", b"\r"), [1, 2, 3, 4, 5], 20),
+    "mixed_line_endings": (CLEAN + row()[:-1] + b"\r\n", [21], 1),
+    "no_final_newline": (CLEAN[:-1], [20], 1),
+    "blank_line": (CLEAN + b"\n  \n" + row(), [21, 22], 2),
+    "empty_field": (CLEAN + row(response=" "), [21], 1),
+    "nan_text": (CLEAN + row(response="nan"), [21], 1),
+    "replacement_character": (CLEAN + row(response="Caf\ufffd"), [21], 1),
+    "mojibake": (CLEAN + row(response="CafÃ©"), [21], 1),
+    "control_character": (CLEAN + row(response="a\x1b[31mred"), [21], 1),
+    "html_entity": (CLEAN + row(response="salt &amp; pepper"), [21], 1),
+    "special_token": (CLEAN + row(response="It is.<|end|>"), [21], 1),
+    "unknown_template_token": (CLEAN, [], 20),
+    "duplicate_row": (CLEAN + jsonl(GOOD[3], GOOD[0], GOOD[3]), [21, 22, 23], 3),
+    "duplicate_prompt": (CLEAN + row(prompt=GOOD[5]["prompt"]), [21], 1),
+    "too_long": (CLEAN + row(response="word and " * 60), [21], 1),
+    "extreme_length": (CLEAN + row(response="a" * 1001), [21], 1),
+    "extra_field": (CLEAN + row(source="web"), [21], 1),
+}
+SETTINGS = {
+    "unknown_template_token": {"text_template": "<|im_start|>{prompt}<|end|>{response}"},
+    "too_long": {"max_tokens": 100},
+}
+
+
+def inspect(tmp_path, content, **settings):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    return inspect_file(str(path), **{"model": "tiny", "text_template": DEFAULT_TEMPLATE, **settings})
+
+
+def test_every_kind_is_provoked_below():
+    assert set(PROVOKED) == set(KINDS)
+
+
+@pytest.mark.parametrize("code", PROVOKED)
+def test_a_file_that_has_it_and_nothing_else(tmp_path, code):
+    content, lines, count = PROVOKED[code]
+    (warning,) = inspect(tmp_path, content, **SETTINGS.get(code, {}))["warnings"]
+    assert (warning["code"], warning["lines"], warning["count"]) == (code, lines, count)
+    assert warning["message"] and warning["suggestion"] and "{" not in warning["message"]
+
+
+@pytest.mark.parametrize("code", PROVOKED)
+def test_bad_rows_are_those_that_finetune_refuses(tmp_path, code):
+    content, _, count = PROVOKED[code]
+    report = inspect(tmp_path, content)
+    assert report["bad_rows"] == (count if KINDS[code].bad else 0)
+    if KINDS[code].bad:
+        with pytest.raises(BadInput):
+            load_rows(tmp_path / "rows.jsonl", TextTemplate(DEFAULT_TEMPLATE))
+    else:
+        assert len(load_rows(tmp_path / "rows.jsonl", TextTemplate(DEFAULT_TEMPLATE))) == report["rows"]
+
+
+def test_a_clean_file_has_none_and_its_figures_are_exact(tmp_path, tiny):
+    report = inspect(tmp_path, CLEAN, max_tokens=60, rows=2)
+    assert report["warnings"] == []
+    assert (report["rows"], report["bad_rows"], report["lines"], report["bytes"]) == (20, 0, 20, len(CLEAN))
+    assert [first["line"] for first in report["first_rows"]] == [1, 2]
+    assert report["first_rows"][0] == {"line": 1, **GOOD[0]}
+    lengths = sorted(len(row["prompt"]) for row in GOOD)
+    assert report["fields"]["prompt"]["characters"] == {
+        "min": lengths[0], "mean": sum(lengths) / 20, "p95": lengths[18], "max": lengths[-1]}
+    codec, template = TextCodec(tiny), TextTemplate(DEFAULT_TEMPLATE)
+    tokens = [len(codec.encode_row(template, row).ids) for row in GOOD]
+    assert report["tokens"]["total"] == sum(tokens) and report["tokens"]["max"] == max(tokens)
+    whole = [len(DEFAULT_TEMPLATE.format(**row)) for row in GOOD]
+    assert (report["characters"]["min"], report["characters"]["max"]) == (min(whole), max(whole))
+
+
+def test_batches_do_not_change_the_report(tmp_path, monkeypatch):
+    content = b"".join(content for content, _, _ in PROVOKED.values() if content.startswith(CLEAN) and
+                       content.endswith(b"\n"))
+    whole = inspect(tmp_path, content)
+    monkeypatch.setattr("phicli.dataset.inspection.BATCH_LINES", 3)
+    monkeypatch.setattr("phicli.dataset.lines.BLOCK", 100)
+    assert inspect(tmp_path, content) == whole
+    assert len(whole["warnings"]) > 12
+
+
+def test_the_first_lines_are_named_and_all_are_counted(tmp_path):
+    (warning,) = inspect(tmp_path, CLEAN + b"x\n" * 100)["warnings"]
+    assert warning["count"] == 100 and warning["lines"] == list(range(21, 21 + SHOWN_LINES))
+
+
+def test_another_field_name_is_suggested(tmp_path):
+    report = inspect(tmp_path, jsonl({"instruction": "a", "output": "b"}))
+    assert report["rows"] == 0 and report["bad_rows"] == 1
+    assert "instruction, output" in report["warnings"][0]["suggestion"]
+
+
+def test_a_json_array_is_recognized(tmp_path):
+    report = inspect(tmp_path, json.dumps(GOOD, indent=1).encode())
+    assert "JSON array" in report["warnings"][0]["suggestion"]
+
+
+def test_without_the_model_tokens_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    report = inspect(tmp_path, CLEAN, model="nobody/no-such-model")
+    assert report["tokens"] is None and report["fields"]["prompt"]["tokens"] is None
+    assert report["rows"] == 20
+
+
+def test_template_with_one_field_and_with_a_field_twice(tmp_path):
+    content = CLEAN + jsonl(GOOD[0])
+    report = inspect(tmp_path, content, text_template="{response}")
+    assert (report["duplicate_rows"], report["duplicate_prompts"]) == (1, 0)
+    twice = inspect(tmp_path, content, text_template="{prompt}{response}{prompt}")
+    assert twice["characters"]["max"] == max(2 * len(r["prompt"]) + len(r["response"]) for r in GOOD)
+
+
+def test_endless_field_names_do_not_fill_the_memory(tmp_path):
+    report = inspect(tmp_path, b"".join(row(prompt=f"q{i}", **{f"x{i}": "y"}) for i in range(300)))
+    assert len(report["fields"]) <= 101 and len(report["warnings"]) <= 101
+    assert sum(w["count"] for w in report["warnings"] if w["code"] == "extra_field") == 300
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file_is_refused(tmp_path, content):
+    with pytest.raises(BadInput, match="no rows"):
+        inspect(tmp_path, content)
+
+
+def test_stdin(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(CLEAN))))
+    report = inspect_file("-", model="tiny", text_template=DEFAULT_TEMPLATE)
+    assert (report["file"], report["rows"]) == ("stdin", 20)
