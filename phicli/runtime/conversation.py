@@ -166,12 +166,12 @@ class Conversation:
         needed = min(needed, self.session.context)
         if self._generator is not None and needed <= self._capacity:
             cached = self._generator.get_sequence(0)
-            # one token at least must run, since the logits that follow it are wanted
-            keep = min(_common_length(cached, ids), len(ids) - 1)
+            # One token at least must run, since the logits after it are wanted. And the token drawn last is given up:
+            # genai 0.18 has not run it yet, and does not when others are appended to an answer that was cut off.
+            keep = min(_common_length(cached, ids), len(ids) - 1, len(cached) - 1)
             if (len(cached) > self.session.rope_border + 1) == (len(ids) > self.session.rope_border):
                 try:
-                    if keep < len(cached):
-                        self._generator.rewind_to(keep)
+                    self._generator.rewind_to(keep)
                     return keep
                 except RuntimeError:
                     pass  # a cache that cannot be cut back, such as one with a sliding window

@@ -13,7 +13,7 @@ PROMPT, CONTINUED = "> ", ". "
 def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
     """A function that reads one message from the terminal; it raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C.
 
-    Enter sends; Alt-Enter or Ctrl-J begins a new line; a pasted text may have several.
+    Enter sends; Alt-Enter begins a new line; a pasted text may have several.
 
     Args:
         words: what Tab completes at the beginning of a line.
@@ -30,9 +30,9 @@ def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
                 yield from (Completion(word, start_position=-len(typed)) for word in words() if word.startswith(typed))
 
     keys = KeyBindings()
-    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
-    for new_line in (("escape", "enter"), ("c-j",)):
-        keys.add(*new_line)(lambda event: event.current_buffer.insert_text("\n"))
+    for send in ("enter", "c-j"):  # the latter is what Enter becomes when typed ahead, while an answer streams
+        keys.add(send)(lambda event: event.current_buffer.validate_and_handle())
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     session: Any = PromptSession(
         multiline=True, key_bindings=keys, history=_history(), completer=Commands(), complete_while_typing=False,
         prompt_continuation=CONTINUED, output=create_output(stdout=sys.stderr),  # stdout is for answers

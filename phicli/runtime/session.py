@@ -168,8 +168,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_adapter(folder: Path, path: Path) -> None:
-    try:
-        from phicli.onnx.adapters import check_adapter
-    except ImportError:
-        return
+    from phicli.onnx.adapters import check_adapter
+
     check_adapter(folder, path)

@@ -1,0 +1,145 @@
+"""`phicli chat` through the real main(), and at a real terminal."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from phicli.runtime.session import Session
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """typed(bytes): stdin is a pipe with these."""
+
+    def feed(data):
+        (tmp_path / "stdin").write_bytes(data)
+        monkeypatch.setattr(sys, "stdin", (tmp_path / "stdin").open(encoding="utf-8"))
+
+    return feed
+
+
+def test_answers_on_stdout_and_all_else_on_stderr(cli, optimized):
+    plain = cli("chat", "--root", optimized, "--prompt", QUESTION)
+    assert plain.code == 0 and plain.out.strip()
+    assert "tok/s" in plain.err and "first token after" in plain.err and "\x1b" not in plain.err + plain.out
+    adapted = cli("chat", "--path", optimized / "onnx-ao", "-a", "travel", "-p", QUESTION)
+    assert adapted.code == 0 and adapted.out != plain.out
+    assert cli("chat", "--root", optimized, "-p", QUESTION).out == plain.out
+
+
+def test_json_document(cli, optimized):
+    done = cli("chat", "--root", optimized, "-p", QUESTION, "--adapter", "travel", "--max-new-tokens", "3", "--json")
+    document = json.loads(done.out)
+    codec = Session(optimized / "onnx-ao").codec
+    assert document["prompt_tokens"] == len(codec.encode_chat([{"role": "user", "content": QUESTION}]))
+    assert document["adapter"] == "travel" and document["answer_tokens"] <= 3
+    assert document["finish_reason"] in ("length", "stop") and isinstance(document["answer"], str)
+    assert 0 < document["prefill_seconds"] <= document["first_token_seconds"]
+
+
+def test_prompt_on_stdin(cli, optimized, typed):
+    asked = cli("chat", "--root", optimized, "-p", QUESTION).out
+    typed(QUESTION.encode() + b"\n")
+    assert cli("chat", "--root", optimized).out == asked
+    typed(b"\xff\xfe\xfa")
+    assert cli("chat", "--root", optimized).code == 3
+    typed(b"")
+    assert cli("chat", "--root", optimized).code == 2
+
+
+def test_compare(cli, optimized):
+    done = cli("chat", "--root", optimized, "-p", QUESTION, "--compare", "--json")
+    answers = json.loads(done.out)["answers"]
+    assert [a["adapter"] for a in answers] == [None, "cooking", "travel"]
+    table = cli("chat", "--root", optimized, "-p", QUESTION, "--compare", "--adapter", "travel")
+    assert table.code == 0 and "no adapter" in table.out and "with travel" in table.out and "cooking" not in table.out
+
+
+def test_seed_and_temperature(cli, optimized):
+    def answer(*flags):
+        return cli("chat", "--root", optimized, "-p", QUESTION, "--temperature", "2", "--top-p", "1", *flags).out
+
+    assert answer("--seed", "1") == answer("--seed", "1") != answer("--seed", "2")
+    greedy = cli("chat", "--root", optimized, "-p", QUESTION).out
+    assert answer("--top-k", "1", "--seed", "5") == greedy
+
+
+def test_settings_name_the_adapter_and_a_flag_drops_it(cli, optimized, monkeypatch):
+    plain = cli("chat", "--root", optimized, "-p", QUESTION).out
+    monkeypatch.setenv("PHICLI_ADAPTER", "travel")
+    assert cli("chat", "--root", optimized, "-p", QUESTION).out != plain
+    assert cli("chat", "--root", optimized, "-p", QUESTION, "--no-adapter").out == plain
+
+
+@pytest.mark.parametrize(("flags", "code", "message"), [
+    (["-p", ""], 2, "the prompt is empty"),
+    (["-p", "x", "--top-p", "1.5"], 2, "at most 1"),
+    (["-p", "x", "--temperature", "-1"], 2, "at least 0"),
+    (["-p", "x", "--adapter", "travel", "--no-adapter"], 2, "exclude each other"),
+    (["-p", "x", "--adapter", "paris"], 3, "there are: cooking, travel"),
+    (["-p", "x " * 3000], 3, "the model's context is 2048"),
+])
+def test_wrong_input(cli, optimized, flags, code, message):
+    done = cli("chat", "--root", optimized, *flags)
+    assert (done.code, done.out) == (code, "") and message in done.err and "Traceback" not in done.err
+
+
+def test_no_model_yet(cli, tmp_path):
+    done = cli("chat", "--root", tmp_path / "none", "-p", "x")
+    assert done.code == 4 and "phicli optimize" in done.err and not (tmp_path / "none").exists()
+
+
+def test_chat_starts_without_torch_or_transformers(optimized):
+    code = ("import sys; from phicli.cli import main; code = main(sys.argv[1:]);"
+            "print(code, sorted({'torch', 'transformers', 'olive', 'peft'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code, "chat", "--root", str(optimized), "-p", "x", "-a", "travel"],
+                          capture_output=True, text=True)
+    assert done.stdout.endswith("0 []\n"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_at_a_terminal(optimized, tmp_path):
+    import pty
+
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
+    command = [sys.executable, "-m", "phicli", "chat", "--root", str(optimized), "--max-new-tokens", "10"]
+    child = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment,
+                             start_new_session=True)
+    os.close(follower)
+
+    def until(text, seconds=60):
+        seen, end = "", time.monotonic() + seconds
+        while text not in seen:
+            ready, _, _ = select.select([leader], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"'{text}' not in {seen!r}"
+            seen += os.read(leader, 65536).decode(errors="replace")
+            if "\x1b[6n" in seen:  # prompt_toolkit asks a terminal where its cursor is
+                os.write(leader, b"\x1b[1;1R")
+                seen = seen.replace("\x1b[6n", "")
+        return seen
+
+    try:
+        until("Ctrl-D leaves")
+        os.write(leader, "Où aller, 東京?\r".encode())
+        until("first token after")
+        os.write(leader, b"/adapter travel\r")
+        until("adapter: travel")
+        os.write(leader, b"\x1b[A\x1b[A\r")  # up, up: the question again
+        until("first token after")
+        os.write(leader, b"/stats\r")
+        until("2 turns")
+        time.sleep(0.5)
+        os.write(leader, b"\x04")
+        assert child.wait(20) == 0
+    finally:
+        child.kill()
+        os.close(leader)
+    assert "Où aller, 東京?" in (tmp_path / "phicli" / "chat_history").read_text()
