@@ -36,6 +36,16 @@ def tiny() -> Path:
     return BUILT_IN / "tiny"
 
 
+@pytest.fixture(scope="session")
+def optimized(tiny, tmp_path_factory) -> Path:
+    """A root with `onnx-ao`, made from the built-in model, with two adapters. To be left as it is."""
+    from optimized import build
+
+    root = tmp_path_factory.mktemp("optimized")
+    build(tiny, root / "onnx-ao", root / "cache")
+    return root
+
+
 @pytest.fixture(autouse=True)
 def clean_settings(monkeypatch):
     """No setting of the person who runs the tests reaches them."""
