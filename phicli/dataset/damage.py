@@ -62,10 +62,12 @@ def has_mojibake(text: str) -> bool:
 
 def repair(text: str) -> str:
     """The text with mojibake, HTML entities and control characters undone; what is lost for good stays."""
-    for _ in range(5):  # it may have happened more than once: &amp;amp;
+    for _ in range(10):  # it may have happened more than once: &amp;amp;
         before = text
         if has_mojibake(text):
             text = _ALL_MOJIBAKE.sub(_undo, text)
+        if text != before:
+            continue  # until it is all undone, its bytes can look like control characters
         if "&" in text:
             text = ENTITY.sub(lambda m: html.unescape(m[0]) if _is_entity(m) else m[0], text)
         if CONTROL.search(text):
