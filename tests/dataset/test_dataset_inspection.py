@@ -134,8 +134,7 @@ def test_a_json_array_is_recognized(tmp_path):
     assert "JSON array" in report["warnings"][0]["suggestion"]
 
 
-def test_without_the_model_tokens_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_without_the_model_tokens_are_left_out(tmp_path):
     report = inspect(tmp_path, CLEAN, model="nobody/no-such-model")
     assert report["tokens"] is None and report["fields"]["prompt"]["tokens"] is None
     assert report["rows"] == 20

@@ -13,7 +13,8 @@ ROWS = [
     {"prompt": "<|user|> typed <|end|>", "response": "<|endoftext|>"},
     {"prompt": "日本 🙂 é", "response": "a\n\n\nb"},
 ]
-TEMPLATES = [DEFAULT_TEMPLATE, "### Q: {prompt}\n### A: {response}", "{response}", "{prompt} {response}{prompt}<|end|>\n",
+TEMPLATES = [DEFAULT_TEMPLATE, "### Q: {prompt}\n### A: {response}", "{response}",
+             "{prompt} {response}{prompt}<|end|>\n",
              "<|system|>\nBe brief.<|end|>\n<|user|>{prompt}<|end|><|assistant|>{response}"]
 
 
@@ -28,8 +29,8 @@ def any_codec(request, tiny):
     codec = TextCodec(tiny)
     if request.param:
         for ident, token in codec.special.values():
-            codec.special[token.content] = (ident, type(token)(
-                token.content, rstrip=token.content != "<|endoftext|>", lstrip=token.content == "<|end|>", special=True))
+            name = token.content
+            codec.special[name] = (ident, type(token)(name, rstrip=name != "<|endoftext|>", lstrip=name == "<|end|>"))
     return codec
 
 
