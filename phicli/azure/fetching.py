@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phicli.azure.parallel import completed
+from phicli.azure.staging import block_size
 from phicli.azure.storage import RANGE, Container
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
@@ -30,10 +31,10 @@ class RemoteFile:
     etag: str
     hashes: tuple[tuple[str, str], ...] = ()
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
+    def ranges(self, length: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of each range."""
-        for offset in range(0, self.size, RANGE):
-            yield offset, min(RANGE, self.size - offset)
+        for offset in range(0, self.size, length):
+            yield offset, min(length, self.size - offset)
 
 
 def list_files(container: Container, prefix: str) -> list[RemoteFile]:
@@ -71,27 +72,27 @@ def _remote(blob: Any, name: str) -> RemoteFile:
 
 
 class Journal:
-    """Which ranges are on disk; lines of "etag, offset, name"."""
+    """Which ranges are on disk; lines of "etag, offset, length, name"."""
 
     def __init__(self, path: Path):
         self.path = path
         self.lines = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
 
-    def has(self, file: RemoteFile, offset: int) -> bool:
-        return self._line(file, offset) in self.lines
+    def has(self, file: RemoteFile, offset: int, length: int) -> bool:
+        return self._line(file, offset, length) in self.lines
 
-    def add(self, file: RemoteFile, offset: int) -> None:
-        self.lines.add(self._line(file, offset))
+    def add(self, file: RemoteFile, offset: int, length: int) -> None:
+        self.lines.add(self._line(file, offset, length))
         with self.path.open("a", encoding="utf-8") as f:
-            f.write(self._line(file, offset) + "\n")
+            f.write(self._line(file, offset, length) + "\n")
 
     def drop(self, file: RemoteFile) -> None:
         self.lines = {line for line in self.lines if not line.endswith(f"\t{file.name}")}
         self.path.write_text("".join(line + "\n" for line in self.lines), encoding="utf-8")
 
     @staticmethod
-    def _line(file: RemoteFile, offset: int) -> str:
-        return f"{file.etag}\t{offset}\t{file.name}"
+    def _line(file: RemoteFile, offset: int, length: int) -> str:
+        return f"{file.etag}\t{offset}\t{length}\t{file.name}"
 
 
 def fetch_files(container: Container, files: list[RemoteFile], folder: Path, journal: Journal,
@@ -101,8 +102,10 @@ def fetch_files(container: Container, files: list[RemoteFile], folder: Path, jou
     Raises:
         Missing: no space. RemoteError: a file that arrives damaged twice.
     """
-    todo = [(f, *r) for f in files for r in f.ranges() if not journal.has(f, r[0])]
-    needed, total = sum(length for _, _, length in todo), sum(f.size for f in files)
+    total = sum(f.size for f in files)
+    step = min(RANGE, block_size(total, 0))
+    todo = [(f, *r) for f in files for r in f.ranges(step) if not journal.has(f, *r)]
+    needed = sum(length for _, _, length in todo)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise Missing(f"not enough disk space: {needed:,} bytes to fetch, {free:,} free", where=folder,
@@ -113,7 +116,7 @@ def fetch_files(container: Container, files: list[RemoteFile], folder: Path, jou
         bar.advance(total - needed)
         tasks = (partial(_fetch, container, folder, *item) for item in todo)
         for file, offset, length in completed(tasks, container.connections):
-            journal.add(file, offset)
+            journal.add(file, offset, length)
             bar.advance(length)
     return needed
 

@@ -73,8 +73,7 @@ def find_target(settings: Settings, given: dict[str, str | None], ask: Ask = nob
     names = {k: v for k, v in vars(settings.resolve("azure", flags)).items() if v}
     if len(names) < len(QUESTIONS):
         names = {**_from_sdk_config(), **names}
-    for name, question in QUESTIONS.items():
-        names[name] = names.get(name) or ask(question) or ""
+    names = {name: names.get(name) or ask(question) or "" for name, question in QUESTIONS.items()}
     lacking = [name for name, value in names.items() if not value]
     if lacking:
         known = " ".join(f"--{k.replace('_', '-')} {v or '…'}" for k, v in names.items())
