@@ -5,6 +5,9 @@ from typing import Any
 
 from phicli.progress import SILENT, Progress
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
+             "webgpu": "WebGpuExecutionProvider"}
+
 
 def run_pass(
     pass_class: Any,
@@ -23,7 +26,7 @@ def run_pass(
         config: the pass's settings, checked by Olive; none of them is searched.
         model: folder of a Hugging Face model. adapter: folder of a PEFT adapter on it.
         output: folder that the pass writes.
-        device: "cpu" or "cuda"; decides the execution provider that the pass is told.
+        device: one of `PROVIDERS`; decides the execution provider that the pass is told.
         progress: handed to the pass as its attribute `progress` if its class has one.
 
     Returns:
@@ -37,8 +40,7 @@ def run_pass(
     if isinstance(pass_class, str):
         pass_class = OlivePackageConfig.load_default_config().import_pass_module(pass_class)
     accelerator = AcceleratorSpec(
-        accelerator_type="gpu" if device == "cuda" else "cpu",
-        execution_provider="CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider",
+        accelerator_type="cpu" if device == "cpu" else "gpu", execution_provider=PROVIDERS[device]
     )
     olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
     if hasattr(pass_class, "progress"):

@@ -99,6 +99,12 @@ _TABLE = [
     Setting("finetune.eval_split", float, 0.1, "Share of the rows held out to measure", minimum=0),
     Setting("finetune.checkpoint_steps", int, 20, "Steps between checkpoints", minimum=1),
 
+    Setting("optimize.base", str, None, "Model to build from, folder or id [default: the quantized one under the root]"),
+    Setting("optimize.device", str, "auto", "Where the model will run: auto, cpu, cuda, dml or webgpu"),
+    Setting("optimize.activations", str, "int8", "Least precision of activations in products with int4 weights (cpu, "
+            "webgpu)", choices=("int8", "fp32")),
+    Setting("optimize.head", str, "int8", "Weights of the output projection", choices=("int4", "int8", "float")),
+    Setting("optimize.cuda_graph", bool, False, "Let genai capture a CUDA graph (cuda)"),
     Setting("optimize.max_rank", int, 64, "Largest adapter rank the model takes", minimum=1),
 
     Setting("chat.system", str, None, "System message"),

@@ -80,8 +80,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def why_stale(folder: Path, step: str, inputs: dict[str, str], settings: dict[str, Any]) -> str | None:
-    """Why the folder is not the result of these inputs, settings and tool versions; None when it is."""
+def why_stale(folder: Path, step: str, inputs: dict[str, str], settings: dict[str, Any],
+              apart: str | None = None) -> str | None:
+    """Why the folder is not the result of these inputs, settings and tool versions; None when it is.
+
+    apart: inputs and files whose names begin with it do not count; the caller judges them.
+    """
     if not folder.is_dir():
         return "not made yet"
     try:
@@ -92,11 +96,14 @@ def why_stale(folder: Path, step: str, inputs: dict[str, str], settings: dict[st
         return "made by something else"
     for what, old, new in (("input", have.inputs, inputs), ("setting", have.settings, settings),
                            ("version of", have.versions, versions())):
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
+                         and not (apart and k.startswith(apart)))
         if changed:
             return f"changed {what} {', '.join(changed)}"
     for name, length in have.files.items():
         path = folder / name
+        if apart and name.startswith(apart):
+            continue
         if not path.is_file() or path.stat().st_size != length:
             return f"damaged file {name}"
     return None

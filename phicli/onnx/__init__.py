@@ -1,0 +1,1 @@
+"""ONNX models for onnxruntime-genai: building from a checkpoint, LoRA slots in the graph, adapter files."""

@@ -1,0 +1,114 @@
+"""Adapters of an optimized model: from a PEFT folder to an .onnx_adapter file, and checking such a file.
+
+onnxruntime-genai takes an adapter that covers only some layers in silence, and errors of shape show only when a token
+is generated. So a file always holds every tensor of every slot, rank 0 where the adapter does nothing, and
+`check_adapter` looks at all of it before genai does.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phicli.errors import BadInput
+from phicli.onnx.layouts import LAYOUTS, Layout
+from phicli.onnx.matching import assemble, match
+from phicli.onnx.peft_folder import Lora
+from phicli.onnx.slots import Slot, read_slots
+
+SUFFIX = ".onnx_adapter"
+
+
+def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Path) -> None:
+    """Write the file of an adapter for an optimized model.
+
+    Args:
+        model: the ONNX folder. loras: as `read_peft` gives them. file: to write. source: named in errors.
+
+    Raises:
+        BadInput: the adapter is one for another model.
+    """
+    layout, slots = _slots(model)
+    tensors: dict[str, np.ndarray] = {}
+    for slot, parts in match(loras, slots, _qkv_sizes(model), source).items():
+        tensors |= layout.tensors(slot, *assemble(slot, parts))
+    overflown = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if overflown:
+        raise BadInput(f"{overflown[0]}: values that are not finite, or too large for the model's float type",
+                       where=source)
+    _write(file, tensors)
+
+
+def check_adapter(onnx_folder: Path, file: Path) -> None:
+    """Check an adapter's file against a model: names, shapes, types, every layer covered.
+
+    Raises:
+        BadInput: missing or damaged, or not of this model.
+    """
+    layout, slots = _slots(onnx_folder)
+    have = _read(file)
+    need = {name: (slot, shape) for slot in slots for name, shape in layout.shapes(slot).items()}
+    missing, strange = sorted(need.keys() - have.keys()), sorted(have.keys() - need.keys())
+    hint = "phicli optimize --adapter NAME=FOLDER, with the adapter's PEFT folder"
+    if missing or strange:
+        what = f"lacks {_some(missing)}" if missing else f"has {_some(strange)}, which the model has not"
+        raise BadInput(f"an adapter for another model: it {what}", where=file, hint=hint)
+    ranks: dict[Slot, set[int]] = {}
+    for name, (slot, shape) in need.items():
+        dims, elem_type = have[name]
+        if len(dims) != len(shape) or any(n not in (None, m) for n, m in zip(shape, dims, strict=True)):
+            wanted = ["any" if n is None else n for n in shape]
+            raise BadInput(f"an adapter for another model: {name} is {list(dims)}, not {wanted}", where=file, hint=hint)
+        if elem_type != slot.elem_type:
+            raise BadInput(f"{name} has another number type than the model", where=file, hint=hint)
+        ranks.setdefault(slot, set()).update(m for n, m in zip(shape, dims, strict=True) if n is None)
+    torn = [slot.name for slot, found in ranks.items() if len(found) > 1]
+    if torn:
+        raise BadInput(f"the matrices of {_some(torn)} differ in rank", where=file, hint=hint)
+
+
+def _slots(folder: Path) -> tuple[Layout, list[Slot]]:
+    name, slots = read_slots(folder)
+    if name not in LAYOUTS:
+        raise BadInput(f"adapter slots of an unknown layout '{name}'", where=folder, hint="phicli optimize --force")
+    return LAYOUTS[name], slots
+
+
+def _qkv_sizes(folder: Path) -> tuple[int, int, int]:
+    """Outputs of q, k and v, which the graph may hold as one projection."""
+    path = folder / "genai_config.json"
+    try:
+        decoder = json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]
+        q, kv = (decoder[f"num_{kind}_heads"] * decoder["head_size"] for kind in ("attention", "key_value"))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BadInput(f"damaged: {e!r}", where=path, hint="phicli optimize --force") from None
+    return q, kv, kv
+
+
+def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    import onnxruntime
+
+    adapter = onnxruntime.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    adapter.set_parameters({k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in tensors.items()})
+    adapter.export_adapter(str(file))
+
+
+def _read(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and ONNX element type of each tensor in an adapter's file."""
+    import onnxruntime
+
+    if not file.is_file():
+        raise BadInput("no such adapter file", where=file)
+    try:
+        found: dict[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
+        return {name: (tuple(value.shape()), value.element_type()) for name, value in found.items()}
+    except Exception as e:
+        raise BadInput(f"damaged adapter: {str(e).splitlines()[0]}", where=file,
+                       hint="phicli optimize --adapter NAME=FOLDER writes it anew") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

@@ -1,0 +1,39 @@
+"""What a checkpoint's headers say about its linears, without loading it."""
+
+import re
+from pathlib import Path
+
+from phicli.errors import BadInput
+from phicli.models import check_model, check_safetensors, weight_files
+
+LAYER = re.compile(r"(?:.+\.)?(layers\.\d+\..+)\.(qweight|weight)")
+
+
+def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the linears of a checkpoint's layers, by name from "layers." on.
+
+    Knows unquantized checkpoints, AWQ's and Olive's.
+
+    Raises:
+        BadInput: an incomplete or truncated checkpoint, or a quantization that cannot be built from.
+    """
+    quantization = check_model(folder).get("quantization_config") or {}
+    method, bits = quantization.get("quant_method"), quantization.get("bits", 4)
+    if method not in (None, "awq", "olive"):
+        raise BadInput(f"quantization '{method}' cannot be built from", where=folder / "config.json",
+                       hint="phicli quantize writes models that can; an unquantized model can too")
+    overrides = quantization.get("overrides") or {}
+    shapes = {}
+    for file in weight_files(folder):
+        for name, entry in check_safetensors(file).items():
+            found, shape = LAYER.fullmatch(name), entry["shape"]
+            if not found or len(shape) != 2:
+                continue
+            if found[2] == "weight":
+                shapes[found[1]] = (shape[1], shape[0])
+            elif method == "awq":
+                shapes[found[1]] = (shape[0], shape[1] * 32 // bits)
+            else:
+                own = (overrides.get(name.rpartition(".")[0]) or {}).get("bits", bits)
+                shapes[found[1]] = (shape[1] * 8 // own, shape[0])
+    return shapes

@@ -1,0 +1,117 @@
+"""Olive's ModelBuilder pass on genai 0.18, with LoRA slots put into the graph that it builds.
+
+Olive 0.13 patches a module that genai 0.18 no longer has and hands the builder options that this version wants
+normalized first. Both are put right here; all else stays Olive's and genai's.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
+
+from olive.hardware.accelerator import AcceleratorSpec
+from olive.model import HfModelHandler, ONNXModelHandler
+from olive.passes.olive_pass import PassConfigParam
+from olive.passes.onnx import model_builder
+from olive.passes.pass_config import BasePassConfig
+
+from phicli.models import read_config
+from phicli.onnx.layouts import LAYOUTS
+from phicli.onnx.slots import add_slots
+from phicli.progress import SILENT, Progress, Task
+
+BUILDER_PREFIX = "int4_"  # Olive's older names of what the builder now calls accuracy_level, block_size, …
+
+
+class SlottedModelBuilder(model_builder.ModelBuilder):
+    """ModelBuilder whose model takes LoRA adapters at run time.
+
+    Usable in any Olive workflow: `{"type": "SlottedModelBuilder", "precision": "int4"}` once this module is imported.
+    """
+
+    progress: Progress = SILENT
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
+        config = super()._default_config(accelerator_spec)
+        config["slots"] = PassConfigParam(
+            type_=str, default_value="inputs", description=f"How adapters enter the graph: {', '.join(LAYOUTS)}"
+        )
+        return config
+
+    @staticmethod
+    def maybe_patch_quant() -> None:
+        """Nothing: genai 0.18 reads Olive's checkpoints by itself."""
+
+    def _run_for_config(
+        self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
+    ) -> ONNXModelHandler:
+        settings: Any = config
+        layers = read_config(Path(model.model_name_or_path)).get("num_hidden_layers")
+        with TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch):
+            settings.extra_options = self._builder_options(model, settings, output_model_path, scratch)
+            with self.progress.task("build", layers, "layers") as task, _watching_builder(task):
+                built = super()._run_for_config(model, config, output_model_path)
+        with self.progress.task("adapter slots", unit="slots") as task:
+            task.advance(len(add_slots(Path(built.model_path), settings.slots, LAYOUTS[settings.slots])))
+        return built
+
+    def _builder_options(self, model: HfModelHandler, settings: Any, output: str, cache: str) -> dict[str, Any]:
+        """What `create_model` takes beside its arguments, made by the builder's own parser.
+
+        The pass's settings that the parser has dealt with are set to None, so that they are not handed over twice.
+        """
+        from onnxruntime_genai.models.builder import parse_extra_options
+
+        given = {"hf_token": "false", "hf_remote": "false"}
+        own = {"precision", "metadata_only", "search", "extra_options", "slots"}
+        for key, value in settings.model_dump().items():
+            if key in own or value is None:
+                continue
+            name = key.removeprefix(BUILDER_PREFIX)
+            given[name] = ",".join(map(str, value)) if isinstance(value, list) else str(getattr(value, "value", value))
+            setattr(settings, key, None)
+        given.update({k: str(v) for k, v in (settings.extra_options or {}).items()})
+        settings.slots, slots = None, settings.slots
+        folder, provider = model.model_name_or_path, self.EP_MAP.get(self.accelerator_spec.execution_provider, "cpu")
+        parsed = parse_extra_options(folder, folder, output, str(settings.precision.value), provider, cache,
+                                     [f"{k}={v}" for k, v in given.items()])
+        settings.slots = slots
+        return parsed
+
+
+@contextlib.contextmanager
+def _scratch_as_cache(folder: str) -> Iterator[None]:
+    """Keep Olive's pass off the user's Hugging Face cache, where it leaves marks and removes files when it fails."""
+    before, model_builder.HF_HUB_CACHE = model_builder.HF_HUB_CACHE, folder
+    try:
+        yield
+    finally:
+        model_builder.HF_HUB_CACHE = before
+
+
+class _Watcher:
+    """Passes the builder's lines on and reads from them how far it is."""
+
+    def __init__(self, stream: TextIO, task: Task):
+        self.stream, self.task = stream, task
+
+    def write(self, text: str) -> int:
+        if re.match(r"Reading layer \d+", text):
+            self.task.advance(1)
+        elif text.startswith("Saving ONNX model"):
+            self.task.advance(0, step="writing")
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _watching_builder(task: Task) -> Iterator[None]:
+    import sys
+
+    with contextlib.redirect_stdout(_Watcher(sys.stdout, task)):  # type: ignore[type-var]
+        yield

@@ -1,0 +1,134 @@
+"""Reading a PEFT adapter folder into plain LoRA matrices, without torch; what is not plain LoRA is refused by name."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from phicli.errors import BadInput
+from phicli.models import check_safetensors
+
+WEIGHTS = "adapter_model.safetensors"
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+PLAIN = "phicli finetune --method lora"
+
+# Settings with which an adapter is more than (x A) B added to a projection, and what they are.
+MORE_THAN_LORA = {
+    "use_dora": "DoRA scales each row of the weight itself",
+    "modules_to_save": "whole modules are trained",
+    "lora_bias": "biases are trained",
+    "use_qalora": "QALoRA pools the input",
+    "use_bdlora": "BD-LoRA has matrices in blocks",
+    "kasa_config": "KaSA changes the weight itself",
+    "arrow_config": "Arrow chooses among adapters at every token",
+    "layer_replication": "layers are replicated",
+    "trainable_token_indices": "token embeddings are trained",
+    "target_parameters": "parameters that are no linear layers are adapted",
+    "alora_invocation_tokens": "activated LoRA acts from a token on",
+}
+BASE_CHANGED = ("pissa", "olora", "corda", "milora", "lora_ga")  # initializations that subtract from the base
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The update of one linear: W + scaling * b a.
+
+    a: (rank, inputs). b: (outputs, rank); both in the file's dtype.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+def read_peft(folder: Path) -> dict[str, Lora]:
+    """The updates of a PEFT LoRA folder, by the full name of the linear ("model.layers.0.self_attn.o_proj").
+
+    rsLoRA's scaling and PEFT's rank and alpha patterns are taken into account.
+
+    Raises:
+        BadInput: no or damaged config or weights, or an adapter that is not plain LoRA.
+    """
+    config = read_peft_config(folder)
+    pairs: dict[str, dict[str, np.ndarray]] = {}
+    for key, tensor in _tensors(folder / WEIGHTS).items():
+        found = KEY.fullmatch(key)
+        if not found:
+            raise BadInput(f"{key}: not a matrix of plain LoRA", where=folder / WEIGHTS, hint=PLAIN)
+        pairs.setdefault(found["module"], {})[found["side"]] = tensor
+    if not pairs:
+        raise BadInput("no LoRA matrices in it", where=folder / WEIGHTS, hint=PLAIN)
+    loras = {}
+    for module, sides in pairs.items():
+        a, b = sides.get("A"), sides.get("B")
+        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise BadInput(f"{module}: its A and B do not go together", where=folder / WEIGHTS)
+        loras[module] = Lora(a, b, _scaling(config, module, len(a)))
+    return loras
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a LoRA adapter.
+
+    Raises:
+        BadInput: missing, damaged, or of an adapter that is not plain LoRA.
+    """
+    path = folder / "adapter_config.json"
+    if not folder.is_dir():
+        raise BadInput("no such adapter folder", where=folder, hint="phicli finetune makes one")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        method = str(config["peft_type"]).upper()
+    except FileNotFoundError:
+        raise BadInput("no adapter_config.json: not a PEFT adapter", where=folder) from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BadInput(f"damaged adapter settings: {e!r}", where=path) from None
+    if method != "LORA":
+        raise BadInput(f"adapters of the method {method} are not low-rank, so the model's slots cannot hold them",
+                       where=folder, hint=PLAIN)
+    for name, why in MORE_THAN_LORA.items():
+        if config.get(name):
+            raise BadInput(f"{name}: {why}, which the model's slots cannot hold", where=path, hint=PLAIN)
+    if config.get("bias", "none") != "none":
+        raise BadInput("bias: biases are trained, which the model's slots cannot hold", where=path, hint=PLAIN)
+    if str(config.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
+        raise BadInput(f"started by {config['init_lora_weights']}, which changes the base model's weights", where=path,
+                       hint="save it with PEFT's path_initial_model_for_weight_conversion")
+    return config
+
+
+def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732)."""
+    alpha = config.get("lora_alpha", rank)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):  # as PEFT matches them
+            alpha = value
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        pickled = path.with_suffix(".bin").is_file()
+        raise BadInput(f"no {path.name}" + ("; pickled weights (.bin) are not opened" if pickled else ""),
+                       where=path.parent)
+    header = check_safetensors(path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    out = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise BadInput(f"{name}: {entry['dtype']} is no floating-point type", where=path)
+        begin, end = entry["data_offsets"]
+        out[name] = np.frombuffer(content[start + begin : start + end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return out

@@ -1,0 +1,104 @@
+"""Slots: the places of a built graph where a LoRA adapter adds to a projection of a layer.
+
+The graph is changed without its weights being read: external data stays on disk, untouched.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phicli.errors import BadInput
+
+if TYPE_CHECKING:
+    from phicli.onnx.layouts import Layout
+
+NODE = re.compile(r"/model/layers\.(\d+)/(?:\w+/)*(\w+)/MatMul\w*")  # as genai's builder names projections
+MODEL = "model.onnx"
+LAYOUT_KEY = "phicli.slots"  # in the model's metadata: name of the layout
+WEIGHT_INPUT = {"MatMulNBits": 2, "MatMul": 1}  # the constant that has the type of the activations
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One projection of one layer, as the graph has it: the builder fuses some and splits others.
+
+    elem_type: of the activations, TensorProto.FLOAT, FLOAT16 or BFLOAT16.
+    """
+
+    layer: int
+    module: str
+    inputs: int
+    outputs: int
+    elem_type: int
+
+    @property
+    def name(self) -> str:
+        """Such as "0.qkv_proj"; the tensors of an adapter are named after it."""
+        return f"{self.layer}.{self.module}"
+
+
+def find_slots(graph: Any) -> Iterator[tuple[Slot, Any]]:
+    """The projections of a GraphProto's layers, each with its node; the same before and after `add_slots`.
+
+    A projection is a MatMulNBits, or a MatMul with a constant where the weight is in floating point.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        found = NODE.fullmatch(node.name)
+        if not found or node.op_type not in WEIGHT_INPUT:
+            continue
+        weight = constants.get(node.input[WEIGHT_INPUT[node.op_type]])
+        if weight is None:
+            continue
+        sizes = {a.name: a.i for a in node.attribute}
+        inputs, outputs = (sizes["K"], sizes["N"]) if node.op_type == "MatMulNBits" else weight.dims
+        yield Slot(int(found[1]), found[2], inputs, outputs, weight.data_type), node
+
+
+def add_slots(path: Path, name: str, layout: "Layout") -> list[Slot]:
+    """Give every projection of an ONNX file's layers a slot; the file is replaced, its external data stays.
+
+    Raises:
+        BadInput: the graph has no projection that could get one.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    found = {node.name: (slot, node) for slot, node in find_slots(model.graph)}
+    if not found:
+        raise BadInput("the builder's graph has no projections that adapters could be added to", where=path)
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.name in found:
+            slot, out = found[node.name][0], node.output[0]
+            node.output[0] = f"{out}/base"
+            nodes += layout.nodes(slot, model.graph, node.input[0], node.output[0], out)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, LAYOUT_KEY: name})
+    onnx.save(model, str(path))
+    return [slot for slot, _ in found.values()]
+
+
+def read_slots(folder: Path) -> tuple[str, list[Slot]]:
+    """Name of the layout and all slots of a model folder.
+
+    Raises:
+        BadInput: no model there, a damaged one, or one without slots.
+    """
+    import onnx
+
+    path = folder / MODEL
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError:
+        raise BadInput("no model.onnx", where=folder, hint="phicli optimize") from None
+    except Exception as e:
+        raise BadInput(f"damaged model: {e}", where=path, hint="phicli optimize --force") from e
+    layout = next((p.value for p in model.metadata_props if p.key == LAYOUT_KEY), None)
+    if layout is None:
+        raise BadInput("this model takes no adapters", where=path, hint="phicli optimize --force")
+    return layout, [slot for slot, _ in find_slots(model.graph)]

@@ -1,0 +1,147 @@
+"""The optimize stage: from a checkpoint and adapters to a checked, published ONNX model folder with its manifest."""
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from phicli import stages
+from phicli.errors import BadInput, UsageError
+from phicli.lora.defaults import find_base
+from phicli.models import resolve_model
+from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter
+from phicli.onnx.checkpoint import linear_shapes
+from phicli.onnx.sources import PREFIX, Source, choose_sources, earlier_sources
+from phicli.onnx.targets import choose_target
+from phicli.progress import SILENT, Progress
+
+FOLDER = "onnx-ao"
+ACCURACY_LEVELS = {"int8": 4, "fp32": 1}  # of MatMulNBits: the least precision that its products may be computed in
+TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # genai's builder rewrites them
+
+
+def optimize(
+    *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
+    cuda_graph: bool, output: Path | None, force: bool = False, progress: Progress = SILENT,
+) -> tuple[Path, stages.Manifest]:
+    """Build the ONNX model of a checkpoint, with slots for adapters, and write the adapters' files beside it.
+
+    Where the model is up to date, only the files of new or changed adapters are written.
+
+    Args:
+        base: folder or id; None takes the quantized model under `root`.
+        adapters: "NAME=PEFT folder" each, or a name under `root`/ft; None or empty takes all of those.
+            Adapters that the model has already stay.
+        device: "auto", "cpu", "cuda", "dml" or "webgpu". activations: "int8" or "fp32"; only for cpu and webgpu.
+        head: weights of the output projection, "int4", "int8" or "float". cuda_graph: let genai capture one.
+
+    Returns:
+        the model's folder, `output` or `root`/onnx-ao, and its manifest.
+
+    Raises:
+        UsageError: options that do not go together. BadInput: base or adapters unusable.
+        Missing: no quantized base yet, an NPU, no space.
+    """
+    target = choose_target(device, progress)
+    if cuda_graph and target != "cuda":
+        raise UsageError(f"--cuda-graph goes with --device cuda, not {target}")
+    model = resolve_model(base, progress) if base else find_base(Path(root))
+    shapes = linear_shapes(model)
+    folder = Path(output or Path(root) / FOLDER)
+    stages.settle(folder.absolute())
+    inputs = {"base": stages.fingerprint(model)}
+    settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
+                "activations": activations if target in ("cpu", "webgpu") else "fp16"}
+    sources = choose_sources(adapters, Path(root) / "ft")
+    stale = "asked for" if force else stages.why_stale(folder, "optimize", inputs, settings, apart=PREFIX)
+    if stale:
+        sources = earlier_sources(folder, progress) | sources
+    for source in sources.values():
+        source.check(shapes, inputs["base"], progress)
+    if stale:
+        return folder, _build(model, folder, inputs, settings, list(sources.values()), progress)
+    return folder, _add_adapters(folder, list(sources.values()), progress)
+
+
+def _build(model: Path, folder: Path, inputs: dict[str, str], settings: dict[str, Any], sources: list[Source],
+           progress: Progress) -> stages.Manifest:
+    begun = time.monotonic()
+    manifest = stages.Manifest("optimize", dict(inputs), settings)
+    with stages.publishing(folder) as fresh:
+        _run_builder(model, fresh, settings, progress)
+        for name in TEXT_FILES:
+            if (model / name).is_file():
+                shutil.copyfile(model / name, fresh / name)
+        (fresh / PREFIX).mkdir()
+        manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
+        manifest.inputs |= {PREFIX + source.name: source.fingerprint for source in sources}
+        manifest.seconds = round(time.monotonic() - begun, 3)
+        stages.write_manifest(fresh, manifest)
+    return manifest
+
+
+def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: Progress) -> None:
+    from phicli.onnx.olive_pass import SlottedModelBuilder
+    from phicli.passes import run_pass
+
+    config: dict[str, Any] = {"precision": "int4", "enable_cuda_graph": settings["cuda_graph"]}
+    if settings["activations"] in ACCURACY_LEVELS:
+        config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
+    if settings["head"] == "int8":
+        config["extra_options"] = {"matmul_mixed_precision": "last_matmul:int8"}
+    elif settings["head"] == "float":
+        config["int4_nodes_to_exclude"] = ["/lm_head/MatMul"]
+    try:
+        run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
+    except NotImplementedError as e:
+        raise BadInput(f"genai's builder cannot build it: {e}", where=model) from e
+
+
+def _add_adapters(folder: Path, sources: list[Source], progress: Progress) -> stages.Manifest:
+    """Write the files of adapters that are new or changed; the manifest last, so that a torn run is done again."""
+    have = stages.read_manifest(folder)
+    assert have is not None  # it is up to date
+    there = {name: entry for name, entry in have.quality["adapters"].items()
+             if _file(folder, name).is_file() and _file(folder, name).stat().st_size == entry["bytes"]}
+    new = [source for source in sources
+           if source.name not in there or have.inputs.get(PREFIX + source.name) != source.fingerprint]
+    if not new:
+        progress.note(f"{folder} is up to date")
+        return have
+    progress.note(f"the model in {folder} is up to date; adding {', '.join(source.name for source in new)}")
+    scratch = folder.absolute().with_name(f".{folder.name}.new-{os.getpid()}")  # `settle` knows the name
+    with stages.writing(folder):
+        try:
+            scratch.mkdir()
+            entries = there | _convert(folder, scratch, new, progress)
+            for source in new:
+                _file(scratch.parent / folder.name, source.name).parent.mkdir(exist_ok=True)
+                (scratch / (source.name + SUFFIX)).replace(_file(folder, source.name))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    fingerprints = have.inputs | {PREFIX + source.name: source.fingerprint for source in new}
+    kept = {k: v for k, v in fingerprints.items() if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
+    manifest = replace(have, inputs=kept, quality={**have.quality, "adapters": entries})
+    stages.write_manifest(folder, manifest)
+    return manifest
+
+
+def _convert(model: Path, output: Path, sources: list[Source], progress: Progress) -> dict[str, Any]:
+    """Write each adapter's file into `output` and check it; returns what the manifest says about them."""
+    entries = {}
+    with progress.task("adapters", len(sources) or None, "adapters") as task:
+        for source in sources:
+            file = output / (source.name + SUFFIX)
+            convert_adapter(model, source.loras, file, source.folder)
+            check_adapter(model, file)
+            entries[source.name] = {"source": str(source.folder.absolute()), "bytes": file.stat().st_size,
+                                    "rank": max(lora.rank for lora in source.loras.values())}
+            task.advance(1, name=source.name, rank=entries[source.name]["rank"])
+    return entries
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / PREFIX / (name + SUFFIX)
