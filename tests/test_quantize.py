@@ -87,7 +87,8 @@ def test_calibration_on_own_data_helps_on_that_data(cli, tmp_path, tiny, origina
     rows = os.path.join(os.path.dirname(__file__), "..", "data", "data_sample_travel.jsonl")  # noqa: PTH118, PTH120
     kl = {}
     for name, more in (("text", ()), ("rows", ("--calibration", rows))):
-        done = cli("quantize", "--model", "tiny", "--output", tmp_path / name, "--samples", "64", "--seq-len", "128", *more)
+        few = ("--samples", "64", "--seq-len", "128")
+        done = cli("quantize", "--model", "tiny", "--output", tmp_path / name, *few, *more)
         assert done.code == 0, done.err
         kl[name], _ = kl_and_agreement(original, reference_model(tmp_path / name, tiny), held_out)
     assert kl["rows"] < kl["text"]
@@ -96,7 +97,7 @@ def test_calibration_on_own_data_helps_on_that_data(cli, tmp_path, tiny, origina
 def test_autoawq_reads_it(tiny_awq, monkeypatch):
     awq = pytest.importorskip("awq", reason="the extra autoawq is not installed")
     monkeypatch.setattr("awq.models.base.get_best_device", lambda: "any")  # "cpu" would want another package
-    model = awq.AutoAWQForCausalLM.from_quantized(str(tiny_awq), fuse_layers=False, device_map="cpu")
+    model = awq.AutoAWQForCausalLM.from_quantized(str(tiny_awq), fuse_layers=False, device_map={"": "cpu"})
     from awq.utils.packing_utils import dequantize_gemm
 
     layer = model.model.model.layers[1].mlp.down_proj

@@ -5,7 +5,6 @@ computes the same function. That holds where nothing nonlinear and no residual s
 """
 
 from dataclasses import dataclass
-
 from typing import Any
 
 import torch

@@ -84,9 +84,9 @@ class LayeredModel:
         Returns:
             hidden states (1, length, hidden) in the compute dtype, one a row, and one dict a layer.
         """
-        recorders = nn.ModuleList([_Recorder(layer) for layer in self.layers])
+        recorders = [_Recorder(layer) for layer in self.layers]
         base: Any = self.model.get_decoder()
-        layers, base.layers = base.layers, recorders
+        layers, base.layers = base.layers, nn.ModuleList(recorders)
         embedding: nn.Module = self.model.get_input_embeddings()
         name = next(n for n, m in self.model.named_modules() if m is embedding)
         self._fill(embedding, name + ".")
@@ -141,7 +141,7 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
-def _decoder_layers(model: nn.Module, folder: Path) -> tuple[nn.ModuleList, str]:
+def _decoder_layers(model: Any, folder: Path) -> tuple[nn.ModuleList, str]:
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and name.endswith("layers"):

@@ -72,7 +72,8 @@ def test_unknown_architecture_is_clipped_without_scales(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     random_model(folder, "olmo2")
     out.mkdir()
-    report = quantize_checkpoint(folder, out, torch.randint(3, 96, (4, 40)), shape=GridShape(4, 32), progress=Listening())
+    tokens = torch.randint(3, 96, (4, 40))
+    report = quantize_checkpoint(folder, out, tokens, shape=GridShape(4, 32), progress=Listening())
     assert "olmo2" in said[0] and len(report.layer_errors) == 2
     assert any(name.endswith("qweight") for name in Weights(out).names())
 

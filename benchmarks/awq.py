@@ -1,0 +1,214 @@
+"""Quantizers side by side on one model, the same calibration and the same test tokens, in one run.
+
+    python benchmarks/awq.py --model tiny                      # any machine
+    python benchmarks/awq.py --model phi-3.5-mini-shape        # a GPU: 3.8 B random weights, made on the spot
+
+Ours, AutoAWQ, Olive's GPTQ, RTN and k-quant: seconds (with load and save), peak GPU memory, KL divergence and
+perplexity to the original on held-out tokens, top-1 agreement. Prints a table, or --json.
+"""
+
+import argparse
+import gc
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.pop(0)  # this folder, whose awq.py would hide the package awq
+import phicli  # noqa: F401  (turns telemetry off)
+from phicli.awq.calibration import calibration_tokens
+from phicli.awq.grid import GridShape
+from phicli.awq.quantize import quantize_checkpoint
+from phicli.models import BUILT_IN, resolve_model
+from phicli.text import TextCodec, TextTemplate
+
+METHODS = ("ours", "ours-nearest", "autoawq", "olive-gptq", "olive-rtn", "olive-kquant")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--layers", type=int, default=32, help="of the random model")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--test", type=int, default=8, help="held-out sequences")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scratch = Path(tempfile.mkdtemp(prefix="phicli-awq-"))
+    rows = []
+    try:
+        for seed in range(args.seeds):
+            random = args.model == "phi-3.5-mini-shape"
+            folder = random_phi(scratch / f"model-{seed}", args.layers, seed) if random else resolve_model(args.model)
+            tokens, test = random_tokens(args, seed) if random else real_tokens(folder, args, seed)
+            original = reference_logits(folder, test, device)
+            for method in args.methods.split(","):
+                out = scratch / "out"
+                shutil.rmtree(out, ignore_errors=True)
+                out.mkdir()
+                row = measure(method, folder, out, tokens, device)
+                if "error" not in row:
+                    row |= quality(folder, out, test, original, device)
+                rows.append({"seed": seed, "method": method, **row})
+                print(rows[-1], file=sys.stderr, flush=True)
+            if random:
+                shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    report(rows, args, device)
+
+
+def random_phi(folder: Path, layers: int, seed: int) -> Path:
+    """A Phi-3.5-mini-shaped model, random weights, a few loud norm channels, as real models have them."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Phi3Config(
+        vocab_size=32064, hidden_size=3072, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=32,
+        num_key_value_heads=32, max_position_embeddings=4096, original_max_position_embeddings=4096,
+        tie_word_embeddings=False, pad_token_id=32000, bos_token_id=1, eos_token_id=32000,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.float16)
+        model = Phi3ForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight[torch.randperm(3072)[:24]] *= 20
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(BUILT_IN / "tiny" / name, folder / name)
+    del model
+    free()
+    return folder
+
+
+def random_tokens(args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(8, 400, (n, args.seq_len), generator=g) for n in (args.samples, args.test))
+
+
+def real_tokens(folder: Path, args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
+    """The package's calibration text for calibration, the held-out travel rows for the test."""
+    codec, template = TextCodec(folder), TextTemplate("{prompt}\n{response}")
+    held_out = Path(__file__).parent.parent / "data" / "data_eval_travel.jsonl"
+    return (calibration_tokens(codec, None, template, args.samples, args.seq_len, seed),
+            calibration_tokens(codec, held_out, template, args.test, args.seq_len, seed))
+
+
+def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -> dict:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    try:
+        if method.startswith("ours"):
+            rounding = "nearest" if method.endswith("nearest") else "gptq"
+            quantize_checkpoint(folder, out, tokens, shape=GridShape(), rounding=rounding, device=device)
+        elif method == "autoawq":
+            autoawq(folder, out, tokens)
+        else:
+            olive(method.removeprefix("olive-"), folder, out, tokens, device)
+    except Exception as e:
+        return {"error": f"{type(e).__name__}: {e}"[:200]}
+    finally:
+        free()
+    seconds = time.perf_counter() - begun
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    return {"seconds": round(seconds, 2), "gpu_gb": round(peak, 2)}
+
+
+def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
+    """As Olive's pass calls it, but also on a CPU, where that pass refuses."""
+    from awq import AutoAWQForCausalLM
+    from transformers import AutoTokenizer
+
+    model = AutoAWQForCausalLM.from_pretrained(str(folder), safetensors=True, device_map=None)
+    settings = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "gemm"}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.quantize(tokenizer, quant_config=settings, calib_data=tokens.tolist(), max_calib_samples=len(tokens),
+                   max_calib_seq_len=tokens.shape[1])
+    model.save_quantized(str(out))
+    tokenizer.save_pretrained(out)
+
+
+def olive(name: str, folder: Path, out: Path, tokens: Tensor, device: str) -> None:
+    from safetensors.torch import save_file
+
+    from phicli.awq.olive_pass import tokens_data_config
+    from phicli.passes import run_pass
+
+    config = {"bits": 4, "group_size": 128, "sym": False}
+    if name == "gptq":
+        save_file({"tokens": tokens}, out.parent / "tokens.safetensors")
+        config["data_config"] = tokens_data_config(out.parent / "tokens.safetensors")
+    run_pass({"gptq": "Gptq", "rtn": "Rtn", "kquant": "KQuant"}[name], config, folder, out, device=device)
+
+
+@torch.no_grad()
+def reference_logits(folder: Path, test: Tensor, device: str) -> list[Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    logits = [model(row[None].to(device)).logits[0].float().log_softmax(-1).cpu() for row in test]
+    del model
+    free()
+    return logits
+
+
+@torch.no_grad()
+def quality(folder: Path, out: Path, test: Tensor, original: list[Tensor], device: str) -> dict:
+    """KL to the original in nats a token, both perplexities, top-1 agreement, of the checkpoint as it was written."""
+    from phicli.lora.loading import load_base
+
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    model = load_base(out, device, dtype)
+    kl, same, loss, loss_before, count = 0.0, 0, 0.0, 0.0, 0
+    for row, before in zip(test, original, strict=True):
+        after = model(row[None].to(device)).logits[0].float().log_softmax(-1).cpu()
+        kl += float((before.exp() * (before - after)).sum())
+        same += int((before.argmax(-1) == after.argmax(-1)).sum())
+        target = row[1:, None]
+        loss -= float(after[:-1].gather(1, target).sum())
+        loss_before -= float(before[:-1].gather(1, target).sum())
+        count += len(row)
+    del model
+    free()
+    predicted = count - len(test)
+    return {"kl": round(kl / count, 5), "top1": round(same / count, 4),
+            "ppl": round(float(torch.tensor(loss / predicted).exp()), 3),
+            "ppl_original": round(float(torch.tensor(loss_before / predicted).exp()), 3)}
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def report(rows: list[dict], args: argparse.Namespace, device: str) -> None:
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if args.json:
+        print(json.dumps({"machine": machine, "model": args.model, "rows": rows}, indent=2))
+        return
+    print(f"{args.model}, {args.samples} x {args.seq_len} tokens, {machine}")
+    print(f"{'seed':>4} {'method':14} {'seconds':>8} {'GPU GB':>7} {'KL':>9} {'top-1':>7} {'ppl':>9}")
+    for r in rows:
+        if "error" in r:
+            print(f"{r['seed']:>4} {r['method']:14} {r['error']}")
+        else:
+            figures = f"{r['seconds']:>8} {r['gpu_gb']:>7} {r['kl']:>9} {r['top1']:>7} {r['ppl']:>9}"
+            print(f"{r['seed']:>4} {r['method']:14} {figures}")
+
+
+if __name__ == "__main__":
+    main()
