@@ -47,7 +47,8 @@ def explain(error: Exception, what: str) -> PhicliError:
     if isinstance(error, HttpResponseError) and error.status_code:
         return _refused(error, what)
     if isinstance(error, AzureError) or not type(error).__module__.startswith("azure"):
-        return RemoteError(f"{what}: no answer from Azure ({type(error).__name__}: {_first_line(error)})",
+        reason = re.sub(r"HTTPSConnectionPool\(host='([^']+)', port=\d+\)", r"\1", _first_line(error))
+        return RemoteError(f"{what}: no answer from Azure ({type(error).__name__}: {reason})",
                            hint=f"check the network and the proxy, then {RESUMES}")
     return BadInput(f"{what}: {_first_line(error)}")
 
@@ -105,12 +106,12 @@ def _first_line(error: Exception) -> str:
 def quiet_logs() -> None:
     """Send what the SDK logs to stderr, which commands divert to their log file, with secrets taken out."""
 
-    class Redacting(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return redact(super().format(record))
+    class Redacting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sys.stderr.write(redact(self.format(record)) + "\n")
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Redacting("%(asctime)s %(name)s %(message)s"))
+    handler = Redacting()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     for name in ("azure", "msal", "urllib3"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

@@ -70,6 +70,7 @@ class _Tunnel(socketserver.StreamRequestHandler):
             return
         counted = bool(re.fullmatch(self.server.counted, host))
         if counted and self.server.dead:
+            self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n")
             return
         with socket.create_connection(("127.0.0.1", port)) as upstream:
             self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")

@@ -23,6 +23,7 @@ PROVIDER = "Microsoft.MachineLearningServices"
 MODELS = rf"/subscriptions/{SUBSCRIPTION}/resource[gG]roups/([^/]+)/providers/{PROVIDER}/workspaces/([^/]+)(/.*)?"
 REGISTRY = r"/mferp/managementfrontend/.*/registries/([^/]+)/(models|datarefs)/([^/]+)(?:/versions/([^/]+))?"
 CREATED = {"createdAt": "2025-01-01T00:00:00Z", "createdBy": "tester", "createdByType": "User"}
+LEAK = "SIGNATURE-NOBODY-MAY-SEE"  # in every fault's message
 
 Answer = tuple[int, object]
 
@@ -83,7 +84,7 @@ class Azure:
             return *self.route(method, host, path, body), {}
         if fault.after:
             self.route(method, host, path, body)
-        return fault.status, {"error": {"code": fault.code, "message": "injected by a test"}}, fault.headers
+        return fault.status, {"error": {"code": fault.code, "message": f"injected, ?sig={LEAK}&x=1"}}, fault.headers
 
     def route(self, method: str, host: str, path: str, body: bytes) -> Answer:
         if "/registrymanagement/" in path:

@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from azure_stub import Fault
+from azure_stub import LEAK, Fault
 from conftest import SECRET
 
 REQUESTS = {
@@ -100,13 +100,23 @@ def test_no_way_to_azure(cloud, cli, model, monkeypatch):
     assert done.code == 5 and "no answer from Azure" in done.err and "check the network" in done.err
 
 
-@pytest.mark.parametrize("where", ["secrets", "block", "register"])
-def test_no_secret_in_messages_tracebacks_or_logs(cloud, cli, model, monkeypatch, where):
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        (Fault(REQUESTS["register"], 400), "refused (400 Injected): (Injected) injected, ?sig=***&x=1"),
+        (Fault(REQUESTS["block"], 500, delay=1.5), "no answer from Azure"),
+        (None, "Tunnel connection failed"),
+    ],
+)
+def test_no_secret_in_messages_tracebacks_or_logs(cloud, cli, model, monkeypatch, fault, shown):
     monkeypatch.setenv("PHICLI_AZURE_TIMEOUT", "0.7")
     cloud.open_front()
-    cloud.azure.faults = [Fault(REQUESTS[where], 500, delay=1.5)]
+    if fault:
+        cloud.azure.faults = [fault]
+    else:
+        cloud.proxy.cut_after = 0
     done = cli("--traceback", "upload", *cloud.target)
     logs = "".join(p.read_text() for p in model.parent.glob("logs/*.log"))
-    assert done.code == 5 and "Traceback" in done.err
+    assert done.code == 5 and "Traceback" in done.err and shown in done.err, done.err
     for text in (done.err, logs):
-        assert SECRET not in text and not re.search(r"sig=[^*]", text)
+        assert SECRET not in text and LEAK not in text and not re.search(r"sig=[^*]", text)
