@@ -72,7 +72,7 @@ def _summary(report: dict[str, Any]) -> str:
              f"{report['duplicate_rows']} duplicates"]
     if tokens:
         parts.append(f"{tokens['total']} tokens, {tokens['over_limit']} rows over {tokens['limit']}")
-    return ", ".join(parts) + ("" if report["warnings"] else ". Nothing to complain about.")
+    return ", ".join(parts) + ("" if report["warnings"] else ". No findings.")
 
 
 def _lines(warning: dict[str, Any]) -> str:

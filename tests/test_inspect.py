@@ -34,7 +34,7 @@ def dirty(tmp_path):
 def test_clean_rows(cli, rows):
     done = cli("inspect", rows, "--model", "tiny")
     assert done.code == 0
-    assert "30 rows, 0 that cannot be used, 0 duplicates" in done.out and "Nothing to complain about" in done.out
+    assert "30 rows, 0 that cannot be used, 0 duplicates" in done.out and "No findings" in done.out
     assert "Question 2?" in done.out and "Question 3?" not in done.out
     assert "Findings" not in done.out
     assert "reading" in done.err and "warning" not in done.err

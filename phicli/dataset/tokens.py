@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from phicli.text import TextCodec, TextTemplate
 
+LONG = 1 << 18  # characters; a longer text is counted in pieces, as the tokenizer takes some 500 bytes a token
 Part = tuple[str, str | None]  # literal text and None, or "" and a field's name
 
 
 class TokenCounter:
     """Counts a row's tokens under a template, and those that belong to each field.
+
+    Of a text over LONG characters the count may be a token per piece too high.
 
     A token that reaches over the edge of a field belongs to the side it ends on, as in "\\n" + "Hello".
     """
@@ -49,13 +52,23 @@ class TokenCounter:
         for segment in self._segments:
             filled = [segment.fill(row) for row in rows]
             with _threads():
-                encodings = self._tokenizer.encode_batch([text for _, text in filled], add_special_tokens=False)
+                encodings = self._tokenizer.encode_batch(
+                    [text if len(text) <= LONG else "" for _, text in filled], add_special_tokens=False)
             for i, (encoding, (edges, text)) in enumerate(zip(encodings, filled, strict=True)):
+                if len(text) > LONG:
+                    totals[i] += self._in_pieces(text)
+                    for name, begin, end in edges:
+                        per_field[name][i] += self._in_pieces(text[begin:end])
+                    continue
                 totals[i] += len(encoding)
                 for name, begin, end in edges:
                     last = _token_at(encoding, end, len(text))
                     per_field[name][i] += last - _token_at(encoding, begin, len(text))
         return totals, per_field
+
+    def _in_pieces(self, text: str) -> int:
+        return sum(len(self._tokenizer.encode(text[at : at + LONG], add_special_tokens=False))
+                   for at in range(0, len(text), LONG))
 
 
 class Segment(NamedTuple):

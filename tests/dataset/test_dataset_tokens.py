@@ -51,3 +51,15 @@ def test_fields_and_literals_make_up_the_row(codec):
     template = TextTemplate("{prompt}<|end|>{response}<|end|>")
     totals, fields = TokenCounter(codec, template).count(ROWS)
     assert [sum(counts) + 2 for counts in zip(*fields.values(), strict=True)] == totals
+
+
+def test_a_huge_text_is_counted_in_pieces(codec, monkeypatch):
+    template = TextTemplate(DEFAULT_TEMPLATE)
+    rows = [{"prompt": "Short?", "response": "many words, again and again. " * 40}]
+    exact, exact_fields = TokenCounter(codec, template).count(rows)
+    monkeypatch.setattr("phicli.dataset.tokens.LONG", 100)
+    totals, fields = TokenCounter(codec, template).count(rows)
+    pieces = len(rows[0]["response"]) // 100 + 1
+    assert exact[0] <= totals[0] <= exact[0] + 2 * pieces
+    assert fields["prompt"] == exact_fields["prompt"]
+    assert exact_fields["response"][0] <= fields["response"][0] <= exact_fields["response"][0] + 2 * pieces
