@@ -1,4 +1,4 @@
-"""A small optimized model with two adapters, for tests of what runs one. The adapters are random: they have to differ."""
+"""A small optimized model with two adapters, for tests of what runs one. Random adapters: they have to differ."""
 
 import subprocess
 import sys

@@ -135,7 +135,7 @@ def test_at_a_terminal(optimized, tmp_path):
         os.write(leader, b"\x1b[A\x1b[A\r")  # up, up: the question again
         until("first token after")
         os.write(leader, b"/stats\r")
-        until("2 turns")
+        until("turns: 2")
         time.sleep(0.5)
         os.write(leader, b"\x04")
         assert child.wait(20) == 0

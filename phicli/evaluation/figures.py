@@ -34,7 +34,10 @@ class Agreement:
         """Both log-probabilities [tokens, vocabulary]."""
         reference = reference.astype(np.float64)
         self.positions += len(reference)
-        self.kl_sum += float((np.exp(reference) * (reference - log_probs)).sum())
+        # p (log p - log q) - p + q: the last two cancel in the sum but for the rounding of a stored reference, and
+        # with them no term is negative
+        p = np.exp(reference)
+        self.kl_sum += float((p * (reference - log_probs) - p + np.exp(log_probs)).sum())
         self.same += int((reference.argmax(axis=-1) == log_probs.argmax(axis=-1)).sum())
 
     @property

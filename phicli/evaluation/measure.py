@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phicli.errors import BadInput
 from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_softmax
 from phicli.evaluation.readers import open_reader
@@ -108,6 +110,8 @@ def _measure(stage: Stage, rows: Sequence[Encoded], device: str, kept: dict[str,
         sources = [iter(file) for file in references.values()]
         for row in rows:
             log_probs = log_softmax(read(row))
+            if not np.isfinite(log_probs).all():
+                raise BadInput("its logits are not finite numbers", where=stage.adapter_path or stage.folder)
             likelihood.add(log_probs, row.ids[row.response_start :])
             for source, found in zip(sources, agreement.values(), strict=True):
                 reference = next(source)

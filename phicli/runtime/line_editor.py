@@ -35,7 +35,8 @@ def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     session: Any = PromptSession(
         multiline=True, key_bindings=keys, history=_history(), completer=Commands(), complete_while_typing=False,
-        prompt_continuation=CONTINUED, output=create_output(stdout=sys.stderr),  # stdout is for answers
+        prompt_continuation=lambda width, line, wrapped: "" if wrapped else CONTINUED,
+        output=create_output(stdout=sys.stderr),  # stdout is for answers
     )
     return lambda: session.prompt(PROMPT)
 

@@ -27,7 +27,7 @@ def summary(answer: Answer) -> str:
     if answer.answer_tokens:
         parts.append(f"first token after {answer.first_token_seconds:.2f} s")
     if answer.prefill_rate and answer.answer_tokens:
-        kept = f", {answer.cached_tokens} kept" if answer.cached_tokens else ""
+        kept = f" after {answer.cached_tokens} kept" if answer.cached_tokens else ""
         parts.append(f"prompt {answer.prefill_tokens} tokens{kept}, {answer.prefill_rate:.0f} tok/s")
     ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "interrupted": "stopped"}
     parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []
@@ -108,8 +108,8 @@ class Repl:
 
     def _stats(self, rest: str) -> None:
         talk = self.talk
-        self.note(f"{len(talk.turns)} turns, {talk.cached_tokens} of {talk.session.context} tokens, "
-                  f"adapter {talk.adapter or NO_ADAPTER}, {talk.session.provider}")
+        self.note(f"turns: {len(talk.turns)}, tokens: {talk.cached_tokens} of {talk.session.context}, "
+                  f"adapter: {talk.adapter or NO_ADAPTER}, on {talk.session.provider}")
         if talk.last:
             self.note("last answer: " + summary(talk.last))
 

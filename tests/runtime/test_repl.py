@@ -46,8 +46,8 @@ def test_messages_and_commands(session):
     assert answers[0][1].text != answers[1][1].text
     notes = [note for note in said if isinstance(note, str)]
     assert "adapter: travel" in notes and "* travel" in notes and "  cooking" in notes and "adapter: none" in notes
-    assert any(note.startswith("3 turns, ") and "of 2048 tokens" in note for note in notes)
-    assert any(note.startswith("0 turns, 0 of") for note in notes)
+    assert any(note.startswith("turns: 3, ") and "of 2048, adapter: none" in note for note in notes)
+    assert any(note.startswith("turns: 0, tokens: 0 of") for note in notes)
     assert any("unknown command /nonsense" in note for note in notes)
     assert all(any(note.startswith(name) for note in notes) for name in COMMANDS)
     assert repl.talk.system == "Be brief."
