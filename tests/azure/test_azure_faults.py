@@ -1,12 +1,12 @@
-"""Every request of an upload answered wrongly: the documented exit code, one line, nothing half-registered, no secret."""
+"""Every request of an upload answered wrongly: the documented exit code, one line, nothing half-done, no secret."""
 
 import os
 import re
 import time
 
 import pytest
+from azure_servers import SECRET
 from azure_stub import LEAK, Fault
-from conftest import SECRET
 
 REQUESTS = {
     "workspace": r"GET .*/workspaces/travel-workspace$",

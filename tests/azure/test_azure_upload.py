@@ -62,7 +62,8 @@ def test_manifest_and_evaluation_become_tags_and_properties(cloud, cli, model):
     quantized = model.parent / "awq"
     quantized.mkdir()
     write_manifest(quantized, Manifest("quantize", {}, {"algorithm": "awq", "bits": 4}))
-    write_manifest(model, Manifest("optimize", {"model": "f" * 64}, {"device": "cpu", "max_rank": 64, "data": "/home/x/y"},
+    settings = {"device": "cpu", "max_rank": 64, "data": "/home/x/y"}
+    write_manifest(model, Manifest("optimize", {"model": "f" * 64}, settings,
                                    quality={"kl": 0.00012345678, "layers": [0.1] * 32}))
     (model.parent / "evaluation.json").write_text(json.dumps({"onnx": {"perplexity": 4.5}}))
     done = cli("upload", *cloud.target, "--tag", "team=travel", "--tag", "note=a=b", "--description", "Rome")
@@ -98,7 +99,7 @@ def test_line_cut_twice_resumes_and_sends_little_again(cloud, cli, model, monkey
 
 def test_signature_is_renewed_before_it_ends(cloud, cli, model, monkeypatch):
     monkeypatch.setenv("PHICLI_AZURE_CONNECTIONS", "1")
-    cloud.azure.sas_seconds, cloud.proxy.delay = 1.5, 0.03
+    cloud.azure.sas_seconds, cloud.proxy.delay = 1.0, 0.01
     done = cli("upload", *cloud.target)
     assert done.code == 0, done.err
     assert sum("listSecrets" in r for r in cloud.azure.log) >= 3
