@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput, Missing, PhicliError
-from phicli.runtime.providers import built_for, select_provider
+from phicli.runtime.devices import built_for, select_provider
 from phicli.text import TextCodec
 
 ADAPTER_SUFFIX = ".onnx_adapter"

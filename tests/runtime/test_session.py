@@ -8,7 +8,7 @@ import pytest
 from optimized import write_adapter
 
 from phicli.errors import BadInput, Missing
-from phicli.runtime.providers import built_for, gpu_count
+from phicli.runtime.devices import built_for, gpu_count
 from phicli.runtime.session import Sampling, Session
 
 
