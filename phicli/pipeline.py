@@ -1,0 +1,145 @@
+"""The whole lab in order. Each step is the library function behind its own command, with that command's settings."""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phicli.console import duration, size
+from phicli.progress import Progress
+from phicli.settings import Settings
+from phicli.stages import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. state: "made" or "up to date"; gave: its most telling figures; place: file or folder."""
+
+    name: str
+    state: str
+    seconds: float
+    gave: str
+    place: str
+
+
+def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progress: Progress) -> Iterator[Step]:
+    """Inspect, quantize, finetune, optimize, evaluate and chat, each with the settings its own command would have.
+
+    Args:
+        flags: what the user gave; a step takes those that it knows.
+        prompt: question for the chat; None takes the first held-out row's.
+
+    Yields:
+        one Step after the other, as soon as it is done.
+
+    Raises:
+        what the steps raise; those before stay done.
+    """
+    lab = _Lab(settings, flags, progress)
+    for work in (lab.inspect, lab.quantize, lab.finetune, lab.optimize, lab.evaluate):
+        yield work()
+    yield lab.chat(prompt)
+
+
+class _Lab:
+    def __init__(self, settings: Settings, flags: dict[str, Any], progress: Progress):
+        self.settings, self.flags, self.progress = settings, flags, progress
+        self.root = Path(settings.resolve("run", {"model": flags.get("model"), "root": flags.get("root")}).root)
+
+    def arguments(self, command: str, function: Callable[..., Any]) -> dict[str, Any]:
+        """The function's arguments from flags and settings, and the progress."""
+        wanted = [name for name in inspect.signature(function).parameters if name != "progress"]
+        given = {name: self.flags.get(name) for name in {*wanted, "model", "root"}}
+        resolved = vars(self.settings.resolve(command, given))
+        return {name: resolved[name] for name in wanted if name in resolved} | {"progress": self.progress}
+
+    def staged(self, command: str, function: Callable[..., tuple[Path, Manifest]], folder: Path,
+               gave: Callable[[Manifest], str]) -> Step:
+        """Run a step that publishes a folder with a manifest."""
+        before = read_manifest(folder) if folder.is_dir() and not self.flags.get("force") else None
+        begun = time.monotonic()
+        folder, manifest = function(**self.arguments(command, function))
+        state = "up to date" if before == manifest else "made"
+        return Step(command, state, time.monotonic() - begun, gave(manifest), str(folder))
+
+    def inspect(self) -> Step:
+        from phicli.dataset.inspection import inspect_file
+
+        begun = time.monotonic()
+        arguments = self.arguments("inspect", inspect_file)
+        report = inspect_file(**{**arguments, "rows": 0, "fix": None})
+        found = ", ".join(f"{w['code']} ({w['count']})" for w in report["warnings"]) or "nothing wrong"
+        return Step("inspect", "made", time.monotonic() - begun, f"{report['rows']} rows, {found}", report["file"])
+
+    def quantize(self) -> Step:
+        from phicli.awq.stage import quantize
+
+        def gave(manifest: Manifest) -> str:
+            return f"{size(manifest.quality['source_bytes'])} -> {size(manifest.bytes)}"
+
+        algorithm = self.arguments("quantize", quantize)["algorithm"]
+        return self.staged("quantize", quantize, self.root / algorithm, gave)
+
+    def finetune(self) -> Step:
+        from phicli.lora.stage import finetune
+
+        def gave(manifest: Manifest) -> str:
+            found = manifest.quality
+            kind = "held_out" if found["held_out_loss_after"] is not None else "train"
+            return f"{kind.replace('_', '-')} loss {found[f'{kind}_loss_before']:.2f} -> {found[f'{kind}_loss_after']:.2f}"
+
+        name = self.arguments("finetune", finetune)["name"]
+        return self.staged("finetune", finetune, self.root / "ft" / name, gave)
+
+    def optimize(self) -> Step:
+        from phicli.onnx.stage import FOLDER, optimize
+
+        def gave(manifest: Manifest) -> str:
+            return f"{size(manifest.bytes)}, adapters: {', '.join(sorted(manifest.quality['adapters'])) or 'none'}"
+
+        return self.staged("optimize", optimize, self.root / FOLDER, gave)
+
+    def evaluate(self) -> Step:
+        from phicli.evaluation import evaluate
+
+        begun = time.monotonic()
+        document = evaluate(**self.arguments("evaluate", evaluate))
+        figures = [f"{s['stage']} {s['perplexity']:.4g}" for s in document["stages"] if not s["missing"]]
+        state = "up to date" if document["reused"] else "made"
+        return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures),
+                    str(self.root / "evaluation.json"))
+
+    def chat(self, prompt: str | None) -> Step:
+        from phicli.lora.stage import finetune
+        from phicli.onnx.stage import FOLDER
+        from phicli.runtime.conversation import Conversation
+        from phicli.runtime.session import Sampling, Session
+
+        chat = self.settings.resolve("chat", dict.fromkeys(("system", "max_new_tokens", "temperature", "top_p", "top_k",
+                                                            "device", "seed", "adapter")) | _known(self.flags))
+        adapter = chat.adapter or self.arguments("finetune", finetune)["name"]
+        begun = time.monotonic()
+        session = Session(self.root / FOLDER, chat.device)
+        talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
+                            sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
+        question = prompt or self.first_question()
+        answer = talk.ask(question)
+        rate = f", {answer.decode_rate:.0f} tokens/s" if answer.decode_rate else ""
+        self.progress.note(f"{adapter}, asked: {question}\n  {answer.text}")
+        return Step("chat", "made", time.monotonic() - begun,
+                    f"first token after {duration(answer.first_token_seconds)}{rate}", f"adapter {adapter}")
+
+    def first_question(self) -> str:
+        """The first field of the first held-out row."""
+        from phicli.dataset import load_rows
+        from phicli.text import TextTemplate
+
+        found = self.settings.resolve("run", dict.fromkeys(("eval_data", "text_template")) | _known(self.flags))
+        template = TextTemplate(found.text_template)
+        return load_rows(Path(found.eval_data), template)[0][template.fields[0]]
+
+
+def _known(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
