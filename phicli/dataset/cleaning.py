@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from phicli.dataset.counting import SeenBefore
 from phicli.dataset.damage import damage, has_mojibake, repair
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import Defect, defects, parse
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 from phicli.stages import writing
 from phicli.text import TextTemplate
 
@@ -93,7 +93,8 @@ class Cleaner:
         return fields, changes
 
     def summary(self, output: Path) -> dict[str, Any]:
-        return {"output": str(output), "rows": self.rows, "changed": dict(self.changed), "dropped": dict(self.dropped)}
+        return {"output": str(output), "rows": self.rows,
+                "changed": dict(sorted(self.changed.items())), "dropped": dict(sorted(self.dropped.items()))}
 
 
 def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:
@@ -114,10 +115,11 @@ def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Clea
     """A Cleaner whose file takes its place at `output` (gzip if it ends in .gz) when the block ends well.
 
     Raises:
-        UsageError: `output` is the file that is read. BadInput: no row was left. Missing: it cannot be written.
+        UsageError: `output` is the file that is read, a folder or a device.
+        BadInput: no row was left. Missing: it cannot be written.
     """
     output = Path(output).expanduser()
-    if str(output) == "-" or output.is_dir():
+    if str(output) == "-" or (output.exists() and not output.is_file()):  # a rename would replace a device or a pipe
         raise UsageError("needs the name of a file to write", where=f"--fix {output}")
     if source != "-" and output.exists() and Path(source).expanduser().samefile(output):
         raise UsageError("would write over its own input", where=f"--fix {output}", hint="name another file")
@@ -126,7 +128,7 @@ def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Clea
         output.parent.mkdir(parents=True, exist_ok=True)
         undo.callback(lambda: fresh.unlink(missing_ok=True))
         with ExitStack() as files:
-            raw = files.enter_context(fresh.open("wb"))
+            raw = files.enter_context(_created(fresh, output))
             packed = output.suffix == ".gz"
             binary = files.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)) if packed else raw
             cleaner = Cleaner(template, files.enter_context(io.TextIOWrapper(binary, "utf-8", newline="\n")))
@@ -134,3 +136,10 @@ def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Clea
         if not cleaner.rows:
             raise BadInput("no row is left to write", where=source)
         fresh.replace(output)
+
+
+def _created(fresh: Path, output: Path) -> BinaryIO:
+    try:
+        return fresh.open("wb")
+    except FileNotFoundError:  # the folder is there: a file system that takes no files
+        raise Missing("cannot be written: its folder takes no files", where=output, hint="name another file") from None

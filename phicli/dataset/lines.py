@@ -66,7 +66,8 @@ class LineReader:
         except IsADirectoryError:
             raise BadInput("is a folder, not a file of rows", where=path) from None
         except FileNotFoundError:
-            raise BadInput("no such file", where=path, hint="--data FILE names another") from None
+            raise BadInput("no such file", where=path,
+                           hint="phicli config shows where the setting data comes from") from None
         except (OSError, ValueError) as e:
             raise BadInput(f"cannot be read: {getattr(e, 'strerror', None) or e}", where=path) from None
         with suppress(OSError):

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import json
+import os
 
 import pytest
 
@@ -115,6 +116,13 @@ def test_never_over_the_input(tmp_path):
         with pytest.raises(UsageError, match="its own input"):
             clean(tmp_path, GOOD, name)
     assert (tmp_path / "rows.jsonl").read_bytes() == GOOD
+
+
+def test_a_device_or_pipe_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="name of a file"):
+        clean(tmp_path, GOOD, "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_where_nothing_can_be_written(tmp_path):
