@@ -6,6 +6,7 @@ normalized first. Both are put right here; all else stays Olive's and genai's.
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from olive.passes.pass_config import BasePassConfig
 
 from phicli.models import read_config
 from phicli.onnx.layouts import LAYOUTS
+from phicli.onnx.loading import float_projections, streamed_loading
 from phicli.onnx.slots import add_slots
 from phicli.progress import SILENT, Progress, Task
 
@@ -48,17 +50,18 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> ONNXModelHandler:
-        settings: Any = config
-        layers = read_config(Path(model.model_name_or_path)).get("num_hidden_layers")
-        with TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch):
-            settings.extra_options = self._builder_options(model, settings, output_model_path, scratch)
-            with self.progress.task("build", layers, "layers") as task, _watching_builder(task):
-                built = super()._run_for_config(model, config, output_model_path)
+        settings: Any = config.model_copy(deep=True)
+        folder, layout, settings.slots = Path(model.model_name_or_path), settings.slots, None
+        with TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch), streamed_loading():
+            settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
+            layers = read_config(folder).get("num_hidden_layers")
+            with self.progress.task("build", layers, "layers") as task, _watching(task):
+                built = super()._run_for_config(model, settings, output_model_path)
         with self.progress.task("adapter slots", unit="slots") as task:
-            task.advance(len(add_slots(Path(built.model_path), settings.slots, LAYOUTS[settings.slots])))
+            task.advance(len(add_slots(Path(built.model_path), layout, LAYOUTS[layout])))
         return built
 
-    def _builder_options(self, model: HfModelHandler, settings: Any, output: str, cache: str) -> dict[str, Any]:
+    def _builder_options(self, folder: Path, settings: Any, output: str, cache: str) -> dict[str, Any]:
         """What `create_model` takes beside its arguments, made by the builder's own parser.
 
         The pass's settings that the parser has dealt with are set to None, so that they are not handed over twice.
@@ -66,20 +69,19 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         from onnxruntime_genai.models.builder import parse_extra_options
 
         given = {"hf_token": "false", "hf_remote": "false"}
-        own = {"precision", "metadata_only", "search", "extra_options", "slots"}
         for key, value in settings.model_dump().items():
-            if key in own or value is None:
-                continue
-            name = key.removeprefix(BUILDER_PREFIX)
-            given[name] = ",".join(map(str, value)) if isinstance(value, list) else str(getattr(value, "value", value))
-            setattr(settings, key, None)
-        given.update({k: str(v) for k, v in (settings.extra_options or {}).items()})
-        settings.slots, slots = None, settings.slots
-        folder, provider = model.model_name_or_path, self.EP_MAP.get(self.accelerator_spec.execution_provider, "cpu")
-        parsed = parse_extra_options(folder, folder, output, str(settings.precision.value), provider, cache,
-                                     [f"{k}={v}" for k, v in given.items()])
-        settings.slots = slots
-        return parsed
+            if value is not None and key not in ("precision", "metadata_only", "search", "extra_options"):
+                text = ",".join(value) if isinstance(value, list) else str(getattr(value, "value", value))
+                given[key.removeprefix(BUILDER_PREFIX)] = text
+                setattr(settings, key, None)
+        given |= {key: str(value) for key, value in (settings.extra_options or {}).items()}
+        if read_config(folder).get("quantization_config"):  # what the quantizer left in float is to stay so
+            excluded = [*filter(None, given.get("nodes_to_exclude", "").split(",")), *float_projections(folder)]
+            if excluded:
+                given["nodes_to_exclude"] = ",".join(excluded)
+        provider = self.EP_MAP.get(self.accelerator_spec.execution_provider, "cpu")
+        return parse_extra_options(str(folder), str(folder), output, str(settings.precision.value), provider, cache,
+                                   [f"{key}={value}" for key, value in given.items()])
 
 
 @contextlib.contextmanager
@@ -92,26 +94,24 @@ def _scratch_as_cache(folder: str) -> Iterator[None]:
         model_builder.HF_HUB_CACHE = before
 
 
-class _Watcher:
-    """Passes the builder's lines on and reads from them how far it is."""
-
-    def __init__(self, stream: TextIO, task: Task):
-        self.stream, self.task = stream, task
-
-    def write(self, text: str) -> int:
-        if re.match(r"Reading layer \d+", text):
-            self.task.advance(1)
-        elif text.startswith("Saving ONNX model"):
-            self.task.advance(0, step="writing")
-        return self.stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
 @contextlib.contextmanager
-def _watching_builder(task: Task) -> Iterator[None]:
-    import sys
+def _watching(task: Task) -> Iterator[None]:
+    """Pass the builder's output on, and read from it how far it is: layers on stdout, tensors written on stderr."""
 
-    with contextlib.redirect_stdout(_Watcher(sys.stdout, task)):  # type: ignore[type-var]
+    class Watched:
+        def __init__(self, stream: TextIO):
+            self.stream = stream
+
+        def write(self, text: str) -> int:
+            if re.match(r"Reading layer \d+", text):
+                task.advance(1)
+            elif written := re.search(r"(\d+/\d+) \[", text):
+                task.advance(0, written=f"{written[1]} tensors")
+            return self.stream.write(text)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stream, name)
+
+    streams: Any = Watched(sys.stdout), Watched(sys.stderr)
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         yield

@@ -20,6 +20,12 @@ from phicli.progress import SILENT, Progress
 
 FOLDER = "onnx-ao"
 ACCURACY_LEVELS = {"int8": 4, "fp32": 1}  # of MatMulNBits: the least precision that its products may be computed in
+# Of the builder. Where head and embedding are one matrix it rounds both to int4, unless told otherwise.
+HEADS: dict[str, dict[str, Any]] = {
+    "int4": {},
+    "int8": {"extra_options": {"matmul_mixed_precision": "last_matmul:int8", "shared_embeddings": "false"}},
+    "float": {"int4_nodes_to_exclude": ["/lm_head/MatMul", "/model/embed_tokens/Gather"]},
+}
 TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # genai's builder rewrites them
 
 
@@ -90,10 +96,7 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     config: dict[str, Any] = {"precision": "int4", "enable_cuda_graph": settings["cuda_graph"]}
     if settings["activations"] in ACCURACY_LEVELS:
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
-    if settings["head"] == "int8":
-        config["extra_options"] = {"matmul_mixed_precision": "last_matmul:int8"}
-    elif settings["head"] == "float":
-        config["int4_nodes_to_exclude"] = ["/lm_head/MatMul"]
+    config |= HEADS[settings["head"]]
     try:
         run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
     except NotImplementedError as e:

@@ -1,0 +1,159 @@
+"""Checkpoints for genai's builder, layer by layer and exactly.
+
+The builder's own loaders take the integers apart to floating point and round them anew, hold the whole checkpoint
+meanwhile, know no AWQ checkpoint with linears left in float, and cut the zero points of Olive's fused projections in
+the wrong place (genai 0.18). What replaces them here moves the integers only, and gives the builder one layer at a
+time.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from phicli.errors import BadInput
+from phicli.models import check_safetensors, read_config, weight_files
+from phicli.onnx.matching import ALIASES, FUSED
+from phicli.onnx.repacking import LAYOUTS
+
+METHODS = tuple(LAYOUTS)
+
+
+class FloatProjection:
+    """A linear that the checkpoint leaves in float, and that stays so."""
+
+    exclude_from_quantization = True
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight, bias
+
+    def rows(self, rows: slice) -> "FloatProjection":
+        return FloatProjection(self.weight[rows], None if self.bias is None else self.bias[rows])
+
+
+class StreamedCheckpoint:
+    """A quantized checkpoint as the builder walks it: embedding, layers, final norm, output projection.
+
+    Args:
+        folder: an AWQ or Olive checkpoint. layers: how many to give. qkv: outputs of q, k and v.
+
+    Raises:
+        BadInput: a tensor is missing, or the checkpoint has something that is not known.
+    """
+
+    def __init__(self, folder: Path, layers: int, qkv: tuple[int, int, int]):
+        from onnxruntime_genai.models.loaders.base import TensorModule
+
+        self.folder, self.layers, self.qkv = folder, layers, qkv
+        self.quantization = read_config(folder)["quantization_config"]
+        self.files = {name: path for path in weight_files(folder) for name in check_safetensors(path)}
+        if "model.embed_tokens.weight" not in self.files:
+            raise BadInput("no embedding in floating point in it", where=folder)
+        self.embedding = TensorModule(self._read("model.embed_tokens.weight"))
+        self.final_norm = TensorModule(self._read("model.norm.weight"), self._maybe("model.norm.bias"))
+        tied = not any(name.startswith("lm_head.") for name in self.files)
+        self.lm_head = TensorModule(self.embedding.weight) if tied else self._head(TensorModule)
+
+    def modules(self) -> Iterator[Any]:
+        yield self.embedding
+        for number in range(self.layers):
+            yield self._layer(number)
+        yield self.final_norm
+        yield self.lm_head
+
+    def _layer(self, number: int) -> Any:
+        from onnxruntime_genai.models.loaders.base import QuantizedDecoderLayer, TensorModule
+
+        layer, prefix = QuantizedDecoderLayer(number), f"model.layers.{number}."
+        modules = sorted({name.rpartition(".")[0] for name in self.files if name.startswith(prefix)})
+        if not modules:
+            raise BadInput(f"layer {number} is missing", where=self.folder)
+        for module in modules:
+            *path, name = module.removeprefix(prefix).split(".")
+            parent = layer
+            for part in path:
+                parent = getattr(parent, part)
+            tensors = {n.rpartition(".")[2]: self._read(n) for n in self.files if n.rpartition(".")[0] == module}
+            if "rotary_emb" in module:
+                continue  # computed from the config
+            if tensors.get("qweight") is None and tensors["weight"].ndim == 1:
+                setattr(parent, name, TensorModule(tensors["weight"], tensors.get("bias")))
+                continue
+            self._place(parent, ALIASES.get(name, name), self._projection(module, tensors))
+        return layer
+
+    def _place(self, parent: Any, name: str, projection: Any) -> None:
+        """Set a projection, a fused one as its parts: that is what the builder wants to see."""
+        if name not in FUSED:
+            setattr(parent, name, projection)
+            return
+        outputs = len(projection.weight if isinstance(projection, FloatProjection) else projection.qweight)
+        parts = FUSED[name]
+        sizes = self.qkv if name == "qkv_proj" else [outputs // len(parts)] * len(parts)
+        start = 0
+        for part, size in zip(parts, sizes, strict=True):
+            setattr(parent, part, projection.rows(slice(start, start + size)))
+            start += size
+
+    def _projection(self, module: str, tensors: dict[str, Tensor]) -> Any:
+        if "qweight" not in tensors:
+            return FloatProjection(tensors["weight"], tensors.get("bias"))
+        own = (self.quantization.get("overrides") or {}).get(module) or {}
+        bits = int(own.get("bits", self.quantization.get("bits", 4)))
+        try:
+            return LAYOUTS[self.quantization["quant_method"]](tensors, bits)
+        except (KeyError, RuntimeError, ValueError) as e:
+            raise BadInput(f"{module}: tensors missing or of a wrong shape ({e})", where=self.folder) from e
+
+    def _head(self, plain: Any) -> Any:
+        tensors = {n.removeprefix("lm_head."): self._read(n) for n in self.files if n.startswith("lm_head.")}
+        if "qweight" in tensors:
+            return self._projection("lm_head", tensors)
+        return plain(tensors["weight"], tensors.get("bias"))
+
+    def _maybe(self, name: str) -> Tensor | None:
+        return self._read(name) if name in self.files else None
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self.files:
+            raise BadInput(f"{name} is missing", where=self.folder)
+        with safe_open(self.files[name], "pt") as file:
+            return file.get_tensor(name)
+
+
+def float_projections(folder: Path) -> list[str]:
+    """Names in the builder's graph of the linears that a quantized checkpoint leaves in float."""
+    names = set()
+    for path in weight_files(folder):
+        for name, entry in check_safetensors(path).items():
+            found = re.fullmatch(r"model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.weight", name)
+            if found and len(entry["shape"]) == 2:
+                block, module = found[2].replace("self_attn", "attn"), ALIASES.get(found[3], found[3])
+                fused = [f for f, parts in FUSED.items() if module in parts and f == "qkv_proj"]
+                for graph_name in (module, *FUSED.get(module, ()), *fused):
+                    names.add(f"/model/layers.{found[1]}/{block}/{graph_name}/MatMul")
+    return sorted(names)
+
+
+@contextlib.contextmanager
+def streamed_loading() -> Iterator[None]:
+    """While the block runs, the builder loads AWQ and Olive checkpoints through `StreamedCheckpoint`."""
+    from onnxruntime_genai.models import builder
+
+    original = builder.Model.load_weights
+
+    def load_weights(self: Any, folder: str) -> Any:
+        if self.quant_type not in METHODS or self.moe_attrs["num_experts"] > 0:
+            return original(self, folder)
+        q, kv = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
+        return StreamedCheckpoint(Path(folder), self.num_layers, (q, kv, kv))
+
+    builder.Model.load_weights = load_weights
+    try:
+        yield
+    finally:
+        builder.Model.load_weights = original

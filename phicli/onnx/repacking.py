@@ -1,0 +1,86 @@
+"""From the integers of a checkpoint to the layout of onnxruntime's MatMulNBits, without a detour through floats."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from phicli.awq.packing import ORDER, PER_WORD
+
+
+@dataclass
+class Projection:
+    """A quantized linear as genai's builder takes it; the attributes have the names that it reads.
+
+    qweight: uint8 (outputs, groups, group size * bits / 8), low bits first. scales: float (outputs * groups).
+    qzeros: uint8 (outputs * groups packed), each output's padded to whole bytes. bias: float (outputs) or None.
+    """
+
+    qweight: Tensor
+    scales: Tensor
+    qzeros: Tensor
+    bias: Tensor | None
+    bits: int
+    g_idx: None = None
+
+    @property
+    def out_features(self) -> int:
+        return self.qweight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.qweight.shape[1] * self.group_size
+
+    @property
+    def group_size(self) -> int:
+        return self.qweight.shape[2] * 8 // self.bits
+
+    def rows(self, rows: slice) -> "Projection":
+        """The linear that gives some of the outputs."""
+        n = self.out_features
+        scales, zeros = (t.view(n, -1)[rows].reshape(-1) for t in (self.scales, self.qzeros))
+        bias = None if self.bias is None else self.bias[rows]
+        return Projection(self.qweight[rows].contiguous(), scales, zeros, bias, self.bits)
+
+
+def from_awq(tensors: dict[str, Tensor], bits: int) -> Projection:
+    """AWQ "gemm": qweight int32 (in, out / 8), qzeros int32 (groups, out / 8) or none, scales (groups, out)."""
+    if bits != 4:
+        raise ValueError(f"{bits} bits")
+    scales = tensors["scales"].t().contiguous()
+    outputs, groups = scales.shape
+    weight = _pair_rows(_columns(tensors["qweight"])).t().reshape(outputs, groups, -1)
+    zeros = tensors.get("qzeros")
+    points = torch.full((groups, outputs), 8, dtype=torch.uint8) if zeros is None else _columns(zeros)
+    return Projection(weight, scales.view(-1), _pair_rows(points).t().reshape(-1), tensors.get("bias"), bits)
+
+
+def from_olive(tensors: dict[str, Tensor], bits: int) -> Projection:
+    """Olive: qweight uint8 (out, in * bits / 8), qzeros uint8 (out, groups packed) or none, scales (out, groups)."""
+    outputs, groups = tensors["scales"].shape
+    zeros = tensors.get("qzeros")
+    if zeros is None:
+        middle = sum(1 << (bits - 1) << shift for shift in range(0, 8, bits))
+        zeros = torch.full((outputs, -(-groups * bits // 8)), middle, dtype=torch.uint8)
+    weight = tensors["qweight"].reshape(outputs, groups, -1)
+    return Projection(weight, tensors["scales"].reshape(-1), zeros.reshape(-1), tensors.get("bias"), bits)
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Tensor], int], Projection]] = {"awq": from_awq, "olive": from_olive}
+
+
+def _columns(words: Tensor) -> Tensor:
+    """int32 (rows, columns / 8) to uint8 (rows, columns), one integer each; a byte at a time, to spare memory."""
+    octets = words.contiguous().view(torch.uint8).unflatten(1, (-1, PER_WORD // 2))
+    columns = torch.empty((*octets.shape[:2], PER_WORD), dtype=torch.uint8)
+    columns[..., list(ORDER[0::2])] = octets & 15
+    columns[..., list(ORDER[1::2])] = octets >> 4
+    return columns.flatten(1)
+
+
+def _pair_rows(integers: Tensor) -> Tensor:
+    """uint8 (rows, n) to (rows / 2 rounded up, n): each pair of rows in one byte, the first in the low bits."""
+    if len(integers) % 2:
+        integers = torch.cat([integers, torch.zeros_like(integers[:1])])
+    return integers[0::2] | (integers[1::2] << 4)

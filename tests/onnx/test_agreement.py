@@ -1,0 +1,127 @@
+"""The ONNX model computes what the checkpoint and the adapters stand for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, random_adapter, random_model
+
+from phicli.onnx.integers import read_integers
+from phicli.onnx.stage import optimize
+from phicli.runtime.session import Session
+
+EXACT = {"activations": "fp32", "head": "float"}
+TEXT = ("Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early, "
+        "bring water, and book the museum before you travel. ") * 6
+
+
+def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path:
+    defaults = {"device": "cpu", "activations": "int8", "head": "int8", "cuda_graph": False}
+    folder, _ = optimize(root=root, base=str(base), adapters=[f"{k}={v}" for k, v in adapters.items()],
+                         output=None, **{**defaults, **settings})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def phi(tmp_path_factory, tiny):
+    """The built-in model rounded to AWQ, with two adapters: all linears, and with rsLoRA some of them."""
+    root = tmp_path_factory.mktemp("phi")
+    base = nearest_awq(tiny, root / "awq")
+    adapters = {
+        "travel": random_adapter(tiny, root / "peft-travel", r=8, lora_alpha=16,
+                                 target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+        "other": random_adapter(tiny, root / "peft-other", r=3, lora_alpha=5, use_rslora=True,
+                                target_modules=["qkv_proj", "gate_up_proj"], layers_to_transform=[1, 3]),
+    }
+    session = Session(build(root, base, adapters, **EXACT))
+    return root, base, adapters, session, Reference.of_awq(tiny, base)
+
+
+def test_without_an_adapter_it_is_the_awq_model(phi):
+    _, _, _, session, reference = phi
+    ids = session.codec.encode_text(TEXT)
+    kl, same = compare(reference.logits(ids), session.logits(ids))
+    assert kl < 1e-6 and same >= 0.99
+
+
+@pytest.mark.parametrize("name", ["travel", "other"])
+def test_with_an_adapter_it_is_the_awq_model_with_lora(phi, name):
+    _, _, adapters, session, reference = phi
+    ids = session.codec.encode_text(TEXT)
+    wanted = reference.logits(ids, peft_updates(adapters[name]))
+    kl, same = compare(wanted, session.logits(ids, name))
+    assert kl < 1e-6 and same >= 0.99
+    assert compare(wanted, session.logits(ids))[0] > 1e-2  # the adapter matters
+
+
+def test_a_switch_leaves_nothing_behind(phi):
+    _, _, _, session, _ = phi
+    ids = session.codec.encode_text(TEXT)
+    plain, other = session.logits(ids), session.logits(ids, "other")
+    session.logits(ids, "travel")
+    np.testing.assert_array_equal(session.logits(ids, "other"), other)
+    np.testing.assert_array_equal(session.logits(ids), plain)
+
+
+def test_the_default_head_keeps_the_agreement(phi, tmp_path):
+    _, base, adapters, session, reference = phi
+    ids = session.codec.encode_text(TEXT)
+    fresh = Session(build(tmp_path, base, {"travel": adapters["travel"]}, activations="fp32"))
+    kl, same = compare(reference.logits(ids, peft_updates(adapters["travel"])), fresh.logits(ids, "travel"))
+    assert kl < 1e-3 and same >= 0.99
+
+
+@pytest.mark.parametrize(("kind", "head", "limit", "least"), [
+    ("llama", "float", 1e-6, 0.99), ("qwen2", "float", 1e-6, 0.99),
+    ("qwen2", "int8", 1e-4, 0.95),  # likeliest tokens of a random model are hardly likelier than the next
+])
+def test_grouped_query_attention_with_parts_adapted(tmp_path, tiny, kind, head, limit, least):
+    """q, k and v are fused in the graph; the adapter has some of them, with ranks and scalings of their own.
+
+    Qwen2 has biases, and one matrix for embedding and head.
+    """
+    original = random_model(tmp_path / "original", tiny, kind)
+    base = nearest_awq(original, tmp_path / "awq", skip=("1.mlp.down_proj", "0.self_attn.o_proj"))
+    adapter = random_adapter(original, tmp_path / "peft", r=4, lora_alpha=8, rank_pattern={"v_proj": 7},
+                             alpha_pattern={"v_proj": 3}, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+    session = Session(build(tmp_path, base, {"travel": adapter}, activations="fp32", head=head))
+    reference = Reference.of_awq(original, base)
+    ids = session.codec.encode_text(TEXT)
+    for name, updates in ((None, None), ("travel", peft_updates(adapter))):
+        kl, same = compare(reference.logits(ids, updates), session.logits(ids, name))
+        assert kl < limit and same >= least
+
+
+@pytest.mark.parametrize(("algorithm", "bits", "symmetric"), [("rtn", 4, True), ("rtn", 8, False)])
+def test_checkpoints_of_olive(tmp_path, tiny, algorithm, bits, symmetric):
+    from phicli.lora.loading import load_base
+    from phicli.passes import run_pass
+
+    base = tmp_path / "rtn"
+    run_pass("Rtn", {"bits": bits, "group_size": 128, "sym": symmetric}, tiny, base)
+    session = Session(build(tmp_path, base, {}, **EXACT))
+    ids = session.codec.encode_text(TEXT)
+    with torch.no_grad():
+        wanted = load_base(base, "cpu", torch.float32)(torch.tensor([ids])).logits[0].numpy()
+    kl, same = compare(wanted, session.logits(ids))
+    assert kl < 1e-6 and same >= 0.99
+
+
+def test_an_unquantized_model_is_rounded_by_the_builder(tmp_path, tiny):
+    adapter = random_adapter(tiny, tmp_path / "peft", r=2, target_modules=["o_proj", "gate_up_proj"])
+    folder = build(tmp_path, tiny, {"travel": adapter}, **EXACT)
+    state = Reference(tiny, {}).model.state_dict()
+    weights = {name: ((w.integers.reshape(*w.scales.shape, -1).astype(np.float64) - w.zeros[..., None])
+                      * w.scales[..., None]).reshape(len(w.integers), -1) for name, w in read_integers(folder)}
+    for layer in range(4):
+        prefix, read = f"model.layers.{layer}", weights.__getitem__
+        state[f"{prefix}.self_attn.qkv_proj.weight"] = torch.tensor(read(f"{layer}.qkv_proj")).float()
+        state[f"{prefix}.self_attn.o_proj.weight"] = torch.tensor(read(f"{layer}.o_proj")).float()
+        gate_up = np.concatenate([read(f"{layer}.gate_proj"), read(f"{layer}.up_proj")])
+        state[f"{prefix}.mlp.gate_up_proj.weight"] = torch.tensor(gate_up).float()
+        state[f"{prefix}.mlp.down_proj.weight"] = torch.tensor(read(f"{layer}.down_proj")).float()
+    session, reference = Session(folder), Reference(tiny, state)
+    ids = session.codec.encode_text(TEXT)
+    kl, same = compare(reference.logits(ids, peft_updates(adapter)), session.logits(ids, "travel"))
+    assert kl < 1e-6 and same >= 0.99
