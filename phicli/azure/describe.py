@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from phicli.errors import BadInput
-from phicli.stages import read_manifest
+from phicli.stages import MANIFEST, fingerprint, read_manifest
 
-EVALUATION = "evaluation.json"  # in the root, beside the stages
+EVALUATION = "evaluation.json"  # in the root, beside the stages; `phicli evaluate` writes it
+FIGURES = ("perplexity", "kl", "top1", "kl_torch", "top1_torch", "bytes")  # of a stage
 MOST, LONGEST = 100, 256  # properties, and characters of a value
 
 
@@ -29,19 +30,22 @@ def describe(folder: Path, base_model: str | None = None) -> tuple[dict[str, str
     properties: dict[str, str] = {"phicli.step": manifest.step, "phicli.created": manifest.created}
     for part in ("settings", "quality", "versions", "inputs"):
         properties.update(_flat(f"phicli.{part}", getattr(manifest, part)))
-    properties.update(_flat("evaluation", _read_evaluation(folder.parent / EVALUATION)))
-    named = {"base_model": base_model} if base_model else {}
-    tags = {**named, **_origin(folder.parent), **_adapters(folder)}
+    evaluation = _read_evaluation(folder.parent / EVALUATION)
+    properties.update(_flat("evaluation", {k: evaluation.get(k) for k in ("rows", "tokens", "created")}))
+    for stage in evaluation.get("stages", []):
+        properties.update(_flat(f"evaluation.{_word(stage['stage'])}", {k: stage.get(k) for k in FIGURES}))
+    base_model = base_model or evaluation.get("model")
+    tags = {"base_model": base_model[:LONGEST]} if base_model else {}
+    tags |= _algorithm(folder.parent, manifest.inputs.get("base")) | _adapters(folder)
     return dict(list(properties.items())[:MOST]), tags
 
 
-def _origin(root: Path) -> dict[str, str]:
-    """Base model and algorithm, as the quantize step in the same root noted them."""
-    for path in sorted(root.glob("*/phicli.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+def _algorithm(root: Path, base: str | None) -> dict[str, str]:
+    """How the stage that this model was made from was quantized; `base` is that stage's fingerprint."""
+    for path in sorted(root.glob(f"*/{MANIFEST}")):
         made = read_manifest(path.parent)
-        if made and made.step == "quantize":
-            wanted = {"base_model": made.settings.get("model"), "algorithm": made.settings.get("algorithm")}
-            return {k: str(v)[:LONGEST] for k, v in wanted.items() if v}
+        if made and made.step == "quantize" and fingerprint(path.parent) == base:
+            return {"algorithm": str(made.settings.get("algorithm"))}
     return {}
 
 
@@ -52,20 +56,28 @@ def _adapters(folder: Path) -> dict[str, str]:
 
 def _read_evaluation(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not all("stage" in stage for stage in document.get("stages", [])):
+            raise ValueError("a stage without a name")
+        return document
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as e:
-        raise BadInput(f"not readable as JSON: {e}", where=path, hint="phicli evaluate") from None
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        raise BadInput(f"damaged: {e}", where=path, hint="phicli evaluate") from None
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """Leaves of nested settings as ("phicli.settings.bits", "4"); long lists and local folders are left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(f"{name}.{re.sub(r'[^A-Za-z0-9_-]+', '_', str(key))}", inner)
+            yield from _flat(f"{name}.{_word(key)}", inner)
     elif isinstance(value, list):
         if value and len(value) <= 8 and all(isinstance(v, str) for v in value):
             yield name, ",".join(value)[:LONGEST]
     elif value is not None and not (isinstance(value, str) and Path(value).is_absolute()):
         yield name, (f"{value:.6g}" if isinstance(value, float) else str(value))[:LONGEST]
+
+
+def _word(text: object) -> str:
+    """A text as a part of a property's name: "ONNX + travel" as "ONNX_travel"."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(text))

@@ -80,8 +80,8 @@ def running(folder: Path, keep: str = "--inMemoryPersistence") -> Iterator[Serve
         proxy = Proxy([(STORAGE_HOST, port), (SERVICE_HOSTS, serve(stub, folder))], counted=STORAGE_HOST)
         yield Servers(stub, proxy, folder, port, serve_front(stub, folder, port))
     finally:
-        azurite.terminate()
-        azurite.wait(10)
+        azurite.kill()  # asked to end, it waits for open connections
+        azurite.wait()
 
 
 def _token() -> str:

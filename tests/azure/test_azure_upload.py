@@ -8,7 +8,7 @@ import time
 import pytest
 from azure_files import contents
 
-from phicli.stages import Manifest, write_manifest
+from phicli.stages import Manifest, fingerprint, write_manifest
 
 NAME = "ft-for-travel"
 
@@ -63,9 +63,11 @@ def test_manifest_and_evaluation_become_tags_and_properties(cloud, cli, model):
     quantized.mkdir()
     write_manifest(quantized, Manifest("quantize", {}, {"algorithm": "awq", "bits": 4}))
     settings = {"device": "cpu", "max_rank": 64, "data": "/home/x/y"}
-    write_manifest(model, Manifest("optimize", {"model": "f" * 64}, settings,
+    (quantized / "model.safetensors").write_bytes(b"weights")
+    write_manifest(model, Manifest("optimize", {"base": fingerprint(quantized)}, settings,
                                    quality={"kl": 0.00012345678, "layers": [0.1] * 32}))
-    (model.parent / "evaluation.json").write_text(json.dumps({"onnx": {"perplexity": 4.5}}))
+    (model.parent / "evaluation.json").write_text(json.dumps(
+        {"model": "tiny", "rows": 40, "stages": [{"stage": "ONNX + travel", "perplexity": 4.5, "kl": None}]}))
     done = cli("upload", *cloud.target, "--tag", "team=travel", "--tag", "note=a=b", "--description", "Rome")
     assert done.code == 0, done.err
     made = cloud.azure.models[NAME, "1"]["properties"]
@@ -74,7 +76,8 @@ def test_manifest_and_evaluation_become_tags_and_properties(cloud, cli, model):
     assert made["description"] == "Rome"
     found = made["properties"]
     assert found["phicli.settings.device"] == "cpu" and found["phicli.quality.kl"] == "0.000123457"
-    assert found["evaluation.onnx.perplexity"] == "4.5" and re.fullmatch("[0-9a-f]{64}", found["phicli.digest"])
+    assert found["evaluation.ONNX_travel.perplexity"] == "4.5" and found["evaluation.rows"] == "40"
+    assert re.fullmatch("[0-9a-f]{64}", found["phicli.digest"])
     assert "phicli.settings.data" not in found and "phicli.quality.layers" not in found
 
 
