@@ -1,0 +1,191 @@
+"""phicli optimize through the real main(): happy path and wrong input."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "onnx"))
+from onnx_checkpoints import nearest_awq, random_adapter, random_model
+
+from phicli import stages
+from phicli.runtime.session import Session
+from phicli.text import TextCodec
+
+ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, tiny):
+    """An AWQ checkpoint with its manifest and two adapters, not to be changed."""
+    folder = tmp_path_factory.mktemp("workshop")
+    stages.write_manifest(nearest_awq(tiny, folder / "awq"), stages.Manifest("quantize", {}, {}))
+    for name, rank in (("travel", 4), ("other", 2)):
+        random_adapter(tiny, folder / "ft" / name, r=rank, target_modules=ALL)
+    return folder
+
+
+@pytest.fixture
+def root(workshop, tmp_path):
+    """A root with the checkpoint and the adapter travel; `other` lies outside."""
+    root = tmp_path / "root"
+    shutil.copytree(workshop / "awq", root / "awq")
+    shutil.copytree(workshop / "ft" / "travel", root / "ft" / "travel")
+    shutil.copytree(workshop / "ft" / "other", tmp_path / "other")
+    return root
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns)
+            for p in folder.rglob("*") if p.is_file()}
+
+
+def test_build_then_add_then_remove_an_adapter(cli, root):
+    done = cli("optimize", "--root", root, "--device", "cpu")
+    folder = root / "onnx-ao"
+    assert done.code == 0 and done.out == f"{folder}\n" and "adapters: travel" in done.err
+    session = Session(folder)
+    assert session.adapter_names() == ["travel"] and session.context == 2048
+    assert session.end_ids == {TextCodec(folder).special[t][0] for t in ("<|end|>", "<|endoftext|>", "<|assistant|>")}
+    chat = [{"role": "user", "content": "Where to?"}]
+    assert session.codec.encode_chat(chat) == TextCodec(root / "awq").encode_chat(chat)
+    manifest = stages.read_manifest(folder)
+    assert manifest.step == "optimize" and set(manifest.inputs) == {"base", "adapters/travel"}
+    assert manifest.quality["adapters"]["travel"]["rank"] == 4 and manifest.seconds > 0
+    before = files(folder)
+
+    added = cli("optimize", "--root", root, "--device", "cpu", "--adapter", f"other={root.parent / 'other'}", "--json")
+    document = json.loads(added.out)
+    assert added.code == 0 and set(document["quality"]["adapters"]) == {"travel", "other"}
+    assert "up to date; adding other" in added.err
+    after = files(folder)
+    assert {k for k in after if after[k] != before.get(k)} == {"adapters/other.onnx_adapter", "phicli.json"}
+    assert Session(folder).adapter_names() == ["other", "travel"]
+
+    again = cli("optimize", "--root", root, "--device", "cpu")
+    assert again.code == 0 and "is up to date" in again.err and files(folder) == after
+
+    (folder / "adapters" / "travel.onnx_adapter").unlink()  # the way to remove one; it is in ft, so it comes back
+    shutil.rmtree(root / "ft" / "travel")
+    (root / "ft" / "late").mkdir()
+    shutil.copytree(root.parent / "other", root / "ft" / "late", dirs_exist_ok=True)
+    assert cli("optimize", "--root", root, "--device", "cpu").code == 0
+    assert set(stages.read_manifest(folder).inputs) == {"base", "adapters/other", "adapters/late"}
+    assert [p.name for p in root.iterdir() if p.name.startswith(".")] == []
+
+
+def test_another_build_keeps_adapters_added_later(cli, root):
+    base = ("optimize", "--root", root)
+    cuda = cli(*base, "--device", "cuda", "--cuda-graph", "--adapter", f"other={root.parent / 'other'}")
+    assert cuda.code == 0
+    config = json.loads((root / "onnx-ao" / "genai_config.json").read_text())
+    options = config["model"]["decoder"]["session_options"]["provider_options"]
+    assert options[0]["cuda"]["enable_cuda_graph"] == "1"
+    done = cli(*base, "--device", "cpu", "--head", "int4", "--activations", "fp32")
+    assert done.code == 0 and Session(root / "onnx-ao").adapter_names() == ["other", "travel"]
+    for name in ("other", "travel"):  # the float type of the new build
+        Session(root / "onnx-ao").load_adapter(name)
+
+
+@pytest.mark.parametrize("device", ["cuda", "dml", "webgpu"])
+def test_adapters_have_the_targets_float_type(cli, root, device):
+    from phicli.onnx.adapters import check_adapter
+
+    done = cli("optimize", "--root", root, "--device", device)
+    folder = root / "onnx-ao"
+    assert done.code == 0
+    check_adapter(folder, folder / "adapters" / "travel.onnx_adapter")
+    names = [n for o in json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+             ["provider_options"] for n in o]
+    assert [n.lower() for n in names] == [device]
+
+
+def test_a_failed_build_leaves_the_earlier_model(cli, root, monkeypatch):
+    assert cli("optimize", "--root", root, "--device", "cpu").code == 0
+    before = files(root / "onnx-ao")
+    from phicli.onnx import stage
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage, "convert_adapter", full)
+    failed = cli("optimize", "--root", root, "--device", "cpu", "--force")
+    assert failed.code == 4 and "No space left" in failed.err and "free some space" in failed.err
+    late = cli("optimize", "--root", root, "--device", "cpu", "--adapter", f"late={root.parent / 'other'}")
+    assert late.code == 4 and files(root / "onnx-ao") == before
+    assert [p.name for p in root.iterdir() if p.name.startswith(".")] == []
+
+
+def break_config(root):
+    (root / "ft" / "travel" / "adapter_config.json").unlink()
+
+
+def truncate_adapter(root):
+    path = root / "ft" / "travel" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def truncate_base(root):
+    path = root / "awq" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def make_dora(root):
+    path = root / "ft" / "travel" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
+
+
+def other_quantization(root):
+    path = root / "awq" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+
+
+@pytest.mark.parametrize(("damage", "argv", "code", "message"), [
+    (None, ("--base", "nowhere/at/all"), 3, "no such model folder"),
+    (lambda root: shutil.rmtree(root / "awq"), (), 4, "no quantized model there"),
+    (truncate_base, (), 3, "truncated"),
+    (other_quantization, (), 3, "quantization 'bitsandbytes' cannot be built from"),
+    (None, ("--adapter", "x=missing"), 3, "no such adapter folder"),
+    (None, ("--adapter", "unknown"), 3, "there are: travel"),
+    (None, ("--adapter", "a/b=ft"), 3, "an adapter's name has letters"),
+    (None, ("--adapter", "travel", "--adapter", "travel"), 2, "there twice"),
+    (break_config, ("--adapter", "travel={root}/ft/travel"), 3, "no adapter_config.json"),
+    (truncate_adapter, (), 3, "truncated"),
+    (make_dora, (), 3, "--method lora"),
+    (None, ("--device", "npu"), 4, "Olive itself has"),
+    (None, ("--device", "qnn"), 4, "QNNContextBinaryGenerator"),
+    (None, ("--device", "cud"), 2, "did you mean 'cuda'?"),
+    (None, ("--device", "cpu", "--cuda-graph"), 2, "--cuda-graph goes with --device cuda"),
+    (None, ("--activations", "int3"), 2, "not one of int8, fp32"),
+])
+def test_wrong_input_writes_nothing(cli, root, damage, argv, code, message):
+    if damage:
+        damage(root)
+    done = cli("optimize", "--root", root, *(arg.replace("{root}", str(root)) for arg in argv))
+    assert done.code == code and message in done.err and done.out == ""
+    assert done.err.count("error:") == 1
+    assert not (root / "onnx-ao").exists()
+    assert [p.name for p in root.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_adapter_for_another_model(cli, root, tiny):
+    original = random_model(root.parent / "llama", tiny, "llama")
+    random_adapter(original, root / "ft" / "travel", r=2, target_modules=["o_proj"])
+    done = cli("optimize", "--root", root, "--device", "cpu")
+    assert done.code == 3 and "an adapter for another model" in done.err and not (root / "onnx-ao").exists()
+
+
+def test_an_architecture_that_the_builder_does_not_know(cli, root):
+    path = root / "awq" / "config.json"
+    path.write_text(path.read_text().replace("Phi3ForCausalLM", "UnknownForCausalLM"))
+    done = cli("optimize", "--root", root, "--device", "cpu")
+    assert done.code == 3 and "genai's builder cannot build it" in done.err and not (root / "onnx-ao").exists()
+
+
+def test_a_warning_where_the_adapter_belongs_to_other_weights(cli, root):
+    stages.write_manifest(root / "ft" / "travel", stages.Manifest("finetune", {"base": "something else"}, {}))
+    done = cli("optimize", "--root", root, "--device", "cpu")
+    assert done.code == 0 and "was trained on another base" in done.err
