@@ -86,9 +86,9 @@ class _Lab:
         from phicli.lora.stage import finetune
 
         def gave(manifest: Manifest) -> str:
-            found = manifest.quality
-            kind = "held_out" if found["held_out_loss_after"] is not None else "train"
-            return f"{kind.replace('_', '-')} loss {found[f'{kind}_loss_before']:.2f} -> {found[f'{kind}_loss_after']:.2f}"
+            kind = "train" if manifest.quality["held_out_loss_after"] is None else "held_out"
+            before, after = (manifest.quality[f"{kind}_loss_{when}"] for when in ("before", "after"))
+            return f"{kind.replace('_', '-')} loss {before:.2f} -> {after:.2f}"
 
         name = self.arguments("finetune", finetune)["name"]
         return self.staged("finetune", finetune, self.root / "ft" / name, gave)
@@ -102,14 +102,15 @@ class _Lab:
         return self.staged("optimize", optimize, self.root / FOLDER, gave)
 
     def evaluate(self) -> Step:
-        from phicli.evaluation import evaluate
+        from phicli.evaluation.measure import RESULT, evaluate
 
         begun = time.monotonic()
-        document = evaluate(**self.arguments("evaluate", evaluate))
+        place = self.root / RESULT
+        before = place.stat().st_mtime_ns if place.is_file() else None
+        document = evaluate(**self.arguments("evaluate", evaluate) | {"reuse": not self.flags.get("force")})
         figures = [f"{s['stage']} {s['perplexity']:.4g}" for s in document["stages"] if not s["missing"]]
-        state = "up to date" if document["reused"] else "made"
-        return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures),
-                    str(self.root / "evaluation.json"))
+        state = "up to date" if place.stat().st_mtime_ns == before else "made"
+        return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
 
     def chat(self, prompt: str | None) -> Step:
         from phicli.lora.stage import finetune

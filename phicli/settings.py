@@ -99,7 +99,7 @@ _TABLE = [
     Setting("finetune.eval_split", float, 0.1, "Share of the rows held out to measure", minimum=0),
     Setting("finetune.checkpoint_steps", int, 20, "Steps between checkpoints", minimum=1),
 
-    Setting("optimize.base", str, None, "Model to build from, folder or id [default: the quantized one under the root]"),
+    Setting("optimize.base", str, None, "Model to build from, folder or id [default: the quantized one]"),
     Setting("optimize.device", str, "auto", "Where the model will run: auto, cpu, cuda, dml or webgpu"),
     Setting("optimize.activations", str, "int8", "Least precision of activations in products with int4 weights (cpu, "
             "webgpu)", choices=("int8", "fp32")),

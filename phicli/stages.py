@@ -14,6 +14,7 @@ from typing import Any
 
 import phicli
 from phicli.errors import BadInput, Missing, PhicliError
+from phicli.progress import Progress
 
 MANIFEST = "phicli.json"
 CERTAIN_UP_TO = 64 << 20  # bytes of a file that is hashed whole; of a larger one, samples
@@ -106,6 +107,18 @@ def why_stale(folder: Path, step: str, inputs: dict[str, str], settings: dict[st
             continue
         if not path.is_file() or path.stat().st_size != length:
             return f"damaged file {name}"
+    return None
+
+
+def finished(folder: Path, step: str, inputs: dict[str, str], settings: dict[str, Any], *, force: bool,
+             progress: Progress) -> Manifest | None:
+    """The manifest of a result that is up to date; None where it has to be made. Says aloud which, and why."""
+    reason = "asked for" if force else why_stale(folder, step, inputs, settings)
+    if reason is None:
+        progress.note(f"{folder} is up to date")
+        return read_manifest(folder)
+    if folder.is_dir():
+        progress.note(f"{folder} is made again: {reason}")
     return None
 
 

@@ -30,13 +30,14 @@ class Encoded:
 class TextTemplate:
     """A template such as "<|user|>\\n{prompt}<|end|>\\n<|assistant|>\\n{response}<|end|>".
 
-    `{name}` takes a row's field; `{{` and `}}` are braces.
+    `{name}` takes a row's field; `{{` and `}}` are braces; `\\n`, as a shell passes it, is a new line.
 
     Raises:
         BadInput: no field in it, or not a valid template.
     """
 
     def __init__(self, template: str):
+        template = template.replace("\\n", "\n")
         try:
             parts = list(string.Formatter().parse(template))
         except ValueError as e:

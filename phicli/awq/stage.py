@@ -45,10 +45,8 @@ def quantize(
         "symmetric": symmetric, "text_template": text_template, "samples": samples, "seq_len": seq_len,
         "rounding": rounding, "skip": skip, "seed": seed,
     }
-    stale = stages.why_stale(target, "quantize", inputs, settings)
-    done = stages.read_manifest(target) if not (stale or force) else None
+    done = stages.finished(target, "quantize", inputs, settings, force=force, progress=progress)
     if done:
-        progress.note(f"{target} is up to date")
         return target, done
     begun = time.monotonic()
     manifest = stages.Manifest("quantize", inputs, settings)

@@ -58,11 +58,9 @@ def finetune(
     original = resolve_model(model, progress) if method == "loftq" else None
     if original:
         inputs["original"] = stages.fingerprint(original)
-    if not force and stages.why_stale(target, "finetune", inputs, settings) is None:
-        progress.note(f"{target} is up to date")
-        manifest = stages.read_manifest(target)
-        assert manifest is not None
-        return target, manifest
+    done = stages.finished(target, "finetune", inputs, settings, force=force, progress=progress)
+    if done:
+        return target, done
     work = _Work(folder, original, target, inputs, settings, checkpoint_steps, progress)
     work.check(rows, template, device)
     return target, work.train()

@@ -1,0 +1,38 @@
+# Each target sets up what it needs; a machine with Python 3.10 or newer is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MODEL ?= tiny
+
+.PHONY: install lab test lint clean
+
+install: $(VENV)/.installed
+
+lab: $(VENV)/.installed
+	$(BIN)/phicli run --model $(MODEL)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check phicli tests benchmarks scripts
+	$(BIN)/mypy
+
+# pip comes first: older resolvers fail on this set of packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# autoawq imports torch while it is built, so it cannot be built apart from it; on Linux only, as its Triton is.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	if [ "$$(uname)" = Linux ]; then \
+		$(PIP) install --quiet --constraint constraints.txt setuptools wheel && \
+		$(PIP) install --quiet --constraint constraints.txt --no-build-isolation autoawq; fi
+	touch $@
+
+clean:
+	rm -rf $(VENV) models .pytest_cache .mypy_cache .ruff_cache
