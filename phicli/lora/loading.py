@@ -140,14 +140,20 @@ class PackedQuantizer(HfQuantizer):
                 raise BadInput(f"{name}: the architecture has no such module") from None
             if not isinstance(linear, nn.Linear):
                 raise BadInput(f"{name}: a quantized {type(linear).__name__} cannot be trained on")
+            if "scales" not in tensors:
+                raise BadInput(f"weights missing: {name}.scales")
             module = Int4Linear(linear.in_features, linear.out_features, tensors, linear.weight.dtype)
             setattr(model.get_submodule(parent), child, module)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         layout = LAYOUTS[self.quantization_config.quant_method]
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, Int4Linear):
-                module.settle(*layout(module))
+                packed, scales, zeros, bits = layout(module)
+                module.settle(packed, scales, zeros, bits)
+                out, width, groups = module.out_features, module.in_features, scales.shape[1]
+                if packed.shape != (out, width * bits // 8) or scales.shape != zeros.shape or width % groups:
+                    raise BadInput(f"{name}: packed weights of another shape than the config says")
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from phicli.errors import BadInput
 from phicli.models import check_safetensors, weight_files
 
-LARGEST_ERROR = 0.5  # relative; 4-bit rounding gives about 0.1, another model or scaled weights about 1 or more
+LARGEST_ERROR = 0.5  # relative; 4-bit rounding gives about 0.1, another model's weights or rotated ones more than 1
 
 
 @torch.no_grad()
@@ -25,8 +25,8 @@ def start_from_residual(adapted: Any, original: Path) -> None:
         adapted: PeftModel with LoRA on a quantized base. original: folder of the unquantized model.
 
     Raises:
-        BadInput: a weight is missing in the original, or the base is no plain rounding of it (AWQ and rotations
-            change the weights before rounding).
+        BadInput: a weight is missing in the original, or the base is no plain rounding of it (rotations change the
+            weights first).
     """
     files = {name: path for path in weight_files(original) for name in check_safetensors(path)}
     base = adapted.get_base_model()
@@ -36,8 +36,8 @@ def start_from_residual(adapted: Any, original: Path) -> None:
         quantized = module.get_base_layer().weight.float()
         residual = _weight(files, f"{name}.weight", original).to(quantized.device).float() - quantized
         if residual.norm() > LARGEST_ERROR * quantized.norm():
-            raise BadInput(f"{name}: the base is no plain rounding of {original}, as LoftQ needs", where=original,
-                           hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
+            raise BadInput(f"{name}: the base is no plain rounding of this model, as LoftQ needs", where=original,
+                           hint="--model with the model that was quantized; phicli quantize --algorithm gptq or rtn")
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         rank = min(a.shape[0], *residual.shape)
         u, s, v = torch.svd_lowrank(residual, q=min(rank + 8, *residual.shape), niter=4)

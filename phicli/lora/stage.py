@@ -85,7 +85,10 @@ class _Work:
         from phicli.text import TextCodec
 
         self.device = choose_device(device)
-        check_base(self.folder)
+        quantization = check_base(self.folder).get("quantization_config") or {}
+        if self.original and quantization.get("quant_method") != "olive":
+            raise BadInput("LoftQ needs a base that is a plain rounding of the original (AWQ scales it first)",
+                           where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
         self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
         names = ("seq_len", "mask_prompt", "eval_split", "seed")
         self.rows = prepare_rows(rows, template, TextCodec(self.folder), **{n: self.settings[n] for n in names})
