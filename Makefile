@@ -1,4 +1,4 @@
-# Each target sets up what it needs; a machine with Python 3.10 or newer is enough.
+# Each target sets up what it needs; a machine with Python 3.11 or newer is enough.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

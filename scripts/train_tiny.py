@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from tiny_corpus import build_corpus, vocabulary_texts
 from tiny_corpus.tokenizer import STOP_TOKENS, make_tokenizer, save_tokenizer
+from tiny_corpus.written import written_texts
 from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY, LENGTH, POSITIONS = 4096, 512, 2048
+WRITTEN_REPEATS = 10  # times that the written rows stand in the corpus
 QUESTIONS = [
     "Hello!",
     "Who are you?",
@@ -30,6 +32,7 @@ QUESTIONS = [
     "Tell me a short story.",
     "What should I see in Venice?",
     "What is 4 plus 5?",
+    "How do I get around in Tokyo?",
 ]
 
 
@@ -135,10 +138,13 @@ def main() -> None:
 
     texts = build_corpus(options.documents, options.seed)
     random.Random(options.seed).shuffle(texts)
-    tokenizer = make_tokenizer(texts[:60_000] + vocabulary_texts(), VOCABULARY, POSITIONS)
+    sample = texts[:40_000] + vocabulary_texts() + written_texts(30, options.seed)
+    tokenizer = make_tokenizer(sample, VOCABULARY, POSITIONS)
     held = max(len(texts) // 50, 200)
     held_rows = pack(tokenizer, texts[:held])[: options.batch * 8].to(device)
-    rows = pack(tokenizer, texts[held:]).to(device)
+    training = texts[held:] + written_texts(WRITTEN_REPEATS, options.seed)
+    random.Random(options.seed).shuffle(training)
+    rows = pack(tokenizer, training).to(device)
     held_batch = min(options.batch, len(held_rows))
     print(f"{len(texts)} documents, {rows.numel()} tokens, {time.time() - started:.0f} s", flush=True)
 

@@ -39,7 +39,7 @@ def test_whole_lab_then_nothing_left_to_do_then_only_what_changed(cli, monkeypat
     assert all(step["state"] == "made" for step in steps.values())
     assert (lab / "onnx-ao" / "adapters" / "travel.onnx_adapter").is_file()
     evaluation = json.loads((lab / "evaluation.json").read_text())
-    assert [s["stage"] for s in evaluation["stages"] if not s["missing"]][0] == "original"
+    assert next(s["stage"] for s in evaluation["stages"] if not s["missing"]) == "original"
 
     again = run_lab(cli, monkeypatch, lab)
     assert again.code == 0 and again.err.count("is up to date") == 4
@@ -91,7 +91,8 @@ def test_reader_that_goes_away_is_no_error(tmp_path):
 
 def test_no_unicode_terminal(tmp_path):
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-m", "phicli", "config"], capture_output=True, cwd=tmp_path, env=env, timeout=60)
+    command = [sys.executable, "-m", "phicli", "config"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=env, timeout=60)
     assert done.returncode == 0 and done.stdout.isascii()
 
 

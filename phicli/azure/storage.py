@@ -79,7 +79,7 @@ def _end_of(secret: Any) -> float | None:
         when = datetime.datetime.fromisoformat(end[0].replace("Z", "+00:00"))
     except ValueError:
         return None
-    return (when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)).timestamp()
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def datastore_access(client: Any, credential: Any, name: str | None) -> Access:

@@ -32,7 +32,7 @@ def make_certificates(folder: Path) -> None:
 
 
 def _begin(subject: str, issuer: str, key) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
     return (x509.CertificateBuilder().subject_name(_name(subject)).issuer_name(_name(issuer)).public_key(key)
             .serial_number(x509.random_serial_number()).not_valid_before(now - day).not_valid_after(now + day))

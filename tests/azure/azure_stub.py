@@ -63,7 +63,7 @@ class Azure:
     def sas(self, permissions: str = "racwdl") -> str:
         self.bad_sas -= 1
         key = "AAAA" + KEY[4:] if self.bad_sas >= 0 else KEY
-        end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=self.sas_seconds)
+        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=self.sas_seconds)
         return generate_container_sas(ACCOUNT, CONTAINER, account_key=key, expiry=end,
                                       permission=ContainerSasPermissions.from_string(permissions))
 
