@@ -191,7 +191,8 @@ class Reporter:
         self.console = _stderr(stream)
         self.bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), _Done(), _Figures(),
                              TimeElapsedColumn(), TimeRemainingColumn(compact=True),
-                             console=self.console, disable=not self.console.is_terminal)
+                             console=self.console, disable=not self.console.is_terminal,
+                             redirect_stdout=False, redirect_stderr=False)  # libraries' output is for the log
 
     def __enter__(self) -> "Reporter":
         self.bars.start()

@@ -1,9 +1,9 @@
 """Checkpoints for genai's builder, layer by layer and exactly.
 
-The builder's own loaders take the integers apart to floating point and round them anew, hold the whole checkpoint
-meanwhile, know no AWQ checkpoint with linears left in float, and cut the zero points of Olive's fused projections in
-the wrong place (genai 0.18). What replaces them here moves the integers only, and gives the builder one layer at a
-time.
+The builder's own loaders take the integers apart to floating point and round them anew, and hold the whole checkpoint
+meanwhile. Those of genai 0.18 also know no AWQ checkpoint with linears left in float and no symmetric one of Olive's,
+and cut the zero points of Olive's fused projections in the wrong place. What replaces them here moves the integers
+only, and gives the builder one layer at a time.
 """
 
 import contextlib
@@ -77,9 +77,9 @@ class StreamedCheckpoint:
             parent = layer
             for part in path:
                 parent = getattr(parent, part)
-            tensors = {n.rpartition(".")[2]: self._read(n) for n in self.files if n.rpartition(".")[0] == module}
             if "rotary_emb" in module:
                 continue  # computed from the config
+            tensors = {n.rpartition(".")[2]: self._read(n) for n in self.files if n.rpartition(".")[0] == module}
             if tensors.get("qweight") is None and tensors["weight"].ndim == 1:
                 setattr(parent, name, TensorModule(tensors["weight"], tensors.get("bias")))
                 continue

@@ -71,7 +71,8 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         given = {"hf_token": "false", "hf_remote": "false"}
         for key, value in settings.model_dump().items():
             if value is not None and key not in ("precision", "metadata_only", "search", "extra_options"):
-                text = ",".join(value) if isinstance(value, list) else str(getattr(value, "value", value))
+                between = "/" if "op_types" in key else ","
+                text = between.join(value) if isinstance(value, list) else str(getattr(value, "value", value))
                 given[key.removeprefix(BUILDER_PREFIX)] = text
                 setattr(settings, key, None)
         given |= {key: str(value) for key, value in (settings.extra_options or {}).items()}

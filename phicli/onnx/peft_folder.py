@@ -118,17 +118,18 @@ def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """The file's tensors, mapped and not read."""
     if not path.is_file():
         pickled = path.with_suffix(".bin").is_file()
         raise BadInput(f"no {path.name}" + ("; pickled weights (.bin) are not opened" if pickled else ""),
                        where=path.parent)
     header = check_safetensors(path)
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
+    content = np.memmap(path, np.uint8, "r")
+    start = 8 + int(content[:8].view("<u8")[0])
     out = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise BadInput(f"{name}: {entry['dtype']} is no floating-point type", where=path)
-        begin, end = entry["data_offsets"]
-        out[name] = np.frombuffer(content[start + begin : start + end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        out[name] = np.frombuffer(content[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return out

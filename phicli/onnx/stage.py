@@ -19,7 +19,10 @@ from phicli.onnx.targets import choose_target
 from phicli.progress import SILENT, Progress
 
 FOLDER = "onnx-ao"
-ACCURACY_LEVELS = {"int8": 4, "fp32": 1}  # of MatMulNBits: the least precision that its products may be computed in
+
+# Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
+# of 2.6e-3 to torch and fp32 one of 1e-11; on a CPU, int8 decodes a model of 0.75 GB fourteen times as fast.
+ACCURACY_LEVELS = {"int8": 4, "fp32": 1}
 # Of the builder. Where head and embedding are one matrix it rounds both to int4, unless told otherwise.
 HEADS: dict[str, dict[str, Any]] = {
     "int4": {},
@@ -120,8 +123,8 @@ def _add_adapters(folder: Path, sources: list[Source], progress: Progress) -> st
         try:
             scratch.mkdir()
             entries = there | _convert(folder, scratch, new, progress)
+            (folder / PREFIX).mkdir(exist_ok=True)
             for source in new:
-                _file(scratch.parent / folder.name, source.name).parent.mkdir(exist_ok=True)
                 (scratch / (source.name + SUFFIX)).replace(_file(folder, source.name))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -134,8 +137,10 @@ def _add_adapters(folder: Path, sources: list[Source], progress: Progress) -> st
 
 def _convert(model: Path, output: Path, sources: list[Source], progress: Progress) -> dict[str, Any]:
     """Write each adapter's file into `output` and check it; returns what the manifest says about them."""
-    entries = {}
-    with progress.task("adapters", len(sources) or None, "adapters") as task:
+    entries: dict[str, Any] = {}
+    if not sources:
+        return entries
+    with progress.task("adapters", len(sources), "adapters") as task:
         for source in sources:
             file = output / (source.name + SUFFIX)
             convert_adapter(model, source.loras, file, source.folder)

@@ -93,8 +93,8 @@ def test_grouped_query_attention_with_parts_adapted(tmp_path, tiny, kind, head, 
         assert kl < limit and same >= least
 
 
-@pytest.mark.parametrize(("algorithm", "bits", "symmetric"), [("rtn", 4, True), ("rtn", 8, False)])
-def test_checkpoints_of_olive(tmp_path, tiny, algorithm, bits, symmetric):
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, False)])
+def test_checkpoints_of_olive(tmp_path, tiny, bits, symmetric):
     from phicli.lora.loading import load_base
     from phicli.passes import run_pass
 
@@ -125,3 +125,15 @@ def test_an_unquantized_model_is_rounded_by_the_builder(tmp_path, tiny):
     ids = session.codec.encode_text(TEXT)
     kl, same = compare(reference.logits(ids, peft_updates(adapter)), session.logits(ids, "travel"))
     assert kl < 1e-6 and same >= 0.99
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_in_half_precision(phi, tmp_path):
+    """fp16 activations round, so less is asked for."""
+    _, base, adapters, _, reference = phi
+    session = Session(build(tmp_path, base, adapters, device="cuda"), "cuda")
+    ids = session.codec.encode_text(TEXT)
+    for name in (None, *adapters):
+        wanted = reference.logits(ids, peft_updates(adapters[name]) if name else None)
+        kl, same = compare(wanted, session.logits(ids, name))
+        assert kl < 1e-3 and same >= 0.98
