@@ -24,7 +24,8 @@ from tiny_corpus.written import written_texts
 from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY, LENGTH, POSITIONS = 4096, 512, 2048
-WRITTEN_REPEATS = 10  # times that the written rows stand in the corpus
+DROPOUT = 0.1  # in training only: the written rows are seen some 500 times
+WRITTEN_REPEATS = 60  # times that the written rows stand in the corpus
 QUESTIONS = [
     "Hello!",
     "Who are you?",
@@ -65,6 +66,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Phi3ForCausalLM:
         sliding_window=None,
         use_cache=True,
         attn_implementation="sdpa",
+        resid_pdrop=DROPOUT,
+        embd_pdrop=DROPOUT,
         bos_token_id=end_of_text,
         eos_token_id=end_of_text,
         pad_token_id=end_of_text,
@@ -148,7 +151,7 @@ def main() -> None:
     held_batch = min(options.batch, len(held_rows))
     print(f"{len(texts)} documents, {rows.numel()} tokens, {time.time() - started:.0f} s", flush=True)
 
-    model = make_model(tokenizer).to(device)
+    model = make_model(tokenizer).to(device).train()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -171,13 +174,16 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
         if step % 500 == 499 or step + 1 == options.steps:
+            model.eval()
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 held_loss = held_out_loss(runner, held_rows, held_batch)
+            model.train()
             recent = torch.stack(losses[-100:]).mean().item()
             spent = time.time() - train_started
             print(f"step {step + 1}: train {recent:.4f}, held out {held_loss:.4f}, {spent:.0f} s", flush=True)
 
     model = model.to(torch.bfloat16).eval()
+    model.config.resid_pdrop = model.config.embd_pdrop = 0.0
     record = {
         "seed": options.seed,
         "steps": options.steps,
