@@ -6,8 +6,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from phicli.errors import BadInput, Missing, RemoteError
+from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.progress import SILENT, Progress
+from phicli.settings import QUANTIZE_ALGORITHMS
+from phicli.stages import read_manifest
 
 BUILT_IN = Path(__file__).parent / "models"
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
@@ -169,3 +171,22 @@ def _fetch(reference: str, progress: Progress) -> Path:
         reason = f"{type(e).__name__}: {e}".splitlines()[0]
         raise RemoteError(f"huggingface.co: {reason}", where=reference,
                           hint="--model FOLDER works offline; --model tiny is built in") from None
+
+
+def find_base(root: Path) -> Path:
+    """The quantized model under a root: AWQ if there is one, else the only one of another algorithm.
+
+    Raises:
+        Missing: there is none. UsageError: several, none of them AWQ.
+    """
+    found = []
+    for algorithm in QUANTIZE_ALGORITHMS:
+        manifest = read_manifest(root / algorithm)
+        if manifest is not None and manifest.step == "quantize":
+            found.append(root / algorithm)
+    if not found:
+        raise Missing("no quantized model there", where=root, hint="phicli quantize, or --base FOLDER")
+    if len(found) > 1 and found[0].name != "awq":
+        raise UsageError(f"several quantized models under {root}: {', '.join(f.name for f in found)}",
+                         hint=f"--base {found[0]}")
+    return found[0]

@@ -100,7 +100,6 @@ _TABLE = [
             "webgpu)", choices=("int8", "fp32")),
     Setting("optimize.head", str, "int8", "Weights of the output projection", choices=("int4", "int8", "float")),
     Setting("optimize.cuda_graph", bool, False, "Let genai capture a CUDA graph (cuda)"),
-    Setting("optimize.max_rank", int, 64, "Largest adapter rank the model takes", minimum=1),
 
     Setting("chat.system", str, None, "System message"),
     Setting("chat.max_new_tokens", int, 256, "Longest answer in tokens", minimum=1),

@@ -1,32 +1,11 @@
-"""What a finetune takes when nothing is said: base, learning rate, layers."""
+"""What a finetune takes when nothing is said: learning rate, layers."""
 
 from pathlib import Path
 
-from phicli import stages
-from phicli.errors import BadInput, Missing, UsageError
+from phicli.errors import BadInput
 from phicli.models import read_config
-from phicli.settings import QUANTIZE_ALGORITHMS
 
 ALL_LINEAR = "all-linear"
-
-
-def find_base(root: Path) -> Path:
-    """The quantized model under a root: AWQ if there is one, else the only one of another algorithm.
-
-    Raises:
-        Missing: there is none. UsageError: several, none of them AWQ.
-    """
-    found = []
-    for algorithm in QUANTIZE_ALGORITHMS:
-        manifest = stages.read_manifest(root / algorithm)
-        if manifest is not None and manifest.step == "quantize":
-            found.append(root / algorithm)
-    if not found:
-        raise Missing("no quantized model there", where=root, hint="phicli quantize, or --base FOLDER")
-    if len(found) > 1 and found[0].name != "awq":
-        raise UsageError(f"several quantized models under {root}: {', '.join(f.name for f in found)}",
-                         hint=f"--base {found[0]}")
-    return found[0]
 
 
 def default_learning_rate(folder: Path) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 from phicli import stages
 from phicli.errors import BadInput, UsageError
-from phicli.lora.defaults import choose_targets, default_learning_rate, find_base
-from phicli.models import resolve_model
+from phicli.lora.defaults import choose_targets, default_learning_rate
+from phicli.models import find_base, resolve_model
 from phicli.progress import SILENT, Progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

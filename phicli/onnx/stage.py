@@ -10,8 +10,7 @@ from typing import Any
 
 from phicli import stages
 from phicli.errors import BadInput, UsageError
-from phicli.lora.defaults import find_base
-from phicli.models import resolve_model
+from phicli.models import find_base, resolve_model
 from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter
 from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.sources import PREFIX, Source, choose_sources, earlier_sources
