@@ -4,10 +4,13 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from reference import dequantized_state, kl_and_agreement, reference_model
+from safetensors.torch import load_file
 
 from phicli.awq.calibration import calibration_tokens
 from phicli.awq.packing import unpack_linear
@@ -106,6 +109,24 @@ def test_autoawq_reads_it(tiny_awq, monkeypatch):
     assert torch.allclose(theirs, ours, atol=2e-3 * float(ours.abs().max()))  # they multiply in float16
     integers, _, _ = unpack_linear(layer.qweight, layer.qzeros, layer.scales)
     assert integers.unique().numel() == 16
+
+
+def test_genai_builder_itself_reads_it(tiny_awq, tmp_path):
+    """The builder as it comes, with its own loader: the integers in its ONNX file are the checkpoint's."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", tiny_awq, "-o", tmp_path / "onnx",
+               "-p", "int4", "-e", "cpu", "-c", tmp_path / "cache", "--extra_options", "int4_accuracy_level=4"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    import onnx
+
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
+    node = next(n for n in graph.node if n.op_type == "MatMulNBits" and "layers.1/mlp/down_proj" in n.name)
+    packed = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == node.input[1])
+    low_first = torch.from_numpy(packed.reshape(packed.shape[0], -1).copy())
+    integers = torch.stack([low_first & 15, low_first >> 4], -1).flatten(1)
+    tensors = load_file(tiny_awq / "model.safetensors")
+    ours, _, _ = unpack_linear(*(tensors[f"model.layers.1.mlp.down_proj.{k}"] for k in ("qweight", "qzeros", "scales")))
+    assert torch.equal(integers.int(), ours.int())
 
 
 @pytest.mark.parametrize("algorithm", ["rtn", "gptq", "kquant", "quarot"])

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from phicli.errors import BadInput
+from phicli.progress import SILENT, Progress
 from phicli.text import TextCodec, TextTemplate
 
 BUILT_IN = Path(__file__).parent.parent / "calibration.txt"
 
 
 def calibration_tokens(
-    codec: TextCodec, file: Path | None, template: TextTemplate, samples: int, seq_len: int, seed: int
+    codec: TextCodec, file: Path | None, template: TextTemplate, samples: int, seq_len: int, seed: int,
+    progress: Progress = SILENT,
 ) -> Tensor:
     """Sequences of `seq_len` tokens, packed without padding, int64 (n, seq_len), n at most `samples`.
 
@@ -38,6 +40,8 @@ def calibration_tokens(
     if count == 0:
         raise BadInput(f"only {len(packed)} tokens, fewer than one sequence of {seq_len}", where=file or BUILT_IN.name,
                        hint="more text, or a smaller --seq-len")
+    if count < samples:
+        progress.note(f"the calibration text is enough for {count} of {samples} sequences of {seq_len} tokens")
     return torch.tensor(packed[: count * seq_len]).view(count, seq_len)
 
 

@@ -57,7 +57,7 @@ class PhicliAwq(Pass):
         folder = Path(model.model_name_or_path)
         tokens = calibration_tokens(
             TextCodec(folder), Path(settings.calibration) if settings.calibration else None,
-            TextTemplate(settings.text_template), settings.samples, settings.seq_len, settings.seed,
+            TextTemplate(settings.text_template), settings.samples, settings.seq_len, settings.seed, self.progress,
         )
         output = Path(output_model_path)
         output.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,8 @@ class PhicliAwq(Pass):
             skip=tuple(settings.modules_to_not_convert), progress=self.progress,
         )
         handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
-        quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens)}
+        quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens),
+                   "calibration_sequences": len(tokens)}
         handler.model_attributes = {**(handler.model_attributes or {}), "quality": quality}
         return handler
 

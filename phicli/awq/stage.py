@@ -105,9 +105,9 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, calibration:
         if algorithm == "awq" or algorithm in CALIBRATED:
             tokens = calibration_tokens(
                 TextCodec(folder), Path(calibration) if calibration else None, TextTemplate(settings["text_template"]),
-                settings["samples"], settings["seq_len"], settings["seed"],
+                settings["samples"], settings["seq_len"], settings["seed"], progress,
             )
-            quality["calibration_tokens"] = tokens_digest(tokens)
+            quality |= {"calibration_tokens": tokens_digest(tokens), "calibration_sequences": len(tokens)}
         if algorithm == "awq":
             data = {"name": "calibration", "load_dataset_config": {"params": {"data_name": tokens.tolist()}}}
             config = {"q_group_size": settings["group_size"], "data_config": data,
