@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +30,7 @@ COMMANDS = (
     "azure",
     "config",
 )
+GROUPS = ("azure",)  # those with commands of their own
 
 
 
@@ -68,9 +68,9 @@ def phicli_options(
 
 
 for _name in COMMANDS:
-    if find_spec(f"phicli.{_name}_commands"):  # a command with commands of its own
+    if _name in GROUPS:
         app.add_typer(import_module(f"phicli.{_name}_commands").app, name=_name)
-    elif find_spec(f"phicli.{_name}"):
+    else:
         app.command(_name)(getattr(import_module(f"phicli.{_name}"), _name))
 
 

@@ -35,8 +35,6 @@ def finetune(
     json: options.Json = False,
 ) -> None:
     """Train an adapter (LoRA by default) on the quantized model."""
-    if target_modules:
-        target_modules = [part.strip() for item in target_modules for part in item.split(",")]
     settings = Settings().resolve("finetune", {k: v for k, v in locals().items() if k != "json"})
     with console.working("finetune", settings.root) as progress:
         from phicli.lora.stage import finetune as train

@@ -153,6 +153,8 @@ class Settings:
             UsageError: a flag out of range. BadInput: the same from the environment or the file.
         """
         if flag is not None:
+            if setting.kind is list:  # given several times, or with commas
+                flag = [part for item in flag for part in _from_text(setting, item)]
             return Value(_checked(setting, flag, UsageError, "--" + setting.name.replace("_", "-")), "flag")
         if setting.env in os.environ:
             value = _from_text(setting, os.environ[setting.env])

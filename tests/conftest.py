@@ -23,7 +23,10 @@ def cli(capfd):
 
     def run(*argv: object) -> Outcome:
         capfd.readouterr()
+        before = os.environ.get("PHICLI_CONFIG")
         code = main([str(a) for a in argv])
+        if before is None:
+            os.environ.pop("PHICLI_CONFIG", None)  # where --config leaves its file for the rest of a process
         out, err = capfd.readouterr()
         return Outcome(int(code), out, err)
 

@@ -57,6 +57,11 @@ def test_bad_flag_is_a_usage_error(tmp_path):
         Settings().get(find("quantize", "algorithm"), "awk")
 
 
+def test_a_list_may_be_given_with_commas_or_several_times():
+    assert Settings().get(find("quantize", "skip"), ["o_proj, down_proj", "lm_head"]).value == [
+        "o_proj", "down_proj", "lm_head"]
+
+
 def test_whole_numbers_are_floats_too(tmp_path):
     path = tmp_path / "phicli.toml"
     path.write_text("[chat]\ntemperature = 1\n")
