@@ -17,14 +17,16 @@ import time
 from pathlib import Path
 
 import torch
+from synthetic import random_phi
 from torch import Tensor
 
-sys.path.pop(0)  # this folder, whose awq.py would hide the package awq
 import phicli  # noqa: F401  (turns telemetry off)
+
+sys.path.pop(0)  # this folder, whose awq.py would hide the package awq
 from phicli.awq.calibration import calibration_tokens
 from phicli.awq.grid import GridShape
 from phicli.awq.quantize import quantize_checkpoint
-from phicli.models import BUILT_IN, resolve_model
+from phicli.models import resolve_model
 from phicli.text import TextCodec, TextTemplate
 
 METHODS = ("ours", "ours-nearest", "autoawq", "olive-gptq", "olive-rtn", "olive-kquant")
@@ -64,32 +66,6 @@ def main() -> None:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     report(rows, args, device)
-
-
-def random_phi(folder: Path, layers: int, seed: int) -> Path:
-    """A Phi-3.5-mini-shaped model, random weights, a few loud norm channels, as real models have them."""
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Phi3Config(
-        vocab_size=32064, hidden_size=3072, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=32, max_position_embeddings=4096, original_max_position_embeddings=4096,
-        tie_word_embeddings=False, pad_token_id=32000, bos_token_id=1, eos_token_id=32000,
-    )
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(torch.float16)
-        model = Phi3ForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                norm.weight[torch.randperm(3072)[:24]] *= 20
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(BUILT_IN / "tiny" / name, folder / name)
-    del model
-    free()
-    return folder
 
 
 def random_tokens(args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
