@@ -29,6 +29,7 @@ COMMANDS = (
     "download",
     "azure",
     "config",
+    "doctor",
 )
 GROUPS = ("azure",)  # those with commands of their own
 

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from phicli.errors import PhicliError
+from phicli.errors import Missing, PhicliError
 
 PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is cut
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
@@ -48,6 +49,19 @@ def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: s
     console.print(table)
 
 
+def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:
+    """Rows of (green, yellow or red; name; what was found; what cures it) on stdout: a table, or lines."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        for light, name, found, cure in rows:
+            result(f"{light:6}  {name}: {found}" + (f"\n        try: {cure}" if cure else ""))
+        return
+    table = Table("", "", "found", "try", box=SIMPLE)
+    for light, name, found, cure in rows:
+        table.add_row(Text(light, style=f"bold {light}"), name, Text(found), Text(cure or "", style="cyan"))
+    console.print(table)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -70,6 +84,8 @@ def failure(error: PhicliError) -> None:
     console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
     if error.hint:
         console.print(Text.assemble(("  try: ", "cyan"), error.hint), soft_wrap=True)
+    if isinstance(error, Missing):
+        console.print(Text.assemble(("  see: ", "cyan"), "phicli doctor"), soft_wrap=True)
     log = getattr(error, "log", None)
     if log:
         console.print(Text(f"  log: {log}", style="dim"), soft_wrap=True)

@@ -1,6 +1,14 @@
 """Which device torch computes on, and what memory it has."""
 
+from pathlib import Path
+
 from phicli.errors import Missing
+
+# Limit, use, and statistics of a container's memory: control groups of version 2, then 1.
+CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 def choose_device(wanted: str) -> str:
@@ -29,4 +37,26 @@ def available_memory(device: str) -> int:
         return torch.cuda.mem_get_info()[0]
     import psutil
 
-    return psutil.virtual_memory().available
+    there = psutil.virtual_memory().available
+    limit = container_limit()
+    return min(there, max(0, limit[0] - limit[1])) if limit else there
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process could get at most: the machine's, or the container's limit."""
+    import psutil
+
+    total, limit = psutil.virtual_memory().total, container_limit()
+    return min(total, limit[0]) if limit else total
+
+
+def container_limit(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
+    """A container's limit of memory and how much of it is used, file cache that can go not counted; None without."""
+    for limit, use, statistics, cache in CGROUPS:
+        try:
+            most, used = int((root / limit).read_text()), int((root / use).read_text())  # "max": no limit
+            counts = dict(line.split() for line in (root / statistics).read_text().splitlines())
+            return most, used - int(counts.get(cache, 0))
+        except (OSError, ValueError):
+            continue
+    return None

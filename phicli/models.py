@@ -27,7 +27,7 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
 
         folder = _inside(fetch_reference(reference, progress))
     else:
-        folder = _local_folder(reference) or _fetch(reference, progress)
+        folder = local_folder(reference) or _fetch(reference, progress)
     check_model(folder)
     return folder
 
@@ -43,7 +43,7 @@ def local_tokenizer(reference: str) -> Path | None:
 
         folder = cached_reference(reference)
         return _inside(folder) if folder else None
-    folder = _local_folder(reference)
+    folder = local_folder(reference)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
 
@@ -52,7 +52,7 @@ def local_tokenizer(reference: str) -> Path | None:
     return folder
 
 
-def _local_folder(reference: str) -> Path | None:
+def local_folder(reference: str) -> Path | None:
     """The folder of a built-in model or a local one; None if the reference is a Hugging Face id."""
     folder = BUILT_IN / reference
     if not reference.strip() or not folder.is_relative_to(BUILT_IN) or not (folder / "config.json").is_file():
@@ -166,7 +166,7 @@ def _fetch(reference: str, progress: Progress) -> Path:
                       hint=f"https://huggingface.co/{reference}") from None
     except hub.RepositoryNotFoundError:
         raise BadInput("no such folder, and no such model on huggingface.co", where=reference,
-                       hint="private models: huggingface-cli login") from None
+                       hint="private models: hf auth login") from None
     except Exception as e:
         reason = f"{type(e).__name__}: {e}".splitlines()[0]
         raise RemoteError(f"huggingface.co: {reason}", where=reference,

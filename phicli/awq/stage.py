@@ -9,6 +9,7 @@ from typing import Any
 from phicli import stages
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import read_config, resolve_model, weight_files
+from phicli.needs import announce, of_quantize, size_of_folder
 from phicli.progress import SILENT, Progress
 
 OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
@@ -48,6 +49,7 @@ def quantize(
     done = stages.finished(target, "quantize", inputs, settings, force=force, progress=progress)
     if done:
         return target, done
+    announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), target, progress)
     begun = time.monotonic()
     manifest = stages.Manifest("quantize", inputs, settings)
     work = _phicli_awq if (algorithm, implementation) == ("awq", "phicli") else _olive

@@ -10,6 +10,7 @@ from phicli import stages
 from phicli.errors import BadInput, UsageError
 from phicli.lora.defaults import choose_targets, default_learning_rate
 from phicli.models import find_base, resolve_model
+from phicli.needs import announce, of_finetune, size_of_folder
 from phicli.progress import SILENT, Progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -63,6 +64,9 @@ def finetune(
         return target, done
     work = _Work(folder, original, target, inputs, settings, checkpoint_steps, progress)
     work.check(rows, template, device)
+    longest = max(len(row.ids) for row in work.rows.train)
+    need = of_finetune(size_of_folder(folder), work.device, lora_r, batch_size, longest)
+    announce("finetune", need, target, progress)
     return target, work.train()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from phicli import stages
 from phicli.errors import BadInput, UsageError
 from phicli.models import find_base, resolve_model
+from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter
 from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.sources import PREFIX, Source, choose_sources, earlier_sources
@@ -76,6 +77,7 @@ def optimize(
 
 def _build(model: Path, folder: Path, inputs: dict[str, str], settings: dict[str, Any], sources: list[Source],
            progress: Progress) -> stages.Manifest:
+    announce("optimize", of_optimize(size_of_folder(model), settings["device"]), folder, progress)
     begun = time.monotonic()
     manifest = stages.Manifest("optimize", dict(inputs), settings)
     with stages.publishing(folder) as fresh:

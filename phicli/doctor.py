@@ -1,0 +1,36 @@
+"""`phicli doctor`: what this machine lacks for the lab, and the command that cures it."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from phicli import console, options
+from phicli.errors import ExitCode
+from phicli.settings import Settings
+
+
+def doctor(
+    model: options.Model = None,
+    root: options.Root = None,
+    device: options.Device = None,
+    online: Annotated[bool, typer.Option("--online", help="Try the logins too; otherwise no network is used")] = False,
+    json: options.Json = False,
+) -> None:
+    """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.
+
+    Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
+    """
+    settings = Settings()
+    chosen = settings.resolve("doctor", {"model": model, "root": root, "device": device})
+    with console.working("doctor", chosen.root) as progress:
+        from phicli.health.checks import examine, worst
+
+        found = examine(settings=settings, **vars(chosen), online=online, progress=progress)
+    if json:
+        checks = [{"check": name, **asdict(finding)} for name, finding in found.items()]
+        console.result_json({"light": worst(found), **vars(chosen), "checks": checks})
+    else:
+        console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())
+    if worst(found) == "red":
+        raise typer.Exit(ExitCode.MISSING)

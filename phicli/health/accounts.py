@@ -1,0 +1,91 @@
+"""Sign-in at Hugging Face and Azure: what is at hand on this machine, and with --online whether it is accepted."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from phicli.azure.login import on_azure
+from phicli.azure.target import QUESTIONS, find_target, line_from_settings
+from phicli.errors import Missing, PhicliError
+from phicli.health.finding import Finding, Light, Subject
+from phicli.health.room import hub_home, local_here
+
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+OPEN = ("microsoft/",)  # whose models anyone may fetch
+AZURE_VARIABLES = ("AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_TOKEN_CREDENTIALS")
+HF_LOGIN = "hf auth login"
+
+
+def hugging_face(subject: Subject) -> Finding:
+    """A token in the environment or in the hub's file; needed for private and gated models only."""
+    place = token_place()
+    if subject.online and place:
+        return _ask_hugging_face(place)
+    if place:
+        return Finding(Light.GREEN, f"a token in {place}" + ("" if subject.online else ", not tried (--online)"))
+    if local_here(subject) or subject.model.startswith(("azureml:", *OPEN)):
+        return Finding(Light.GREEN, "not signed in, and not needed for this model")
+    return Finding(Light.YELLOW, f"not signed in; {subject.model} may be private or gated", HF_LOGIN)
+
+
+def azure(subject: Subject) -> Finding:
+    """The workspace's names and a way to sign in; needed for upload and download only."""
+    try:
+        target = find_target(subject.settings, {})
+    except Missing as e:
+        return Finding(Light.YELLOW, f"upload and download cannot be used: {e.message}", e.hint)
+    way = azure_way()
+    if way is None:
+        return Finding(Light.YELLOW, f"workspace {target.workspace_name}, but nobody is signed in", "az login")
+    if not subject.online:
+        return Finding(Light.GREEN, f"workspace {target.workspace_name}; signed in by {way}, not tried (--online)",
+                       figures={name: getattr(target, name) for name in QUESTIONS})
+    from phicli.azure.workspace import Workspace
+
+    try:
+        summary = Workspace(target, line_from_settings(subject.settings)).summary()
+    except PhicliError as e:
+        return Finding(Light.RED, str(e), e.hint)
+    return Finding(Light.GREEN, f"workspace {summary['workspace']} answers {summary.get('account', 'us')}",
+                   figures=summary)
+
+
+def token_place() -> str | None:
+    """Where a token of Hugging Face's lies; None without one."""
+    variable = next((name for name in TOKENS if os.environ.get(name, "").strip()), None)
+    if variable:
+        return f"${variable}"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
+    try:
+        return str(path) if path.read_text(encoding="utf-8").strip() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def azure_way() -> str | None:
+    """How this machine would sign in at Azure, told without the network; None if it would not."""
+    variable = next((name for name in AZURE_VARIABLES if os.environ.get(name)), None)
+    if variable:
+        return f"${variable}"
+    if on_azure():
+        return "the machine's managed identity"
+    folder = Path(os.environ.get("AZURE_CONFIG_DIR") or "~/.azure").expanduser()
+    try:
+        accounts = json.loads((folder / "azureProfile.json").read_text(encoding="utf-8-sig"))["subscriptions"]
+        names = [account["user"]["name"] for account in accounts if account.get("isDefault")] or [None]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return f"the Azure CLI ({names[0] or 'no default subscription'})" if accounts and shutil.which("az") else None
+
+
+def _ask_hugging_face(place: str) -> Finding:
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    from huggingface_hub import constants, whoami
+
+    constants.HF_HUB_OFFLINE = False
+    try:
+        name = whoami()["name"]
+    except Exception as e:
+        return Finding(Light.RED, f"the token in {place} is not accepted: {str(e).splitlines()[0]}", HF_LOGIN)
+    return Finding(Light.GREEN, f"signed in as {name} by {place}")

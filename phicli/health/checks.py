@@ -1,0 +1,64 @@
+"""The table of checks, and examining a machine by it."""
+
+from pathlib import Path
+
+from phicli.errors import PhicliError
+from phicli.health import accounts, gpu, room, software
+from phicli.health.finding import Check, Finding, Light, Subject
+from phicli.health.probes import Probes
+from phicli.progress import SILENT, Progress
+from phicli.settings import Settings, default_root
+
+CHECKS: dict[str, Check] = {
+    "Python": software.python,
+    "packages": software.packages,
+    "GPU": gpu.gpu,
+    "torch": gpu.torch,
+    "onnxruntime": software.onnxruntime,
+    "onnxruntime CUDA": gpu.onnxruntime_cuda,
+    "onnxruntime-genai": software.genai,
+    "model": room.model,
+    "memory": room.memory,
+    "GPU memory": room.gpu_memory,
+    "disk": room.disk,
+    "write access": room.write_access,
+    "Hugging Face": accounts.hugging_face,
+    "Azure": accounts.azure,
+}
+
+
+def examine(*, settings: Settings, model: str, root: str | None, device: str, online: bool = False,
+            progress: Progress = SILENT) -> dict[str, Finding]:
+    """Look at this machine for a model, a root and a device.
+
+    Args:
+        device: "auto", "cuda" (its lack is red then) or "cpu". online: try the logins; otherwise no network is used.
+
+    Returns:
+        check -> what it found, in the order of `CHECKS`.
+    """
+    probes = Probes()
+    subject = Subject(model, Path(root or default_root(model)), device, settings, online, probes)
+    found = {}
+    try:
+        with progress.task("doctor", len(CHECKS), "checks") as task:
+            for name, check in CHECKS.items():
+                found[name] = _examined(check, subject)
+                task.advance(1, checked=name)
+    finally:
+        probes.close()
+    return found
+
+
+def worst(found: dict[str, Finding]) -> Light:
+    """The worst light of all."""
+    return max((finding.light for finding in found.values()), key=list(Light).index)
+
+
+def _examined(check: Check, subject: Subject) -> Finding:
+    try:
+        return check(subject)
+    except PhicliError as e:
+        return Finding(Light.RED, str(e), e.hint)
+    except Exception as e:
+        return Finding(Light.RED, f"could not be looked at: {type(e).__name__}: {e}")

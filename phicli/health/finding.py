@@ -1,0 +1,64 @@
+"""What a check is asked and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from phicli.health.probes import Probes
+from phicli.needs import ModelSize, size_of_model
+from phicli.runtime.devices import gpu_count
+from phicli.settings import Settings
+
+
+class Light(StrEnum):
+    """green: as it should be. yellow: works, with less than there could be. red: something cannot work."""
+
+    GREEN = "green"
+    YELLOW = "yellow"
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """light, what was found in one line, the command or action that cures it, and figures for --json."""
+
+    light: Light
+    found: str
+    cure: str | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be examined: this machine for this model, root and device. online: the network may be used."""
+
+    model: str
+    root: Path
+    device: str
+    settings: Settings
+    online: bool
+    probes: Probes
+
+    @cached_property
+    def gpus(self) -> int:
+        return gpu_count()
+
+    @cached_property
+    def wants_cuda(self) -> bool:
+        return self.device == "cuda" or (self.device == "auto" and self.gpus > 0)
+
+    @cached_property
+    def computes_on(self) -> str:
+        """"cuda" or "cpu": what the estimates are for."""
+        return "cuda" if self.wants_cuda else "cpu"
+
+    @cached_property
+    def size(self) -> ModelSize | None:
+        """Of the model; None where nothing is known of it. Raises BadInput."""
+        return size_of_model(self.model)
+
+
+Check = Callable[[Subject], Finding]

@@ -1,0 +1,153 @@
+"""The model, and whether memory, disk and permissions do for each step with it."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from phicli import needs
+from phicli.azure.target import cache_folder
+from phicli.console import size
+from phicli.devices import available_memory, total_memory
+from phicli.health.finding import Finding, Light, Subject
+from phicli.models import check_model, local_folder
+from phicli.needs import Need, existing, free_disk
+
+UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red
+SMALLER = "a smaller model (--model tiny is built in), or a larger machine"
+
+
+def model(subject: Subject) -> Finding:
+    """Whether the model is here and whole, or how much would have to be fetched."""
+    known = subject.size
+    about = f"{_count(known.params)} parameters, {size(known.weight_bytes)}, from {known.source}" if known else ""
+    figures = {"params": known.params, "bytes": known.weight_bytes, "source": known.source} if known else {}
+    if subject.model.startswith("azureml:"):
+        return Finding(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
+    folder = local_folder(subject.model)
+    if folder:
+        check_model(folder)
+        return Finding(Light.GREEN, f"{folder}: {about}", figures=figures)
+    place = "in the hub's cache" if cached(subject.model) else "fetched from huggingface.co when first used"
+    return Finding(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
+
+
+def memory(subject: Subject) -> Finding:
+    """Memory of the machine or its container, and what each step needs of it."""
+    total, free = total_memory(), available_memory("cpu")
+    return _compare({step: need.memory for step, need in step_needs(subject).items()}, total, free,
+                    f"has {size(free)} free of {size(total)}",
+                    "end other programs; finetune: --batch-size 1 --seq-len 256; quantize: --samples 32")
+
+
+def gpu_memory(subject: Subject) -> Finding:
+    """Memory of the first GPU that torch uses, and what each step needs of it."""
+    if not subject.wants_cuda:
+        return Finding(Light.GREEN, "not needed: everything is computed on the CPU")
+    document = subject.probes.get("torch").document or {}
+    if not document.get("gpus"):
+        return Finding(Light.RED, "torch sees no GPU", "see the line about torch")
+    total, free = (document["gpus"][0][k] for k in ("total", "free"))
+    return _compare({step: need.gpu for step, need in step_needs(subject).items()}, total, free,
+                    f"has {size(free)} free of {size(total)}", "end what else uses the GPU: nvidia-smi shows it")
+
+
+def disk(subject: Subject) -> Finding:
+    """Free disk under the root and in the hub's cache, and what each step writes."""
+    wanted = {step: need.disk for step, need in step_needs(subject).items()}
+    place, free = existing(subject.root), free_disk(subject.root)
+    fetch = subject.size.weight_bytes if subject.size and not local_here(subject) else 0
+    if fetch:
+        cache = existing(hub_cache())
+        if cache.stat().st_dev == place.stat().st_dev:
+            wanted = {"fetching": float(fetch), **wanted}
+        elif free_disk(cache) < fetch:
+            return Finding(Light.RED, f"{cache} has {size(free_disk(cache))} free, the model has {size(fetch)}",
+                           "HF_HOME=FOLDER, a folder on another disk")
+    largest, together = max(wanted.values(), default=0), sum(wanted.values())
+    return _compare(wanted, free, free - (together - largest), f"{place} has {size(free)} free",
+                    "free some space, or --root FOLDER on another disk")
+
+
+def write_access(subject: Subject) -> Finding:
+    """Whether files can be made in the root, the temporary folder and the caches that phicli uses."""
+    caches = {"the temporary folder": Path(tempfile.gettempdir()), "the hub's cache": hub_cache(),
+              "Azure's cache": cache_folder(subject.settings)}
+    refused = [f"{what} ({existing(path)}): {reason}" for what, path in caches.items() if (reason := _refusal(path))]
+    reason = _refusal(subject.root)
+    if reason:
+        return Finding(Light.RED, f"the root ({existing(subject.root)}): {reason}", "--root FOLDER")
+    if refused:
+        needed = "temporary" in refused[0] or not local_here(subject)
+        return Finding(Light.RED if needed else Light.YELLOW, "; ".join(refused),
+                       "TMPDIR=FOLDER, HF_HOME=FOLDER, PHICLI_AZURE_CACHE=FOLDER")
+    return Finding(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
+
+
+def step_needs(subject: Subject) -> dict[str, Need]:
+    """What each step needs with its settings; empty where the model's size is not known."""
+    if subject.size is None:
+        return {}
+    known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
+    quantize = resolve("quantize", {"samples": None, "seq_len": None})
+    finetune = resolve("finetune", {"lora_r": None, "batch_size": None})
+    evaluate = resolve("evaluate", {"seq_len": None})
+    return {
+        "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len),
+        "finetune": needs.of_finetune(known, device, finetune.lora_r, finetune.batch_size),
+        "optimize": needs.of_optimize(needs.after_quantizing(known), device),
+        "evaluate": needs.of_evaluate(known, device, evaluate.seq_len),
+        "chat": needs.of_chat(known, device),
+    }
+
+
+def local_here(subject: Subject) -> bool:
+    """Whether nothing has to be fetched."""
+    if subject.model.startswith("azureml:"):
+        return False
+    return local_folder(subject.model) is not None or cached(subject.model)
+
+
+def cached(reference: str) -> bool:
+    """Whether the hub's cache has the model's config and weights."""
+    folder = hub_cache() / ("models--" + reference.replace("/", "--")) / "snapshots"
+    return any(folder.glob("*/config.json")) and any(folder.glob("*/*.safetensors"))
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it fetches; told without importing it."""
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(given).expanduser() if given else hub_home() / "hub"
+
+
+def hub_home() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{base}/huggingface").expanduser()
+
+
+def _count(number: int) -> str:
+    """"3.82 billion", "5.5 million"."""
+    return f"{number / 1e9:.3g} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
+
+
+def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure: str) -> Finding:
+    """red where a step needs clearly more than there could be, yellow where it needs more than is free."""
+    figures: dict[str, Any] = {"free": round(free), "needs": {step: round(need) for step, need in wanted.items()}}
+    if not wanted:
+        return Finding(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
+                       figures)
+    found = f"{has}; needs about " + ", ".join(f"{step} {size(need)}" for step, need in wanted.items() if need)
+    if max(wanted.values()) > UNCERTAIN * most:
+        return Finding(Light.RED, found, SMALLER, figures)
+    if max(wanted.values()) > free:
+        return Finding(Light.YELLOW, found, cure, figures)
+    return Finding(Light.GREEN, found, figures=figures)
+
+
+def _refusal(path: Path) -> str | None:
+    """Why no file can be made in a folder, or in the one above it that is there; None if it can."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing(path), prefix=".phicli-"):
+            return None
+    except OSError as e:
+        return e.strerror or str(e)

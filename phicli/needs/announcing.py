@@ -1,0 +1,34 @@
+"""Saying what a step needs and what there is, before it begins. Nothing is refused: these are estimates."""
+
+import shutil
+from pathlib import Path
+
+from phicli.console import size
+from phicli.devices import available_memory
+from phicli.needs.steps import Need
+from phicli.progress import Progress
+
+
+def announce(step: str, need: Need, target: Path, progress: Progress) -> None:
+    """One line, "needs about X, has Y"; a warning where Y is less. target: the folder that will be written."""
+    there = [("memory", need.memory, available_memory("cpu")),
+             ("GPU memory", need.gpu, available_memory("cuda") if need.gpu else 0),
+             ("disk", need.disk, free_disk(target))]
+    wanted = [(what, bytes_, has) for what, bytes_, has in there if bytes_]
+    text = ", ".join(f"{size(bytes_)} of {what} (has {size(has)})" for what, bytes_, has in wanted)
+    short = [what for what, bytes_, has in wanted if has < bytes_]
+    if short:
+        progress.warn(f"{step} needs about {text}: {' and '.join(short)} may not be enough")
+    else:
+        progress.note(f"{step} needs about {text}")
+
+
+def free_disk(path: Path) -> int:
+    """Bytes that can be written at a path that may not be there yet."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = Path(path).expanduser().absolute()
+    return next(p for p in (path, *path.parents) if p.exists())

@@ -1,0 +1,97 @@
+"""Estimates of the memory and disk that a step takes at its peak.
+
+Sums of what the code holds at once, in bytes, with two factors taken from measurements (docs/doctor.md). They are told
+to people beforehand and refuse nothing; within a factor of about 1.5 where they were compared with a run.
+"""
+
+from dataclasses import dataclass, replace
+
+from phicli.needs.sizes import ModelSize
+
+GB = 10**9
+IMPORTS = {"torch": 0.5 * GB, "genai": 0.2 * GB}  # resident memory of a process that has loaded these libraries
+CUDA_HOST, CUDA_CONTEXT = 1.5 * GB, 0.5 * GB  # what CUDA itself takes, on the host and on the GPU
+SHARD = 1 << 30  # of weights that wait to be written
+BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}  # through a layer at a time while quantizing
+INT4 = (4 + (16 + 4) / 128) / 8  # bytes a weight: integer, and scale and zero point of a group of 128
+BUILDER = {True: 2.2, False: 3.1}  # times the checkpoint that genai's builder holds, by whether it is quantized
+ROW_TOKENS = 200  # of a training row, where the rows are not known yet
+RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes at the peak: memory of the host, memory of the GPU (0 without one), disk for the result."""
+
+    memory: float
+    gpu: float
+    disk: float
+
+
+def _width(device: str) -> int:
+    """Bytes of a number that is computed with."""
+    return 2 if device == "cuda" else 4
+
+
+def _placed(device: str, work: float, host: float, disk: float, imports: str = "torch") -> Need:
+    """`work` lies where the computing is done, `host` always in the host's memory."""
+    host += IMPORTS[imports]
+    if device == "cuda":
+        return Need(host + CUDA_HOST, work + CUDA_CONTEXT, disk)
+    return Need(host + work, 0, disk)
+
+
+def int4_bytes(size: ModelSize) -> float:
+    """Of the checkpoint that quantize writes: int4 layers, the rest in 16 bits."""
+    return size.weight_bytes if size.quantized else size.layer_params * INT4 + size.outer_params * 2
+
+
+def after_quantizing(size: ModelSize) -> ModelSize:
+    """The size of the checkpoint that quantize writes."""
+    return replace(size, quantized=True, weight_bytes=round(int4_bytes(size)))
+
+
+def of_quantize(size: ModelSize, device: str, samples: int, seq_len: int) -> Need:
+    """One layer at a time; its inputs and outputs of all calibration tokens, the search's copies of one linear."""
+    width = _width(device)
+    hidden = 2 * samples * seq_len * size.hidden * width
+    layer = size.layer_params / max(1, size.layers) * width
+    search = 4 * size.largest * 4 + 3 * size.widest**2 * 4
+    batch = 4 * min(BATCH_TOKENS[device], samples * seq_len) * size.widest * width
+    disk = int4_bytes(size)
+    return _placed(device, max(hidden + layer + search + batch, size.vocab * size.hidden * width), min(SHARD, disk),
+                   disk)
+
+
+def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS) -> Need:
+    """Integers, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch.
+
+    Unpacked weights are kept as well where memory is left for them; that is not counted.
+    """
+    width = _width(device)
+    base = size.layer_params * INT4 + size.outer_params * width + size.largest * width
+    adapter = lora_r * size.edges * 4
+    tokens = batch_size * row_tokens
+    activations = tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
+    logits = 3 * min(tokens, 1024) * size.vocab * 4
+    return _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
+
+
+def of_optimize(size: ModelSize, device: str) -> Need:
+    """genai's builder works on the host, whatever the model is for."""
+    held = BUILDER[size.quantized] * size.weight_bytes
+    embedding = size.vocab * size.hidden
+    disk = size.layer_params * INT4 + embedding * (_width(device) + 1)
+    return Need(IMPORTS["torch"] + held, 0, disk)
+
+
+def of_evaluate(size: ModelSize, device: str, seq_len: int) -> Need:
+    """The original is the largest stage; log-probabilities of three stages are kept on disk for comparison."""
+    logits = 4 * seq_len * size.vocab * 8
+    return _placed(device, size.params * 2 + size.largest * 4, logits, 3 * RESPONSES * size.vocab * 4)
+
+
+def of_chat(size: ModelSize, device: str) -> Need:
+    """The ONNX model with a cache for 2,048 tokens."""
+    cache = 2048 * size.layers * 2 * size.hidden * _width(device)
+    return _placed(device, 1.1 * of_optimize(size, device).disk + cache, 0, 0, imports="genai")

@@ -1,0 +1,167 @@
+"""`phicli doctor` on this machine as it is, and with things broken that can be broken here."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from phicli.health import CHECKS, Light, accounts, software
+from phicli.health.gpu import why_not_cuda
+from phicli.health.probes import CUDA, Outcome
+from phicli.runtime.devices import gpu_count
+
+no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
+
+
+def lights(done):
+    return {c["check"]: c for c in json.loads(done.out)["checks"]}
+
+
+def distribution(folder, name, version):
+    """A package that is installed as far as its metadata go."""
+    place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_report_for_people_names_every_check_and_the_cures(cli, tmp_path):
+    done = cli("doctor", "--model", "tiny", "--root", tmp_path, "--device", "cpu")
+    assert done.code == 0, done.out
+    lines = done.out.splitlines()
+    for name in CHECKS:
+        assert any(line.startswith(("green", "yellow")) and f" {name}: " in line for line in lines), name
+    assert "\x1b" not in done.out and "5.51 million parameters" in done.out
+    assert "        try: phicli azure use" in done.out  # nobody has chosen a workspace in a test
+
+
+def test_document_and_what_each_step_needs(cli, tmp_path):
+    done = cli("doctor", "--root", tmp_path, "--device", "cpu", "--json")
+    document = json.loads(done.out)
+    assert document["model"] == "microsoft/Phi-3.5-mini-instruct" and document["light"] in ("yellow", "red")
+    found = lights(done)
+    assert list(found) == list(CHECKS)
+    wanted = found["memory"]["figures"]["needs"]
+    assert list(wanted) == ["quantize", "finetune", "optimize", "evaluate", "chat"]
+    assert 1e9 < wanted["quantize"] < 20e9
+    assert found["onnxruntime"]["figures"]["used"] == ["CPUExecutionProvider"]
+    assert 7e9 < found["model"]["figures"]["bytes"] < 8e9
+
+
+@no_gpu
+def test_a_gpu_that_is_asked_for_and_not_there_is_red(cli, tmp_path):
+    done = cli("doctor", "--model", "tiny", "--root", tmp_path, "--device", "cuda", "--json")
+    assert done.code == 4
+    found = lights(done)
+    assert {name for name, c in found.items() if c["light"] == "red"} == {"GPU", "torch", "onnxruntime CUDA",
+                                                                          "GPU memory"}
+    assert "falls back to the CPU: " in found["onnxruntime CUDA"]["found"] and found["onnxruntime CUDA"]["cure"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_there_is_used_by_torch_and_onnxruntime(cli, tmp_path):
+    done = cli("doctor", "--model", "tiny", "--root", tmp_path, "--json")
+    found = lights(done)
+    assert done.code == 0, done.out
+    assert found["onnxruntime CUDA"]["figures"]["used"][0] == CUDA
+    assert "cublas" in found["onnxruntime CUDA"]["figures"]["libraries"]
+    assert found["torch"]["figures"]["gpus"][0]["right"]
+
+
+def test_a_package_of_the_wrong_version_and_one_that_crashes(cli, tmp_path, monkeypatch):
+    distribution(tmp_path, "peft", "0.1")
+    broken = tmp_path / "onnxruntime_genai"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("import os; os.abort()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = cli("doctor", "--model", "tiny", "--root", tmp_path, "--device", "cpu", "--json")
+    found = lights(done)
+    assert done.code == 4
+    assert found["packages"]["found"] == "peft 0.1 (needs >=0.21)"
+    assert found["packages"]["cure"] == "pip install 'peft>=0.21'"
+    assert found["onnxruntime-genai"]["light"] == "red" and "signal 6" in found["onnxruntime-genai"]["found"]
+    assert found["onnxruntime"]["light"] == "green"
+
+
+def test_versions_other_than_tested_and_twins_are_yellow(tmp_path, monkeypatch):
+    assert software.tested_versions()["olive-ai"].count(".") == 2
+    distribution(tmp_path, "peft", "9.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = software.packages(None)
+    assert found.light == Light.YELLOW and "peft 9.0 (tested with " in found.found
+    assert found.cure.endswith(f"peft=={software.tested_versions()['peft']}")
+    distribution(tmp_path, "onnxruntime", "1.31.1")
+    distribution(tmp_path, "onnxruntime-gpu", "1.31.1")
+    found = software.packages(None)
+    assert found.light == Light.YELLOW and "overwrite each other" in found.found
+
+
+@pytest.mark.parametrize(("said", "available", "reason"), [
+    ("[E:onnxruntime] FAIL : Failed to load library /x/libonnxruntime_providers_cuda.so with error: libcudnn.so.9: "
+     "cannot open shared object file\n[W:] Failed to create CUDAExecutionProvider. Require cuDNN 9.*",
+     [CUDA], "libcudnn.so.9: cannot open shared object file"),
+    ("CUDA failure 803: system has unsupported display driver / cuda driver combination ; GPU=0", [CUDA],
+     "CUDA failure 803: system has unsupported display driver / cuda driver combination ; GPU=0"),
+    ("", ["CPUExecutionProvider"], "this onnxruntime is built without CUDA"),
+    ("", [CUDA], "no reason given"),
+])
+def test_the_reason_why_a_session_is_not_on_cuda(said, available, reason):
+    document = {"available": available, "used": ["CPUExecutionProvider"], "right": True}
+    assert why_not_cuda(Outcome(document, "", said)) == reason
+
+
+def test_a_damaged_model_and_a_root_that_cannot_be_written(cli, tmp_path, tiny):
+    shutil.copytree(tiny, tmp_path / "model")
+    with (tmp_path / "model" / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    done = cli("doctor", "--model", tmp_path / "model", "--root", "/proc/phicli", "--device", "cpu", "--json")
+    found = lights(done)
+    assert done.code == 4
+    assert found["model"]["light"] == "red" and "model.safetensors" in found["model"]["found"]
+    assert found["write access"]["light"] == "red" and "/proc" in found["write access"]["found"]
+
+
+def test_a_full_disk_is_red(tmp_path):
+    def mounted(command):
+        script = f"mount -t tmpfs -o size=64k none {tmp_path} && exec {command}"
+        return subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+
+    if not shutil.which("unshare") or mounted("true").returncode:
+        pytest.skip("file systems cannot be mounted here")
+    done = mounted(f"{sys.executable} -m phicli doctor --model tiny --root {tmp_path} --device cpu --json")
+    found = {c["check"]: c for c in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 4 and found["disk"]["light"] == "red" and found["disk"]["cure"]
+
+
+def test_sign_in_is_told_from_files_and_variables(tmp_path, monkeypatch):
+    for name in (*accounts.TOKENS, *accounts.AZURE_VARIABLES, "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("AZURE_CONFIG_DIR", str(tmp_path))
+    assert accounts.token_place() is None and accounts.azure_way() is None
+    (tmp_path / "token").write_text("hf_something\n")
+    assert accounts.token_place() == str(tmp_path / "token")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert accounts.token_place() == "$HF_TOKEN"
+    profile = {"subscriptions": [{"isDefault": True, "user": {"name": "ann@example.org"}}]}
+    (tmp_path / "azureProfile.json").write_text(json.dumps(profile), encoding="utf-8-sig")
+    (tmp_path / "az").write_text("#!/bin/sh\n")
+    (tmp_path / "az").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert accounts.azure_way() == "the Azure CLI (ann@example.org)"
+    (tmp_path / "azureProfile.json").write_text("[]")
+    assert accounts.azure_way() is None
+
+
+def test_errors_of_something_missing_point_to_the_doctor(cli, tmp_path):
+    missing = cli("chat", "--root", tmp_path / "none", "--prompt", "hello")
+    assert missing.code == 4 and missing.err.rstrip().endswith("  see: phicli doctor")
+    wrong = cli("inspect", tmp_path / "none.jsonl")
+    assert wrong.code == 3 and "doctor" not in wrong.err
+
+
+def test_wrong_options(cli, tmp_path):
+    assert cli("doctor", "--device", "npu").code == 2
+    assert cli("doctor", "--model", tmp_path / "none").code == 4  # a finding like any other

@@ -1,0 +1,107 @@
+"""Sizes of models and what the steps need, against real files, configs and runs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from safetensors import safe_open
+
+from phicli import needs
+from phicli.devices import container_limit
+from phicli.errors import BadInput
+from phicli.needs import Need
+
+
+class Said:
+    """A Progress that keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.warnings = [], []
+        self.note, self.warn = self.notes.append, self.warnings.append
+
+
+def test_size_of_a_folder_is_that_of_its_tensors_and_of_its_config(tiny):
+    inner = outer = 0
+    with safe_open(tiny / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if tensor.ndim == 2:
+                inner += tensor.numel() * (".layers." in name)
+                outer += tensor.numel() * (".layers." not in name)
+    size = needs.size_of_folder(tiny)
+    assert (size.layer_params, size.outer_params) == (inner, outer)
+    assert size.weight_bytes == (tiny / "model.safetensors").stat().st_size
+    told = needs.size_of_config(json.loads((tiny / "config.json").read_text()), "a test")
+    ours = replace(size, weight_bytes=told.weight_bytes, source=told.source)
+    assert replace(told, widest=ours.widest) == ours and told.widest == ours.widest
+    assert needs.size_of_model("tiny") == size
+
+
+def test_a_quantized_folder_has_the_parameters_of_the_original_and_the_bytes_foretold(tiny, tiny_awq):
+    original, quantized = needs.size_of_folder(tiny), needs.size_of_folder(tiny_awq)
+    assert quantized.quantized and not original.quantized
+    for name in ("layer_params", "outer_params", "vocab", "hidden", "layers", "widest", "largest", "edges"):
+        assert getattr(quantized, name) == getattr(original, name), name
+    assert needs.after_quantizing(original).weight_bytes == pytest.approx(quantized.weight_bytes, rel=0.05)
+
+
+def test_sizes_without_a_folder():
+    size = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
+    assert size.params == pytest.approx(3.82e9, rel=0.002) and size.weight_bytes == pytest.approx(7.64e9, rel=0.002)
+    assert needs.size_of_model("microsoft/phi-4").params == pytest.approx(14.66e9, rel=0.005)
+    guessed = needs.size_of_model("someone/Great-7B-chat")
+    assert guessed.params == pytest.approx(7e9, rel=0.02) and "name" in guessed.source
+    assert needs.size_of_model("someone/great") is None
+    assert needs.size_of_model("azureml://registries/r/models/m/versions/1") is None
+    assert needs.size_of_config({"hidden_size": 8}, "") is None
+    with pytest.raises(BadInput):
+        needs.size_of_model("./no-such-folder")
+
+
+def test_more_work_needs_more():
+    size = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
+    assert needs.of_quantize(size, "cuda", 128, 512).gpu == pytest.approx(3.5e9, rel=0.3)  # 3.0 GB measured, and CUDA's
+    assert needs.of_quantize(size, "cpu", 256, 512).memory > needs.of_quantize(size, "cpu", 128, 512).memory
+    assert needs.of_quantize(size, "cpu", 128, 512).gpu == 0
+    assert needs.of_finetune(size, "cuda", 64, 8).gpu > needs.of_finetune(size, "cuda", 16, 8).gpu
+    assert needs.of_chat(size, "cuda").gpu < needs.of_evaluate(size, "cuda", 1024).gpu
+
+
+def test_estimate_for_a_run_is_near_what_the_run_takes(tiny, tmp_path):
+    command = [sys.executable, "-m", "phicli", "quantize", "-m", "tiny", "--root", str(tmp_path), "--samples", "8",
+               "--seq-len", "128", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    estimate = needs.of_quantize(needs.size_of_folder(tiny), "cpu", 8, 128).memory
+    assert estimate / 2 < usage.ru_maxrss * 1024 < estimate * 2
+
+
+def test_announcing_notes_what_is_enough_and_warns_of_what_is_not(tmp_path):
+    said = Said()
+    needs.announce("bake", Need(1e6, 0, 1e3), tmp_path / "not" / "there", said)
+    assert said.notes[0].startswith("bake needs about 1.0 MB of memory (has ") and not said.warnings
+    needs.announce("bake", Need(1e18, 0, 1e18), tmp_path, said)
+    assert "memory and disk may not be enough" in said.warnings[0] and len(said.notes) == 1
+
+
+def test_a_containers_limit_counts(tmp_path):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert container_limit(tmp_path) is None
+    write("memory/memory.limit_in_bytes", "4000\n")
+    write("memory/memory.usage_in_bytes", "1500\n")
+    write("memory/memory.stat", "cache 700\ntotal_inactive_file 500\n")
+    assert container_limit(tmp_path) == (4000, 1000)
+    write("memory.max", "2000\n")
+    write("memory.current", "900\n")
+    write("memory.stat", "anon 5\ninactive_file 100\n")
+    assert container_limit(tmp_path) == (2000, 800)
+    write("memory.max", "max\n")
+    assert container_limit(tmp_path) == (4000, 1000)
