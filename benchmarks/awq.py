@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--test", type=int, default=8, help="held-out sequences")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--phases", action="store_true", help="where the time of ours goes, on stderr")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,6 +58,9 @@ def main() -> None:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
                 row = measure(method, folder, out, tokens, device)
+                phases = row.pop("phases", None)
+                if args.phases and phases:
+                    print(f"{method}: {phases}", file=sys.stderr)
                 if "error" not in row:
                     row |= quality(folder, out, test, original, device)
                 rows.append({"seed": seed, "method": method, **row})
@@ -84,11 +88,12 @@ def real_tokens(folder: Path, args: argparse.Namespace, seed: int) -> tuple[Tens
 def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -> dict:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    begun = time.perf_counter()
+    begun, extra = time.perf_counter(), {}
     try:
         if method.startswith("ours"):
             rounding = "nearest" if method.endswith("nearest") else "gptq"
-            quantize_checkpoint(folder, out, tokens, shape=GridShape(), rounding=rounding, device=device)
+            done = quantize_checkpoint(folder, out, tokens, shape=GridShape(), rounding=rounding, device=device)
+            extra["phases"] = done.phase_seconds
         elif method == "autoawq":
             autoawq(folder, out, tokens)
         else:
@@ -99,7 +104,7 @@ def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -
         free()
     seconds = time.perf_counter() - begun
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
-    return {"seconds": round(seconds, 2), "gpu_gb": round(peak, 2)}
+    return {"seconds": round(seconds, 2), "gpu_gb": round(peak, 2), **extra}
 
 
 def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:

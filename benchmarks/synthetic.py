@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from phicli.awq.packing import PER_WORD, quantization_config
-from phicli.awq.streaming import ShardWriter
+from phicli.awq.shards import ShardWriter
 from phicli.models import BUILT_IN
 
 SHAPE: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from phicli.awq.architectures import ARCHITECTURES, Scaling, apply_scale, channels
+from phicli.awq.gram import GramSum
 from phicli.awq.grid import GridShape, to_weights
 from phicli.awq.packing import pack_linear, quantization_config
+from phicli.awq.phases import Phases
 from phicli.awq.rounding import ROUNDINGS
 from phicli.awq.search import output_error, search_clip, search_scale
-from phicli.awq.streaming import LayeredModel, ShardWriter, check_finite
+from phicli.awq.shards import ShardWriter
+from phicli.awq.streaming import LayeredModel, check_all
 from phicli.progress import SILENT, Progress
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
@@ -23,10 +27,15 @@ BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}  # that go through a layer at a time
 
 @dataclass
 class Report:
-    """How it went: the relative output error of each layer's linears, and peak GPU memory in bytes (0 on a CPU)."""
+    """How it went.
+
+    layer_errors: relative output error of each layer's linears. gpu_bytes: peak GPU memory (0 on a CPU).
+    phase_seconds: what the time went to.
+    """
 
     layer_errors: list[float] = field(default_factory=list)
     gpu_bytes: int = 0
+    phase_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -53,33 +62,42 @@ def quantize_checkpoint(
     Raises:
         BadInput: NaN or infinity in weights or activations (named by layer), or an unsupported architecture.
     """
-    report = Report()
+    report, place = Report(), torch.device(device)
+    phase = Phases(place)
     with full_precision(), ShardWriter(output) as writer:
-        model = LayeredModel(folder, torch.device(device))
-        scalings = ARCHITECTURES.get(model.config.model_type)
-        if scalings is None:
-            progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
-                          "so ranges are clipped and rounded without AWQ's scales")
-        hidden, keywords = model.start(tokens)
-        hidden = _batches(hidden, BATCH_TOKENS[torch.device(device).type] // tokens.shape[1])
-        for name, tensor in model.weights.load(model.outer_names()):
-            writer.add(name, tensor)
+        with phase("start"):
+            model = LayeredModel(folder, place)
+            scalings = ARCHITECTURES.get(model.config.model_type)
+            if scalings is None:
+                progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
+                              "so ranges are clipped and rounded without AWQ's scales")
+            hidden, keywords = model.start(tokens)
+            hidden = _batches(hidden, BATCH_TOKENS[place.type] // tokens.shape[1])
+            for name, tensor in model.weights.load(model.outer_names()):
+                writer.add(name, tensor)
+        layers = model.in_turn()
         with progress.task("quantize", total=len(model.layers), unit="layers") as task:
-            for index in range(len(model.layers)):
-                layer = model.load_layer(index)
-                work = LayerWork(layer, f"{model.prefix}{index}.", shape, rounding, skip)
+            for _ in model.layers:
+                with phase("load"):
+                    index, layer = next(layers)
+                work = LayerWork(layer, f"{model.prefix}{index}.", shape, rounding, skip, phase)
                 work.collect(hidden, keywords[index])
                 work.scale(scalings or (), model.config)
                 tensors, error = work.quantize()
-                hidden = [forward(layer, x, keywords[index]) for x in hidden]
-                for name, tensor in tensors.items():
-                    writer.add(name, tensor)
-                model.drop_layer(index)
-                report.layer_errors.append(error)
-                task.advance(error=f"{error:.2%}")
-        writer.finish()
+                if index + 1 < len(model.layers):
+                    with phase("forward"):
+                        hidden = [forward(layer, x, keywords[index]) for x in hidden]
+                with phase("write"):
+                    for name, tensor in tensors.items():
+                        writer.add(name, tensor)
+                report.layer_errors.append(float(error))
+                task.advance(error=f"{report.layer_errors[-1]:.2%}")
+        layers.close()
+        with phase("write"):
+            writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
-    report.gpu_bytes = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
+    report.phase_seconds = phase.seconds()
     return report
 
 
@@ -89,13 +107,19 @@ def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+class _AllSeen(Exception):
+    """Ends a layer's forward pass once the inputs of all its linears have been seen."""
+
+
 class LayerWork:
     """One decoder layer on its way: measured, scaled, rounded.
 
     names: of the linears to quantize. gram: per linear, float32 (in, in), shared by linears with the same input.
     """
 
-    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, rounding: str, skip: tuple[str, ...]):
+    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, rounding: str, skip: tuple[str, ...],
+                 phase: Phases):
+        self.phase = phase
         self.layer, self.prefix, self.shape = layer, prefix, shape
         self.round = ROUNDINGS[rounding]
         self.names = [
@@ -110,74 +134,78 @@ class LayerWork:
         return self.layer.get_submodule(name)  # type: ignore[return-value]
 
     def collect(self, hidden: list[Tensor], keywords: dict[str, Any]) -> None:
-        """Run the calibration through and sum up each linear's inputs."""
+        """Run the calibration through, as far as the last linear, and sum up each linear's inputs."""
         total = sum(x.shape[0] * x.shape[1] for x in hidden)
+        sums: dict[str, GramSum] = {}
+        same: dict[str, str] = {}  # linear -> the one that was measured for it: q, k and v read one tensor
         seen: dict[str, Tensor] = {}
 
         def watch(name: str):
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                twin = next((other for other, x in seen.items() if x is args[0]), None)
-                seen[name] = args[0]
-                if twin is not None:  # q, k and v read one tensor: measured once
-                    self.gram[name], self.magnitude[name] = self.gram[twin], self.magnitude[twin]
-                    return
-                x = args[0].flatten(0, -2).float()
-                if name not in self.gram:
-                    self.gram[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-                    self.magnitude[name] = torch.zeros(x.shape[1], device=x.device)
-                self.gram[name].addmm_(x.t(), x, alpha=1 / total)
-                self.magnitude[name].add_(x.abs().sum(0), alpha=1 / total)
+                x = args[0]
+                same[name] = next((other for other, y in seen.items() if y is x), name)
+                seen[name] = x
+                if same[name] == name:
+                    sums.setdefault(name, GramSum(x.shape[-1], total, x.device)).add(x.flatten(0, -2))
+                if len(seen) == len(self.names):
+                    raise _AllSeen
 
             return hook
 
         hooks = [self.linear(name).register_forward_pre_hook(watch(name)) for name in self.names]
-        for x in hidden:
-            seen.clear()
-            forward(self.layer, x, keywords)
-        for hook in hooks:
-            hook.remove()
-        for name in self.names:
-            check_finite(self.gram[name], f"the input of {self.prefix}{name}")
+        with self.phase("collect"):
+            for x in hidden:
+                seen.clear()
+                with suppress(_AllSeen):
+                    forward(self.layer, x, keywords)
+            for hook in hooks:
+                hook.remove()
+            means = {name: one.means() for name, one in sums.items()}
+            for name in self.names:
+                self.gram[name], self.magnitude[name] = means[same[name]]
+            check_all({f"the input of {self.prefix}{name}": self.gram[name].sum().isfinite() for name in self.names})
 
     def scale(self, scalings: tuple[Scaling, ...], config: Any) -> None:
         """Search and apply AWQ's scales; the layer still computes the same function."""
         for scaling in scalings:
             if not all(name in self.names for name in scaling.consumers):
                 continue
-            first = scaling.consumers[0]
-            rows = channels(scaling, self.layer, config).to(self.gram[first].device)
-            weight = torch.cat([self.linear(name).weight.float() for name in scaling.consumers])
-            share = rows if scaling.kind.startswith("value") else None
-            found = search_scale(weight, self.gram[first], self.magnitude[first], self.shape, share)
-            apply_scale(scaling, self.layer, found, rows)
-            gram = self.gram[first] / found[:, None] / found
-            self.gram.update(dict.fromkeys(scaling.consumers, gram))
+            with self.phase("scales"):
+                first = scaling.consumers[0]
+                rows = channels(scaling, self.layer, config).to(self.gram[first].device)
+                weight = torch.cat([self.linear(name).weight for name in scaling.consumers])
+                share = rows if scaling.kind.startswith("value") else None
+                found = search_scale(weight, self.gram[first], self.magnitude[first], self.shape, share)
+                apply_scale(scaling, self.layer, found, rows)
+                gram = self.gram[first] / found[:, None] / found
+                self.gram.update(dict.fromkeys(scaling.consumers, gram))
 
-    def quantize(self) -> tuple[dict[str, Tensor], float]:
+    def quantize(self) -> tuple[dict[str, Tensor], Tensor]:
         """Put rounded weights in place.
 
         Returns:
-            the checkpoint's tensors of the layer by full name, and the relative output error of its linears.
+            the checkpoint's tensors of the layer by full name, and the relative output error of its linears,
+            float32 () on the device.
         """
         tensors: dict[str, Tensor] = {}
-        errors, powers = [], []
+        total = torch.zeros(2, device=next(self.layer.parameters()).device)  # of the error's and the output's squares
         for name in self.names:
             linear = self.linear(name)
             weight, gram = linear.weight.float(), self.gram[name]
-            scale, zero = search_clip(weight, gram, self.shape)
-            integers = self.round(weight, gram, scale, zero, self.shape)
-            rounded = to_weights(integers, scale, zero, self.shape)
-            errors.append(output_error(rounded - weight, gram).sum())
-            powers.append(output_error(weight, gram).sum())
-            linear.weight.data = rounded.to(linear.weight.dtype)
-            tensors.update({f"{self.prefix}{name}.{k}": v for k, v in pack_linear(integers, scale, zero).items()})
+            with self.phase("clip"):
+                scale, zero = search_clip(weight, gram, self.shape)
+            with self.phase("rounding"):
+                integers = self.round(weight, gram, scale, zero, self.shape)
+            with self.phase("pack"):
+                rounded = to_weights(integers, scale, zero, self.shape)
+                total += torch.stack([output_error(rounded - weight, gram).sum(), output_error(weight, gram).sum()])
+                linear.weight.data = rounded.to(linear.weight.dtype)
+                tensors |= {f"{self.prefix}{name}.{k}": v for k, v in pack_linear(integers, scale, zero).items()}
         packed = {f"{self.prefix}{name}.weight" for name in self.names}
         for name, tensor in self.layer.state_dict().items():
             if self.prefix + name not in packed:
                 tensors[self.prefix + name] = tensor
-        if not self.names:
-            return tensors, 0.0
-        return tensors, float((torch.stack(errors).sum() / torch.stack(powers).sum().clamp(min=1e-30)).sqrt())
+        return tensors, (total[0] / total[1].clamp(min=1e-30)).sqrt()
 
 
 def _batches(rows: list[Tensor], size: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from phicli.awq.grid import GridShape, to_integers
+from phicli.awq.kernels import kernels
 
 BLOCK = 128  # channels whose corrections stay inside one block before the rest of the weight is updated
 DAMPING = 0.01  # of the mean diagonal, added to the diagonal; ten times more on each failed factorization
@@ -35,7 +36,8 @@ def round_gptq(weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, shape:
     group_of = order // shape.group_size
     rest = weight[:, order]
     integers = torch.empty_like(rest)
-    round_block = _block_rounder(weight.device)
+    fast = kernels("rounding", weight.device)
+    round_block = fast.round_block if fast else round_block_plain
     for start in range(0, weight.shape[1], BLOCK):
         end = min(start + BLOCK, weight.shape[1])
         groups = group_of[start:end]
@@ -48,29 +50,23 @@ def round_gptq(weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, shape:
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """Upper Cholesky factor of the damped inverse of the Gram matrix; channels that are always 0 count as average."""
+    """Upper triangular U with U^T U = G^-1, of the damped Gram matrix; channels that are always 0 count as average.
+
+    G = R R^T with R upper triangular is the Cholesky factorization taken from the last channel back, and U = R^-1:
+    one factorization and one triangular inverse, where GPTQ's Cholesky(inverse(G)) takes three steps.
+    """
     diagonal = gram.diagonal()
     mean = diagonal.mean().clamp(min=1e-30)
+    identity = torch.eye(len(gram), device=gram.device)
     damping = DAMPING
     for _ in range(6):
         damped = gram + torch.diag(torch.where(diagonal == 0, mean, damping * mean))
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-            if not failed and bool(upper.diagonal().isfinite().all()):
-                return upper
+        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        upper = torch.linalg.solve_triangular(factor.flip(0, 1), identity, upper=True)
+        if bool((failed == 0) & upper.diagonal().isfinite().all()):
+            return upper
         damping *= 10
-    return torch.eye(len(gram), device=gram.device)  # hopeless: no feedback, which is rounding to the nearest
-
-
-def _block_rounder(device: torch.device):
-    if device.type == "cuda":
-        try:
-            from phicli.awq.rounding_triton import round_block
-        except ImportError:  # no Triton on this platform
-            return round_block_plain
-        return round_block
-    return round_block_plain
+    return identity  # hopeless: no feedback, which is rounding to the nearest
 
 
 def round_block_plain(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
+from phicli.awq.kernels import kernels
 
 SCALE_STEPS = 20  # AWQ's grid of exponents: 0, 1/20 … 19/20
 CLIP_STEPS, SMALLEST_CLIP = 20, 0.5  # ranges shrunk by 1, 0.95 … 0.55
@@ -27,7 +28,7 @@ def search_scale(
     Equations 4 and 5 of arXiv:2306.00978, with the weight's magnitude in the denominator as AutoAWQ has it.
 
     Args:
-        weight: float32 (out, in), all linears that read this input, stacked.
+        weight: float32 (out, in), all linears that read this input, stacked; on CUDA its own float dtype will do.
         gram: float32 (in, in), mean over tokens of x x^T.
         magnitude: float32 (in,), mean over tokens of |x|.
         share: int64 (in,), the producer's channel that each input channel is; channels that are the same one (of a
@@ -36,7 +37,7 @@ def search_scale(
     Returns:
         float32 (in,), positive; weights are multiplied by it and inputs divided.
     """
-    grouped = shape.groups(weight.abs())
+    grouped = shape.groups(weight.abs().float())
     weight_size = (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).flatten(-2).mean(0)
     if share is not None:
         magnitude, weight_size = _shared(magnitude, share), _shared(weight_size, share)
@@ -46,12 +47,21 @@ def search_scale(
         scale = magnitude.pow(exponent) / (weight_size.pow(1 - exponent) + 1e-4)
         scale = scale.clamp(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
-        error = output_error(round_to_grid(weight * scale, shape) / scale - weight, gram).sum()
+        error = _scaled_error(weight, scale, gram, shape)
         if best_error is None:
             best_error, best = error, scale
         better = error < best_error  # stays on the device: no wait for the GPU at each step
         best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
     return best
+
+
+def _scaled_error(weight: Tensor, scale: Tensor, gram: Tensor, shape: GridShape) -> Tensor:
+    """Output error of the rounded layer in all, trace(D G D^T), which is the sum over the elements of D^T D * G."""
+    fast = kernels("search", weight.device)
+    if fast is None:
+        return output_error(round_to_grid(weight * scale, shape) / scale - weight, gram).sum()
+    difference = fast.scaled_difference(weight, scale, shape)
+    return (torch.mm(difference.t(), difference, out_dtype=torch.float32) * gram).sum()
 
 
 def _shared(values: Tensor, share: Tensor) -> Tensor:
@@ -73,13 +83,17 @@ def search_clip(weight: Tensor, gram: Tensor, shape: GridShape) -> tuple[Tensor,
     Returns:
         scale, zero: float32 (out, groups).
     """
+    steps = round(CLIP_STEPS * (1 - SMALLEST_CLIP))
+    fast = kernels("search", weight.device)
+    if fast is not None:
+        return fast.clipped_grid(weight, gram, shape, steps, 1 / CLIP_STEPS)
     grouped = shape.groups(weight).transpose(0, 1)  # (groups, out, group_size)
     blocks = gram.unflatten(0, (-1, shape.group_size)).unflatten(2, (-1, shape.group_size))
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, group_size, group_size)
     low, high = grouped.aminmax(dim=-1)
     best_error = torch.full_like(low, torch.inf)
     best_scale, best_zero = fit_grid(low, high, shape)
-    for step in range(int(CLIP_STEPS * (1 - SMALLEST_CLIP))):
+    for step in range(steps):
         factor = 1 - step / CLIP_STEPS
         scale, zero = fit_grid(low * factor, high * factor, shape)
         flat = grouped.flatten(0, 1)

@@ -1,10 +1,8 @@
-"""A model that is never whole in memory: layers come from safetensors one by one, and results leave in shards."""
+"""A model that is never whole in memory: its layers come from safetensors one by one."""
 
-import json
-import os
-import re
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from phicli.errors import BadInput
 from phicli.models import check_safetensors, weight_files
 
-SHARD_BYTES = 1 << 30  # of an output file, and so of what waits in memory
+ROWS_AT_ONCE = 16  # of tokens, that are embedded together
 
 
 class Weights:
@@ -55,6 +53,7 @@ class LayeredModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.weights, self.device = Weights(folder), device
+        self.copies = torch.cuda.Stream() if device.type == "cuda" else None
         try:
             self.config = AutoConfig.from_pretrained(folder)
             with init_empty_weights(include_buffers=False):
@@ -94,32 +93,68 @@ class LayeredModel:
         base.norm = nn.Identity()
         try:
             base.to(self.device)
-            outputs = [self._embed(base, row) for row in tokens.to(self.device)]
+            tokens = tokens.to(self.device)
+            first = self._embed(base, tokens[:1])
+            keywords = [recorder.keywords for recorder in recorders]  # of one row, which fit any number of rows
+            hidden = [first, *(self._embed(base, part) for part in tokens[1:].split(ROWS_AT_ONCE) if len(part))]
         finally:
             base.layers, base.norm = layers, norm
         embedding.to("meta")
-        return outputs, [recorder.keywords for recorder in recorders]
+        return list(torch.cat(hidden).split(1)), keywords
 
-    def _embed(self, base: nn.Module, row: Tensor) -> Tensor:
-        return base(input_ids=row[None], use_cache=False).last_hidden_state
+    def _embed(self, base: nn.Module, rows: Tensor) -> Tensor:
+        return base(input_ids=rows, use_cache=False).last_hidden_state
+
+    def in_turn(self) -> Generator[tuple[int, nn.Module], None, None]:
+        """Every layer with its weights, read while the one before it is worked on, and dropped after.
+
+        Raises:
+            BadInput: NaN or infinity in a weight.
+        """
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._read, 0)
+            for index, layer in enumerate(self.layers):
+                state = coming.result()
+                if index + 1 < len(self.layers):
+                    coming = reader.submit(self._read, index + 1)
+                self._put(layer, state)
+                yield index, layer
+                layer.to("meta")
 
     def load_layer(self, index: int) -> nn.Module:
         """Layer `index` with its weights, in the compute dtype, on the device. Raises BadInput for NaN or infinity."""
-        self._fill(self.layers[index], f"{self.prefix}{index}.")
+        self._put(self.layers[index], self._read(index))
         return self.layers[index]
 
-    def drop_layer(self, index: int) -> None:
-        self.layers[index].to("meta")
+    def _read(self, index: int) -> dict[str, Tensor]:
+        return self._state(self.layers[index], f"{self.prefix}{index}.")
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        wanted = [prefix + name for name in module.state_dict()]
-        state = {}
-        for name, tensor in self.weights.load(wanted):
-            tensor = tensor.to(self.device)
-            if tensor.is_floating_point():
-                check_finite(tensor, name)
-                tensor = tensor.to(self.dtype)
-            state[name.removeprefix(prefix)] = tensor
+        self._put(module, self._state(module, prefix))
+
+    def _state(self, module: nn.Module, prefix: str) -> dict[str, Tensor]:
+        """The module's tensors on the device, complete when this returns. On CUDA beside what the GPU is doing."""
+        state, finite = {}, {}
+        with self._beside():
+            for name, tensor in self.weights.load([prefix + name for name in module.state_dict()]):
+                if self.device.type == "cuda":
+                    tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+                if tensor.is_floating_point():
+                    finite[name] = tensor.isfinite().all()
+                    tensor = tensor.to(self.dtype)
+                state[name.removeprefix(prefix)] = tensor
+            check_all(finite)
+            if self.copies is not None:
+                self.copies.synchronize()
+        return state
+
+    def _beside(self) -> AbstractContextManager:
+        return torch.cuda.stream(self.copies) if self.copies is not None else nullcontext()
+
+    def _put(self, module: nn.Module, state: dict[str, Tensor]) -> None:
+        if self.copies is not None:
+            for tensor in state.values():  # their memory is not the copying stream's again before the work is done
+                tensor.record_stream(torch.cuda.current_stream())
         module.load_state_dict(state, assign=True)
         module.to(self.device)
 
@@ -149,77 +184,9 @@ def _decoder_layers(model: Any, folder: Path) -> tuple[nn.ModuleList, str]:
     raise BadInput(f"no decoder layers found in {type(model).__name__}", where=folder)
 
 
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise BadInput if the tensor holds NaN or infinity."""
-    if not bool(tensor.isfinite().all()):
-        raise BadInput(f"NaN or infinity in {what}: the model is damaged, or float16 is too narrow for it")
-
-
-class ShardWriter:
-    """Writes tensors to safetensors shards in the background and an index at the end.
-
-    Files are named as Hugging Face names them: model.safetensors, or model-00001-of-0000N.safetensors with an index.
-    """
-
-    def __init__(self, folder: Path, limit: int = SHARD_BYTES):
-        self.folder, self.limit = folder, limit
-        self.waiting: dict[str, Tensor] = {}
-        self.shards: list[list[str]] = []
-        self.total = 0
-        self.writer = ThreadPoolExecutor(1)
-        self.pending: list[Future] = []
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor; float tensors are stored as float16. Raises BadInput where that overflows."""
-        if tensor.is_floating_point():
-            tensor = tensor.to(torch.float16)
-            check_finite(tensor, f"{name} as float16")
-        self.waiting[name] = tensor.cpu().contiguous()
-        if sum(t.nbytes for t in self.waiting.values()) >= self.limit:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self.waiting:
-            return
-        for done in self.pending:
-            done.result()  # one shard is written while the next is gathered, not more
-        tensors, self.waiting = self.waiting, {}
-        self.total += sum(t.nbytes for t in tensors.values())
-        path = self.folder / f"part-{len(self.shards)}.safetensors"
-        self.shards.append(list(tensors))
-        self.pending = [self.writer.submit(_save, tensors, path)]
-
-    def finish(self) -> int:
-        """Write what is left and the index; returns the bytes of all tensors."""
-        self._flush()
-        for done in self.pending:
-            done.result()
-        count = len(self.shards)
-        single = {0: "model.safetensors"} if count == 1 else {}
-        named = {i: single.get(i, f"model-{i + 1:05}-of-{count:05}.safetensors") for i in range(count)}
-        for i, name in named.items():
-            (self.folder / f"part-{i}.safetensors").rename(self.folder / name)
-        if count > 1:
-            where = {tensor: named[i] for i, names in enumerate(self.shards) for tensor in names}
-            index = {"metadata": {"total_size": self.total}, "weight_map": where}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        return self.total
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.writer.shutdown()
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as e:  # carries the system's error as text only
-        code = re.search(r"os error (\d+)", str(e))
-        if code:
-            raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
-        raise
+def check_all(finite: dict[str, Tensor]) -> None:
+    """Raise BadInput for the first name whose flag, a bool tensor (), is false. Waits for the device once."""
+    flags = torch.stack([*finite.values()]).tolist() if finite else []
+    for name, good in zip(finite, flags, strict=True):
+        if not good:
+            raise BadInput(f"NaN or infinity in {name}: the model is damaged, or float16 is too narrow for it")

@@ -6,8 +6,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from phicli.awq.architectures import ARCHITECTURES
 from phicli.awq.grid import GridShape
+from phicli.awq.phases import Phases
 from phicli.awq.quantize import LayerWork, forward, quantize_checkpoint
-from phicli.awq.streaming import LayeredModel, ShardWriter, Weights
+from phicli.awq.shards import ShardWriter
+from phicli.awq.streaming import LayeredModel, Weights
 from phicli.errors import BadInput
 from phicli.progress import Silent
 
@@ -49,7 +51,7 @@ def test_scaled_layers_compute_the_same_function(tmp_path, model_type, key_value
     for index in range(2):
         layer = model.load_layer(index)
         before = forward(layer, hidden[0], keywords[index])
-        work = LayerWork(layer, f"{model.prefix}{index}.", GridShape(4, 32), "nearest", ())
+        work = LayerWork(layer, f"{model.prefix}{index}.", GridShape(4, 32), "nearest", (), Phases(model.device))
         weights = {name: work.linear(name).weight.clone() for name in work.names}
         work.collect(hidden, keywords[index])
         work.scale(ARCHITECTURES[model_type], model.config)
