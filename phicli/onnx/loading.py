@@ -3,12 +3,14 @@
 The builder's own loaders take the integers apart to floating point and round them anew, and hold the whole checkpoint
 meanwhile. Those of genai 0.18 also know no AWQ checkpoint with linears left in float and no symmetric one of Olive's,
 and cut the zero points of Olive's fused projections in the wrong place. What replaces them here moves the integers
-only, and gives the builder one layer at a time.
+only, and gives the builder one layer at a time, the next one being made ready meanwhile.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from phicli.errors import BadInput
 from phicli.models import check_safetensors, read_config, weight_files
+from phicli.onnx.external_data import ExternalData, replaced
 from phicli.onnx.matching import ALIASES, FUSED
 from phicli.onnx.repacking import LAYOUTS
 
@@ -40,15 +43,16 @@ class StreamedCheckpoint:
 
     Args:
         folder: an AWQ or Olive checkpoint. layers: how many to give. qkv: outputs of q, k and v.
+        done: called each time the builder has built what it was given.
 
     Raises:
         BadInput: a tensor is missing, or the checkpoint has something that is not known.
     """
 
-    def __init__(self, folder: Path, layers: int, qkv: tuple[int, int, int]):
+    def __init__(self, folder: Path, layers: int, qkv: tuple[int, int, int], done: Callable[[], None]):
         from onnxruntime_genai.models.loaders.base import TensorModule
 
-        self.folder, self.layers, self.qkv = folder, layers, qkv
+        self.folder, self.layers, self.qkv, self.done = folder, layers, qkv, done
         self.quantization = read_config(folder)["quantization_config"]
         self.files = {name: path for path in weight_files(folder) for name in check_safetensors(path)}
         if "model.embed_tokens.weight" not in self.files:
@@ -59,11 +63,17 @@ class StreamedCheckpoint:
         self.lm_head = TensorModule(self.embedding.weight) if tied else self._head(TensorModule)
 
     def modules(self) -> Iterator[Any]:
-        yield self.embedding
-        for number in range(self.layers):
-            yield self._layer(number)
-        yield self.final_norm
-        yield self.lm_head
+        for module in chain([self.embedding], self._layers(), [self.final_norm, self.lm_head]):
+            yield module
+            self.done()
+
+    def _layers(self) -> Iterator[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(self._layer, 0)
+            for number in range(1, self.layers):
+                layer, following = following.result(), pool.submit(self._layer, number)
+                yield layer
+            yield following.result()
 
     def _layer(self, number: int) -> Any:
         from onnxruntime_genai.models.loaders.base import QuantizedDecoderLayer, TensorModule
@@ -140,20 +150,26 @@ def float_projections(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def streamed_loading() -> Iterator[None]:
-    """While the block runs, the builder loads AWQ and Olive checkpoints through `StreamedCheckpoint`."""
-    from onnxruntime_genai.models import builder
+def streamed_loading(data: ExternalData) -> Iterator[None]:
+    """While the block runs, the builder loads AWQ and Olive checkpoints through `StreamedCheckpoint`.
 
-    original = builder.Model.load_weights
+    data: takes the tensors of what is built, but for those that the builder will have quantized.
+    """
+    from onnxruntime_genai.models import builder
 
     def load_weights(self: Any, folder: str) -> Any:
         if self.quant_type not in METHODS or self.moe_attrs["num_experts"] > 0:
             return original(self, folder)
-        q, kv = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
-        return StreamedCheckpoint(Path(folder), self.num_layers, (q, kv, kv))
 
-    builder.Model.load_weights = load_weights
-    try:
+        def to_be_quantized(value: Any) -> bool:
+            return any(use.node.op_type in self.quant_attrs["op_types_to_quantize"]
+                       and use.node.name not in self.quant_attrs["nodes_to_exclude"] for use in value.uses())
+
+        def done() -> None:
+            data.take(self.model.graph, keep=to_be_quantized)
+
+        q, kv = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
+        return StreamedCheckpoint(Path(folder), self.num_layers, (q, kv, kv), done)
+
+    with replaced(builder.Model, "load_weights", load_weights) as original:
         yield
-    finally:
-        builder.Model.load_weights = original

@@ -14,11 +14,13 @@ from typing import Any, TextIO
 
 from olive.hardware.accelerator import AcceleratorSpec
 from olive.model import HfModelHandler, ONNXModelHandler
+from olive.model.utils import resolve_onnx_path
 from olive.passes.olive_pass import PassConfigParam
 from olive.passes.onnx import model_builder
 from olive.passes.pass_config import BasePassConfig
 
 from phicli.models import read_config
+from phicli.onnx.external_data import streamed_saving
 from phicli.onnx.layouts import LAYOUTS
 from phicli.onnx.loading import float_projections, streamed_loading
 from phicli.onnx.slots import add_slots
@@ -52,7 +54,10 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
     ) -> ONNXModelHandler:
         settings: Any = config.model_copy(deep=True)
         folder, layout, settings.slots = Path(model.model_name_or_path), settings.slots, None
-        with TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch), streamed_loading():
+        saved = Path(resolve_onnx_path(output_model_path)).parent
+        saved.mkdir(parents=True, exist_ok=True)
+        with (TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch),
+              streamed_saving(saved) as data, streamed_loading(data)):
             settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
             layers = read_config(folder).get("num_hidden_layers")
             with self.progress.task("build", layers, "layers") as task, _watching(task):
