@@ -6,8 +6,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from phicli.awq.architectures import ARCHITECTURES
 from phicli.awq.grid import GridShape
+from phicli.awq.layer import LayerWork, forward
 from phicli.awq.phases import Phases
-from phicli.awq.quantize import LayerWork, forward, quantize_checkpoint
+from phicli.awq.quantize import quantize_checkpoint
 from phicli.awq.shards import ShardWriter
 from phicli.awq.streaming import LayeredModel, Weights
 from phicli.errors import BadInput
