@@ -1,8 +1,8 @@
 """Text to tokens and back. What a user typed or a row holds is text: it never becomes a special token.
 
 A special token of the template (`<|user|>`) is one; the same characters inside a message or a field are ordinary
-text. To tell them apart, the characters of special tokens in foreign text are marked before the template is filled
-in, so that only the template's own are found afterwards, and unmarked again before the text between is encoded.
+text. To tell them apart, the first character of each special token in foreign text is disguised before the template is
+filled in, so that only the template's own are found afterwards, and shown again before the text between is encoded.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 from phicli.errors import BadInput
 
+PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -85,6 +86,7 @@ class TextCodec:
         self.special = {token.content: (ident, token) for ident, token in added.items()}
         longest_first = sorted(self.special, key=len, reverse=True)
         self._special_re = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._longest = len(longest_first[0]) if longest_first else 0
 
     @property
     def vocab_size(self) -> int:
@@ -111,10 +113,10 @@ class TextCodec:
         Raises:
             BadInput: the model has no chat template, or the template refuses the messages.
         """
-        mark = _unused_character(m["content"] for m in messages)
-        marked = [{**m, "content": self._mark(m["content"], mark)} for m in messages]
-        text = self.render_chat(marked, add_generation_prompt=add_generation_prompt)
-        return self._encode_marked(text, mark)[0]
+        disguise = Disguise(m["content"] for m in messages)
+        hidden = [{**m, "content": self._hide(m["content"], disguise)} for m in messages]
+        text = self.render_chat(hidden, add_generation_prompt=add_generation_prompt)
+        return self._encode_hidden(text, disguise)[0]
 
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text."""
@@ -128,24 +130,38 @@ class TextCodec:
             raise BadInput(f"chat template: {e}", where=self.folder) from None
 
     def _encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> Encoded:
-        mark = _unused_character(text for text, foreign in pieces if foreign)
-        text, response_at = "", 0
+        disguise = Disguise(text for text, _ in pieces)
+        text, response_at, was_foreign = "", 0, False
         for piece, foreign in pieces:
             if foreign:
                 response_at = len(text)
-                text += self._mark(piece, mark)
-            else:
-                text += piece
-        ids, starts = self._encode_marked(text, mark)
+            hidden = self._hide(piece, disguise) if foreign else piece
+            if self._joins(text, hidden):
+                if foreign:
+                    hidden = disguise.hide(hidden[0]) + hidden[1:]
+                elif was_foreign:
+                    text = text[:-1] + disguise.hide(text[-1])
+            text += hidden
+            was_foreign = foreign or (was_foreign and not piece)
+        ids, starts = self._encode_hidden(text, disguise)
         first = next((i for i, start in enumerate(starts) if start >= response_at), len(ids))
         return Encoded(ids, first)
 
-    def _mark(self, text: str, mark: str) -> str:
-        """Put the mark inside each special token's characters, so that they no longer match."""
-        return self._special_re.sub(lambda m: m[0][0] + mark + m[0][1:], text)
+    def _hide(self, text: str, disguise: "Disguise") -> str:
+        """Disguise the first character of each special token, so that it is found no more."""
+        while self._special_re.search(text):  # one may stand inside another
+            text = self._special_re.sub(lambda m: disguise.hide(m[0][0]) + m[0][1:], text)
+        return text
 
-    def _encode_marked(self, text: str, mark: str) -> tuple[list[int], list[int]]:
-        """Ids, and for each the position in `text` where it begins (or later, inside a marked token)."""
+    def _joins(self, before: str, after: str) -> bool:
+        """Whether a special token would come about where two texts meet, such as "<|" and "user|>"."""
+        around = before[1 - self._longest :] if self._longest > 1 else ""
+        joined = around + after[: self._longest]
+        found = (self._special_re.match(joined, at) for at in range(len(around)))
+        return any(match and match.end() > len(around) for match in found)
+
+    def _encode_hidden(self, text: str, disguise: "Disguise") -> tuple[list[int], list[int]]:
+        """Ids, and for each the position in `text` where it begins."""
         ids: list[int] = []
         starts: list[int] = []
         at = 0
@@ -158,7 +174,7 @@ class TextCodec:
             if token is not None and token.lstrip:
                 kept = kept.rstrip()
             if kept:
-                encoding = self.tokenizer.encode(kept.replace(mark, ""), add_special_tokens=False)
+                encoding = self.tokenizer.encode(disguise.show(kept), add_special_tokens=False)
                 ids += encoding.ids
                 starts += [offset + a for a, _ in encoding.offsets]
             if match and ident is not None and token is not None:
@@ -225,7 +241,27 @@ class TokenStream:
         return self._stream.step(self._tokenizer, int(token)) or ""
 
 
-def _unused_character(texts: Iterable[str]) -> str:
-    """A private-use character that occurs in none of the texts."""
-    used = set().union(*map(set, texts))
-    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+class Disguise:
+    """Characters in the place of others, one for one: private-use ones that occur in none of the texts.
+
+    Raises:
+        BadInput: the texts have all of the private-use characters in them.
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        used = set().union(*map(set, texts))
+        self._free = (c for span in PRIVATE for c in map(chr, span) if c not in used)
+        self._hidden: dict[str, str] = {}
+        self._shown: dict[int, str] = {}
+
+    def hide(self, character: str) -> str:
+        if character not in self._hidden:
+            stand_in = next(self._free, None)
+            if stand_in is None:
+                raise BadInput("every private-use character of Unicode stands in this text")
+            self._hidden[character] = stand_in
+            self._shown[ord(stand_in)] = character
+        return self._hidden[character]
+
+    def show(self, text: str) -> str:
+        return text.translate(self._shown) if self._shown else text
