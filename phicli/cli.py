@@ -25,6 +25,7 @@ COMMANDS = (
     "chat",
     "evaluate",
     "run",
+    "status",
     "upload",
     "download",
     "azure",

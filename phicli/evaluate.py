@@ -20,6 +20,7 @@ def evaluate(
     rows: Annotated[int | None, option("evaluate", "rows")] = None,
     seq_len: Annotated[int | None, option("evaluate", "seq_len")] = None,
     device: options.Device = None,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Measure every stage on held-out rows: perplexity, and agreement with the original."""

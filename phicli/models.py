@@ -9,7 +9,7 @@ from typing import Any
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.progress import SILENT, Progress
 from phicli.settings import QUANTIZE_ALGORITHMS
-from phicli.stages import read_manifest
+from phicli.stages import check_whole, read_manifest
 
 BUILT_IN = Path(__file__).parent / "models"
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
@@ -19,7 +19,7 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
     """The folder of a built-in model, a local folder, or a model of Hugging Face's or Azure ML's, fetched into a cache.
 
     Raises:
-        BadInput: no such model or folder, or a folder that `check_model` refuses.
+        BadInput: no such model or folder, one that `check_model` refuses, or a damaged stage.
         RemoteError: the hub cannot be reached or refuses.
     """
     if reference.startswith("azureml:"):
@@ -28,6 +28,7 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
         folder = _inside(fetch_reference(reference, progress))
     else:
         folder = local_folder(reference) or _fetch(reference, progress)
+    check_whole(folder)
     check_model(folder)
     return folder
 
@@ -177,7 +178,7 @@ def find_base(root: Path) -> Path:
     """The quantized model under a root: AWQ if there is one, else the only one of another algorithm.
 
     Raises:
-        Missing: there is none. UsageError: several, none of them AWQ.
+        Missing: there is none. UsageError: several, none of them AWQ. BadInput: it is damaged.
     """
     found = []
     for algorithm in QUANTIZE_ALGORITHMS:
@@ -189,4 +190,5 @@ def find_base(root: Path) -> Path:
     if len(found) > 1 and found[0].name != "awq":
         raise UsageError(f"several quantized models under {root}: {', '.join(f.name for f in found)}",
                          hint=f"--base {found[0]}")
+    check_whole(found[0])
     return found[0]

@@ -1,5 +1,6 @@
 """The whole lab in order. Each step is the library function behind its own command, with that command's settings."""
 
+import difflib
 import inspect
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from phicli.console import duration, size
+from phicli.errors import UsageError
 from phicli.progress import Progress
 from phicli.settings import Settings
-from phicli.stages import Manifest, read_manifest
+from phicli.stages import MANIFEST, Manifest
+
+STEPS = ("inspect", "quantize", "finetune", "optimize", "evaluate", "chat")
 
 
 @dataclass(frozen=True)
@@ -24,26 +28,40 @@ class Step:
     place: str
 
 
-def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progress: Progress) -> Iterator[Step]:
+def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progress: Progress,
+            first: str | None = None, last: str | None = None) -> Iterator[Step]:
     """Inspect, quantize, finetune, optimize, evaluate and chat, each with the settings its own command would have.
 
     Args:
         flags: what the user gave; a step takes those that it knows.
         prompt: question for the chat; None takes the first held-out row's.
+        first: step from which on all is made again. last: step to end with. Both of STEPS.
 
     Yields:
         one Step after the other, as soon as it is done.
 
     Raises:
-        what the steps raise; those before stay done.
+        UsageError: no such step, or the last before the first. What the steps raise; those before stay done.
     """
-    lab = _Lab(settings, flags, progress)
-    for work in (lab.inspect, lab.quantize, lab.finetune, lab.optimize, lab.evaluate):
-        yield work()
-    yield lab.chat(prompt)
+    begin, end = _number("--from", first, len(STEPS)), _number("--until", last, len(STEPS) - 1)
+    if first and begin > end:
+        raise UsageError(f"--from {first} comes after --until {last}", hint=f"the order: {', '.join(STEPS)}")
+    for i, name in enumerate(STEPS[: end + 1]):
+        lab = Lab(settings, {**flags, "force": flags.get("force") or i >= begin}, progress)
+        yield lab.chat(prompt) if name == "chat" else getattr(lab, name)()
 
 
-class _Lab:
+def _number(option: str, step: str | None, default: int) -> int:
+    if step is not None and step not in STEPS:
+        near = difflib.get_close_matches(step, STEPS, 1)
+        raise UsageError(f"no step '{step}'; there are: {', '.join(STEPS)}", where=option,
+                         hint=f"did you mean '{near[0]}'?" if near else None)
+    return default if step is None else STEPS.index(step)
+
+
+class Lab:
+    """The steps with the arguments that flags and settings give them."""
+
     def __init__(self, settings: Settings, flags: dict[str, Any], progress: Progress):
         self.settings, self.flags, self.progress = settings, flags, progress
         self.root = Path(settings.resolve("run", {"model": flags.get("model"), "root": flags.get("root")}).root)
@@ -58,10 +76,9 @@ class _Lab:
     def staged(self, command: str, function: Callable[..., tuple[Path, Manifest]], folder: Path,
                gave: Callable[[Manifest], str]) -> Step:
         """Run a step that publishes a folder with a manifest."""
-        before = read_manifest(folder) if folder.is_dir() and not self.flags.get("force") else None
-        begun = time.monotonic()
+        before, begun = _stamp(folder / MANIFEST), time.monotonic()
         folder, manifest = function(**self.arguments(command, function))
-        state = "up to date" if before == manifest else "made"
+        state = "up to date" if _stamp(folder / MANIFEST) == before else "made"
         return Step(command, state, time.monotonic() - begun, gave(manifest), str(folder))
 
     def inspect(self) -> Step:
@@ -94,7 +111,8 @@ class _Lab:
         return self.staged("finetune", finetune, self.root / "ft" / name, gave)
 
     def optimize(self) -> Step:
-        from phicli.onnx.stage import FOLDER, optimize
+        from phicli.onnx.plan import FOLDER
+        from phicli.onnx.stage import optimize
 
         def gave(manifest: Manifest) -> str:
             return f"{size(manifest.bytes)}, adapters: {', '.join(sorted(manifest.quality['adapters'])) or 'none'}"
@@ -102,19 +120,19 @@ class _Lab:
         return self.staged("optimize", optimize, self.root / FOLDER, gave)
 
     def evaluate(self) -> Step:
-        from phicli.evaluation.measure import RESULT, evaluate
+        from phicli.evaluation.measure import evaluate
+        from phicli.evaluation.plan import RESULT
 
-        begun = time.monotonic()
         place = self.root / RESULT
-        before = place.stat().st_mtime_ns if place.is_file() else None
-        document = evaluate(**self.arguments("evaluate", evaluate) | {"reuse": not self.flags.get("force")})
+        before, begun = _stamp(place), time.monotonic()
+        document = evaluate(**self.arguments("evaluate", evaluate))
         figures = [f"{s['stage']} {s['perplexity']:.4g}" for s in document["stages"] if not s["missing"]]
-        state = "up to date" if place.stat().st_mtime_ns == before else "made"
+        state = "up to date" if _stamp(place) == before else "made"
         return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
 
     def chat(self, prompt: str | None) -> Step:
         from phicli.lora.stage import finetune
-        from phicli.onnx.stage import FOLDER
+        from phicli.onnx.plan import FOLDER
         from phicli.runtime.conversation import Conversation
         from phicli.runtime.session import Sampling, Session
 
@@ -140,6 +158,11 @@ class _Lab:
         found = self.settings.resolve("run", dict.fromkeys(("eval_data", "text_template")) | _known(self.flags))
         template = TextTemplate(found.text_template)
         return load_rows(Path(found.eval_data), template)[0][template.fields[0]]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Differs as soon as the file is written again."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _known(flags: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def run(
     device: options.Device = None,
     seed: options.Seed = None,
     root: options.Root = None,
+    first: Annotated[str | None, typer.Option("--from", help="Do this step and those after it again")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="End with this step")] = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -29,14 +31,14 @@ def run(
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
     """
-    flags = {k: v for k, v in locals().items() if k not in ("prompt", "json")}
+    flags = {k: v for k, v in locals().items() if k not in ("prompt", "first", "last", "json")}
     settings = Settings()
     found = settings.resolve("run", {"model": model, "root": root})
     steps = []
     with console.working("run", found.root) as progress:
         from phicli.pipeline import run_lab
 
-        for step in run_lab(settings, flags, prompt, progress):
+        for step in run_lab(settings, flags, prompt, progress, first, last):
             progress.note(f"{step.name}: {step.state}, {step.gave}")
             steps.append(step)
     if json:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 import phicli
 from phicli.errors import BadInput, Missing, PhicliError
-from phicli.progress import Progress
+from phicli.hashing import file_hashes
+from phicli.locks import alive
 
 MANIFEST = "phicli.json"
-CERTAIN_UP_TO = 64 << 20  # bytes of a file that is hashed whole; of a larger one, samples
-SAMPLES, SAMPLE_BYTES = 64, 64 << 10
+REMOVABLE = "adapters/"  # of a model: files that come and go one by one
 TOOLS = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "torch", "transformers", "peft")
 
 
@@ -27,7 +27,7 @@ class Manifest:
     """What a stage was made from, how, and how well it turned out.
 
     inputs: name -> fingerprint of what it was. settings: name -> value. versions: package -> version.
-    quality: measured figures. files: relative path -> size in bytes.
+    quality: measured figures. files: relative path -> size in bytes. hashes: the same -> as `file_hashes` gives it.
     """
 
     step: str
@@ -37,11 +37,22 @@ class Manifest:
     quality: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
     created: str = ""
 
     @property
     def bytes(self) -> int:
         return sum(self.files.values())
+
+    def check_types(self) -> None:
+        """Raise TypeError if a file has given it something else than the fields say."""
+        kinds: dict[str, Any] = {"step": str, "seconds": (int, float), "created": str}
+        for name, value in vars(self).items():
+            if not isinstance(value, kinds.get(name, dict)):
+                raise TypeError(f"'{name}' is {type(value).__name__}")
+        for name, kind in (("inputs", str), ("versions", str), ("files", int), ("hashes", str)):
+            if not all(isinstance(value, kind) for value in getattr(self, name).values()):
+                raise TypeError(f"'{name}' holds something else than {kind.__name__}")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -50,26 +61,54 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises:
         BadInput: there is one that cannot be read.
     """
-    path = folder / MANIFEST
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**document)
-    except FileNotFoundError:
+    document = read_sealed(folder / MANIFEST, "run that step again with --force")
+    if document is None:
         return None
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as e:
-        raise BadInput(f"damaged manifest: {e}", where=path, hint="run that step again with --force") from None
+    try:
+        manifest = Manifest(**document)
+        manifest.check_types()
+    except TypeError as e:
+        raise BadInput(f"damaged: {e}", where=folder / MANIFEST, hint="run that step again with --force") from None
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Complete the manifest with versions, file sizes and the date, and write it into the folder, atomically."""
+    """Complete the manifest with versions, the files' sizes and hashes and the date, and write it, atomically."""
     manifest.versions = versions()
-    manifest.files = {
-        p.relative_to(folder).as_posix(): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
-    }
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    manifest.files = {name: path.stat().st_size for name, path in zip(names, paths, strict=True)}
+    manifest.hashes = dict(zip(names, file_hashes(paths), strict=True))
     manifest.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+    write_sealed(folder / MANIFEST, asdict(manifest))
+
+
+def write_sealed(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document with a checksum of itself, atomically."""
+    plain = json.loads(json.dumps(document))  # as it will be read
+    write_text(path, json.dumps({**plain, "check": _seal(plain)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_sealed(path: Path, hint: str) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or an earlier version wrote without a checksum; None where there is no such file.
+
+    Raises:
+        BadInput: damaged.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        check = document.pop("check", None)
+        if check is not None and check != _seal(document):
+            raise ValueError("its checksum does not fit")
+        return document
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise BadInput(f"damaged: {e}", where=path, hint=hint) from None
+
+
+def _seal(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -81,78 +120,51 @@ def versions() -> dict[str, str]:
     return found
 
 
-def why_stale(folder: Path, step: str, inputs: dict[str, str], settings: dict[str, Any],
-              apart: str | None = None) -> str | None:
-    """Why the folder is not the result of these inputs, settings and tool versions; None when it is.
+def damage(folder: Path, manifest: Manifest, counts: Callable[[str], bool] = lambda name: True) -> str | None:
+    """What is wrong with the first file that is not as the step wrote it; None where all are.
 
-    apart: inputs and files whose names begin with it do not count; the caller judges them.
+    counts: whether the file of a name is looked at. An adapter that the user has removed is no damage.
     """
-    if not folder.is_dir():
-        return "not made yet"
-    try:
-        have = read_manifest(folder)
-    except BadInput as e:
-        return e.message
-    if have is None or have.step != step:
-        return "made by something else"
-    for what, old, new in (("input", have.inputs, inputs), ("setting", have.settings, settings),
-                           ("version of", have.versions, versions())):
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
-                         and not (apart and k.startswith(apart)))
-        if changed:
-            return f"changed {what} {', '.join(changed)}"
-    for name, length in have.files.items():
-        path = folder / name
-        if apart and name.startswith(apart):
-            continue
-        if not path.is_file() or path.stat().st_size != length:
-            return f"damaged file {name}"
+    names = [name for name in manifest.files if counts(name)
+             and not (name.startswith(REMOVABLE) and not (folder / name).exists())]
+    for name in names:
+        path, need = folder / name, manifest.files[name]
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != need:
+            return f"{name} is {'truncated' if size < need else 'too long'}: {size} bytes instead of {need}"
+    known = [name for name in names if name in manifest.hashes]
+    for name, found in zip(known, file_hashes([folder / name for name in known]), strict=True):
+        if found != manifest.hashes[name]:
+            return f"{name} has other content than the step wrote"
     return None
 
 
-def finished(folder: Path, step: str, inputs: dict[str, str], settings: dict[str, Any], *, force: bool,
-             progress: Progress) -> Manifest | None:
-    """The manifest of a result that is up to date; None where it has to be made. Says aloud which, and why."""
-    reason = "asked for" if force else why_stale(folder, step, inputs, settings)
-    if reason is None:
-        progress.note(f"{folder} is up to date")
-        return read_manifest(folder)
-    if folder.is_dir():
-        progress.note(f"{folder} is made again: {reason}")
-    return None
+def check_whole(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> None:
+    """Raise BadInput if the folder is a stage's and a file in it is not as the step wrote it; `counts` as above."""
+    manifest = read_manifest(folder)
+    wrong = manifest and damage(folder, manifest, counts)
+    if manifest and wrong:
+        raise BadInput(wrong, where=folder, hint=f"phicli {manifest.step} makes it again")
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file's or folder's content: certain for files up to 64 MB, samples and size for larger ones.
+    """A hash of a file's or folder's content and its files' names; a folder's manifest and hidden files do not count.
 
-    A folder's manifest and hidden files do not count. Raises BadInput if it cannot be read.
+    Raises:
+        BadInput: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        files = [path] if path.is_file() else sorted(
-            p for p in path.rglob("*")
-            if p.is_file() and p.name != MANIFEST and not any(q.startswith(".") for q in p.relative_to(path).parts)
-        )
-        for file in files:
-            name = "" if file == path else file.relative_to(path).as_posix()
-            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-            _hash_content(file, digest)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST
+                           and not any(part.startswith(".") for part in p.relative_to(path).parts))
+        else:
+            files = [path]
+        names = [p.relative_to(path).as_posix() for p in files]
+        lines = [f"{name}\0{content}\n" for name, content in zip(names, file_hashes(files), strict=True)]
     except OSError as e:
         raise BadInput(f"cannot be read: {e.strerror}", where=path) from None
-    return digest.hexdigest()
-
-
-def _hash_content(file: Path, digest: Any) -> None:
-    length = file.stat().st_size
-    with file.open("rb") as f:
-        if length <= CERTAIN_UP_TO:
-            while block := f.read(1 << 20):
-                digest.update(block)
-            return
-        for k in range(SAMPLES):
-            f.seek((length - SAMPLE_BYTES) * k // (SAMPLES - 1))
-            digest.update(f.read(SAMPLE_BYTES))
-        digest.update(str(file.stat().st_mtime_ns).encode())
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextlib.contextmanager
@@ -176,37 +188,37 @@ def publishing(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 folder.rename(old)
             fresh.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.is_dir() and not folder.exists():  # interrupted between the two renames
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def settle(folder: Path) -> None:
-    """Undo what a killed `publishing` of this folder left: half-written folders go, a displaced result returns."""
+def settle(folder: Path, alone: bool = False) -> None:
+    """Undo what a killed `publishing` of this folder left: half-written folders go, a displaced result returns.
+
+    alone: nobody else can be publishing it now, so that all that lies there is left over.
+    """
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir():
         shutil.rmtree(old) if folder.exists() else old.rename(folder)
-    for left in folder.parent.glob(f".{folder.name}.new-*"):
-        if not _alive(int(left.name.rpartition("-")[2])):
+    start = f".{folder.name}.new-"
+    for left in [p for p in folder.parent.glob(".*") if p.name.startswith(start)]:
+        pid = left.name.removeprefix(start)
+        if pid.isdecimal() and (alone or not alive(int(pid))):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or all of the new."""
     with writing(path):
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def other_quantization(root):
     path = root / "awq" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    stages.write_manifest(root / "awq", stages.Manifest("quantize", {}, {}))
 
 
 @pytest.mark.parametrize(("damage", "argv", "code", "message"), [
@@ -181,6 +182,7 @@ def test_an_adapter_for_another_model(cli, root, tiny):
 def test_an_architecture_that_the_builder_does_not_know(cli, root):
     path = root / "awq" / "config.json"
     path.write_text(path.read_text().replace("Phi3ForCausalLM", "UnknownForCausalLM"))
+    stages.write_manifest(root / "awq", stages.Manifest("quantize", {}, {}))
     done = cli("optimize", "--root", root, "--device", "cpu")
     assert done.code == 3 and "genai's builder cannot build it" in done.err and not (root / "onnx-ao").exists()
 

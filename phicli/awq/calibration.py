@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from phicli.awq.stage import CALIBRATION
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import TextCodec, TextTemplate
-
-BUILT_IN = Path(__file__).parent.parent / "calibration.txt"
 
 
 def calibration_tokens(
@@ -28,7 +27,7 @@ def calibration_tokens(
     Raises:
         BadInput: no such file, nothing usable in it, or fewer than `seq_len` tokens in all.
     """
-    pieces = list(_pieces(codec, Path(file) if file else BUILT_IN, template))
+    pieces = list(_pieces(codec, Path(file) if file else CALIBRATION, template))
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
     wanted = samples * seq_len
     packed: list[int] = []
@@ -38,8 +37,8 @@ def calibration_tokens(
             break
     count = min(samples, len(packed) // seq_len)
     if count == 0:
-        raise BadInput(f"only {len(packed)} tokens, fewer than one sequence of {seq_len}", where=file or BUILT_IN.name,
-                       hint="more text, or a smaller --seq-len")
+        raise BadInput(f"only {len(packed)} tokens, fewer than one sequence of {seq_len}",
+                       where=file or CALIBRATION.name, hint="more text, or a smaller --seq-len")
     if count < samples:
         progress.note(f"the calibration text is enough for {count} of {samples} sequences of {seq_len} tokens")
     return torch.tensor(packed[: count * seq_len]).view(count, seq_len)

@@ -1,7 +1,6 @@
 """The quantize stage: from a model to a checked, published folder of int4 weights with its manifest."""
 
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from phicli import stages
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import read_config, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
+from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
 
 OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
 CALIBRATED = {"gptq", "quarot"}
+CALIBRATION = Path(__file__).parent.parent / "calibration.txt"  # where the user gives none
 AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
 
 
@@ -31,34 +32,40 @@ def quantize(
         UsageError: options that do not go together. BadInput: model or calibration unusable.
         Missing: no GPU, no package, no space.
     """
-    from phicli.awq.calibration import BUILT_IN
+    plan = plan_quantize(**{k: v for k, v in locals().items() if k not in ("device", "force")})
+    done = plan.finished(force, progress)
+    if done:
+        return plan.target, done
     from phicli.devices import choose_device
 
+    folder, device = plan.sources["model"], choose_device(device)
+    announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), plan.target, progress)
+    work = _phicli_awq if (algorithm, implementation) == ("awq", "phicli") else _olive
+    with plan.turn(force, progress) as done:
+        if done:
+            return plan.target, done
+        with plan.publishing() as (fresh, manifest):
+            manifest.quality = work(folder, fresh, device, plan.settings, calibration, progress)
+            manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
+    return plan.target, manifest
+
+
+def plan_quantize(
+    *, model: str, root: str | Path, output: Path | None, algorithm: str, implementation: str, bits: int,
+    group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
+    rounding: str, skip: list[str], seed: int, progress: Progress = SILENT,
+) -> Plan:
+    """What `quantize` would make of the same arguments; raises what it raises for options, model and calibration."""
     check_options(algorithm, implementation, bits, group_size)
     folder = resolve_model(model, progress)
     if "quantization_config" in read_config(folder):
         raise BadInput("already quantized", where=folder, hint="start from the original model")
-    device = choose_device(device)
-    target = Path(output or Path(root) / algorithm)
-    inputs = {"model": stages.fingerprint(folder), "calibration": stages.fingerprint(Path(calibration or BUILT_IN))}
-    settings = {
+    sources = {"model": folder, "calibration": Path(calibration) if calibration else CALIBRATION}
+    return Plan("quantize", Path(output or Path(root) / algorithm), sources, {
         "algorithm": algorithm, "implementation": implementation, "bits": bits, "group_size": group_size,
         "symmetric": symmetric, "text_template": text_template, "samples": samples, "seq_len": seq_len,
         "rounding": rounding, "skip": skip, "seed": seed,
-    }
-    done = stages.finished(target, "quantize", inputs, settings, force=force, progress=progress)
-    if done:
-        return target, done
-    announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), target, progress)
-    begun = time.monotonic()
-    manifest = stages.Manifest("quantize", inputs, settings)
-    work = _phicli_awq if (algorithm, implementation) == ("awq", "phicli") else _olive
-    with stages.publishing(target) as fresh:
-        manifest.quality = work(folder, fresh, device, settings, calibration, progress)
-        manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
-        manifest.seconds = round(time.monotonic() - begun, 3)
-        stages.write_manifest(fresh, manifest)
-    return target, manifest
+    })
 
 
 def check_options(algorithm: str, implementation: str, bits: int, group_size: int) -> None:

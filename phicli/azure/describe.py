@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.errors import BadInput
-from phicli.stages import MANIFEST, fingerprint, read_manifest
+from phicli.stages import MANIFEST, check_whole, fingerprint, read_manifest
 
 EVALUATION = "evaluation.json"  # in the root, beside the stages; `phicli evaluate` writes it
 FIGURES = ("perplexity", "kl", "top1", "kl_torch", "top1_torch", "bytes")  # of a stage
@@ -21,12 +21,13 @@ def describe(folder: Path, base_model: str | None = None) -> tuple[dict[str, str
     of the evaluation. `base_model` holds where no manifest names it. Folders without a manifest give neither.
 
     Raises:
-        BadInput: a damaged manifest.
+        BadInput: a damaged manifest, or a file that is not as the step wrote it.
     """
     folder = Path(folder).absolute()
     manifest = read_manifest(folder)
     if manifest is None:
         return {}, {}
+    check_whole(folder)
     properties: dict[str, str] = {"phicli.step": manifest.step, "phicli.created": manifest.created}
     for part in ("settings", "quality", "versions", "inputs"):
         properties.update(_flat(f"phicli.{part}", getattr(manifest, part)))

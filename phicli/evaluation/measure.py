@@ -1,7 +1,5 @@
 """Evaluation: the same held-out rows through every stage, one after the other."""
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,18 +10,17 @@ import numpy as np
 
 from phicli.errors import BadInput
 from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_softmax
+from phicli.evaluation.plan import plan_evaluate
 from phicli.evaluation.readers import open_reader
-from phicli.evaluation.stages import Stage, find_stages
+from phicli.evaluation.stages import Stage
 from phicli.progress import SILENT, Progress
-from phicli.stages import fingerprint, versions, write_text
+from phicli.stages import versions, write_sealed
 from phicli.text import Encoded, TextCodec, TextTemplate
-
-RESULT = "evaluation.json"
 
 
 def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_template: str, algorithm: str = "awq",
              adapter: str | None = None, rows: int | None = None, seq_len: int = 1024, device: str = "auto",
-             reuse: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
+             force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure every stage under `root` on held-out rows, and write the result to `root`/evaluation.json.
 
     Perplexity, KL and top-1 agreement are over the tokens of the response (the template's last field and the end
@@ -33,7 +30,7 @@ def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_templa
         model: the original. algorithm: the quantization that the ONNX model was made from.
         adapter: name of the only adapter to measure; None for all there are.
         rows: take only that many. seq_len: longer rows are cut to this many tokens.
-        reuse: take the result that is there if it was measured on the very same things.
+        force: measure even if the result that is there was measured on the very same things.
 
     Returns:
         {"rows", "cut_rows", "tokens" (of responses), "stages": [{"stage", "perplexity", "kl", "top1", "kl_torch",
@@ -42,49 +39,32 @@ def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_templa
     Raises:
         Missing: nothing made under root yet; no room for temporary files. BadInput: rows, adapter or a stage.
     """
+    plan = plan_evaluate(**{k: v for k, v in locals().items() if k not in ("device", "force")})
+    done = plan.finished(force, progress)
+    if done:
+        return done
     from phicli.dataset import load_rows
 
     root = Path(root)
     template = TextTemplate(text_template)
     table = load_rows(Path(eval_data), template)[:rows]
-    stages = find_stages(root, model, algorithm, adapter, progress)
-    present = [stage for stage in stages if not stage.missing]
+    present = [stage for stage in plan.stages if not stage.missing]
     encoded, cut = _encode(table, template, seq_len, [stage.folder for stage in present])
-    measured_on = _content(stages, encoded)
-    earlier = _earlier(root) if reuse else {}
-    if earlier.get("measured_on") == measured_on:
-        progress.note(f"{root / RESULT} is up to date")
-        return earlier
-    measured = _measure_all(present, encoded, device, root, progress)
-    document = {
-        "model": model, "eval_data": str(eval_data), "rows": len(encoded), "cut_rows": cut,
-        "tokens": sum(len(row.ids) - row.response_start for row in encoded),
-        "text_template": text_template, "seq_len": seq_len, "device": device,
-        "stages": [_entry(stage, measured.get(stage.name, {})) for stage in stages],
-        "measured_on": measured_on, "versions": versions(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    write_text(root / RESULT, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    with plan.turn(force, progress) as done:
+        if done:
+            return done
+        measured = _measure_all(present, encoded, device, root, progress)
+        plan.check_unchanged()
+        document = {
+            "model": model, "eval_data": str(eval_data), "rows": len(encoded), "cut_rows": cut,
+            "tokens": sum(len(row.ids) - row.response_start for row in encoded),
+            "text_template": text_template, "seq_len": seq_len, "device": device,
+            "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
+            "inputs": plan.inputs, "settings": plan.settings, "versions": versions(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_sealed(plan.target, document)
     return document
-
-
-def _content(stages: Sequence[Stage], rows: Sequence[Encoded]) -> str:
-    """A hash of all that the figures depend on: the stages' files, the tokens, the versions of the tools."""
-    tokens = [[row.ids, row.response_start] for row in rows]
-    digest = hashlib.sha256(json.dumps(tokens).encode())
-    for stage in stages:
-        paths = [] if stage.missing else [stage.folder, *([stage.adapter_path] if stage.adapter_path else [])]
-        digest.update(json.dumps([stage.name, stage.missing, *map(fingerprint, paths)]).encode())
-    digest.update(json.dumps(versions(), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _earlier(root: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((root / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _encode(rows: Sequence[dict[str, str]], template: TextTemplate, seq_len: int,

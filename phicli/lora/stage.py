@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from phicli.errors import BadInput, UsageError
 from phicli.lora.defaults import choose_targets, default_learning_rate
 from phicli.models import find_base, resolve_model
 from phicli.needs import announce, of_finetune, size_of_folder
+from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -36,50 +36,56 @@ def finetune(
         Missing: no quantized base yet, no GPU, not enough memory or space.
         KeyboardInterrupt: Ctrl-C; the same call goes on from where it stopped.
     """
+    plan = plan_finetune(**{k: v for k, v in locals().items() if k not in ("checkpoint_steps", "device", "force")})
+    done = plan.finished(force, progress)
+    if done:
+        return plan.target, done
     from phicli.dataset import load_rows
     from phicli.text import TextTemplate
 
+    template = TextTemplate(text_template)
+    rows = load_rows(Path(data), template)
+    work = _Work(plan, checkpoint_steps, progress)
+    work.check(rows, template, device)
+    longest = max(len(row.ids) for row in work.rows.train)
+    need = of_finetune(size_of_folder(work.folder), work.device, lora_r, batch_size, longest)
+    announce("finetune", need, plan.target, progress)
+    with plan.turn(force, progress) as done:
+        return plan.target, done or work.train()
+
+
+def plan_finetune(
+    *, model: str, root: str | Path, base: str | None, data: str, text_template: str, name: str, method: str,
+    max_steps: int, batch_size: int, learning_rate: float | None, schedule: str, lora_r: int, lora_alpha: float | None,
+    lora_dropout: float, target_modules: list[str], seq_len: int, mask_prompt: bool, eval_split: float, seed: int,
+    progress: Progress = SILENT,
+) -> Plan:
+    """What `finetune` would make of the same arguments; raises what it raises for names, options and base."""
     if not NAME.fullmatch(name):
         raise BadInput("an adapter's name has letters, digits, '.', '_' and '-' only", where=name)
     if not 0 <= eval_split < 1 or not 0 <= lora_dropout < 1:
         raise UsageError("--eval-split and --lora-dropout are shares: at least 0 and below 1")
-    template = TextTemplate(text_template)
     folder = resolve_model(base, progress) if base else find_base(Path(root))
-    target = Path(root) / "ft" / name
-    settings = {
+    sources = {"base": folder, "data": Path(data)}
+    if method == "loftq":
+        sources["original"] = resolve_model(model, progress)
+    return Plan("finetune", Path(root) / "ft" / name, sources, {
         "method": method, "text_template": text_template, "max_steps": max_steps, "batch_size": batch_size,
         "learning_rate": default_learning_rate(folder) if learning_rate is None else learning_rate,
         "schedule": schedule, "lora_r": lora_r,
         "lora_alpha": 2.0 * lora_r if lora_alpha is None else lora_alpha, "lora_dropout": lora_dropout,
         "target_modules": sorted(target_modules), "seq_len": seq_len, "mask_prompt": mask_prompt,
         "eval_split": eval_split, "seed": seed,
-    }
-    rows = load_rows(Path(data), template)
-    inputs = {"base": stages.fingerprint(folder), "data": stages.fingerprint(Path(data))}
-    original = resolve_model(model, progress) if method == "loftq" else None
-    if original:
-        inputs["original"] = stages.fingerprint(original)
-    done = stages.finished(target, "finetune", inputs, settings, force=force, progress=progress)
-    if done:
-        return target, done
-    work = _Work(folder, original, target, inputs, settings, checkpoint_steps, progress)
-    work.check(rows, template, device)
-    longest = max(len(row.ids) for row in work.rows.train)
-    need = of_finetune(size_of_folder(folder), work.device, lora_r, batch_size, longest)
-    announce("finetune", need, target, progress)
-    return target, work.train()
+    })
 
 
 class _Work:
     """What is left to do once names, files and settings are clear: check against the model, train, publish."""
 
-    def __init__(
-        self, folder: Path, original: Path | None, target: Path, inputs: dict[str, str], settings: dict[str, Any],
-        checkpoint_steps: int, progress: Progress,
-    ):
-        self.folder, self.original, self.target = folder, original, target
-        self.inputs, self.settings, self.checkpoint_steps = inputs, settings, checkpoint_steps
-        self.progress = progress
+    def __init__(self, plan: Plan, checkpoint_steps: int, progress: Progress):
+        self.plan, self.checkpoint_steps, self.progress = plan, checkpoint_steps, progress
+        self.folder, self.original = plan.sources["base"], plan.sources.get("original")
+        self.target, self.settings = plan.target, plan.settings
 
     def check(self, rows: list[dict[str, str]], template: Any, device: str) -> None:
         """All that can be found wrong before the model is loaded."""
@@ -106,9 +112,8 @@ class _Work:
         from phicli.lora.passes import PASSES, Job
         from phicli.passes import run_pass
 
-        begun = time.monotonic()
-        manifest = stages.Manifest("finetune", self.inputs, self.settings)
-        key = {"inputs": self.inputs, "settings": self.settings, "device": self.device, "versions": stages.versions()}
+        key = {"inputs": self.plan.inputs, "settings": self.settings, "device": self.device,
+               "versions": stages.versions()}
         checkpoint = Checkpoint(self.target.with_name(f".{self.target.name}.checkpoint"), key)
         names = ("max_steps", "batch_size", "learning_rate", "schedule", "seed")
         config = {n: self.settings[n] for n in names} | {
@@ -116,7 +121,7 @@ class _Work:
             "lora_dropout": self.settings["lora_dropout"], "checkpoint_steps": self.checkpoint_steps,
             "original": str(self.original) if self.original else None, "job": Job(self.rows, checkpoint),
         }
-        with stages.publishing(self.target) as fresh:
+        with self.plan.publishing() as (fresh, manifest):
             result = run_pass(PASSES[self.settings["method"]], config, self.folder, fresh, device=self.device,
                               progress=self.progress)
             for path in sorted((fresh / "adapter").iterdir()):
@@ -124,7 +129,5 @@ class _Work:
             (fresh / "adapter").rmdir()
             manifest.quality = {**result.model_attributes["quality"], "rows": len(self.rows.train),
                                 "held_out_rows": len(self.rows.held_out), "rows_cut": self.rows.cut}
-            manifest.seconds = round(time.monotonic() - begun, 3)
-            stages.write_manifest(fresh, manifest)
         checkpoint.remove()
         return manifest

@@ -28,10 +28,6 @@ class Source:
         """As `read_peft` gives them; raises BadInput."""
         return read_peft(self.folder)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return stages.fingerprint(self.folder)
-
     def check(self, shapes: dict[str, tuple[int, int]], base: str, progress: Progress) -> None:
         """Check the adapter against a checkpoint, and say so if it was trained on another one.
 

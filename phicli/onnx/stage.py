@@ -2,23 +2,19 @@
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phicli import stages
-from phicli.errors import BadInput, UsageError
-from phicli.models import find_base, resolve_model
+from phicli.errors import BadInput
 from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter
 from phicli.onnx.checkpoint import linear_shapes
-from phicli.onnx.sources import PREFIX, Source, choose_sources, earlier_sources
-from phicli.onnx.targets import choose_target
+from phicli.onnx.plan import OptimizePlan, plan_optimize
+from phicli.onnx.sources import PREFIX, Source, earlier_sources
 from phicli.progress import SILENT, Progress
-
-FOLDER = "onnx-ao"
 
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
 # of 2.6e-3 to torch and fp32 one of 1e-11; on a CPU, int8 decodes a model of 0.75 GB fourteen times as fast.
@@ -54,42 +50,36 @@ def optimize(
         UsageError: options that do not go together. BadInput: base or adapters unusable.
         Missing: no quantized base yet, an NPU, no space.
     """
-    target = choose_target(device, progress)
-    if cuda_graph and target != "cuda":
-        raise UsageError(f"--cuda-graph goes with --device cuda, not {target}")
-    model = resolve_model(base, progress) if base else find_base(Path(root))
+    plan = plan_optimize(**{k: v for k, v in locals().items() if k != "force"})
+    done = plan.finished(force, progress)
+    if done:
+        return plan.target, done
+    model, sources = plan.sources["base"], plan.adapters
     shapes = linear_shapes(model)
-    folder = Path(output or Path(root) / FOLDER)
-    stages.settle(folder.absolute())
-    inputs = {"base": stages.fingerprint(model)}
-    settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
-                "activations": activations if target in ("cpu", "webgpu") else "fp16"}
-    sources = choose_sources(adapters, Path(root) / "ft")
-    stale = "asked for" if force else stages.why_stale(folder, "optimize", inputs, settings, apart=PREFIX)
-    if stale:
-        sources = earlier_sources(folder, progress) | sources
     for source in sources.values():
-        source.check(shapes, inputs["base"], progress)
-    if stale:
-        return folder, _build(model, folder, inputs, settings, list(sources.values()), progress)
-    return folder, _add_adapters(folder, list(sources.values()), progress)
+        source.check(shapes, plan.inputs["base"], progress)
+    with plan.turn(force, progress) as done:
+        if done:
+            return plan.target, done
+        if not force and plan.model_verdict().current:
+            return plan.target, _add_adapters(plan, progress)
+        for name, source in earlier_sources(plan.target, progress).items():
+            if name not in sources:
+                source.check(shapes, plan.inputs["base"], progress)
+                plan.add(source)
+        return plan.target, _build(plan, progress)
 
 
-def _build(model: Path, folder: Path, inputs: dict[str, str], settings: dict[str, Any], sources: list[Source],
-           progress: Progress) -> stages.Manifest:
-    announce("optimize", of_optimize(size_of_folder(model), settings["device"]), folder, progress)
-    begun = time.monotonic()
-    manifest = stages.Manifest("optimize", dict(inputs), settings)
-    with stages.publishing(folder) as fresh:
+def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
+    model, settings, sources = plan.sources["base"], plan.settings, list(plan.adapters.values())
+    announce("optimize", of_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
+    with plan.publishing() as (fresh, manifest):
         _run_builder(model, fresh, settings, progress)
         for name in TEXT_FILES:
             if (model / name).is_file():
                 shutil.copyfile(model / name, fresh / name)
         (fresh / PREFIX).mkdir()
         manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
-        manifest.inputs |= {PREFIX + source.name: source.fingerprint for source in sources}
-        manifest.seconds = round(time.monotonic() - begun, 3)
-        stages.write_manifest(fresh, manifest)
     return manifest
 
 
@@ -107,29 +97,26 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
         raise BadInput(f"genai's builder cannot build it: {e}", where=model) from e
 
 
-def _add_adapters(folder: Path, sources: list[Source], progress: Progress) -> stages.Manifest:
+def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     """Write the files of adapters that are new or changed; the manifest last, so that a torn run is done again."""
-    have = stages.read_manifest(folder)
+    folder, have = plan.target, stages.read_manifest(plan.target)
     assert have is not None  # it is up to date
     there = {name: entry for name, entry in have.quality["adapters"].items()
              if _file(folder, name).is_file() and _file(folder, name).stat().st_size == entry["bytes"]}
-    new = [source for source in sources
-           if source.name not in there or have.inputs.get(PREFIX + source.name) != source.fingerprint]
-    if not new:
-        progress.note(f"{folder} is up to date")
-        return have
+    new = [plan.adapters[name] for name in plan.late_adapters()]
     progress.note(f"the model in {folder} is up to date; adding {', '.join(source.name for source in new)}")
     scratch = folder.absolute().with_name(f".{folder.name}.new-{os.getpid()}")  # `settle` knows the name
     with stages.writing(folder):
         try:
             scratch.mkdir()
             entries = there | _convert(folder, scratch, new, progress)
+            plan.check_unchanged()
             (folder / PREFIX).mkdir(exist_ok=True)
             for source in new:
                 (scratch / (source.name + SUFFIX)).replace(_file(folder, source.name))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    fingerprints = have.inputs | {PREFIX + source.name: source.fingerprint for source in new}
+    fingerprints = have.inputs | {PREFIX + source.name: plan.inputs[PREFIX + source.name] for source in new}
     kept = {k: v for k, v in fingerprints.items() if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
     manifest = replace(have, inputs=kept, quality={**have.quality, "adapters": entries})
     stages.write_manifest(folder, manifest)

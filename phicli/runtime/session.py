@@ -12,6 +12,7 @@ import numpy as np
 
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.runtime.devices import built_for, select_provider
+from phicli.stages import REMOVABLE, check_whole
 from phicli.text import TextCodec
 
 ADAPTER_SUFFIX = ".onnx_adapter"
@@ -53,6 +54,7 @@ class Session:
     def __init__(self, folder: Path, device: str = "auto"):
         self.folder = Path(folder)
         config = _read_config(self.folder)
+        check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
         self.codec = TextCodec(self.folder)
         try:
             self.context = int(config["model"]["context_length"])
@@ -90,6 +92,7 @@ class Session:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
                            where=self.folder / "adapters", hint=f"phicli optimize --adapter {name}=FOLDER adds it")
         path = self.folder / "adapters" / (name + ADAPTER_SUFFIX)
+        check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         _check_adapter(self.folder, path)
         with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
             self._adapters.load(str(path), name)

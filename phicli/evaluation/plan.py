@@ -1,0 +1,55 @@
+"""What `evaluate` would measure, and whether that has been measured already."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from phicli.errors import BadInput
+from phicli.evaluation.stages import Stage, find_stages
+from phicli.plans import CURRENT, Plan, State, Verdict, difference
+from phicli.progress import SILENT, Progress
+from phicli.stages import check_whole, read_sealed
+
+RESULT = "evaluation.json"
+
+
+@dataclass
+class EvaluationPlan(Plan):
+    """Its target is a file, which holds the figures and what they were measured on."""
+
+    stages: Sequence[Stage] = field(default_factory=tuple)
+
+    def result(self) -> dict[str, Any] | None:
+        """The document that is there. Raises BadInput: damaged."""
+        return read_sealed(self.target, "phicli evaluate --force")
+
+    def verdict(self) -> Verdict:
+        try:
+            have = self.result()
+            if have is None:
+                return Verdict(State.MISSING)
+            changed = difference(have, self.inputs, self.settings)
+        except BadInput as e:
+            return Verdict(State.BROKEN, f"{self.target.name} is {e.message}")
+        except (KeyError, AttributeError):
+            return Verdict(State.STALE, "made by an older version of phicli")
+        return Verdict(State.STALE, changed) if changed else CURRENT
+
+
+def plan_evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_template: str, algorithm: str = "awq",
+                  adapter: str | None = None, rows: int | None = None, seq_len: int = 1024,
+                  progress: Progress = SILENT) -> EvaluationPlan:
+    """What `evaluate` would measure of the same arguments.
+
+    Raises:
+        Missing: nothing made under root yet. BadInput: no such adapter; a damaged stage.
+    """
+    stages = find_stages(Path(root), model, algorithm, adapter, progress)
+    present = [stage for stage in stages if not stage.missing]
+    sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | {"eval_data": Path(eval_data)}
+    for folder in dict.fromkeys(path for path in sources.values() if path.is_dir()):
+        check_whole(folder)
+    settings = {"text_template": text_template, "rows": rows, "seq_len": seq_len,
+                "missing": [stage.name for stage in stages if stage.missing]}
+    return EvaluationPlan("evaluate", Path(root) / RESULT, sources, settings, stages)

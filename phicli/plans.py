@@ -1,0 +1,159 @@
+"""What a step would make, from what, and whether that is there already: one judgement for commands, `run`, `status`."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from phicli import stages
+from phicli.errors import BadInput
+from phicli.locks import held
+from phicli.progress import Progress
+from phicli.stages import Manifest
+
+
+class State(StrEnum):
+    CURRENT = "up to date"
+    STALE = "stale"
+    BROKEN = "broken"
+    MISSING = "not made"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """state, and the reason for it: what has changed, or which file is damaged."""
+
+    state: State
+    reason: str = ""
+
+    @property
+    def current(self) -> bool:
+        return self.state is State.CURRENT
+
+
+CURRENT = Verdict(State.CURRENT)
+
+
+@dataclass
+class Plan:
+    """What a step makes (`target`, a stage folder) from which files and folders (`sources`, by name) and settings."""
+
+    step: str
+    target: Path
+    sources: dict[str, Path]
+    settings: dict[str, Any]
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """The sources' fingerprints when they were first asked for. Raises BadInput: one cannot be read."""
+        return {name: stages.fingerprint(path) for name, path in self.sources.items()}
+
+    def verdict(self) -> Verdict:
+        """Whether the target is the whole and unchanged result of this plan."""
+        return judge(self.target, self.step, self.inputs, self.settings)
+
+    def result(self) -> Any:
+        """What says what the target is: its manifest; None where there is none. Raises BadInput: damaged."""
+        return stages.read_manifest(self.target)
+
+    def finished(self, force: bool, progress: Progress) -> Any:
+        """The manifest of a result that is up to date; None where it has to be made. Says aloud which, and why.
+
+        Raises:
+            BadInput: what stands at the target is not a result of this step, and would be lost.
+        """
+        verdict = self.verdict()
+        if verdict.current and not force:
+            progress.note(f"{self.target} is up to date")
+            return self.result()
+        self._check_place()
+        if self.target.exists():
+            progress.note(f"{self.target} is " + ("made again: asked for" if force and verdict.current else
+                                                  f"{verdict.state}: {verdict.reason}"))
+        return None
+
+    def _check_place(self) -> None:
+        if not self.target.is_dir() or not any(self.target.iterdir()):
+            return
+        try:
+            have = stages.read_manifest(self.target)
+        except BadInput:
+            return  # ours, damaged
+        if have is None or have.step != self.step:
+            what = "files that no step of phicli made" if have is None else f"the result of phicli {have.step}"
+            raise BadInput(f"the folder holds {what}", where=self.target, hint="name another one, or move it away")
+
+    @contextlib.contextmanager
+    def turn(self, force: bool, progress: Progress) -> Iterator[Any]:
+        """Wait until no other process works on the target, and keep others waiting.
+
+        Yields:
+            the manifest of what has become up to date meanwhile, as `finished` does.
+        """
+        with held(self.target, progress):
+            with stages.writing(self.target):
+                stages.settle(self.target.absolute(), alone=True)
+            done = not force and self.verdict().current
+            if done:
+                progress.note(f"{self.target} is up to date")
+            yield self.result() if done else None
+
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[tuple[Path, Manifest]]:
+        """A new folder to fill and its manifest, to be given its `quality`; both take the target's place at the end.
+
+        Raises:
+            Missing: no space or no permission. BadInput: a source changed meanwhile; nothing is published then.
+        """
+        begun = time.monotonic()
+        manifest = Manifest(self.step, dict(self.inputs), self.settings)
+        with stages.publishing(self.target) as fresh:
+            yield fresh, manifest
+            manifest.seconds = round(time.monotonic() - begun, 3)
+            stages.write_manifest(fresh, manifest)
+            self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raise BadInput if a source is no longer what it was when the step began."""
+        for name, path in self.sources.items():
+            if stages.fingerprint(path) != self.inputs[name]:
+                raise BadInput(f"changed while {self.step} ran", where=path, hint=f"run it again: phicli {self.step}")
+
+
+def judge(folder: Path, step: str, inputs: Mapping[str, str], settings: Mapping[str, Any],
+          apart: str | None = None) -> Verdict:
+    """Whether the folder is the whole result of these inputs, settings and tool versions.
+
+    apart: inputs and files whose names begin with it do not count; the caller judges them.
+    """
+    if not folder.is_dir():
+        return Verdict(State.MISSING)
+    try:
+        have = stages.read_manifest(folder)
+    except BadInput as e:
+        return Verdict(State.BROKEN, f"{stages.MANIFEST} is {e.message}")
+    if have is None or have.step != step:
+        return Verdict(State.STALE, "made by something else")
+    if have.files.keys() != have.hashes.keys():
+        return Verdict(State.STALE, "made by an older version of phicli")
+    changed = difference(vars(have), inputs, settings, apart)
+    if changed:
+        return Verdict(State.STALE, changed)
+    wrong = stages.damage(folder, have, lambda name: not (apart and name.startswith(apart)))
+    return Verdict(State.BROKEN, wrong) if wrong else CURRENT
+
+
+def difference(have: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any],
+               apart: str | None = None) -> str | None:
+    """What differs between these inputs, settings and tool versions and those that `have` was made with."""
+    for what, new in (("input", inputs), ("setting", settings), ("version of", stages.versions())):
+        old = have["versions" if what == "version of" else what + "s"]
+        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
+                         and not (apart and k.startswith(apart)))
+        if changed:
+            return f"changed {what} {', '.join(changed)}"
+    return None
