@@ -1,5 +1,6 @@
 """One decoder layer: its inputs measured, its scales and ranges searched, its weights rounded."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +12,7 @@ from phicli.awq.gram import GramSum
 from phicli.awq.grid import GridShape, to_weights
 from phicli.awq.packing import pack_linear
 from phicli.awq.phases import Phases
+from phicli.awq.plan import LayerPlan
 from phicli.awq.rounding import ROUNDINGS
 from phicli.awq.search import output_error, search_clip, search_scale
 from phicli.awq.streaming import check_all
@@ -32,11 +34,9 @@ class LayerWork:
     names: of the linears to quantize. gram: per linear, float32 (in, in), shared by linears with the same input.
     """
 
-    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, rounding: str, skip: tuple[str, ...],
-                 phase: Phases):
+    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, skip: tuple[str, ...], phase: Phases):
         self.phase = phase
         self.layer, self.prefix, self.shape = layer, prefix, shape
-        self.round = ROUNDINGS[rounding]
         self.names = [
             name for name, module in layer.named_modules()
             if isinstance(module, nn.Linear) and not any(part in prefix + name for part in skip)
@@ -61,7 +61,9 @@ class LayerWork:
                 same[name] = next((other for other, y in seen.items() if y is x), name)
                 seen[name] = x
                 if same[name] == name:
-                    sums.setdefault(name, GramSum(x.shape[-1], total, x.device)).add(x.flatten(0, -2))
+                    if name not in sums:
+                        sums[name] = GramSum(x.shape[-1], total, x.device)
+                    sums[name].add(x.flatten(0, -2))
                 if len(seen) == len(self.names):
                     raise _AllSeen
 
@@ -80,44 +82,79 @@ class LayerWork:
                 self.gram[name], self.magnitude[name] = means[same[name]]
             check_all({f"the input of {self.prefix}{name}": self.gram[name].sum().isfinite() for name in self.names})
 
-    def scale(self, scalings: tuple[Scaling, ...], config: Any) -> None:
-        """Search and apply AWQ's scales; the layer still computes the same function."""
-        for scaling in scalings:
-            if not all(name in self.names for name in scaling.consumers):
-                continue
+    def scalings(self, known: Iterable[Scaling]) -> list[Scaling]:
+        """Those of the architecture's scalings whose consumers are all quantized."""
+        return [scaling for scaling in known if all(name in self.names for name in scaling.consumers)]
+
+    def producers(self, known: Iterable[Scaling]) -> set[str]:
+        return {scaling.producer for scaling in self.scalings(known)}
+
+    def search(self, known: Iterable[Scaling], config: Any) -> LayerPlan:
+        """Search scales and clipped ranges, on what `collect` measured. The scales are applied on the way."""
+        plan = LayerPlan()
+        for scaling in self.scalings(known):
             with self.phase("scales"):
                 first = scaling.consumers[0]
                 rows = channels(scaling, self.layer, config).to(self.gram[first].device)
-                weight = torch.cat([self.linear(name).weight for name in scaling.consumers])
                 share = rows if scaling.kind.startswith("value") else None
-                found = search_scale(weight, self.gram[first], self.magnitude[first], self.shape, share)
-                apply_scale(scaling, self.layer, found, rows)
-                gram = self.gram[first] / found[:, None] / found
-                self.gram.update(dict.fromkeys(scaling.consumers, gram))
+                found = search_scale(self._stacked(scaling.consumers), self.gram[first], self.magnitude[first],
+                                     self.shape, share)
+                plan.scales[scaling.producer] = found
+                self._apply(scaling, found, rows)
+        for names in self._by_input():
+            with self.phase("clip"):
+                scale, zero = search_clip(self._stacked(names).float(), self.gram[names[0]], self.shape)
+                sizes = [self.linear(name).out_features for name in names]
+                plan.grids |= zip(names, zip(scale.split(sizes), zero.split(sizes), strict=True), strict=True)
+        return plan
 
-    def quantize(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Put rounded weights in place.
+    def apply_scales(self, plan: LayerPlan, known: Iterable[Scaling], config: Any) -> None:
+        """Apply a plan's scales; the layer still computes the same function."""
+        for scaling in self.scalings(known):
+            scale = plan.scales[scaling.producer]
+            self._apply(scaling, scale, channels(scaling, self.layer, config).to(scale.device))
+
+    def _apply(self, scaling: Scaling, scale: Tensor, rows: Tensor) -> None:
+        apply_scale(scaling, self.layer, scale, rows)
+        if self.gram:
+            gram = self.gram[scaling.consumers[0]] / scale[:, None] / scale
+            self.gram.update(dict.fromkeys(scaling.consumers, gram))
+
+    def round(self, plan: LayerPlan, rounding: str) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Put rounded weights in place, on a plan's grids.
 
         Returns:
             the checkpoint's tensors of the layer by full name, and the relative output error of its linears,
-            float32 () on the device.
+            float32 () on the device; None where `collect` has measured nothing.
         """
         tensors: dict[str, Tensor] = {}
-        total = torch.zeros(2, device=next(self.layer.parameters()).device)  # of the error's and the output's squares
-        for name in self.names:
-            linear = self.linear(name)
-            weight, gram = linear.weight.float(), self.gram[name]
-            with self.phase("clip"):
-                scale, zero = search_clip(weight, gram, self.shape)
+        total = torch.zeros(2, device=next(self.layer.parameters()).device)  # squares of the error and of the output
+        for names in self._by_input():
+            weight, gram = self._stacked(names).float(), self.gram.get(names[0])
+            scale, zero = (torch.cat(parts) for parts in zip(*(plan.grids[name] for name in names), strict=True))
             with self.phase("rounding"):
-                integers = self.round(weight, gram, scale, zero, self.shape)
+                integers = ROUNDINGS[rounding](weight, gram, scale, zero, self.shape)
             with self.phase("pack"):
                 rounded = to_weights(integers, scale, zero, self.shape)
-                total += torch.stack([output_error(rounded - weight, gram).sum(), output_error(weight, gram).sum()])
-                linear.weight.data = rounded.to(linear.weight.dtype)
-                tensors |= {f"{self.prefix}{name}.{k}": v for k, v in pack_linear(integers, scale, zero).items()}
-        packed = {f"{self.prefix}{name}.weight" for name in self.names}
-        for name, tensor in self.layer.state_dict().items():
-            if self.prefix + name not in packed:
-                tensors[self.prefix + name] = tensor
-        return tensors, (total[0] / total[1].clamp(min=1e-30)).sqrt()
+                if gram is not None:
+                    total += torch.stack([output_error(rounded - weight, gram).sum(), output_error(weight, gram).sum()])
+                at = 0
+                for name in names:
+                    linear = self.linear(name)
+                    part = slice(at, at := at + linear.out_features)
+                    linear.weight.data = rounded[part].to(linear.weight.dtype)
+                    packed = pack_linear(integers[part], scale[part], zero[part])
+                    tensors |= {f"{self.prefix}{name}.{kind}": tensor for kind, tensor in packed.items()}
+        done = {f"{name}.weight" for name in self.names}
+        tensors |= {self.prefix + name: t for name, t in self.layer.state_dict().items() if name not in done}
+        return tensors, (total[0] / total[1].clamp(min=1e-30)).sqrt() if self.gram or not self.names else None
+
+    def _stacked(self, names: Iterable[str]) -> Tensor:
+        return torch.cat([self.linear(name).weight for name in names])
+
+    def _by_input(self) -> list[list[str]]:
+        """The linears to quantize, those that have one Gram matrix together."""
+        together: dict[Any, list[str]] = {}
+        for name in self.names:
+            together.setdefault(id(self.gram[name]) if self.gram else name, []).append(name)
+        return list(together.values())

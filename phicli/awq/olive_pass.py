@@ -47,6 +47,12 @@ class PhicliAwq(Pass):
             ),
             "samples": PassConfigParam(type_=int, default_value=128, description="Calibration sequences"),
             "seq_len": PassConfigParam(type_=int, default_value=512, description="Tokens of a sequence"),
+            "plan": PassConfigParam(
+                type_=str, default_value=None, description="A plan's file, whose scales and ranges are taken"
+            ),
+            "save_plan": PassConfigParam(
+                type_=str, default_value=None, description="Where to put the scales and ranges that were found"
+            ),
             "seed": PassConfigParam(type_=int, default_value=0, description="Of the calibration's order"),
         }
 
@@ -65,7 +71,8 @@ class PhicliAwq(Pass):
             folder, output, tokens,
             shape=GridShape(4, settings.group_size, settings.symmetric), rounding=settings.rounding,
             device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
-            skip=tuple(settings.modules_to_not_convert), progress=self.progress,
+            skip=tuple(settings.modules_to_not_convert), plan=Path(settings.plan) if settings.plan else None,
+            save_plan_to=Path(settings.save_plan) if settings.save_plan else None, progress=self.progress,
         )
         handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
         quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens),

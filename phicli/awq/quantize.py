@@ -4,17 +4,21 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phicli.awq.architectures import ARCHITECTURES
+from phicli.awq.calibration import tokens_digest
 from phicli.awq.grid import GridShape
 from phicli.awq.layer import LayerWork, forward
 from phicli.awq.packing import quantization_config
 from phicli.awq.phases import Phases
+from phicli.awq.plan import LayerPlan, Plan, describe, load_plan, save_plan
 from phicli.awq.shards import ShardWriter
 from phicli.awq.streaming import LayeredModel
+from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
@@ -26,12 +30,13 @@ class Report:
     """How it went.
 
     layer_errors: relative output error of each layer's linears. gpu_bytes: peak GPU memory (0 on a CPU).
-    phase_seconds: what the time went to.
+    phase_seconds: what the time went to. plan: checksum of the plan that was saved.
     """
 
     layer_errors: list[float] = field(default_factory=list)
     gpu_bytes: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    plan: str | None = None
 
 
 @torch.no_grad()
@@ -44,6 +49,8 @@ def quantize_checkpoint(
     rounding: str = "gptq",
     device: str = "cpu",
     skip: tuple[str, ...] = (),
+    plan: Path | None = None,
+    save_plan_to: Path | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Quantize the linears of all decoder layers; embeddings, norms and lm_head stay float16.
@@ -52,54 +59,107 @@ def quantize_checkpoint(
 
     Args:
         folder: unquantized model. output: folder to write into.
-        tokens: int64 (rows, length), the calibration.
+        tokens: int64 (rows, length), the calibration. With a plan and nearest rounding they are not looked at.
         rounding: "gptq" or "nearest". skip: parts of module names to leave in float.
+        plan: a file with scales and ranges to take; None searches them. save_plan_to: where to put those found.
 
     Raises:
-        BadInput: NaN or infinity in weights or activations (named by layer), or an unsupported architecture.
+        BadInput: NaN or infinity in weights or activations (named by layer), an unsupported architecture, or a plan
+            that is damaged or for another model or other options.
     """
-    report, place = Report(), torch.device(device)
-    phase = Phases(place)
+    place = torch.device(device)
+    report, phase = Report(), Phases(place)
     with full_precision(), ShardWriter(output) as writer:
         with phase("start"):
-            model = LayeredModel(folder, place)
-            scalings = ARCHITECTURES.get(model.config.model_type)
-            if scalings is None:
-                progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
-                              "so ranges are clipped and rounded without AWQ's scales")
-            hidden, keywords = model.start(tokens)
-            hidden = _batches(hidden, BATCH_TOKENS[place.type] // tokens.shape[1])
-            for name, tensor in model.weights.load(model.outer_names()):
+            job = _Job(LayeredModel(folder, place), shape, rounding, skip, phase, save_plan_to is not None, progress)
+            about = describe(job.model.weights, shape, skip, tokens_digest(tokens))
+            if plan:
+                job.take_plan(plan, about)
+            if job.measures:
+                job.start(tokens)
+            for name, tensor in job.model.weights.load(job.model.outer_names()):
                 writer.add(name, tensor)
-        layers = model.in_turn()
-        with progress.task("quantize", total=len(model.layers), unit="layers") as task:
-            for _ in model.layers:
+        layers = job.model.in_turn()
+        with progress.task("quantize", total=len(job.model.layers), unit="layers") as task:
+            for _ in job.model.layers:
                 with phase("load"):
                     index, layer = next(layers)
-                work = LayerWork(layer, f"{model.prefix}{index}.", shape, rounding, skip, phase)
-                work.collect(hidden, keywords[index])
-                work.scale(scalings or (), model.config)
-                tensors, error = work.quantize()
-                if index + 1 < len(model.layers):
-                    with phase("forward"):
-                        hidden = [forward(layer, x, keywords[index]) for x in hidden]
+                tensors, error = job.quantize(index, layer)
                 with phase("write"):
                     for name, tensor in tensors.items():
                         writer.add(name, tensor)
-                report.layer_errors.append(float(error))
-                task.advance(error=f"{report.layer_errors[-1]:.2%}")
+                if error is not None:  # read last: it waits for the GPU
+                    report.layer_errors.append(float(error))
+                    task.advance(error=f"{report.layer_errors[-1]:.2%}")
+                else:
+                    task.advance()
         layers.close()
         with phase("write"):
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
+    if save_plan_to:
+        report.plan = save_plan(Plan(about, job.plans), save_plan_to)
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
     report.phase_seconds = phase.seconds()
     return report
 
 
-def _batches(rows: list[Tensor], size: int) -> list[Tensor]:
-    size = max(1, size)
-    return [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
+class _Job:
+    """A model on its way through the layers, with the calibration's hidden states before the next of them."""
+
+    def __init__(self, model: LayeredModel, shape: GridShape, rounding: str, skip: tuple[str, ...], phase: Phases,
+                 keeps_plans: bool, progress: Progress):
+        self.model, self.shape, self.rounding, self.skip, self.phase = model, shape, rounding, skip, phase
+        self.scalings = ARCHITECTURES.get(model.config.model_type, ())
+        if not self.scalings:
+            progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
+                          "so ranges are clipped and rounded without AWQ's scales")
+        self.keeps_plans = keeps_plans
+        self.plans: dict[str, LayerPlan] = {}  # on the CPU, by prefix
+        self.has_plan = False
+        self.hidden: list[Tensor] = []
+        self.keywords: list[dict[str, Any]] = []
+
+    @property
+    def measures(self) -> bool:
+        """Whether the calibration runs through the layers: with a plan, only GPTQ needs it."""
+        return not self.has_plan or self.rounding == "gptq"
+
+    def take_plan(self, file: Path, about: dict[str, str]) -> None:
+        prefixes = map(self.model.prefix_of, range(len(self.model.layers)))
+        self.plans, self.has_plan = load_plan(file, about, prefixes), True
+        for index, layer in enumerate(self.model.layers):
+            work = self.work(index, layer)
+            plan = self.plans[work.prefix]
+            if plan.grids.keys() != set(work.names) or plan.scales.keys() != work.producers(self.scalings):
+                raise BadInput(f"does not fit {work.prefix[:-1]}: made by another version of phicli?", where=file,
+                               hint="save the plan again")
+
+    def start(self, tokens: Tensor) -> None:
+        rows, self.keywords = self.model.start(tokens)
+        size = max(1, BATCH_TOKENS[self.model.device.type] // tokens.shape[1])
+        self.hidden = [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def work(self, index: int, layer: nn.Module) -> LayerWork:
+        return LayerWork(layer, self.model.prefix_of(index), self.shape, self.skip, self.phase)
+
+    def quantize(self, index: int, layer: nn.Module) -> tuple[dict[str, Tensor], Tensor | None]:
+        """A layer's tensors for the checkpoint and its error; takes the hidden states on to the next layer."""
+        work = self.work(index, layer)
+        if self.measures:
+            work.collect(self.hidden, self.keywords[index])
+        if self.has_plan:
+            plan = self.plans[work.prefix].to(self.model.device)
+            work.apply_scales(plan, self.scalings, self.model.config)
+        else:
+            plan = work.search(self.scalings, self.model.config)
+            if self.keeps_plans:
+                self.plans[work.prefix] = plan.to(torch.device("cpu"))
+        tensors, error = work.round(plan, self.rounding)
+        if self.measures and index + 1 < len(self.model.layers):
+            with self.phase("forward"):
+                self.hidden = [forward(layer, x, self.keywords[index]) for x in self.hidden]
+        return tensors, error
 
 
 class full_precision:

@@ -6,6 +6,8 @@ search) is fixed before, so channels may be taken in any order: the loudest firs
 correct with.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ BLOCK = 128  # channels whose corrections stay inside one block before the rest 
 DAMPING = 0.01  # of the mean diagonal, added to the diagonal; ten times more on each failed factorization
 
 
-def round_nearest(weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, shape: GridShape) -> Tensor:
+def round_nearest(weight: Tensor, gram: Tensor | None, scale: Tensor, zero: Tensor, shape: GridShape) -> Tensor:
     """Nearest integers, float32 (out, in); the Gram matrix is not looked at."""
     return to_integers(weight, scale, zero, shape)
 
@@ -93,4 +95,4 @@ def round_block_plain(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor
     return integers.t(), errors.t()
 
 
-ROUNDINGS = {"nearest": round_nearest, "gptq": round_gptq}
+ROUNDINGS: dict[str, Callable[..., Tensor]] = {"nearest": round_nearest, "gptq": round_gptq}

@@ -35,6 +35,20 @@ class Weights:
                     if self.file_of[name] == path:
                         yield name, file.get_tensor(name)
 
+    def first_rows(self, rows: int) -> Iterator[tuple[str, bytes]]:
+        """Of each tensor, by name: its dtype, shape and first rows, as bytes."""
+        from safetensors import safe_open
+
+        parts = {}
+        for path in sorted(set(self.file_of.values())):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    part = file.get_slice(name)
+                    about = f"{part.get_dtype()} {part.get_shape()}".encode()
+                    content = part[:rows] if part.get_shape() else file.get_tensor(name)
+                    parts[name] = about + content.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield from sorted(parts.items())
+
     def _file(self, name: str) -> Path:
         if name not in self.file_of:
             raise BadInput(f"no tensor {name}: the weights do not fit config.json", where=self.folder)
@@ -105,6 +119,10 @@ class LayeredModel:
     def _embed(self, base: nn.Module, rows: Tensor) -> Tensor:
         return base(input_ids=rows, use_cache=False).last_hidden_state
 
+    def prefix_of(self, index: int) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{self.prefix}{index}."
+
     def in_turn(self) -> Generator[tuple[int, nn.Module], None, None]:
         """Every layer with its weights, read while the one before it is worked on, and dropped after.
 
@@ -127,7 +145,7 @@ class LayeredModel:
         return self.layers[index]
 
     def _read(self, index: int) -> dict[str, Tensor]:
-        return self._state(self.layers[index], f"{self.prefix}{index}.")
+        return self._state(self.layers[index], self.prefix_of(index))
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         self._put(module, self._state(module, prefix))

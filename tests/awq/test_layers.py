@@ -52,10 +52,10 @@ def test_scaled_layers_compute_the_same_function(tmp_path, model_type, key_value
     for index in range(2):
         layer = model.load_layer(index)
         before = forward(layer, hidden[0], keywords[index])
-        work = LayerWork(layer, f"{model.prefix}{index}.", GridShape(4, 32), "nearest", (), Phases(model.device))
+        work = LayerWork(layer, f"{model.prefix}{index}.", GridShape(4, 32), (), Phases(model.device))
         weights = {name: work.linear(name).weight.clone() for name in work.names}
         work.collect(hidden, keywords[index])
-        work.scale(ARCHITECTURES[model_type], model.config)
+        work.search(ARCHITECTURES[model_type], model.config)
         after = forward(layer, hidden[0], keywords[index])
         assert torch.allclose(before, after, atol=1e-4 * float(before.abs().max()))
         assert all(not torch.equal(weights[name], work.linear(name).weight) for name in work.names)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from phicli.awq.gram import GramSum
 from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
 from phicli.awq.packing import pack_columns, pack_linear, unpack_columns, unpack_linear
-from phicli.awq.rounding import round_block_plain, round_gptq, round_nearest
+from phicli.awq.rounding import DAMPING, _inverse_factor, round_block_plain, round_gptq, round_nearest
 from phicli.awq.search import output_error, search_clip, search_scale
 
 SHAPE = GridShape(4, 32)
@@ -63,6 +64,27 @@ def test_output_error_is_that_over_the_tokens(problem):
     difference = round_to_grid(weight, SHAPE) - weight
     plain = (x.double() @ difference.double().t()).square().mean(0)
     assert torch.allclose(output_error(difference, gram).double(), plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 6, 30, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gram_sum_is_that_over_the_tokens(width, dtype):
+    x = torch.randn(50, width, generator=torch.Generator().manual_seed(4)).to(dtype)
+    ours = GramSum(width, 50, x.device)
+    for part in x.split(17):
+        ours.add(part)
+    gram, magnitude = ours.means()
+    plain = sum(torch.outer(t, t) for t in x.double()) / 50
+    assert torch.allclose(gram.double(), plain, atol=1e-5) and torch.equal(gram, gram.t())
+    assert torch.allclose(magnitude.double(), x.double().abs().mean(0), atol=1e-5)
+
+
+def test_inverse_factor(problem):
+    _, _, gram = problem
+    upper = _inverse_factor(gram).double()
+    damped = gram.double() + torch.eye(96) * DAMPING * gram.diagonal().double().mean()
+    assert torch.equal(upper, upper.triu())
+    assert torch.allclose(upper.t() @ upper @ damped, torch.eye(96, dtype=torch.float64), atol=1e-3)
 
 
 def test_search_scale_picks_what_a_loop_over_tokens_picks(problem):
