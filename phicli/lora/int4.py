@@ -4,6 +4,8 @@ QLoRA's idea (Dettmers et al., 2023, arXiv:2305.14314): the base is never unpack
 weight when it is used, and again in the backward pass, so that only the packed tensors are held between the two.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,9 +24,20 @@ def dequantize(packed: Tensor, scales: Tensor, zeros: Tensor, bits: int, dtype: 
     Returns:
         dtype (out, in).
     """
+    if bits == 4 and packed.is_cuda and (kernel := _fused_kernel()):
+        return kernel(packed, scales, zeros, dtype)
     integers = unpack(packed, bits).unflatten(1, (scales.shape[1], -1))
     weight = (integers.float() - zeros.float().unsqueeze(2)) * scales.float().unsqueeze(2)
     return weight.flatten(1).to(dtype)
+
+
+@cache
+def _fused_kernel() -> Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor] | None:
+    try:
+        from phicli.lora.int4_triton import dequantize_4_bits
+    except ImportError:  # no Triton on this platform
+        return None
+    return dequantize_4_bits
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The loss of rows of tokens, without ever holding the logits of a whole batch."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,31 +12,66 @@ from transformers import PreTrainedModel
 from phicli.text import Encoded
 
 POSITIONS = 1024  # whose logits exist at once: 1024 x vocabulary x 4 bytes, 131 MB for 32,064 tokens
+IGNORED = -100  # a label that counts nothing
+
+
+@dataclass
+class Batch:
+    """Rows as tensors.
+
+    ids: int64 (rows, length), padded on the right. places: int64 (n,), positions of the flattened ids whose next token
+    is predicted. labels: int64 (n,), those tokens, or IGNORED.
+    """
+
+    ids: Tensor
+    places: Tensor
+    labels: Tensor
+
+
+def make_batch(rows: Sequence[Encoded]) -> Batch:
+    """Rows padded to the longest, and the places that count: from each row's `response_start` on."""
+    longest = max(len(row.ids) for row in rows)
+    places: list[int] = []
+    labels: list[int] = []
+    for i, row in enumerate(rows):
+        places += range(i * longest + row.response_start - 1, i * longest + len(row.ids) - 1)
+        labels += row.ids[row.response_start :]
+    return Batch(_padded(rows, longest), torch.tensor(places), torch.tensor(labels))
+
+
+def make_even_batch(rows: Sequence[Encoded]) -> Batch:
+    """Rows padded so that few shapes come about: to a length at most an eighth above the longest, all places in."""
+    longest = max(len(row.ids) for row in rows)
+    step = max(16, 1 << max(0, longest.bit_length() - 4))
+    length = -(-longest // step) * step
+    labels = torch.full((len(rows), length), IGNORED)
+    for i, row in enumerate(rows):
+        labels[i, row.response_start - 1 : len(row.ids) - 1] = torch.tensor(row.ids[row.response_start :])
+    return Batch(_padded(rows, length), torch.arange(labels.numel()), labels.flatten())
+
+
+def _padded(rows: Sequence[Encoded], length: int) -> Tensor:
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+    return ids
 
 
 class RowLoss:
-    """Sum of the token losses of rows, padded on the right to the longest.
+    """Sum of the token losses of rows.
 
     The rows' padding needs no attention mask: it comes after every token that counts, and attention looks back only.
-    Logits are computed for the positions that count, some at a time, and again in the backward pass.
+    Logits are computed for the places that count, some at a time, and again in the backward pass.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.device = model.device
         self.body, self.head = _split(model)
 
-    def __call__(self, rows: Sequence[Encoded]) -> Tensor:
-        """Float32 scalar: the sum over all tokens from each row's `response_start` on."""
-        longest = max(len(row.ids) for row in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        places: list[int] = []
-        targets: list[int] = []
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            places += range(i * longest + row.response_start - 1, i * longest + len(row.ids) - 1)
-            targets += row.ids[row.response_start :]
-        hidden = self.body(ids.to(self.device)).flatten(0, 1)[torch.tensor(places, device=self.device)]
-        labels = torch.tensor(targets, device=self.device)
+    def __call__(self, batch: Batch) -> Tensor:
+        """Float32 scalar: the sum over all labels."""
+        places, labels = batch.places.to(self.device), batch.labels.to(self.device)
+        hidden = self.body(batch.ids.to(self.device)).flatten(0, 1)[places]
         losses = [
             checkpoint(self._part, hidden[i : i + POSITIONS], labels[i : i + POSITIONS],
                        use_reentrant=False, preserve_rng_state=False)
@@ -44,7 +80,7 @@ class RowLoss:
         return torch.stack(losses).sum()
 
     def _part(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+        return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum", ignore_index=IGNORED)
 
 
 def count_targets(rows: Sequence[Encoded]) -> int:

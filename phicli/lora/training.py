@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from phicli.errors import BadInput, Missing
 from phicli.lora.checkpoint import Checkpoint, trainable
-from phicli.lora.loss import RowLoss, count_targets
+from phicli.lora.graphs import Gradients
+from phicli.lora.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.lora.rows import Rows, batches
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
@@ -70,7 +71,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0, fused=self.cuda
         )
+        self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast)
         self.state = State(micro_batch=recipe.batch_size)
+        if self.cuda:
+            for module in model.modules():
+                if hasattr(module, "cast_input_dtype_enabled"):
+                    module.cast_input_dtype_enabled = False  # autocast casts; peft would to float32 and back
 
     def run(self) -> dict[str, Any]:
         """Train and measure.
@@ -110,7 +116,7 @@ class Trainer:
             part = rows[start : start + self.state.micro_batch]
             with contextlib.suppress(torch.OutOfMemoryError):
                 with torch.no_grad(), self._autocast():
-                    total += float(self.loss(part))
+                    total += float(self.loss(make_batch(part)))
                 start += len(part)
                 continue
             self._spare_memory()
@@ -169,7 +175,7 @@ class Trainer:
                            hint="a lower --learning-rate, or look at the rows with: phicli inspect")
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)  # graphs add to these very tensors
         return loss
 
     def _gradients(self, rows: Sequence[Encoded]) -> float:
@@ -177,15 +183,15 @@ class Trainer:
         targets = count_targets(rows)
         total: float | Tensor = 0.0
         for start in range(0, len(rows), self.state.micro_batch):
-            with self._autocast():
-                loss = self.loss(rows[start : start + self.state.micro_batch]) / targets
-            loss.backward()
-            total = total + loss.detach()
+            part = rows[start : start + self.state.micro_batch]
+            batch = make_even_batch(part) if self.gradients.use_graphs else make_batch(part)
+            total = total + self.gradients(batch, 1 / targets)
         return float(total)
 
     def _spare_memory(self) -> None:
         """Called when memory ran out: halve the rows that go through at once, then recompute activations."""
         state = self.state
+        self.gradients.drop()
         if self.cuda:
             torch.cuda.empty_cache()
         if state.micro_batch > 1:
@@ -210,7 +216,7 @@ class Trainer:
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """On CUDA the float32 adapter weights compute in bfloat16, as the base does."""
-        return torch.autocast("cuda", torch.bfloat16) if self.cuda else contextlib.nullcontext()
+        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if self.cuda else contextlib.nullcontext()
 
     def _figures(self, loss: float, rate: float) -> dict[str, Any]:
         speed = round(self.state.tokens / self.state.seconds)
@@ -235,12 +241,18 @@ def _mean(values: Sequence[float]) -> float | None:
 def _repeatable(cuda: bool) -> Iterator[None]:
     """Kernels that give the same result each time."""
     before = torch.are_deterministic_algorithms_enabled()
+    determinism: Any = torch.utils.deterministic
+    filling, cudnn = determinism.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
     if cuda:
         torch.use_deterministic_algorithms(True, warn_only=True)
+        determinism.fill_uninitialized_memory = False  # thousands of kernels a step
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for each length, 3 ms a layer
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        determinism.fill_uninitialized_memory = filling
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from phicli.lora import loss
-from phicli.lora.loss import RowLoss, count_targets
+from phicli.lora.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.text import Encoded
 
 ROWS = [Encoded(list(range(10, 40)), 12), Encoded(list(range(50, 62)), 1), Encoded(list(range(70, 99)), 28)]
@@ -36,7 +36,8 @@ def test_loss_and_gradient(tiny, which, monkeypatch):
     weight = model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)
     row_loss = RowLoss(model)
     assert (row_loss.head is model.get_output_embeddings()) == (which == "tiny")
-    ours, plain = row_loss(ROWS), plain_loss(model)
+    ours, even, plain = row_loss(make_batch(ROWS)), row_loss(make_even_batch(ROWS)), plain_loss(model)
+    assert float(even) == pytest.approx(float(plain), rel=1e-5)
     assert float(ours) == pytest.approx(float(plain), rel=1e-5)
     (ours_gradient,), (plain_gradient,) = (torch.autograd.grad(x, weight) for x in (ours, plain))
     assert torch.allclose(ours_gradient, plain_gradient, rtol=1e-3, atol=1e-4 * float(plain_gradient.abs().max()))
@@ -44,3 +45,11 @@ def test_loss_and_gradient(tiny, which, monkeypatch):
 
 def test_count_targets():
     assert count_targets(ROWS) == 18 + 11 + 1
+
+
+@pytest.mark.parametrize(("longest", "length"), [(5, 16), (64, 64), (65, 80), (130, 144), (500, 512), (700, 704)])
+def test_even_batches_come_in_few_lengths(longest, length):
+    rows = [Encoded(list(range(longest)), 2), Encoded([1, 2, 3], 1)]
+    batch = make_even_batch(rows)
+    assert batch.ids.shape == (2, length)
+    assert int((batch.labels != loss.IGNORED).sum()) == count_targets(rows)

@@ -1,0 +1,136 @@
+"""A step's forward and backward pass as CUDA graphs.
+
+A batch of short rows keeps a GPU busy for less than half of the time that Python takes to launch its several thousand
+kernels one by one (measured: docs/performance.md). A graph launches all of them at once. It holds for one shape of
+batch; a shape is captured when it comes for the second time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phicli.lora.loss import Batch, RowLoss
+
+MOST_GRAPHS = 16  # each holds the activations of its shape; further shapes run without
+
+
+class Gradients:
+    """Adds the gradients of a loss to the parameters, through a graph where there is one."""
+
+    def __init__(self, model: nn.Module, loss: RowLoss, parameters: list[nn.Parameter],
+                 autocast: Callable[[], contextlib.AbstractContextManager]):
+        self.model, self.loss, self.parameters, self.autocast = model, loss, parameters, autocast
+        self.use_graphs = loss.device.type == "cuda"
+        self.known: dict[torch.Size, _Positions] = {}
+        self.graphs: dict[torch.Size, _Graph] = {}
+
+    def __call__(self, batch: Batch, weight: float) -> Tensor:
+        """weight times the loss, a detached scalar; its gradients are added to those that the parameters have."""
+        shape = batch.ids.shape
+        if shape in self.graphs:
+            return self.graphs[shape](batch, weight)
+        if not self.use_graphs:
+            return self._plain(batch, weight)
+        if shape in self.known and len(self.graphs) < MOST_GRAPHS:
+            try:
+                self.graphs[shape] = self._capture(batch, self.known[shape])
+                return self.graphs[shape](batch, weight)
+            except torch.OutOfMemoryError:
+                self.drop()
+                raise
+            except RuntimeError:  # an architecture that reads values back from the GPU on its way
+                self.drop()
+                torch.cuda.synchronize()
+                return self._plain(batch, weight)
+        self.known[shape] = _Positions(self.model)
+        with self.known[shape].recorded():
+            return self._plain(batch, weight)
+
+    def drop(self) -> None:
+        """Free the graphs and do without from now on."""
+        self.use_graphs = False
+        self.graphs.clear()
+        self.known.clear()
+
+    def _plain(self, batch: Batch, weight: float | Tensor) -> Tensor:
+        with self.autocast():
+            loss = self.loss(batch) * weight
+        loss.backward()
+        return loss.detach()
+
+    def _capture(self, batch: Batch, positions: "_Positions") -> "_Graph":
+        for parameter in self.parameters:  # the graph adds to these very tensors
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
+        graph = _Graph(batch, self.loss.device)
+        with positions.replayed(), torch.cuda.graph(graph.graph, pool=pool):
+            graph.result = self._plain(graph.batch, graph.weight)
+        return graph
+
+
+class _Graph:
+    def __init__(self, batch: Batch, device: torch.device):
+        self.graph = torch.cuda.CUDAGraph()
+        self.batch = Batch(*(t.to(device) for t in (batch.ids, batch.places, batch.labels)))
+        self.weight = torch.zeros((), device=device)
+        self.result: Tensor
+
+    def __call__(self, batch: Batch, weight: float) -> Tensor:
+        self.batch.ids.copy_(batch.ids)
+        self.batch.labels.copy_(batch.labels)
+        self.weight.fill_(weight)
+        self.graph.replay()
+        return self.result.clone()
+
+
+class _Positions:
+    """What a model computes from the shape of a batch alone, and reads back from the GPU on the way.
+
+    Rotary embeddings (which of LongRoPE's factors to take is decided on the CPU) and the causal mask. Both are
+    recorded when a shape is run plainly, and given back while its graph is captured.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.modules = [m for name, m in model.named_modules() if name.endswith("rotary_emb")]
+        self.outputs: list[Any] = []
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        self.outputs.clear()
+        hooks = [m.register_forward_hook(lambda module, args, out: self.outputs.append(out)) for m in self.modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        from transformers import masking_utils
+
+        outputs = iter(self.outputs)
+        with contextlib.ExitStack() as stack:
+            for module in self.modules:
+                stack.enter_context(_replaced(module, "forward", lambda *args, **keywords: next(outputs)))
+            # Every row is one text from its first token on, so attention is causal and needs no mask.
+            stack.enter_context(_replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None))
+            stack.enter_context(_replaced(masking_utils, "is_tracing", lambda *args: False))
+            yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = name in vars(owner)
+    before = getattr(owner, name, None)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
