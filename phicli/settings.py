@@ -75,6 +75,8 @@ _TABLE = [
     Setting("quantize.seq_len", int, 512, "Tokens of a calibration sequence", minimum=8),
     Setting("quantize.rounding", str, "gptq", "Rounding: to nearest, or with GPTQ's error feedback",
             choices=("gptq", "nearest")),
+    Setting("quantize.plan", str, None, "File of AWQ scales and ranges, saved by --save-plan, to take; no search"),
+    Setting("quantize.save_plan", str, None, "File to save AWQ's scales and ranges to"),
 
     Setting("finetune.name", str, "travel", "Name of the adapter"),
     Setting("finetune.base", str, None, "Model to train on, folder or id [default: the quantized one under the root]"),
@@ -99,7 +101,10 @@ _TABLE = [
     Setting("optimize.activations", str, "int8", "Least precision of activations in products with int4 weights (cpu, "
             "webgpu)", choices=("int8", "fp32")),
     Setting("optimize.head", str, "int8", "Weights of the output projection", choices=("int4", "int8", "float")),
-    Setting("optimize.cuda_graph", bool, False, "Let genai capture a CUDA graph (cuda)"),
+    Setting("optimize.adapter_layout", str, None, "How adapters enter the graph: as its inputs, or resident in it "
+            "[default: resident on cuda, else inputs]", choices=("inputs", "resident")),
+    Setting("optimize.cuda_graph", bool, None, "Let genai capture a CUDA graph [default: on cuda, with resident "
+            "adapters]"),
 
     Setting("chat.system", str, None, "System message"),
     Setting("chat.max_new_tokens", int, 256, "Longest answer in tokens", minimum=1),

@@ -6,18 +6,21 @@ is generated. So a file always holds every tensor of every slot, rank 0 where th
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from phicli.errors import BadInput
+from phicli.onnx import resident
 from phicli.onnx.layouts import LAYOUTS, Layout
 from phicli.onnx.matching import assemble, match
 from phicli.onnx.peft_folder import Lora
-from phicli.onnx.slots import Slot, read_slots
+from phicli.onnx.slots import LAYOUT_KEY, Slot, read_graph, read_slots
 
 SUFFIX = ".onnx_adapter"
+FOLDER = "adapters"
 
 
 def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Path) -> None:
@@ -31,7 +34,7 @@ def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Pat
     """
     layout, slots = _slots(model)
     tensors: dict[str, np.ndarray] = {}
-    for slot, parts in match(loras, slots, _qkv_sizes(model), source).items():
+    for slot, parts in match(loras, slots, qkv_sizes(model), source).items():
         tensors |= layout.tensors(slot, *assemble(slot, parts))
     overflown = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if overflown:
@@ -46,8 +49,12 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
     Raises:
         BadInput: missing or damaged, or not of this model.
     """
-    layout, slots = _slots(onnx_folder)
     have = _read(file)
+    properties, _ = read_graph(onnx_folder)
+    if properties[LAYOUT_KEY] == resident.NAME:
+        _check_resident(resident.installed(properties, onnx_folder), file)
+        return
+    layout, slots = _slots(onnx_folder)
     need = {name: (slot, shape) for slot in slots for name, shape in layout.shapes(slot).items()}
     missing, strange = sorted(need.keys() - have.keys()), sorted(have.keys() - need.keys())
     hint = "phicli optimize --adapter NAME=FOLDER, with the adapter's PEFT folder"
@@ -68,6 +75,29 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
         raise BadInput(f"the matrices of {_some(torn)} differ in rank", where=file, hint=hint)
 
 
+def install_adapters(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]]) -> None:
+    """Write the graph that holds these adapters into `output`, and the adapters' files into `output`/adapters.
+
+    folder: the model's, with the graph without adapters. Raises BadInput as `resident.install`.
+    """
+    resident.install(folder, output, adapters, qkv_sizes(folder))
+    (output / FOLDER).mkdir(exist_ok=True)
+    for position, name in enumerate(adapters):
+        _write(output / FOLDER / (name + SUFFIX), resident.adapter_tensors(position))
+
+
+def _check_resident(names: list[str], file: Path) -> None:
+    import onnxruntime
+
+    name = file.name.removesuffix(SUFFIX)
+    found = {k: v.numpy().tolist() for k, v in
+             onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters().items()}
+    wanted = resident.adapter_tensors(names.index(name)) if name in names else {}
+    if found != {k: v.tolist() for k, v in wanted.items()}:
+        raise BadInput("not an adapter of this model, which holds its adapters itself", where=file,
+                       hint=f"phicli optimize --adapter {name}=FOLDER, with the adapter's PEFT folder")
+
+
 def _slots(folder: Path) -> tuple[Layout, list[Slot]]:
     name, slots = read_slots(folder)
     if name not in LAYOUTS:
@@ -75,7 +105,7 @@ def _slots(folder: Path) -> tuple[Layout, list[Slot]]:
     return LAYOUTS[name], slots
 
 
-def _qkv_sizes(folder: Path) -> tuple[int, int, int]:
+def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     """Outputs of q, k and v, which the graph may hold as one projection."""
     path = folder / "genai_config.json"
     try:

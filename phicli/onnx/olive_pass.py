@@ -41,7 +41,7 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         config = super()._default_config(accelerator_spec)
         config["slots"] = PassConfigParam(
-            type_=str, default_value="inputs", description=f"How adapters enter the graph: {', '.join(LAYOUTS)}"
+            type_=str, default_value="inputs", description=f"How adapters enter the graph: {', '.join(LAYOUTS)}, none"
         )
         return config
 
@@ -62,8 +62,9 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
             layers = read_config(folder).get("num_hidden_layers")
             with self.progress.task("build", layers, "layers") as task, _watching(task):
                 built = super()._run_for_config(model, settings, output_model_path)
-        with self.progress.task("adapter slots", unit="slots") as task:
-            task.advance(len(add_slots(Path(built.model_path), layout, LAYOUTS[layout])))
+        if layout in LAYOUTS:
+            with self.progress.task("adapter slots", unit="slots") as task:
+                task.advance(len(add_slots(Path(built.model_path), layout, LAYOUTS[layout])))
         return built
 
     def _builder_options(self, folder: Path, settings: Any, output: str, cache: str) -> dict[str, Any]:

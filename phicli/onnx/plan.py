@@ -7,6 +7,7 @@ from pathlib import Path
 from phicli import stages
 from phicli.errors import BadInput, UsageError
 from phicli.models import find_base, resolve_model
+from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
@@ -58,14 +59,20 @@ class OptimizePlan(Plan):
 
 def plan_optimize(
     *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
-    cuda_graph: bool, output: Path | None, progress: Progress = SILENT,
+    output: Path | None, adapter_layout: str | None = None, cuda_graph: bool | None = None, progress: Progress = SILENT,
 ) -> OptimizePlan:
     """What `optimize` would make of the same arguments; raises what it raises for options and base."""
     target = choose_target(device, progress)
     if cuda_graph and target != "cuda":
         raise UsageError(f"--cuda-graph goes with --device cuda, not {target}")
+    layout = adapter_layout or (resident.NAME if target == "cuda" else "inputs")
+    if cuda_graph and layout != resident.NAME:
+        raise UsageError("--cuda-graph goes with --adapter-layout resident: a graph takes no new inputs")
+    if cuda_graph is None:
+        cuda_graph = target == "cuda" and layout == resident.NAME
     model = resolve_model(base, progress) if base else find_base(Path(root))
     settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
+                "adapter_layout": layout,
                 "activations": activations if target in ("cpu", "webgpu") else "fp16"}
     plan = OptimizePlan("optimize", Path(output or Path(root) / FOLDER), {"base": model}, settings)
     for source in choose_sources(adapters, Path(root) / "ft").values():

@@ -89,6 +89,12 @@ def read_slots(folder: Path) -> tuple[str, list[Slot]]:
     Raises:
         BadInput: no model there, a damaged one, or one without slots.
     """
+    properties, graph = read_graph(folder)
+    return properties[LAYOUT_KEY], [slot for slot, _ in find_slots(graph)]
+
+
+def read_graph(folder: Path) -> tuple[dict[str, str], Any]:
+    """Metadata and GraphProto of a model folder whose graph takes adapters; raises as `read_slots`."""
     import onnx
 
     path = folder / MODEL
@@ -98,7 +104,7 @@ def read_slots(folder: Path) -> tuple[str, list[Slot]]:
         raise BadInput("no model.onnx", where=folder, hint="phicli optimize") from None
     except Exception as e:
         raise BadInput(f"damaged model: {e}", where=path, hint="phicli optimize --force") from e
-    layout = next((p.value for p in model.metadata_props if p.key == LAYOUT_KEY), None)
-    if layout is None:
+    properties = {p.key: p.value for p in model.metadata_props}
+    if LAYOUT_KEY not in properties:
         raise BadInput("this model takes no adapters", where=path, hint="phicli optimize --force")
-    return layout, [slot for slot, _ in find_slots(model.graph)]
+    return properties, model.graph

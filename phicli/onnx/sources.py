@@ -8,11 +8,11 @@ from pathlib import Path
 
 from phicli import stages
 from phicli.errors import BadInput, UsageError
-from phicli.onnx.adapters import SUFFIX
+from phicli.onnx.adapters import FOLDER, SUFFIX
 from phicli.onnx.peft_folder import Lora, read_peft
 from phicli.progress import Progress
 
-PREFIX = "adapters/"  # of adapters among a manifest's inputs and files
+PREFIX = FOLDER + "/"  # of adapters among a manifest's inputs and files
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

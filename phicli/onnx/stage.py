@@ -10,9 +10,11 @@ from typing import Any
 from phicli import stages
 from phicli.errors import BadInput
 from phicli.needs import announce, of_optimize, size_of_folder
-from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter
+from phicli.onnx import resident
+from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
 from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.plan import OptimizePlan, plan_optimize
+from phicli.onnx.slots import MODEL
 from phicli.onnx.sources import PREFIX, Source, earlier_sources
 from phicli.progress import SILENT, Progress
 
@@ -30,7 +32,8 @@ TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"
 
 def optimize(
     *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
-    cuda_graph: bool, output: Path | None, force: bool = False, progress: Progress = SILENT,
+    output: Path | None, adapter_layout: str | None = None, cuda_graph: bool | None = None, force: bool = False,
+    progress: Progress = SILENT,
 ) -> tuple[Path, stages.Manifest]:
     """Build the ONNX model of a checkpoint, with slots for adapters, and write the adapters' files beside it.
 
@@ -41,7 +44,9 @@ def optimize(
         adapters: "NAME=PEFT folder" each, or a name under `root`/ft; None or empty takes all of those.
             Adapters that the model has already stay.
         device: "auto", "cpu", "cuda", "dml" or "webgpu". activations: "int8" or "fp32"; only for cpu and webgpu.
-        head: weights of the output projection, "int4", "int8" or "float". cuda_graph: let genai capture one.
+        head: weights of the output projection, "int4", "int8" or "float".
+        adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file) or "resident" (in the graph, see
+            `resident`); None takes resident for cuda. cuda_graph: let genai capture one; None where it can.
 
     Returns:
         the model's folder, `output` or `root`/onnx-ao, and its manifest.
@@ -79,7 +84,11 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
             if (model / name).is_file():
                 shutil.copyfile(model / name, fresh / name)
         (fresh / PREFIX).mkdir()
-        manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
+        if settings["adapter_layout"] == resident.NAME:
+            (fresh / MODEL).rename(fresh / resident.BASE)
+            manifest.quality["adapters"] = _install(fresh, fresh, sources, progress)
+        else:
+            manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
     return manifest
 
 
@@ -88,6 +97,7 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     from phicli.passes import run_pass
 
     config: dict[str, Any] = {"precision": "int4", "enable_cuda_graph": settings["cuda_graph"]}
+    config["slots"] = "none" if settings["adapter_layout"] == resident.NAME else settings["adapter_layout"]
     if settings["activations"] in ACCURACY_LEVELS:
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]]
@@ -108,12 +118,15 @@ def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     scratch = folder.absolute().with_name(f".{folder.name}.new-{os.getpid()}")  # `settle` knows the name
     with stages.writing(folder):
         try:
-            scratch.mkdir()
-            entries = there | _convert(folder, scratch, new, progress)
+            (scratch / PREFIX).mkdir(parents=True)
+            if plan.settings["adapter_layout"] == resident.NAME:
+                new = list((earlier_sources(folder, progress) | plan.adapters).values())  # all live in one graph
+                entries = _install(folder, scratch, new, progress)
+            else:
+                entries = there | _convert(folder, scratch / PREFIX, new, progress)
             plan.check_unchanged()
             (folder / PREFIX).mkdir(exist_ok=True)
-            for source in new:
-                (scratch / (source.name + SUFFIX)).replace(_file(folder, source.name))
+            _move_in(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     fingerprints = have.inputs | {PREFIX + source.name: plan.inputs[PREFIX + source.name] for source in new}
@@ -121,6 +134,32 @@ def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     manifest = replace(have, inputs=kept, quality={**have.quality, "adapters": entries})
     stages.write_manifest(folder, manifest)
     return manifest
+
+
+def _move_in(scratch: Path, folder: Path) -> None:
+    """Put new files in their places, the graph last; matrices that only the graph of before needed go."""
+    fresh = [p for p in scratch.rglob("*") if p.is_file()]
+    for path in sorted(fresh, key=lambda p: p.name == MODEL):
+        path.replace(folder / path.relative_to(scratch))
+    if any(p.name == MODEL for p in fresh):
+        for old in folder.glob(resident.DATA + "*"):
+            if old.name not in {p.name for p in fresh}:
+                old.unlink()
+
+
+def _install(folder: Path, output: Path, sources: list[Source], progress: Progress) -> dict[str, Any]:
+    """Write the graph that holds all adapters, and their files, into `output`."""
+    with progress.task("adapters", len(sources), "adapters") as task:
+        install_adapters(folder, output, {source.name: source.loras for source in sources})
+        for source in sources:
+            check_adapter(output, output / PREFIX / (source.name + SUFFIX))
+        task.advance(len(sources))
+    return {source.name: _entry(source, output / PREFIX / (source.name + SUFFIX)) for source in sources}
+
+
+def _entry(source: Source, file: Path) -> dict[str, Any]:
+    return {"source": str(source.folder.absolute()), "bytes": file.stat().st_size,
+            "rank": max(lora.rank for lora in source.loras.values())}
 
 
 def _convert(model: Path, output: Path, sources: list[Source], progress: Progress) -> dict[str, Any]:
@@ -133,8 +172,7 @@ def _convert(model: Path, output: Path, sources: list[Source], progress: Progres
             file = output / (source.name + SUFFIX)
             convert_adapter(model, source.loras, file, source.folder)
             check_adapter(model, file)
-            entries[source.name] = {"source": str(source.folder.absolute()), "bytes": file.stat().st_size,
-                                    "rank": max(lora.rank for lora in source.loras.values())}
+            entries[source.name] = _entry(source, file)
             task.advance(1, name=source.name, rank=entries[source.name]["rank"])
     return entries
 

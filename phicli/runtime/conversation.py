@@ -93,10 +93,10 @@ class Conversation:
         Raises:
             BadInput: no such adapter, or one that does not fit.
         """
+        if name != self.adapter:
+            self._generator = None  # first: another graph may have to take its place in memory
         if name is not None:
             self.session.load_adapter(name)
-        if name != self.adapter:
-            self._generator = None
         self.adapter = name
 
     def reset(self) -> None:

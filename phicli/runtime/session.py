@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from phicli.stages import REMOVABLE, check_whole
 from phicli.text import TextCodec
 
 ADAPTER_SUFFIX = ".onnx_adapter"
+BASE_GRAPH = "base.onnx"  # beside a graph that holds its adapters: the same model without
 
 # These model types rotate positions with other factors as soon as a sequence is longer than this (LongRoPE), so
 # keys cached below the border are wrong above it, and the other way round. The numbers are those of genai's source:
@@ -69,11 +69,22 @@ class Session:
         import onnxruntime_genai as og
 
         self._og = og
-        with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
-            og_config = og.Config(str(self.folder))
-            self.provider = select_provider(og_config, built, device)
-            self._model = og.Model(og_config)
+        self._device, self._built = device, built
+        self._without = (self.folder / BASE_GRAPH).is_file()  # there is a graph without adapters
+        self._load(adapters=False)
+
+    def _load(self, adapters: bool) -> None:
+        """Load the graph; where there are two, the one without adapters runs faster. One is in memory at a time."""
+        self._model: Any = None
+        self._adapters: Any = None
         self._loaded: set[str] = set()
+        with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
+            og_config = self._og.Config(str(self.folder))
+            if self._without and not adapters:
+                og_config.overlay(json.dumps({"model": {"decoder": {"filename": BASE_GRAPH}}}))
+            self.provider = select_provider(og_config, self._built, self._device)
+            self._model = self._og.Model(og_config)
+        self._takes_adapters = adapters or not self._without
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
@@ -94,7 +105,10 @@ class Session:
         path = self.folder / "adapters" / (name + ADAPTER_SUFFIX)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         _check_adapter(self.folder, path)
+        if not self._takes_adapters:
+            self._load(adapters=True)
         with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
+            self._adapters = self._adapters or self._og.Adapters(self._model)
             self._adapters.load(str(path), name)
         self._loaded.add(name)
 
@@ -106,6 +120,8 @@ class Session:
         """
         if adapter is not None:
             self.load_adapter(adapter)
+        elif self._takes_adapters and self._without:
+            self._load(adapters=False)
         with self.running(adapter):
             params = self._og.GeneratorParams(self._model)
             params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
@@ -136,10 +152,6 @@ class Session:
         where = self.folder / "adapters" / (adapter + ADAPTER_SUFFIX) if adapter else self.folder
         return translated("the adapter does not fit this model" if adapter else "the model cannot be run", where,
                           "phicli optimize --force")
-
-    @cached_property
-    def _adapters(self) -> Any:
-        return self._og.Adapters(self._model)
 
 
 @contextlib.contextmanager
