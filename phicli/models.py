@@ -80,11 +80,27 @@ def check_model(folder: Path) -> dict[str, Any]:
         BadInput: no or broken config.json, no tokenizer, missing or truncated weights, weights that are no safetensors.
     """
     config = read_config(folder)
+    if config.get("auto_map"):
+        check_no_code(config, folder)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput("no tokenizer.json", where=folder)
     for path in weight_files(folder):
         check_safetensors(path)
     return config
+
+
+def check_no_code(config: dict[str, Any], folder: Path) -> None:
+    """Refuse a model that only program code of its own could load; where transformers knows it, the code is left alone.
+
+    Raises:
+        BadInput: transformers does not know the architecture.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config["model_type"] not in CONFIG_MAPPING_NAMES:
+        raise BadInput(f"'{config['model_type']}' is no architecture that transformers knows; the model brings code of "
+                       "its own (auto_map), which phicli never runs, and there is no option for it",
+                       where=folder / "config.json", hint="a model of an architecture that transformers knows")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

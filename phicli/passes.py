@@ -45,5 +45,6 @@ def run_pass(
     olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
     if hasattr(pass_class, "progress"):
         olive_pass.progress = progress
-    handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None)
+    handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None,
+                             load_kwargs={"trust_remote_code": False})  # unset, transformers asks on the terminal
     return olive_pass.run(handler, str(output))

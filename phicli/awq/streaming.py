@@ -69,9 +69,9 @@ class LayeredModel:
         self.weights, self.device = Weights(folder), device
         self.copies = torch.cuda.Stream() if device.type == "cuda" else None
         try:
-            self.config = AutoConfig.from_pretrained(folder)
+            self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with init_empty_weights(include_buffers=False):
-                self.model = AutoModelForCausalLM.from_config(self.config)
+                self.model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise BadInput(f"transformers cannot build this model: {e}", where=folder) from None
         self.model.eval()

@@ -63,7 +63,9 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     from phicli.errors import BadInput
+    from phicli.onnx.peft_folder import check_weights
 
+    check_weights(folder)
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (ValueError, RuntimeError, KeyError, OSError) as e:

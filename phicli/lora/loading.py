@@ -41,7 +41,8 @@ def load_base(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
     check_base(folder)
     with _own_quantizers(), _loading(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, output_loading_info=True, local_files_only=True
+            folder, dtype=dtype, device_map={"": device}, output_loading_info=True, local_files_only=True,
+            use_safetensors=True, trust_remote_code=False,
         )
     model, found = loaded
     wrong = sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
@@ -82,10 +83,10 @@ def linear_names(folder: Path) -> list[str]:
         BadInput: transformers does not know the architecture.
     """
     with _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
 

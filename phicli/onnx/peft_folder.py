@@ -107,6 +107,15 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_weights(folder: Path) -> dict[str, Any]:
+    """The header of an adapter's weights. Raises BadInput: damaged, or there are none in safetensors form."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = path.with_suffix(".bin").is_file()
+        raise BadInput(f"no {WEIGHTS}" + ("; pickled weights (.bin) are not opened" if pickled else ""), where=folder)
+    return check_safetensors(path)
+
+
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732)."""
     alpha = config.get("lora_alpha", rank)
@@ -119,11 +128,7 @@ def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The file's tensors, mapped and not read."""
-    if not path.is_file():
-        pickled = path.with_suffix(".bin").is_file()
-        raise BadInput(f"no {path.name}" + ("; pickled weights (.bin) are not opened" if pickled else ""),
-                       where=path.parent)
-    header = check_safetensors(path)
+    header = check_weights(path.parent)
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int(content[:8].view("<u8")[0])
     out = {}
