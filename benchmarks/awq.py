@@ -111,8 +111,10 @@ def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -
 def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
     """As Olive's pass calls it, but also on a CPU, where that pass refuses."""
     from awq import AutoAWQForCausalLM
+    from awq.quantize.quantizer import AwqQuantizer
     from transformers import AutoTokenizer
 
+    AwqQuantizer._compute_best_scale = on_copies(AwqQuantizer._compute_best_scale)
     dtype = "auto" if torch.cuda.is_available() else torch.float32  # halves on a CPU: three times the time
     model = AutoAWQForCausalLM.from_pretrained(str(folder), safetensors=True, device_map=None, torch_dtype=dtype)
     settings = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "gemm"}
@@ -121,6 +123,22 @@ def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
                    max_calib_seq_len=tokens.shape[1])
     model.save_quantized(str(out))
     tokenizer.save_pretrained(out)
+
+
+def on_copies(search):
+    """AutoAWQ's search scales weights in place and puts back what `.cpu()` kept, which on a CPU are the scaled ones.
+
+    Its model would no longer compute the same function there. With copies it searches as it does on a GPU.
+    """
+    def searched(self, x, w_mean, x_mean, module, *more, **kwargs):
+        plain = module.state_dict
+        module.state_dict = lambda: {name: tensor.clone() for name, tensor in plain().items()}
+        try:
+            return search(self, x, w_mean, x_mean, module, *more, **kwargs)
+        finally:
+            del module.state_dict
+
+    return searched
 
 
 def olive(name: str, folder: Path, out: Path, tokens: Tensor, device: str) -> None:

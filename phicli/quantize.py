@@ -21,6 +21,8 @@ def quantize(
     text_template: options.TextTemplate = None,
     samples: Annotated[int | None, option("quantize", "samples")] = None,
     seq_len: Annotated[int | None, option("quantize", "seq_len")] = None,
+    plan: Annotated[str | None, option("quantize", "plan")] = None,
+    save_plan: Annotated[str | None, option("quantize", "save_plan")] = None,
     device: options.Device = None,
     seed: options.Seed = None,
     root: options.Root = None,

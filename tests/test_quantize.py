@@ -63,6 +63,23 @@ def test_same_seed_same_bytes(cli, tmp_path):
     assert a == b
 
 
+def test_a_plan_is_saved_and_applied(cli, tmp_path):
+    plan = tmp_path / "plans" / "tiny.safetensors"
+    few = ("--model", "tiny", "--root", tmp_path / "root", *FEW)
+    assert cli("quantize", *few).code == 0
+    assert cli("quantize", *few, "--save-plan", plan).code == 0  # up to date, but without a plan
+    written = plan.stat().st_mtime_ns
+    again = cli("quantize", *few, "--save-plan", plan)
+    assert again.code == 0 and "up to date" in again.err and plan.stat().st_mtime_ns == written
+    done = cli("quantize", *few, "--plan", plan, "--output", tmp_path / "applied")
+    assert done.code == 0, done.err
+    made, applied = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("root/awq", "applied"))
+    assert made == applied
+    other = cli("quantize", *few, "--plan", plan, "--output", tmp_path / "applied", "--group-size", "64")
+    assert other.code == 3 and "group_size '128'" in other.err and other.out == ""
+    assert (tmp_path / "applied" / "model.safetensors").read_bytes() == made
+
+
 def test_config_is_what_readers_expect(tiny_awq):
     config = json.loads((tiny_awq / "config.json").read_text())
     assert config["quantization_config"] == {
@@ -154,6 +171,11 @@ def test_olive_passes(cli, tmp_path, algorithm):
         (("--samples", "0"), 2, "at least 1"),
         (("--samples", "many"), 2, "valid integer"),
         (("--rounding", "up"), 2, "nearest"),
+        (("--plan", "nope.safetensors"), 3, "no such plan"),
+        (("--plan", "small.txt"), 3, "damaged safetensors"),
+        (("--plan", "small.txt", "--algorithm", "rtn"), 2, "own AWQ"),
+        (("--save-plan", "new", "--plan", "small.txt"), 2, "nothing is"),
+        (("--save-plan", "."), 2, "folder"),
     ],
 )
 def test_wrong_input_writes_nothing(cli, tmp_path, monkeypatch, arguments, code, message):

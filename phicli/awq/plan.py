@@ -15,9 +15,11 @@ from torch import Tensor
 
 import phicli
 from phicli.awq.grid import GridShape
+from phicli.awq.shards import save_tensors
 from phicli.awq.streaming import Weights
 from phicli.errors import BadInput
 from phicli.models import check_safetensors
+from phicli.stages import writing
 
 KIND = "phicli-awq-plan-1"
 SAMPLE_ROWS = 1  # of each tensor, that identify a model
@@ -67,8 +69,6 @@ def model_digest(weights: Weights) -> str:
 
 def save_plan(plan: Plan, file: Path) -> str:
     """Write the plan, whole or not at all. Returns the checksum of its tensors, which its metadata hold too."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     for prefix, layer in plan.layers.items():
         tensors |= {f"{prefix}{name}.channel_scale": scale.cpu() for name, scale in layer.scales.items()}
@@ -76,13 +76,14 @@ def save_plan(plan: Plan, file: Path) -> str:
             tensors[f"{prefix}{name}.scale"] = scale.half().cpu().contiguous()
             tensors[f"{prefix}{name}.zero"] = zero.to(torch.uint8).cpu().contiguous()
     checksum = _checksum(tensors)
-    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.new")
-    try:
-        save_file(tensors, beside, metadata={**plan.about, "checksum": checksum})
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_tensors(tensors, beside, {**plan.about, "checksum": checksum})
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
     return checksum
 
 
@@ -117,6 +118,17 @@ def load_plan(file: Path, wanted: dict[str, str], prefixes: Iterable[str]) -> di
             raise BadInput(f"the plan was made with {key} '{about.get(key)}', not '{wanted[key]}'", where=file,
                            hint="the same options as when it was saved, or a new plan")
     return {prefix: _layer(tensors, prefix) for prefix in prefixes}
+
+
+def saved_checksum(file: Path) -> str | None:
+    """The checksum that a plan's file says it has; None for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get("checksum")
+    except (SafetensorError, OSError):
+        return None
 
 
 def _layer(tensors: dict[str, Tensor], prefix: str) -> LayerPlan:

@@ -67,7 +67,7 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self.waiting:
             return
-        _save(self.waiting, self.folder / f"part-{len(self.shards)}.safetensors")
+        save_tensors(self.waiting, self.folder / f"part-{len(self.shards)}.safetensors", {"format": "pt"})
         self.shards.append(list(self.waiting))
         self.total += self.waiting_bytes
         self.waiting, self.waiting_bytes = {}, 0
@@ -94,12 +94,13 @@ class ShardWriter:
         self.writer.shutdown(cancel_futures=True)
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file. Raises OSError where the system refuses."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata=metadata)
     except SafetensorError as e:  # carries the system's error as text only
         code = re.search(r"os error (\d+)", str(e))
         if code:

@@ -21,9 +21,13 @@ AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
 def quantize(
     *, model: str, root: str | Path, output: Path | None, device: str, algorithm: str, implementation: str, bits: int,
     group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
-    rounding: str, skip: list[str], seed: int, force: bool = False, progress: Progress = SILENT,
+    rounding: str, skip: list[str], seed: int, plan: str | None = None, save_plan: str | None = None,
+    force: bool = False, progress: Progress = SILENT,
 ) -> tuple[Path, stages.Manifest]:
     """Quantize a model's decoder layers to int4.
+
+    Args:
+        plan: file of AWQ scales and ranges to take instead of searching. save_plan: file to put those found into.
 
     Returns:
         the stage folder (`output`, or `root`/`algorithm`) and its manifest.
@@ -32,35 +36,47 @@ def quantize(
         UsageError: options that do not go together. BadInput: model or calibration unusable.
         Missing: no GPU, no package, no space.
     """
-    plan = plan_quantize(**{k: v for k, v in locals().items() if k not in ("device", "force")})
-    done = plan.finished(force, progress)
+    stage = plan_quantize(**{k: v for k, v in locals().items() if k not in ("device", "force", "save_plan")})
+    if save_plan:
+        check_save_plan(save_plan, plan, algorithm, implementation)
+        force = force or not _is_saved(Path(save_plan), stage.result())
+    done = stage.finished(force, progress)
     if done:
-        return plan.target, done
+        return stage.target, done
     from phicli.devices import choose_device
 
-    folder, device = plan.sources["model"], choose_device(device)
-    announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), plan.target, progress)
+    folder, device = stage.sources["model"], choose_device(device)
+    announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), stage.target, progress)
     work = _phicli_awq if (algorithm, implementation) == ("awq", "phicli") else _olive
-    with plan.turn(force, progress) as done:
+    given = {"calibration": calibration, "plan": plan, "save_plan": save_plan}
+    with stage.turn(force, progress) as done:
         if done:
-            return plan.target, done
-        with plan.publishing() as (fresh, manifest):
-            manifest.quality = work(folder, fresh, device, plan.settings, calibration, progress)
+            return stage.target, done
+        with stage.publishing() as (fresh, manifest):
+            manifest.quality = work(folder, fresh, device, {**stage.settings, **given}, progress)
             manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
-    return plan.target, manifest
+    return stage.target, manifest
 
 
 def plan_quantize(
     *, model: str, root: str | Path, output: Path | None, algorithm: str, implementation: str, bits: int,
     group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
-    rounding: str, skip: list[str], seed: int, progress: Progress = SILENT,
+    rounding: str, skip: list[str], seed: int, plan: str | None = None, progress: Progress = SILENT,
 ) -> Plan:
     """What `quantize` would make of the same arguments; raises what it raises for options, model and calibration."""
     check_options(algorithm, implementation, bits, group_size)
+    if plan and (algorithm, implementation) != ("awq", "phicli"):
+        raise UsageError("--plan goes with phicli's own AWQ")
     folder = resolve_model(model, progress)
     if "quantization_config" in read_config(folder):
         raise BadInput("already quantized", where=folder, hint="start from the original model")
+    if calibration and not Path(calibration).is_file():
+        raise BadInput("no such calibration file", where=calibration)
     sources = {"model": folder, "calibration": Path(calibration) if calibration else CALIBRATION}
+    if plan:
+        if not Path(plan).is_file():
+            raise BadInput("no such plan", where=plan, hint="phicli quantize --save-plan FILE makes one")
+        sources["plan"] = Path(plan)
     return Plan("quantize", Path(output or Path(root) / algorithm), sources, {
         "algorithm": algorithm, "implementation": implementation, "bits": bits, "group_size": group_size,
         "symmetric": symmetric, "text_template": text_template, "samples": samples, "seq_len": seq_len,
@@ -86,17 +102,34 @@ def check_options(algorithm: str, implementation: str, bits: int, group_size: in
             raise Missing("the package autoawq is not installed", hint="pip install 'phicli[autoawq]'")
 
 
-def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, calibration: str | None, progress: Progress):
+def check_save_plan(file: str, plan: str | None, algorithm: str, implementation: str) -> None:
+    """Raise UsageError where no plan can be saved."""
+    if (algorithm, implementation) != ("awq", "phicli"):
+        raise UsageError("--save-plan goes with phicli's own AWQ")
+    if plan:
+        raise UsageError("--save-plan saves what is searched, and with --plan nothing is")
+    if Path(file).is_dir():
+        raise UsageError(f"--save-plan needs a file, and {file} is a folder")
+
+
+def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
+    """Whether the file holds the plan that the result was made with."""
+    from phicli.awq.plan import saved_checksum
+
+    return manifest is not None and file.is_file() and saved_checksum(file) == manifest.quality.get("plan")
+
+
+def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, progress: Progress):
     from phicli.awq.olive_pass import PhicliAwq
     from phicli.passes import run_pass
 
-    names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed")
-    config = {name: settings[name] for name in names}
-    config |= {"calibration": calibration, "modules_to_not_convert": settings["skip"]}
+    names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed", "calibration",
+             "plan", "save_plan")
+    config = {name: settings[name] for name in names} | {"modules_to_not_convert": settings["skip"]}
     return run_pass(PhicliAwq, config, folder, output, device=device, progress=progress).model_attributes["quality"]
 
 
-def _olive(folder: Path, output: Path, device: str, settings: dict, calibration: str | None, progress: Progress):
+def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Progress):
     """One of Olive's passes, or two in a row, on the same calibration tokens."""
     from safetensors.torch import save_file
 
@@ -105,7 +138,7 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, calibration:
     from phicli.passes import run_pass
     from phicli.text import TextCodec, TextTemplate
 
-    algorithm = settings["algorithm"]
+    algorithm, calibration = settings["algorithm"], settings["calibration"]
     if algorithm == "awq" and device != "cuda":
         raise Missing("Olive runs AutoAWQ on CUDA only", hint="--implementation phicli works on any machine")
     with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
