@@ -16,8 +16,8 @@ POLL = 0.2  # seconds
 
 
 @contextlib.contextmanager
-def held(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of a stage folder (or file), after waiting for the process that has it.
+def held(folder: Path, progress: Progress, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a stage folder (or file), after waiting for the process that has it; yields whether it does.
 
     The operating system frees the lock of a process that ends, however it ends. Where no lock can be made, nothing
     can be published either: the block runs without.
@@ -31,15 +31,18 @@ def held(folder: Path, progress: Progress) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
+            if not wait:
+                yield False
+                return
             progress.note(f"waiting for {folder}: {holder(folder) or 'another process'} works on it")
             lock.acquire(poll_interval=POLL)
     except OSError:
-        yield
+        yield False
         return
     try:
         with contextlib.suppress(OSError):  # only what others are told
             path.write_text(json.dumps(_ourselves()), encoding="utf-8")
-        yield
+        yield True
     finally:
         with contextlib.suppress(OSError):
             path.unlink()  # before the release: who waits notices that the file is gone, and makes a new one

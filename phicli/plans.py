@@ -1,6 +1,7 @@
 """What a step would make, from what, and whether that is there already: one judgement for commands, `run`, `status`."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -69,12 +70,20 @@ class Plan:
         verdict = self.verdict()
         if verdict.current and not force:
             progress.note(f"{self.target} is up to date")
+            self._tidy(progress)
             return self.result()
         self._check_place()
         if self.target.exists():
             progress.note(f"{self.target} is " + ("made again: asked for" if force and verdict.current else
                                                   f"{verdict.state}: {verdict.reason}"))
         return None
+
+    def _tidy(self, progress: Progress) -> None:
+        """What a process left that was killed after it had published goes too."""
+        if stages.leftovers(self.target):
+            with held(self.target, progress, wait=False) as alone:
+                for left in stages.leftovers(self.target) if alone else ():
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _check_place(self) -> None:
         if not self.target.is_dir() or not any(self.target.iterdir()):

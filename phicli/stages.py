@@ -203,11 +203,21 @@ def settle(folder: Path, alone: bool = False) -> None:
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir():
         shutil.rmtree(old) if folder.exists() else old.rename(folder)
-    start = f".{folder.name}.new-"
-    for left in [p for p in folder.parent.glob(".*") if p.name.startswith(start)]:
-        pid = left.name.removeprefix(start)
-        if pid.isdecimal() and (alone or not alive(int(pid))):
+    for left in _fresh(folder):
+        if alone or not alive(int(left.name.rpartition("-")[2])):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What lies beside a finished stage folder that only an unfinished one needs, and the lock of a dead process."""
+    folder = Path(folder).absolute()
+    known = [folder.with_name(f".{folder.name}.{kind}") for kind in ("old", "lock")]
+    return [path for path in known if path.exists()] + _fresh(folder)
+
+
+def _fresh(folder: Path) -> list[Path]:
+    start = f".{folder.name}.new-"
+    return [p for p in folder.parent.glob(".*") if p.name.startswith(start) and p.name[len(start):].isdecimal()]
 
 
 def write_text(path: Path, text: str) -> None:
