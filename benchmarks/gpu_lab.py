@@ -153,7 +153,7 @@ class Lab:
         if not found:
             raise RuntimeError((done.stdout + done.stderr)[-400:])
         self.row("finetune", f"olive finetune, rank 64, {steps} steps", process=f"{seconds:.1f} s",
-                 steps=f"{found[1]} s", step=f"{float(found[1]) / steps:.3f} s")
+                 steps=f"{found[1]} s", each=f"{float(found[1]) / steps:.3f} s")
 
 
 DECODE = """
