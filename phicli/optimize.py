@@ -20,6 +20,7 @@ def optimize(
     activations: Annotated[str | None, option("optimize", "activations")] = None,
     head: Annotated[str | None, option("optimize", "head")] = None,
     adapter_layout: Annotated[str | None, option("optimize", "adapter_layout")] = None,
+    adapter_weights: Annotated[str | None, option("optimize", "adapter_weights")] = None,
     cuda_graph: Annotated[bool | None, option("optimize", "cuda_graph", "--cuda-graph/--no-cuda-graph")] = None,
     root: options.Root = None,
     output: options.Output = None,

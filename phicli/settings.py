@@ -103,6 +103,7 @@ _TABLE = [
     Setting("optimize.head", str, "int8", "Weights of the output projection", choices=("int4", "int8", "float")),
     Setting("optimize.adapter_layout", str, None, "How adapters enter the graph: as its inputs, or resident in it "
             "[default: resident on cuda, else inputs]", choices=("inputs", "resident")),
+    Setting("optimize.adapter_weights", str, "float", "Of resident adapters", choices=("float", "int8")),
     Setting("optimize.cuda_graph", bool, None, "Let genai capture a CUDA graph [default: on cuda, with resident "
             "adapters]"),
 

@@ -75,12 +75,12 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
         raise BadInput(f"the matrices of {_some(torn)} differ in rank", where=file, hint=hint)
 
 
-def install_adapters(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]]) -> None:
+def install_adapters(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], weights: str) -> None:
     """Write the graph that holds these adapters into `output`, and the adapters' files into `output`/adapters.
 
-    folder: the model's, with the graph without adapters. Raises BadInput as `resident.install`.
+    folder: the model's, with the graph without adapters. weights: "float" or "int8". Raises as `resident.install`.
     """
-    resident.install(folder, output, adapters, qkv_sizes(folder))
+    resident.install(folder, output, adapters, qkv_sizes(folder), weights)
     (output / FOLDER).mkdir(exist_ok=True)
     for position, name in enumerate(adapters):
         _write(output / FOLDER / (name + SUFFIX), resident.adapter_tensors(position))

@@ -91,8 +91,15 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         method = str(config["peft_type"]).upper()
     except FileNotFoundError:
         raise BadInput("no adapter_config.json: not a PEFT adapter", where=folder) from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise BadInput(f"damaged adapter settings: {e!r}", where=path) from None
+    pattern, numbers = config.get("alpha_pattern") or {}, [config.get("lora_alpha", 1)]
+    try:
+        numbers += [value for name, value in pattern.items() if re.compile(name)]
+    except (AttributeError, re.error, RecursionError, OverflowError) as e:
+        raise BadInput(f"damaged adapter settings: alpha_pattern: {e}", where=path) from None
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise BadInput("damaged adapter settings: lora_alpha is no number", where=path)
     if method != "LORA":
         raise BadInput(f"adapters of the method {method} are not low-rank, so the model's slots cannot hold them",
                        where=folder, hint=PLAIN)

@@ -59,7 +59,8 @@ class OptimizePlan(Plan):
 
 def plan_optimize(
     *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
-    output: Path | None, adapter_layout: str | None = None, cuda_graph: bool | None = None, progress: Progress = SILENT,
+    output: Path | None, adapter_layout: str | None = None, adapter_weights: str = "float",
+    cuda_graph: bool | None = None, progress: Progress = SILENT,
 ) -> OptimizePlan:
     """What `optimize` would make of the same arguments; raises what it raises for options and base."""
     target = choose_target(device, progress)
@@ -68,11 +69,13 @@ def plan_optimize(
     layout = adapter_layout or (resident.NAME if target == "cuda" else "inputs")
     if cuda_graph and layout != resident.NAME:
         raise UsageError("--cuda-graph goes with --adapter-layout resident: a graph takes no new inputs")
+    if adapter_weights != "float" and layout != resident.NAME:
+        raise UsageError(f"--adapter-weights {adapter_weights} goes with --adapter-layout resident")
     if cuda_graph is None:
         cuda_graph = target == "cuda" and layout == resident.NAME
     model = resolve_model(base, progress) if base else find_base(Path(root))
     settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
-                "adapter_layout": layout,
+                "adapter_layout": layout, "adapter_weights": adapter_weights,
                 "activations": activations if target in ("cpu", "webgpu") else "fp16"}
     plan = OptimizePlan("optimize", Path(output or Path(root) / FOLDER), {"base": model}, settings)
     for source in choose_sources(adapters, Path(root) / "ft").values():

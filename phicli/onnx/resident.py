@@ -29,11 +29,13 @@ NAMES_KEY = "phicli.adapters"  # in the model's metadata: names in the order of 
 FIRST, LAST = "adapter_first", "adapter_last"  # int64 (1,): rows of the table to take
 TABLE = "adapter_table"  # (adapters + 1, 1, rank): row 0 lets nothing through
 DATA = "adapters.data-"  # files of matrices begin so
+BLOCKS = (128, 64, 32, 16)  # inputs with one scale, of 8-bit matrices: the largest that fits
 MULTIPLE = 16  # of all ranks together, so that matrix products take their fast path
 PAGE = 4096  # what onnxruntime maps from a file begins at a multiple of it
 
 
-def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], qkv: Sequence[int]) -> None:
+def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], qkv: Sequence[int],
+            weights: str = "float") -> None:
     """Write a graph that holds these adapters, and their matrices, into `output`.
 
     Any number of rows in a batch: with a table of its own (one row of it per row of the batch) and the bounds 0 and
@@ -41,7 +43,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
 
     Args:
         folder: holds the graph without adapters (`BASE`). adapters: name -> updates as `read_peft` gives them.
-        qkv: outputs of q, k and v.
+        qkv: outputs of q, k and v. weights: "float" (the model's type) or "int8", see `_eight_bits`.
 
     Raises:
         BadInput: an adapter for another model, or values that the model's float type cannot hold.
@@ -58,7 +60,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
     for slot, node in found:
         groups.setdefault(node.input[0], []).append((slot, node))
     layout = _Layout.of(matched, [[slot for slot, _ in group] for group in groups.values()])
-    graph = _Graph(model.graph, layout, found[0][0].elem_type)
+    graph = _Graph(model.graph, layout, found[0][0].elem_type, weights == "int8")
     if layout.width:
         graph.add_mask()
         # A name of its own for each set of adapters: the graph of before keeps its matrices until it is replaced.
@@ -111,10 +113,10 @@ def _distinct(parts: Mapping[Slot, Parts], group: Sequence[Slot]) -> list[Lora]:
 class _Graph:
     """The graph being changed: constants, inputs and nodes that come in."""
 
-    def __init__(self, graph: Any, layout: _Layout, elem_type: int):
+    def __init__(self, graph: Any, layout: _Layout, elem_type: int, int8: bool):
         from onnx import helper
 
-        self.graph, self.layout, self.elem_type = graph, layout, elem_type
+        self.graph, self.layout, self.elem_type, self.int8 = graph, layout, elem_type, int8
         self.dtype = helper.tensor_dtype_to_np_dtype(elem_type)
         self.first: list[Any] = []
         self.after: dict[str, list[Any]] = {}  # name of a node -> nodes that follow it
@@ -156,17 +158,32 @@ class _Graph:
                 at += lora.rank
         if not a.any():  # no adapter has anything here
             return
-        self.graph.initializer.append(data.tensor(f"lora_A.{name}", self._fits(a)))
         down, masked = f"lora.{name}.down", f"lora.{name}.masked"
-        nodes = [helper.make_node("MatMul", [group[0][1].input[0], f"lora_A.{name}"], [down], f"/lora/{name}/down"),
+        nodes = [self._product(group[0][1], group[0][1].input[0], f"lora_A.{name}", a, down, data),
                  helper.make_node("Mul", [down, "adapter_mask"], [masked], f"/lora/{name}/mask")]
         for slot, node in group:
-            self.graph.initializer.append(data.tensor(f"lora_B.{slot.name}", self._fits(b[slot])))
             out, up = node.output[0], f"lora.{slot.name}.up"
             node.output[0] = f"{out}/base"
-            nodes += [helper.make_node("MatMul", [masked, f"lora_B.{slot.name}"], [up], f"/lora/{slot.name}/up"),
+            nodes += [self._product(node, masked, f"lora_B.{slot.name}", b[slot], up, data),
                       helper.make_node("Add", [node.output[0], up], [out], f"/lora/{slot.name}/Add")]
             self.after[node.name], nodes = nodes, []
+
+    def _product(self, like: Any, x: str, name: str, matrix: np.ndarray, out: str, data: "_Data") -> Any:
+        """The node x @ matrix, float32 (inputs, outputs); in 8 bits with the precision of activations of `like`."""
+        from onnx import helper
+
+        if not self.int8:
+            self.graph.initializer.append(data.tensor(name, self._fits(matrix)))
+            return helper.make_node("MatMul", [x, name], [out], f"/{out.replace('.', '/')}")
+        block = next(size for size in BLOCKS if len(matrix) % size == 0)
+        integers, scales = _eight_bits(matrix, block)
+        self.graph.initializer.extend([data.tensor(f"{name}.int8", integers),
+                                       data.tensor(f"{name}.scales", self._fits(scales))])
+        level = {a.name: a.i for a in like.attribute if a.name == "accuracy_level"}
+        return helper.make_node(
+            "MatMulNBits", [x, f"{name}.int8", f"{name}.scales"], [out], f"/{out.replace('.', '/')}",
+            domain="com.microsoft", K=len(matrix), N=matrix.shape[1], bits=8, block_size=block, **level,
+        )
 
     def write_nodes(self) -> None:
         nodes = list(self.first)
@@ -181,6 +198,20 @@ class _Graph:
         if not np.isfinite(fitted.astype(np.float32)).all():
             raise BadInput("an adapter has values that are not finite, or too large for the model's float type")
         return fitted
+
+
+def _eight_bits(matrix: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix for MatMulNBits: nearest integers, symmetric, a scale for each `block` inputs of an output.
+
+    Args:
+        matrix: float32 (inputs, outputs).
+
+    Returns:
+        uint8 (outputs, blocks, block), zero point 128, and scales, float32 (outputs * blocks,).
+    """
+    groups = np.ascontiguousarray(matrix.T).reshape(matrix.shape[1], -1, block)
+    scales = np.maximum(np.abs(groups).max(-1), 1e-8) / 127
+    return (np.rint(groups / scales[..., None]) + 128).astype(np.uint8), scales.reshape(-1)
 
 
 class _Data:

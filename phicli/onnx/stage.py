@@ -32,8 +32,8 @@ TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"
 
 def optimize(
     *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
-    output: Path | None, adapter_layout: str | None = None, cuda_graph: bool | None = None, force: bool = False,
-    progress: Progress = SILENT,
+    output: Path | None, adapter_layout: str | None = None, adapter_weights: str = "float",
+    cuda_graph: bool | None = None, force: bool = False, progress: Progress = SILENT,
 ) -> tuple[Path, stages.Manifest]:
     """Build the ONNX model of a checkpoint, with slots for adapters, and write the adapters' files beside it.
 
@@ -46,7 +46,8 @@ def optimize(
         device: "auto", "cpu", "cuda", "dml" or "webgpu". activations: "int8" or "fp32"; only for cpu and webgpu.
         head: weights of the output projection, "int4", "int8" or "float".
         adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file) or "resident" (in the graph, see
-            `resident`); None takes resident for cuda. cuda_graph: let genai capture one; None where it can.
+            `resident`); None takes resident for cuda. adapter_weights: of resident ones, "float" or "int8".
+        cuda_graph: let genai capture one; None where it can.
 
     Returns:
         the model's folder, `output` or `root`/onnx-ao, and its manifest.
@@ -86,7 +87,7 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
         (fresh / PREFIX).mkdir()
         if settings["adapter_layout"] == resident.NAME:
             (fresh / MODEL).rename(fresh / resident.BASE)
-            manifest.quality["adapters"] = _install(fresh, fresh, sources, progress)
+            manifest.quality["adapters"] = _install(fresh, fresh, sources, settings["adapter_weights"], progress)
         else:
             manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
     return manifest
@@ -121,7 +122,7 @@ def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
             (scratch / PREFIX).mkdir(parents=True)
             if plan.settings["adapter_layout"] == resident.NAME:
                 new = list((earlier_sources(folder, progress) | plan.adapters).values())  # all live in one graph
-                entries = _install(folder, scratch, new, progress)
+                entries = _install(folder, scratch, new, plan.settings["adapter_weights"], progress)
             else:
                 entries = there | _convert(folder, scratch / PREFIX, new, progress)
             plan.check_unchanged()
@@ -147,10 +148,10 @@ def _move_in(scratch: Path, folder: Path) -> None:
                 old.unlink()
 
 
-def _install(folder: Path, output: Path, sources: list[Source], progress: Progress) -> dict[str, Any]:
+def _install(folder: Path, output: Path, sources: list[Source], weights: str, progress: Progress) -> dict[str, Any]:
     """Write the graph that holds all adapters, and their files, into `output`."""
     with progress.task("adapters", len(sources), "adapters") as task:
-        install_adapters(folder, output, {source.name: source.loras for source in sources})
+        install_adapters(folder, output, {source.name: source.loras for source in sources}, weights)
         for source in sources:
             check_adapter(output, output / PREFIX / (source.name + SUFFIX))
         task.advance(len(sources))

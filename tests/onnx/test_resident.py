@@ -54,6 +54,18 @@ def test_each_adapter_gives_its_own_answers_turn_by_turn(made):
     assert read_graph(folder)[0][resident.NAMES_KEY] == json.dumps(["travel", "other"])
 
 
+def test_in_8_bits_an_adapter_is_nearly_the_same(made, tmp_path):
+    folder, base, adapters, _ = made
+    small = build(tmp_path, base, adapters, adapter_weights="int8")
+    exact, session = Session(folder), Session(small)
+    ids = session.codec.encode_text(TEXT)
+    for name in adapters:
+        kl, same = compare(exact.logits(ids, name), session.logits(ids, name))
+        assert 0 < kl < 2e-3 and same >= 0.97, (name, kl, same)
+    sizes = [sum(p.stat().st_size for p in f.glob(resident.DATA + "*")) for f in (folder, small)]
+    assert sizes[1] < 0.4 * sizes[0]
+
+
 def test_rows_of_a_batch_may_have_different_adapters(made, tmp_path):
     """An adapter's file may carry a table of its own, one row of it per row of the batch."""
     folder, _, _, _ = made
@@ -117,6 +129,8 @@ def test_a_file_of_another_model_is_refused(made, tmp_path):
 
 def test_options_that_do_not_go_together(cli, tmp_path):
     done = cli("optimize", "--root", tmp_path, "--device", "cuda", "--cuda-graph", "--adapter-layout", "inputs")
+    assert done.code == 2 and "--adapter-layout resident" in done.err
+    done = cli("optimize", "--root", tmp_path, "--device", "cpu", "--adapter-weights", "int8")
     assert done.code == 2 and "--adapter-layout resident" in done.err
 
 
