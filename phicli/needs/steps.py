@@ -14,7 +14,8 @@ CUDA_HOST, CUDA_CONTEXT = 1.5 * GB, 0.5 * GB  # what CUDA itself takes, on the h
 SHARD = 1 << 30  # of weights that wait to be written
 BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}  # through a layer at a time while quantizing
 INT4 = (4 + (16 + 4) / 128) / 8  # bytes a weight: integer, and scale and zero point of a group of 128
-BUILDER = {True: 2.2, False: 3.1}  # times the checkpoint that genai's builder holds, by whether it is quantized
+BUILDER = 3.1  # times an unquantized checkpoint that genai's builder holds; of a quantized one it holds a layer or two
+HEADS = 4  # copies of the output projection, as wide as it computes, that it makes to quantize it
 ROW_TOKENS = 200  # of a training row, where the rows are not known yet
 RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
 
@@ -79,9 +80,12 @@ def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_
 
 def of_optimize(size: ModelSize, device: str) -> Need:
     """genai's builder works on the host, whatever the model is for."""
-    held = BUILDER[size.quantized] * size.weight_bytes
-    embedding = size.vocab * size.hidden
-    disk = size.layer_params * INT4 + embedding * (_width(device) + 1)
+    embedding, layers = size.vocab * size.hidden, size.layer_params * INT4
+    if size.quantized:
+        held = HEADS * embedding * _width(device) + 4 * layers / size.layers
+    else:
+        held = BUILDER * size.weight_bytes
+    disk = layers + embedding * (_width(device) + 1)
     return Need(IMPORTS["torch"] + held, 0, disk)
 
 
