@@ -1,7 +1,9 @@
 """From what a user calls a model to a checked folder with its files."""
 
 import json
+import math
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from phicli.settings import QUANTIZE_ALGORITHMS
 from phicli.stages import check_whole, read_manifest
 
 BUILT_IN = Path(__file__).parent / "models"
+DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16,
+              "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}  # of safetensors
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
 
 
@@ -110,9 +114,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput("no config.json: not a Hugging Face model folder", where=folder) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise BadInput(f"not readable as JSON: {e}", where=path) from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput("no model_type in it", where=path)
     return config
 
@@ -127,8 +131,11 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise BadInput(f"damaged index: {e}", where=index) from None
+        if strange:
+            raise BadInput(f"{strange[0]!r} is no name of a safetensors file beside it", where=index)
     else:
         names = sorted(p.name for p in folder.glob("*.safetensors"))
     if not names:
@@ -158,13 +165,26 @@ def check_safetensors(path: Path) -> dict[str, Any]:
                 raise ValueError("header longer than the file")
             header = json.loads(f.read(length))
         header.pop("__metadata__", None)
+        for name, entry in header.items():
+            _check_entry(name, entry)
         end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise BadInput(f"damaged safetensors file: {e}", where=path) from None
     if end != size:
         what = "truncated" if size < end else "longer than it says"
         raise BadInput(f"{what}: {size} bytes, its header says {end}", where=path)
     return header
+
+
+def _check_entry(name: str, entry: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError for a tensor whose shape and place do not go together."""
+    begin, end = entry["data_offsets"]
+    numbers = [begin, end, *entry["shape"]]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in numbers) or begin > end:
+        raise ValueError(f"{name}: no shape or place in the file")
+    width = DTYPE_BITS.get(entry["dtype"])
+    if width and math.prod(entry["shape"]) * width != 8 * (end - begin):
+        raise ValueError(f"{name}: {entry['dtype']} {entry['shape']} are not {end - begin} bytes")
 
 
 def _fetch(reference: str, progress: Progress) -> Path:

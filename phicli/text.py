@@ -40,6 +40,7 @@ class TextTemplate:
     def __init__(self, template: str):
         template = template.replace("\\n", "\n")
         try:
+            template.encode("utf-8")  # half of a character is no text
             parts = list(string.Formatter().parse(template))
         except ValueError as e:
             raise BadInput(f"text template: {e}", where=repr(template)) from None
@@ -93,8 +94,17 @@ class TextCodec:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text; nothing in it is special and nothing is added."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of plain text; nothing in it is special and nothing is added. Raises BadInput as `_encode`."""
+        return self._encode(text).ids
+
+    def _encode(self, text: str) -> Any:
+        """Raises BadInput: half of a character in the text, or a tokenizer that cannot encode it."""
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        except TypeError:
+            raise BadInput("the text has half of a character in it (a lone surrogate)") from None
+        except Exception as e:
+            raise BadInput(f"the tokenizer cannot encode a text: {e}", where=self.folder) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -120,13 +130,13 @@ class TextCodec:
 
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text."""
-        import jinja2
-
         try:
             return self._chat_template.render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **self._token_names
             )
-        except jinja2.TemplateError as e:
+        except BadInput:
+            raise
+        except Exception as e:  # a template can fail in any way that Python can
             raise BadInput(f"chat template: {e}", where=self.folder) from None
 
     def _encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> Encoded:
@@ -174,7 +184,7 @@ class TextCodec:
             if token is not None and token.lstrip:
                 kept = kept.rstrip()
             if kept:
-                encoding = self.tokenizer.encode(disguise.show(kept), add_special_tokens=False)
+                encoding = self._encode(disguise.show(kept))
                 ids += encoding.ids
                 starts += [offset + a for a, _ in encoding.offsets]
             if match and ident is not None and token is not None:
@@ -187,18 +197,21 @@ class TextCodec:
     def _config(self) -> dict[str, Any]:
         path = self.folder / "tokenizer_config.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise BadInput(f"damaged tokenizer settings: {e}", where=path) from None
+        if not isinstance(found, dict):
+            raise BadInput("damaged tokenizer settings: not a JSON object", where=path)
+        return found
 
     @cached_property
     def _token_names(self) -> dict[str, str]:
         found = {}
         for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
             value = self._config.get(name)
-            found[name] = value["content"] if isinstance(value, dict) else value or ""
+            found[name] = str((value.get("content") if isinstance(value, dict) else value) or "")
         return found
 
     @cached_property
@@ -207,10 +220,7 @@ class TextCodec:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        path = self.folder / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.is_file() else self._config.get("chat_template")
-        if isinstance(source, list):  # several named templates
-            source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        source = self._chat_template_source()
         if not source:
             raise BadInput("the model has no chat template", where=self.folder)
 
@@ -224,8 +234,20 @@ class TextCodec:
         environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
         try:
             return environment.from_string(source)
-        except jinja2.TemplateError as e:
+        except (jinja2.TemplateError, RecursionError) as e:
             raise BadInput(f"chat template: {e}", where=self.folder) from None
+
+    def _chat_template_source(self) -> str | None:
+        path = self.folder / "chat_template.jinja"
+        source = self._config.get("chat_template")
+        try:
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
+            if isinstance(source, list):  # several named templates
+                source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as e:
+            raise BadInput(f"damaged chat template: {e}", where=self.folder) from None
+        return source if isinstance(source, str) else None
 
 
 class TokenStream:

@@ -1,0 +1,147 @@
+"""Damaged model, adapter and stage folders: every file of them that is read."""
+
+import contextlib
+import json
+import shutil
+import struct
+
+import pytest
+from fuzzing import EXPECTED, changed, fuzzed, mutated, to_json, values
+from hypothesis import strategies as st
+
+from phicli.models import check_model, check_safetensors
+from phicli.needs import size_of_config, size_of_folder
+from phicli.onnx.adapters import check_adapter
+from phicli.onnx.peft_folder import read_peft
+from phicli.onnx.slots import read_slots
+from phicli.plans import State, judge
+from phicli.stages import MANIFEST, check_whole, read_manifest
+from phicli.text import TextCodec
+
+PEFT = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"], "bias": "none", "use_rslora": False,
+        "alpha_pattern": {"o_proj": 3}, "rank_pattern": {}, "base_model_name_or_path": "tiny"}
+TENSORS = {f"base_model.model.model.layers.0.self_attn.o_proj.lora_{side}.weight":
+           {"dtype": "F32", "shape": shape, "data_offsets": [at, at + 32]}
+           for side, shape, at in (("A", [2, 4], 0), ("B", [4, 2], 32))}
+STAGE = {"step": "finetune", "inputs": {"base": "ab", "data": "cd"}, "settings": {"seed": 0}, "seconds": 1.0,
+         "quality": {"adapters": {}}, "versions": {"torch": "1"}, "files": {"a": 1}, "hashes": {"a": "ab"},
+         "created": "2026-01-01T00:00:00Z"}
+
+
+def safetensors(header: bytes, size: int = 64) -> bytes:
+    return struct.pack("<Q", len(header)) + header + b"\0" * size
+
+
+headers = st.one_of(changed(TENSORS).map(lambda found: safetensors(to_json(found))),
+                    mutated(safetensors(to_json(TENSORS))), st.binary(max_size=64))
+
+
+@fuzzed(data=headers)
+def test_safetensors_headers(tmp_path, data):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    try:
+        header = check_safetensors(path)
+        size = size_of_folder(tmp_path)
+    except EXPECTED as e:
+        assert str(path) in str(e)
+        return
+    assert all(entry["data_offsets"][1] <= len(data) for entry in header.values())
+    assert size.weight_bytes == len(data) and size.params >= 0
+
+
+@fuzzed(config=st.one_of(changed(PEFT).map(to_json), mutated(to_json(PEFT)), values.map(to_json)), weights=headers,
+       which=st.sampled_from(["config", "weights", "both"]))
+def test_adapter_folders(tmp_path, config, weights, which):
+    good = safetensors(to_json(TENSORS))
+    (tmp_path / "adapter_config.json").write_bytes(to_json(PEFT) if which == "weights" else config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(good if which == "config" else weights)
+    try:
+        loras = read_peft(tmp_path)
+    except EXPECTED as e:
+        assert str(tmp_path) in str(e)
+    else:
+        assert all(lora.a.ndim == lora.b.ndim == 2 for lora in loras.values())
+
+
+@fuzzed(data=st.one_of(changed(STAGE).map(to_json), mutated(to_json(STAGE)), values.map(to_json)))
+def test_manifests(tmp_path, data):
+    (tmp_path / MANIFEST).write_bytes(data)
+    try:
+        manifest = read_manifest(tmp_path)
+    except EXPECTED as e:
+        assert MANIFEST in str(e)
+    else:
+        assert manifest is not None and manifest.bytes >= 0
+    verdict = judge(tmp_path, "finetune", {"base": "ab", "data": "cd"}, {"seed": 0})
+    assert verdict.state in (State.STALE, State.BROKEN) and verdict.reason  # its file is not there
+    with contextlib.suppress(EXPECTED):
+        check_whole(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    """A copy of the built-in model whose files may be damaged and mended."""
+    folder = tmp_path_factory.mktemp("model")
+    for path in tiny.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+@fuzzed(data=st.data())
+def test_model_configs(model, tiny, data):
+    good = json.loads((tiny / "config.json").read_text())
+    found = data.draw(st.one_of(changed(good).map(to_json), mutated(to_json(good)), values.map(to_json)))
+    (model / "config.json").write_bytes(found)
+    try:
+        config = check_model(model)
+    except EXPECTED:
+        return
+    size_of_config(config, "a test")
+
+
+@fuzzed(data=st.data())
+def test_weight_indexes(model, tiny, data):
+    shutil.copyfile(tiny / "config.json", model / "config.json")
+    good = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}
+    index = model / "model.safetensors.index.json"
+    index.write_bytes(data.draw(st.one_of(changed(good).map(to_json), mutated(to_json(good)), values.map(to_json))))
+    try:
+        check_model(model)
+    except EXPECTED:
+        pass
+    finally:
+        index.unlink()
+
+
+@fuzzed(data=st.data())
+def test_tokenizers(tiny, tmp_path, data):
+    small = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
+    small["model"]["vocab"] = dict(list(small["model"]["vocab"].items())[:300])
+    small["model"]["merges"] = small["model"]["merges"][:2]
+    small["added_tokens"] = [token for token in small["added_tokens"] if token["id"] < 300]
+    good = to_json(small)
+    settings = json.loads((tiny / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_bytes(data.draw(st.one_of(st.just(good), changed(small).map(to_json),
+                                                                  mutated(good))))
+    (tmp_path / "tokenizer_config.json").write_bytes(data.draw(st.one_of(
+        changed(settings).map(to_json), mutated(to_json(settings)), values.map(to_json))))
+    (tmp_path / "chat_template.jinja").write_bytes(data.draw(mutated((tiny / "chat_template.jinja").read_bytes())))
+    try:
+        codec = TextCodec(tmp_path)
+        codec.encode_text("Where is Kyoto?")
+        codec.encode_chat([{"role": "user", "content": "Where?"}])
+    except EXPECTED:
+        pass
+
+
+@fuzzed(data=st.data())
+def test_optimized_models_and_their_adapters(optimized, tmp_path, data):
+    source = optimized / "onnx-ao"
+    adapter = next((source / "adapters").iterdir())
+    (tmp_path / "a.onnx_adapter").write_bytes(data.draw(mutated(adapter.read_bytes())))
+    with contextlib.suppress(EXPECTED):
+        check_adapter(source, tmp_path / "a.onnx_adapter")
+    (tmp_path / "model.onnx").write_bytes(data.draw(mutated((source / "model.onnx").read_bytes())))
+    with contextlib.suppress(EXPECTED):
+        read_slots(tmp_path)
