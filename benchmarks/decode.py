@@ -1,0 +1,122 @@
+"""What an adapter costs while decoding, for each way in which it can enter the graph.
+
+    python benchmarks/decode.py                                  # 3.8 B random integers, 10 GB of disk
+    python benchmarks/decode.py --layers 8 --ranks 16
+
+One model is built; each variant is another graph on its weights. Decoding: a prompt, then one token at a time, each
+variant in a process of its own, all of them one after the other and then again, the best of all. A table, or --json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_lab import DECODE
+from safetensors.numpy import save_file
+from synthetic import SHAPE, random_awq_checkpoint
+
+from phicli.onnx import resident
+from phicli.onnx.adapters import convert_adapter, install_adapters
+from phicli.onnx.layouts import LAYOUTS
+from phicli.onnx.peft_folder import read_peft
+from phicli.onnx.slots import MODEL, add_slots
+from phicli.onnx.stage import optimize
+
+WAYS = ("inputs", "float", "int8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--base", type=Path, help="an AWQ checkpoint of this shape, instead of a random one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ranks", default="16,64")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="phicli-decode-"))
+    try:
+        base = args.base or random_awq_checkpoint(scratch / "awq", args.layers, seed=0)
+        built, _ = optimize(root=scratch, base=str(base), adapters=None, device=args.device, activations="int8",
+                            head="int8", output=None, adapter_layout="resident")
+        variants: dict[str, tuple[Path, str]] = {"no adapter": (built, "")}
+        for rank in map(int, args.ranks.split(",")):
+            loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
+            for way in args.ways.split(","):
+                variants[f"{way}, rank {rank}"] = (variant(built, scratch / f"{way}-{rank}", way, loras), "a")
+        report(measure(variants, args), args)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def random_peft(folder: Path, layers: int, rank: int) -> Path:
+    """An adapter on all linears, with small random numbers."""
+    hidden, wide = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    linears = {"self_attn.qkv_proj": (hidden, 3 * hidden), "self_attn.o_proj": (hidden, hidden),
+               "mlp.gate_up_proj": (hidden, 2 * wide), "mlp.down_proj": (wide, hidden)}
+    rng = np.random.default_rng(rank)
+    tensors = {}
+    for layer in range(layers):
+        for name, (inputs, outputs) in linears.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{key}.lora_A.weight"] = 0.01 * rng.standard_normal((rank, inputs), np.float32)
+            tensors[f"{key}.lora_B.weight"] = 0.01 * rng.standard_normal((outputs, rank), np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
+    return folder
+
+
+def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
+    """A folder with another graph on the same weights, which are linked, and one adapter, "a"."""
+    (folder / "adapters").mkdir(parents=True)
+    for path in built.iterdir():
+        if path.is_file() and path.name not in (MODEL, resident.BASE):
+            os.link(path, folder / path.name)
+    if way == "inputs":
+        shutil.copyfile(built / resident.BASE, folder / MODEL)
+        add_slots(folder / MODEL, way, LAYOUTS[way])
+        convert_adapter(folder, loras, folder / "adapters" / "a.onnx_adapter", folder)
+    else:
+        install_adapters(built, folder, {"a": loras}, way)
+    return folder
+
+
+def measure(variants: dict[str, tuple[Path, str]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(args.rounds):
+        for name, (folder, adapter) in variants.items():
+            done = subprocess.run([sys.executable, "-c", DECODE, folder, adapter, str(args.prompt), str(args.new)],
+                                  capture_output=True, text=True, check=True)
+            found, before = json.loads(done.stdout.splitlines()[-1]), best.get(name)
+            print(name, found, file=sys.stderr, flush=True)
+            best[name] = found if before is None else {
+                "first": min(found["first"], before["first"]), "rate": max(found["rate"], before["rate"])}
+    plain = best["no adapter"]["rate"]
+    return [{"way": name, **figures, "share": figures["rate"] / plain} for name, figures in best.items()]
+
+
+def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
+    if args.json:
+        print(json.dumps({"machine": machine, "layers": args.layers, "rows": rows}, indent=2))
+        return
+    print(f"{args.layers} layers, {args.prompt} tokens of prompt, {args.new} decoded; {machine}")
+    print(f"{'adapter':20} {'tokens/s':>9} {'share':>6} {'first token, ms':>16}")
+    for row in rows:
+        print(f"{row['way']:20} {row['rate']:>9.2f} {row['share']:>6.2f} {row['first'] * 1e3:>16.1f}")
+
+
+if __name__ == "__main__":
+    main()
