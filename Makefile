@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL ?= tiny
 
-.PHONY: install lab test lint clean
+.PHONY: install lab test fuzz lint clean
 
 install: $(VENV)/.installed
 
@@ -14,6 +14,9 @@ lab: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed-dev
+	FUZZ=4000 $(BIN)/python -m pytest tests/fuzz --timeout 1800
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check phicli tests benchmarks scripts

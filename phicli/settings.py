@@ -194,7 +194,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadInput("no such settings file", where=path) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         raise BadInput(f"not readable as TOML: {e}", where=path) from None
     flat: dict[str, Any] = {}
     for key, value in document.items():

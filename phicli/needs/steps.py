@@ -82,7 +82,7 @@ def of_optimize(size: ModelSize, device: str) -> Need:
     """genai's builder works on the host, whatever the model is for."""
     embedding, layers = size.vocab * size.hidden, size.layer_params * INT4
     if size.quantized:
-        held = HEADS * embedding * _width(device) + 4 * layers / size.layers
+        held = HEADS * embedding * _width(device) + 4 * layers / max(1, size.layers)
     else:
         held = BUILDER * size.weight_bytes
     disk = layers + embedding * (_width(device) + 1)
