@@ -43,7 +43,8 @@ def chat(
         raise UsageError("--adapter and --no-adapter exclude each other")
     if not 0 < s.top_p <= 1:
         raise UsageError(f"must be over 0 and at most 1, not {s.top_p}", where="--top-p")
-    question = _question(prompt)
+    question = _question(prompt if prompt is None else console.typed(prompt))
+    s.system = s.system and console.typed(s.system)
     if json and question is None:
         raise UsageError("--json needs --prompt or a prompt on stdin")
     s.adapter = None if no_adapter else s.adapter

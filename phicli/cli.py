@@ -79,6 +79,9 @@ for _name in COMMANDS:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Messages go to stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: nobody reads it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 (for as long as we run)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?", not a crash

@@ -17,10 +17,15 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeE
 from rich.table import Table
 from rich.text import Text
 
-from phicli.errors import Missing, PhicliError
+from phicli.errors import BadInput, Missing, PhicliError
 
 PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is cut
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+class _Stdout(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `cli` knows what to do; rich itself would end the process with code 1
 
 
 def result(text: str) -> None:
@@ -43,15 +48,15 @@ def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: s
         table.add_column(name, justify="right" if figures and i else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(escape, row))
-    console = Console(file=sys.stdout, highlight=False)
+    console = _Stdout(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
+        console = _Stdout(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
     console.print(table)
 
 
 def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:
     """Rows of (green, yellow or red; name; what was found; what cures it) on stdout: a table, or lines."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = _Stdout(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         for light, name, found, cure in rows:
             result(f"{light:6}  {name}: {found}" + (f"\n        try: {cure}" if cure else ""))
@@ -89,6 +94,18 @@ def failure(error: PhicliError) -> None:
     log = getattr(error, "log", None)
     if log:
         console.print(Text(f"  log: {log}", style="dim"), soft_wrap=True)
+
+
+def typed(text: str) -> str:
+    """A text from the command line as UTF-8; where the locale is plain C, Python hands over its bytes one by one.
+
+    Raises:
+        BadInput: no UTF-8.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as e:
+        raise BadInput(f"not UTF-8: {e}", where="the command line") from None
 
 
 def ask(question: str) -> str | None:

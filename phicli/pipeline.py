@@ -71,6 +71,8 @@ class Lab:
         wanted = [name for name in inspect.signature(function).parameters if name != "progress"]
         given = {name: self.flags.get(name) for name in {*wanted, "model", "root"}}
         resolved = vars(self.settings.resolve(command, given))
+        if "algorithm" in wanted:  # `evaluate` means the one of `quantize`
+            resolved |= vars(self.settings.resolve("quantize", {"algorithm": self.flags.get("algorithm")}))
         return {name: resolved[name] for name in wanted if name in resolved} | {"progress": self.progress}
 
     def staged(self, command: str, function: Callable[..., tuple[Path, Manifest]], folder: Path,

@@ -67,6 +67,7 @@ class Plan:
         Raises:
             BadInput: what stands at the target is not a result of this step, and would be lost.
         """
+        _ = self.inputs  # taken before anything is read, so that a later change is noticed
         verdict = self.verdict()
         if verdict.current and not force:
             progress.note(f"{self.target} is up to date")

@@ -31,6 +31,7 @@ def run(
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
     """
+    prompt = prompt and console.typed(prompt)
     flags = {k: v for k, v in locals().items() if k not in ("prompt", "first", "last", "json")}
     settings = Settings()
     found = settings.resolve("run", {"model": model, "root": root})

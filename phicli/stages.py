@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from phicli.locks import alive
 
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
+_AGAIN = "phicli run, or the step's own command, makes it again"
 TOOLS = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "torch", "transformers", "peft")
 
 
@@ -61,14 +63,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises:
         BadInput: there is one that cannot be read.
     """
-    document = read_sealed(folder / MANIFEST, "run that step again with --force")
+    document = read_sealed(folder / MANIFEST, _AGAIN)
     if document is None:
         return None
     try:
         manifest = Manifest(**document)
         manifest.check_types()
     except TypeError as e:
-        raise BadInput(f"damaged: {e}", where=folder / MANIFEST, hint="run that step again with --force") from None
+        raise BadInput(f"damaged: {e}", where=folder / MANIFEST, hint=_AGAIN) from None
     return manifest
 
 
@@ -238,9 +240,11 @@ def writing(where: Path) -> Iterator[None]:
         yield
     except PhicliError:
         raise
-    except OSError as e:
-        if e.errno in _REFUSALS:
-            raise Missing(f"cannot be written: {e.strerror}", where=where, hint=_REFUSALS[e.errno]) from e
+    except Exception as e:
+        refused = re.search(r"os error (\d+)", str(e))  # of safetensors, which is written in Rust
+        number = e.errno if isinstance(e, OSError) else int(refused[1]) if refused else None
+        if number in _REFUSALS:
+            raise Missing(f"cannot be written: {os.strerror(number)}", where=where, hint=_REFUSALS[number]) from e
         raise
 
 

@@ -1,0 +1,63 @@
+"""A process that has imported everything and forks a child for each command, so that commands take their own time only.
+
+Requests and answers are lines of JSON: {"argv", "cwd", "env", "out", "limit"} -> {"pid"}, {"wait": pid} -> {"code"}.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+
+import onnxruntime_genai  # noqa: F401
+import peft  # noqa: F401
+
+import phicli.awq.olive_pass
+import phicli.evaluation.measure
+import phicli.lora.passes
+import phicli.lora.training
+import phicli.onnx.olive_pass
+import phicli.runtime.conversation  # noqa: F401
+from phicli import cli
+
+
+def child(request: dict) -> None:
+    """Become the command: its folder, environment, streams and limits, then the real main()."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    sys.argv = ["phicli", *request["argv"]]
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{request['out']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    if request.get("limit"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
+    code = 1
+    try:
+        code = int(cli.main(request["argv"]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child(request)
+            answer = {"pid": pid}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    serve()
