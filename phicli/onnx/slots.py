@@ -90,7 +90,10 @@ def read_slots(folder: Path) -> tuple[str, list[Slot]]:
         BadInput: no model there, a damaged one, or one without slots.
     """
     properties, graph = read_graph(folder)
-    return properties[LAYOUT_KEY], [slot for slot, _ in find_slots(graph)]
+    try:
+        return properties[LAYOUT_KEY], [slot for slot, _ in find_slots(graph)]
+    except (TypeError, ValueError, KeyError) as e:  # names that are no UTF-8 come as bytes, …
+        raise BadInput(f"damaged model: {e}", where=folder / MODEL, hint="phicli optimize --force") from None
 
 
 def read_graph(folder: Path) -> tuple[dict[str, str], Any]:
