@@ -75,13 +75,13 @@ class _Chain:
 
     def link(self, step: str, target: Path, make_plan: Callable[..., Plan], arguments: dict[str, Any]) -> Link:
         """A stage's own verdict; one that is up to date but made from what will be made again is stale."""
-        waits = [name for place, name in self.late.items() if place.parent.name == "ft" or step == "evaluate"]
+        waits = list(self.late.values())
         try:
             plan = make_plan(**_local(arguments))
             verdict = plan.verdict()
-            waits += [self.late[place] for place in plan.sources.values() if place in self.late]
+            waits = [name for place, name in self.late.items() if place in plan.sources.values()
+                     or step == "evaluate" or (step == "optimize" and name.startswith("finetune"))]
         except PhicliError as e:
-            waits = waits or list(self.late.values())
             state = State.STALE if target.exists() else State.MISSING
             verdict = Verdict(state, f"after {waits[0]}" if waits else str(e))
         if verdict.current and waits:

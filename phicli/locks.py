@@ -54,7 +54,7 @@ def holder(folder: Path) -> str | None:
     try:
         found = json.loads(_lock_path(folder).read_text(encoding="utf-8"))
         pid, host, text = int(found["pid"]), str(found["host"]), f"{found['command']}, since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if host != socket.gethostname():
         return f"process {pid} on {host} ({text})"

@@ -53,6 +53,71 @@ def test_whole_lab_then_nothing_left_to_do_then_only_what_changed(cli, monkeypat
     assert "changed setting seed" in changed.err and read_manifest(lab / "awq").created != quantized
 
 
+def states(cli, monkeypatch, root, *more):
+    """step -> state and why, by `status` with the settings of `run_lab`."""
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    done = cli("status", "--model", "tiny", "--root", root, "--data", DATA / "data_sample_travel.jsonl", "--eval-data",
+               DATA / "data_eval_travel.jsonl", "--max-steps", "2", "--seed", "1", "--device", "cpu", "--json", *more)
+    assert done.code == 0, done.err
+    return {link["step"]: f"{link['state']}: {link['why']}" for link in json.loads(done.out)}
+
+
+def test_status_says_what_run_would_do(cli, monkeypatch, lab, tmp_path):
+    """On the lab that the test above leaves."""
+    now = states(cli, monkeypatch, lab)
+    assert now.pop("data") == "up to date: 400 rows"
+    assert list(now) == ["quantize", "finetune", "optimize", "evaluate"] and set(now.values()) == {"up to date: "}
+    after = {"optimize": "stale: after finetune travel", "evaluate": "stale: after finetune travel"}
+    rows = (DATA / "data_sample_travel.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:-1]))
+    changed = states(cli, monkeypatch, lab, "--data", tmp_path / "rows.jsonl")
+    assert changed == {"data": "up to date: 399 rows", "quantize": "up to date: ",
+                       "finetune": "stale: changed input data", **after}
+    changed = states(cli, monkeypatch, lab, "--max-steps", "3")
+    assert changed["finetune"] == "stale: changed setting max_steps" and changed["optimize"] == after["optimize"]
+    assert changed["quantize"] == "up to date: "
+    assert states(cli, monkeypatch, lab, "--seed", "2")["quantize"] == "stale: changed setting seed"
+    changed = states(cli, monkeypatch, lab, "--eval-data", tmp_path / "rows.jsonl")
+    assert changed["evaluate"] == "stale: changed input eval_data" and changed["optimize"] == "up to date: "
+
+    weights = lab / "awq" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000] + b"\0" + whole[1001:])
+    broken = states(cli, monkeypatch, lab)
+    assert broken["quantize"] == "broken: model.safetensors has other content than the step wrote"
+    assert broken["finetune"] == broken["optimize"] == broken["evaluate"] == "stale: after quantize"
+    refused = run_lab(cli, monkeypatch, lab, "--seed", "1", "--until", "inspect")
+    assert refused.code == 0 and "quantize" not in refused.out
+    weights.write_bytes(whole)
+    table = cli("status", "--model", "tiny", "--root", lab)
+    assert table.code == 0 and "changed setting" in table.out
+    assert states(cli, monkeypatch, tmp_path / "none")["quantize"] == "not made: "
+    assert states(cli, monkeypatch, tmp_path / "none", "--model", "who/knows")["quantize"].startswith("not made: who/")
+    assert not (tmp_path / "none").exists()
+
+
+def test_from_and_until(cli, monkeypatch, lab):
+    def what(*flags):
+        done = run_lab(cli, monkeypatch, lab, "--seed", "1", "--json", *flags)
+        return done.code, {s["name"]: s["state"] for s in json.loads(done.out)} if done.out else done.err
+
+    assert what("--until", "optimize") == (0, {"inspect": "made", "quantize": "up to date", "finetune": "up to date",
+                                               "optimize": "up to date"})
+    assert what("--from", "optimize", "--until", "optimize")[1]["optimize"] == "made"
+    code, message = what("--from", "optimise")
+    assert code == 2 and "inspect, quantize, finetune" in message and "did you mean 'optimize'" in message
+    code, message = what("--from", "chat", "--until", "finetune")
+    assert code == 2 and "--from chat comes after --until finetune" in message
+
+
+def test_status_needs_no_torch():
+    code = ("import sys; from phicli.cli import main; main(['status', '--model', 'tiny', '--root', sys.argv[1]]); "
+            f"sys.exit(', '.join(m for m in {HEAVY!r} if m in sys.modules) or 0)")
+    done = subprocess.run([sys.executable, "-c", code, "/nowhere"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_wrong_input_of_a_step_stops_there(cli, monkeypatch, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     done = run_lab(cli, monkeypatch, tmp_path / "root", "--data", tmp_path / "rows.jsonl")

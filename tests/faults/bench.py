@@ -72,7 +72,8 @@ class Running:
 class Bench:
     """A folder with settings and rows, `lab` in it the root under test and `whole` what an uninterrupted run made."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, thorough: bool = True):
+        self.thorough = thorough  # recover after every single fault, not only after those where something can be left
         self.folder, self.root, self.whole = folder, folder / "lab", folder / "whole"
         (folder / "streams").mkdir(parents=True)
         (folder / "phicli.toml").write_text(SETTINGS)
@@ -133,8 +134,10 @@ class Bench:
         assert done.code == 0, done.err
         return {link["step"]: (link["state"], link["why"]) for link in json.loads(done.out)}
 
-    def check_recovered(self) -> None:
+    def check_recovered(self, always: bool = False) -> None:
         """`run` ends well and leaves what an uninterrupted run leaves, nothing else."""
+        if not (self.thorough or always):
+            return
         done = self.phicli("run")
         assert done.code == 0, done.err
         assert self.differences() == []

@@ -115,7 +115,7 @@ def no_home(bench: Bench, tries: int) -> int:
         bench.reset(None if home == "/proc/none" else "evaluate")
         env = {"HOME": home, "HF_HOME": f"{home}/x", "XDG_CACHE_HOME": f"{home}/x"}
         done = bench.process("run", **env)
-        assert done.code == 0, done.err
+        assert done.code == 0 and bench.differences() == [], done.err
         assert bench.process("chat", "--adapter", "travel", "--prompt", "Where to?", **env).code == 0
     return 4
 
