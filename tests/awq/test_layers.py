@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import dequantized_state
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from phicli.awq.architectures import ARCHITECTURES
@@ -63,6 +64,29 @@ def test_scaled_layers_compute_the_same_function(tmp_path, model_type, key_value
     with torch.no_grad():  # the streamed layers are the model
         base = reference.get_decoder()
         assert torch.allclose(base.norm(hidden[0]), base(tokens).last_hidden_state, atol=1e-4)
+
+
+@pytest.mark.parametrize(("model_type", "dtype"), [
+    (name, (torch.float32, torch.bfloat16, torch.float16)[i % 3]) for i, name in enumerate(ARCHITECTURES)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_architecture_from_any_float_type(tmp_path, model_type, dtype, tied):
+    """In shards; what is not quantized is kept, and the whole computes nearly what the original does."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    model = random_model(folder, model_type, tie_word_embeddings=tied).to(dtype)
+    model.save_pretrained(folder, max_shard_size="150KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    out.mkdir()
+    tokens = torch.randint(3, 96, (8, 64))
+    quantize_checkpoint(folder, out, tokens, shape=GridShape(4, 32))
+    before = dict(Weights(folder).load(Weights(folder).names()))
+    after = dequantized_state(out)
+    assert ("lm_head.weight" in before) == ("lm_head.weight" in after) == (not tied)
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].half().float())
+    assert after.keys() == before.keys()
+    original, rounded = model.float(), AutoModelForCausalLM.from_config(model.config).float().eval()
+    rounded.load_state_dict(after, strict=False)
+    a, b = (m(tokens).logits.double() for m in (original, rounded))
+    assert (a - b).norm() < 0.25 * a.norm()
 
 
 def test_unknown_architecture_is_clipped_without_scales(tmp_path):
