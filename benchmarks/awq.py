@@ -8,6 +8,7 @@ perplexity to the original on held-out tokens, top-1 agreement. Prints a table, 
 """
 
 import argparse
+import functools
 import gc
 import json
 import shutil
@@ -114,7 +115,8 @@ def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
     from awq.quantize.quantizer import AwqQuantizer
     from transformers import AutoTokenizer
 
-    AwqQuantizer._compute_best_scale = on_copies(AwqQuantizer._compute_best_scale)
+    if not hasattr(AwqQuantizer._compute_best_scale, "__wrapped__"):
+        AwqQuantizer._compute_best_scale = on_copies(AwqQuantizer._compute_best_scale)
     dtype = "auto" if torch.cuda.is_available() else torch.float32  # halves on a CPU: three times the time
     model = AutoAWQForCausalLM.from_pretrained(str(folder), safetensors=True, device_map=None, torch_dtype=dtype)
     settings = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "gemm"}
@@ -130,6 +132,7 @@ def on_copies(search):
 
     Its model would no longer compute the same function there. With copies it searches as it does on a GPU.
     """
+    @functools.wraps(search)
     def searched(self, x, w_mean, x_mean, module, *more, **kwargs):
         plain = module.state_dict
         module.state_dict = lambda: {name: tensor.clone() for name, tensor in plain().items()}

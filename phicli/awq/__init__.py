@@ -1,5 +1,7 @@
 """AWQ: activation-aware weight quantization (Lin et al., 2023, arXiv:2306.00978), layer by layer.
 
-grid -> search (scales, ranges) -> rounding -> packing are the mathematics; architectures says which weights may
-share a scale; calibration and streaming feed a model through; quantize is the whole, olive_pass its Olive form.
+gram -> grid -> search (scales, ranges) -> rounding -> packing are the mathematics, search_triton and rounding_triton
+their inner loops on CUDA; architectures says which weights may share a scale; layer is what is done to one layer, plan
+what was found for it; calibration, streaming and shards feed a model through; quantize is the whole, olive_pass its
+Olive form, stage the step.
 """

@@ -28,7 +28,6 @@ def run(out):
     (folder / out).mkdir()
     quantize_checkpoint(folder / "in", folder / out, tokens, shape=GridShape(), rounding="nearest")
 
-run("first")  # what libraries keep for good is not counted
 before, peak, stop = anonymous(), 0, threading.Event()
 
 def watch():
@@ -39,7 +38,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-run("second")
+run("out")
 stop.set()
 thread.join()
 print(peak - before)
@@ -49,13 +48,13 @@ print(peak - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_peak_does_not_grow_with_the_layers(tmp_path):
     peaks = {}
-    for layers in (3, 12):
+    for layers in (2, 8):
         command = [sys.executable, "-c", CODE, tmp_path / str(layers), layers]
         at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back: counts what is held
         done = subprocess.run(list(map(str, command)), env=at_once, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-2000:]
         peaks[layers] = int(done.stdout)
     layer = 4 * (4 * 384 * 384 + 3 * 384 * 768)  # bytes in float32
-    waiting = 9 * layer / 7.5  # bytes of the results of nine layers, that wait for a shard to be full
-    assert peaks[3] > layer
-    assert peaks[12] - peaks[3] < waiting + layer  # all weights would be nine layers
+    waiting = 6 * layer / 7.5  # bytes of the results of six layers, that wait for a shard to be full
+    assert peaks[2] > layer
+    assert peaks[8] - peaks[2] < waiting + layer  # all weights would be six layers
