@@ -63,6 +63,8 @@ def streamed_saving(folder: Path) -> Iterator[ExternalData]:
     data = ExternalData(folder / ".weights.part")
 
     def save(model: Any, path: str, *args: Any, external_data: str | None = None, **options: Any) -> None:
+        # genai's builder adds the commit of whatever git repository it is installed within
+        model.producer_version = (model.producer_version or "").partition("+")[0]
         if external_data is None or not data.file.tell():
             original(model, path, *args, external_data=external_data, **options)
         else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # the phicli beside these tests, wherever one is installed
 SETTINGS = """
 model = "tiny"
 data = "rows.jsonl"
@@ -84,7 +85,7 @@ class Bench:
         text = (REPOSITORY / "phicli" / "calibration.txt").read_text(encoding="utf-8")
         (folder / "calibration.txt").write_text(text[:20_000], encoding="utf-8")
         self.server = subprocess.Popen([sys.executable, Path(__file__).with_name("zygote.py")], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+                                       stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
         self.started = 0
         begun = time.monotonic()
         assert self.phicli("run").code == 0
@@ -115,7 +116,7 @@ class Bench:
     def process(self, *argv: object, **env: str) -> Done:
         """As a process of its own, where the environment has to be there from the start."""
         done = subprocess.run([sys.executable, "-m", "phicli", *map(str, argv)], cwd=self.folder, capture_output=True,
-                              env={**os.environ, **env}, timeout=300)
+                              env={**ENVIRONMENT, **env}, timeout=300)
         return Done(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
     def reset(self, upto: str | None = "evaluate") -> None:
@@ -140,7 +141,7 @@ class Bench:
             return
         done = self.phicli("run")
         assert done.code == 0, done.err
-        assert self.differences() == []
+        assert self.differences() == [], "\n".join(self.differences()[:9])
         assert leftovers(self.root) == []
 
     def differences(self) -> list[str]:

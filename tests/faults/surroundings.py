@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import STEPS, TARGETS, Bench, leftovers
+from bench import ENVIRONMENT, STEPS, TARGETS, Bench, leftovers
 
 
 class Impossible(Exception):
@@ -127,7 +127,8 @@ def reader_gone(bench: Bench, tries: int) -> int:
     for command in commands:
         for closed in ("| head -c 1 >/dev/null", ">&-"):
             line = f"{sys.executable} -m phicli {command} {closed}; exit ${{PIPESTATUS[0]}}"
-            done = subprocess.run(["bash", "-c", line], cwd=bench.folder, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(["bash", "-c", line], cwd=bench.folder, env=ENVIRONMENT, timeout=120,
+                                      capture_output=True, text=True)
             assert done.returncode == 0 and "Traceback" not in done.stderr, (line, done)
             assert "Exception" not in done.stderr, done.stderr
     bench.check_recovered()
