@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
 from phicli.lora.loading import load_base
-from phicli.lora.loss import RowLoss, count_targets
+from phicli.lora.loss import RowLoss, count_targets, make_batch
 from phicli.lora.rows import prepare_rows
 from phicli.settings import DEFAULT_TEMPLATE
 from phicli.stages import read_manifest
@@ -45,7 +45,7 @@ def held_out_loss(model, codec) -> float:
     options = {"seq_len": 256, "mask_prompt": True, "eval_split": 0.0, "seed": 0}
     rows = prepare_rows(load_rows(DATA / "data_eval_travel.jsonl", template), template, codec, **options).train
     with torch.no_grad():
-        return float(RowLoss(model)(rows)) / count_targets(rows)
+        return float(RowLoss(model)(make_batch(rows))) / count_targets(rows)
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -174,6 +174,7 @@ def broken(tmp_path, root):
     shutil.copytree(root / "awq", tmp_path / "unknown")
     config = tmp_path / "unknown" / "config.json"
     config.write_text(config.read_text().replace('"awq"', '"hqq"'))
+    (tmp_path / "unknown" / "phicli.json").unlink()  # a folder of somebody else's
     (tmp_path / "empty").mkdir()
     return tmp_path
 

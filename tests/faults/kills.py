@@ -56,7 +56,8 @@ def working(bench: Bench, step: str) -> bool:
     """Whether a step is in the middle of its work."""
     target = bench.root / TARGETS[step]
     if step == "evaluate":
-        return target.with_name(f".{target.name}.lock").is_file()
+        lock = target.with_name(f".{target.name}.lock")
+        return lock.is_file() and lock.stat().st_size > 0  # written once it is held
     return any(target.parent.glob(f".{target.name}.new-*"))
 
 
