@@ -1,7 +1,6 @@
 """Sizes of models and what the steps need, against real files, configs and runs."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
