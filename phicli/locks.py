@@ -27,26 +27,23 @@ def held(folder: Path, progress: Progress, wait: bool = True) -> Iterator[bool]:
     path = _lock_path(folder)
     lock = FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if not wait:
-                yield False
-                return
-            progress.note(f"waiting for {folder}: {holder(folder) or 'another process'} works on it")
-            lock.acquire(poll_interval=POLL)
-    except OSError:
-        yield False
-        return
-    try:
-        with contextlib.suppress(OSError):  # only what others are told
-            path.write_text(json.dumps(_ourselves()), encoding="utf-8")
-        yield True
-    finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # before the release: who waits notices that the file is gone, and makes a new one
-        lock.release()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                if wait:
+                    progress.note(f"waiting for {folder}: {holder(folder) or 'another process'} works on it")
+                    lock.acquire(poll_interval=POLL)
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # only what others are told
+                path.write_text(json.dumps(_ourselves()), encoding="utf-8")
+        yield lock.is_locked
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                path.unlink()  # before the release: who waits notices that the file is gone, and makes a new one
+            lock.release()
 
 
 def holder(folder: Path) -> str | None:
