@@ -65,7 +65,7 @@ def main() -> int:
 def table(rows: list[tuple[str, str, str]], seconds: float) -> str:
     lines = [f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.system()}, "
              f"{int(seconds // 60)} min {int(seconds % 60)} s, `make torture`", "",
-             "| fault | as it should be | what that is |", "| --- | --- | --- |"]
+             "| fault | as it should be | how that is |", "| --- | --- | --- |"]
     return "\n".join(lines + [f"| {what} | {tries} | {outcome} |" for what, tries, outcome in rows]) + "\n"
 
 

@@ -9,7 +9,8 @@ from bench import STEPS, TARGETS, Bench, leftovers, until
 
 
 def killed(bench: Bench, tries: int) -> int:
-    """kill -9 at random moments of a first run and of a run that makes everything again, in turn."""
+    """kill -9 at random moments, in turn of a first run and of one that makes all again: what was there is whole, and
+    the next run ends with the hashes of an uninterrupted one."""
     chance = random.Random(0)
     for i in range(tries):
         again = i % 2 == 1

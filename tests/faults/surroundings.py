@@ -80,7 +80,7 @@ def read_only(bench: Bench, tries: int) -> int:
 
 
 def odd_names(bench: Bench, tries: int) -> int:
-    """Spaces, quotes, names in other scripts and `..` in the root, the rows' and the model's path."""
+    """Spaces, quotes, names in other scripts and `..` in the paths of root, rows and settings: the whole lab runs."""
     odd = bench.folder / "it's a \"lab\" 東京 ü"
     (odd / "sub").mkdir(parents=True, exist_ok=True)
     for name in ("phicli.toml", "rows.jsonl", "held_out.jsonl", "calibration.txt"):

@@ -10,6 +10,9 @@ import signal
 import sys
 import traceback
 
+# isort: off
+from phicli import cli  # first: it sets what libraries read when they are imported
+
 import onnxruntime_genai  # noqa: F401
 import peft  # noqa: F401
 
@@ -19,7 +22,7 @@ import phicli.lora.passes
 import phicli.lora.training
 import phicli.onnx.olive_pass
 import phicli.runtime.conversation  # noqa: F401
-from phicli import cli
+# isort: on
 
 
 def child(request: dict) -> None:
