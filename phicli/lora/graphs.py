@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phicli.errors import Missing
 from phicli.lora.loss import Batch, RowLoss
+from phicli.patching import replaced
 
 MOST_GRAPHS = 16  # each holds the activations of its shape; further shapes run without
 
@@ -41,7 +43,7 @@ class Gradients:
             except torch.OutOfMemoryError:
                 self.drop()
                 raise
-            except RuntimeError:  # an architecture that reads values back from the GPU on its way
+            except (RuntimeError, Missing):  # an architecture that reads values back from the GPU on its way
                 self.drop()
                 torch.cuda.synchronize()
                 return self._plain(batch, weight)
@@ -115,22 +117,8 @@ class _Positions:
         outputs = iter(self.outputs)
         with contextlib.ExitStack() as stack:
             for module in self.modules:
-                stack.enter_context(_replaced(module, "forward", lambda *args, **keywords: next(outputs)))
+                stack.enter_context(replaced(module, "forward", lambda *args, **keywords: next(outputs)))
             # Every row is one text from its first token on, so attention is causal and needs no mask.
-            stack.enter_context(_replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None))
-            stack.enter_context(_replaced(masking_utils, "is_tracing", lambda *args: False))
+            stack.enter_context(replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None))
+            stack.enter_context(replaced(masking_utils, "is_tracing", lambda *args: False))
             yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own = name in vars(owner)
-    before = getattr(owner, name, None)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)

@@ -2,10 +2,8 @@
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,6 +16,7 @@ from phicli.lora.checkpoint import Checkpoint, trainable
 from phicli.lora.graphs import Gradients
 from phicli.lora.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.lora.rows import Rows, batches
+from phicli.lora.surroundings import ctrl_c, repeatable
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
 
@@ -89,7 +88,7 @@ class Trainer:
             Missing: not enough memory even for one row. BadInput: the loss is no number.
             KeyboardInterrupt: Ctrl-C; the state is saved.
         """
-        with _repeatable(self.cuda):
+        with repeatable(self.cuda):
             self._begin()
             self._steps()
             after = self.evaluate()
@@ -137,7 +136,7 @@ class Trainer:
         numbers = batches([len(row.ids) for row in train], recipe.batch_size, recipe.seed)
         self.model.train()
         last_write, write_seconds = time.monotonic(), 0.0
-        with self.progress.task("finetune", total=recipe.max_steps, unit="steps") as task, _ctrl_c() as stop:
+        with self.progress.task("finetune", total=recipe.max_steps, unit="steps") as task, ctrl_c() as stop:
             task.advance(state.step)
             for batch in islice(numbers, state.step, recipe.max_steps):
                 begun = time.monotonic()
@@ -235,41 +234,3 @@ def schedule_factor(step: int, steps: int, schedule: str) -> float:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-@contextlib.contextmanager
-def _repeatable(cuda: bool) -> Iterator[None]:
-    """Kernels that give the same result each time."""
-    before = torch.are_deterministic_algorithms_enabled()
-    determinism: Any = torch.utils.deterministic
-    filling, cudnn = determinism.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
-    if cuda:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        determinism.fill_uninitialized_memory = False  # thousands of kernels a step
-        torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for each length, 3 ms a layer
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        determinism.fill_uninitialized_memory = filling
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
-
-
-@contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the step in progress can end; the second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handler(*_: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from phicli.errors import Missing
+from phicli.patching import replaced
 
 
 class ExternalData:
@@ -77,21 +77,3 @@ def streamed_saving(folder: Path) -> Iterator[ExternalData]:
     finally:
         data.file.close()
         data.scratch.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, function: Callable) -> Iterator[Callable]:
-    """Put `function` in the place of a library's function or method while the block runs; gives the original.
-
-    Raises:
-        Missing: the library has none of that name.
-    """
-    original = getattr(owner, name, None)
-    if original is None:
-        raise Missing(f"{owner.__name__} has no {name}: a version that is not supported",
-                      hint="install the versions in constraints.txt")
-    setattr(owner, name, function)
-    try:
-        yield original
-    finally:
-        setattr(owner, name, original)

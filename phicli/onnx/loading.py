@@ -19,9 +19,10 @@ from torch import Tensor
 
 from phicli.errors import BadInput
 from phicli.models import check_safetensors, read_config, weight_files
-from phicli.onnx.external_data import ExternalData, replaced
+from phicli.onnx.external_data import ExternalData
 from phicli.onnx.matching import ALIASES, FUSED
 from phicli.onnx.repacking import LAYOUTS
+from phicli.patching import replaced
 
 METHODS = tuple(LAYOUTS)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from phicli.errors import BadInput
 from phicli.onnx.matching import Parts, match
+from phicli.onnx.matrices import BLOCKS, MatrixFile, eight_bits
 from phicli.onnx.peft_folder import Lora
 from phicli.onnx.slots import LAYOUT_KEY, MODEL, Slot, find_slots
 
@@ -29,9 +30,7 @@ NAMES_KEY = "phicli.adapters"  # in the model's metadata: names in the order of 
 FIRST, LAST = "adapter_first", "adapter_last"  # int64 (1,): rows of the table to take
 TABLE = "adapter_table"  # (adapters + 1, 1, rank): row 0 lets nothing through
 DATA = "adapters.data-"  # files of matrices begin so
-BLOCKS = (128, 64, 32, 16)  # inputs with one scale, of 8-bit matrices: the largest that fits
 MULTIPLE = 16  # of all ranks together, so that matrix products take their fast path
-PAGE = 4096  # what onnxruntime maps from a file begins at a multiple of it
 
 
 def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], qkv: Sequence[int],
@@ -43,7 +42,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
 
     Args:
         folder: holds the graph without adapters (`BASE`). adapters: name -> updates as `read_peft` gives them.
-        qkv: outputs of q, k and v. weights: "float" (the model's type) or "int8", see `_eight_bits`.
+        qkv: outputs of q, k and v. weights: "float" (the model's type) or "int8", see `eight_bits`.
 
     Raises:
         BadInput: an adapter for another model, or values that the model's float type cannot hold.
@@ -64,7 +63,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
     if layout.width:
         graph.add_mask()
         # A name of its own for each set of adapters: the graph of before keeps its matrices until it is replaced.
-        with _Data(output / f"{DATA}{_digest(adapters)}") as data:
+        with MatrixFile(output / f"{DATA}{_digest(adapters)}") as data:
             for group in groups.values():
                 graph.add_group(group, matched, data)
     graph.write_nodes()
@@ -138,7 +137,7 @@ class _Graph:
                                            "/lora/mask"))
 
     def add_group(self, group: list[tuple[Slot, Any]], matched: Mapping[str, Mapping[Slot, Parts]],
-                  data: "_Data") -> None:
+                  data: "MatrixFile") -> None:
         """Slots that read one input: x A once, masked; then B and a sum for each."""
         from onnx import helper
 
@@ -168,7 +167,7 @@ class _Graph:
                       helper.make_node("Add", [node.output[0], up], [out], f"/lora/{slot.name}/Add")]
             self.after[node.name], nodes = nodes, []
 
-    def _product(self, like: Any, x: str, name: str, matrix: np.ndarray, out: str, data: "_Data") -> Any:
+    def _product(self, like: Any, x: str, name: str, matrix: np.ndarray, out: str, data: "MatrixFile") -> Any:
         """The node x @ matrix, float32 (inputs, outputs); in 8 bits with the precision of activations of `like`."""
         from onnx import helper
 
@@ -176,7 +175,7 @@ class _Graph:
             self.graph.initializer.append(data.tensor(name, self._fits(matrix)))
             return helper.make_node("MatMul", [x, name], [out], f"/{out.replace('.', '/')}")
         block = next(size for size in BLOCKS if len(matrix) % size == 0)
-        integers, scales = _eight_bits(matrix, block)
+        integers, scales = eight_bits(matrix, block)
         self.graph.initializer.extend([data.tensor(f"{name}.int8", integers),
                                        data.tensor(f"{name}.scales", self._fits(scales))])
         level = {a.name: a.i for a in like.attribute if a.name == "accuracy_level"}
@@ -198,48 +197,6 @@ class _Graph:
         if not np.isfinite(fitted.astype(np.float32)).all():
             raise BadInput("an adapter has values that are not finite, or too large for the model's float type")
         return fitted
-
-
-def _eight_bits(matrix: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix for MatMulNBits: nearest integers, symmetric, a scale for each `block` inputs of an output.
-
-    Args:
-        matrix: float32 (inputs, outputs).
-
-    Returns:
-        uint8 (outputs, blocks, block), zero point 128, and scales, float32 (outputs * blocks,).
-    """
-    groups = np.ascontiguousarray(matrix.T).reshape(matrix.shape[1], -1, block)
-    scales = np.maximum(np.abs(groups).max(-1), 1e-8) / 127
-    return (np.rint(groups / scales[..., None]) + 128).astype(np.uint8), scales.reshape(-1)
-
-
-class _Data:
-    """A file of tensors, written one after the other."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> "_Data":
-        self.file = self.path.open("wb")
-        return self
-
-    def tensor(self, name: str, value: np.ndarray) -> Any:
-        """Write a tensor; returns the constant that refers to it."""
-        from onnx import TensorProto, helper
-
-        value = np.ascontiguousarray(value)
-        self.file.write(b"\0" * (-self.file.tell() % PAGE))
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape,
-                             data_location=TensorProto.EXTERNAL)
-        place = {"location": self.path.name, "offset": self.file.tell(), "length": value.nbytes}
-        for key, entry in place.items():
-            tensor.external_data.add(key=key, value=str(entry))
-        self.file.write(value.data)
-        return tensor
-
-    def __exit__(self, *exc: object) -> None:
-        self.file.close()
 
 
 def _digest(adapters: Mapping[str, Mapping[str, Lora]]) -> str:

@@ -1,0 +1,51 @@
+"""Adapters' matrices as constants of a graph, in a file of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLOCKS = (128, 64, 32, 16)  # inputs with one scale, of 8-bit matrices: the largest that fits
+PAGE = 4096  # what onnxruntime maps from a file begins at a multiple of it
+
+
+def eight_bits(matrix: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix for MatMulNBits: nearest integers, symmetric, a scale for each `block` inputs of an output.
+
+    Args:
+        matrix: float32 (inputs, outputs).
+
+    Returns:
+        uint8 (outputs, blocks, block), zero point 128, and scales, float32 (outputs * blocks,).
+    """
+    groups = np.ascontiguousarray(matrix.T).reshape(matrix.shape[1], -1, block)
+    scales = np.maximum(np.abs(groups).max(-1), 1e-8) / 127
+    return (np.rint(groups / scales[..., None]) + 128).astype(np.uint8), scales.reshape(-1)
+
+
+class MatrixFile:
+    """A file of tensors, written one after the other."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "MatrixFile":
+        self.file = self.path.open("wb")
+        return self
+
+    def tensor(self, name: str, value: np.ndarray) -> Any:
+        """Write a tensor; returns the constant that refers to it."""
+        from onnx import TensorProto, helper
+
+        value = np.ascontiguousarray(value)
+        self.file.write(b"\0" * (-self.file.tell() % PAGE))
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape,
+                             data_location=TensorProto.EXTERNAL)
+        place = {"location": self.path.name, "offset": self.file.tell(), "length": value.nbytes}
+        for key, entry in place.items():
+            tensor.external_data.add(key=key, value=str(entry))
+        self.file.write(value.data)
+        return tensor
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
