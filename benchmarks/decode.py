@@ -30,7 +30,7 @@ from phicli.onnx.peft_folder import read_peft
 from phicli.onnx.slots import MODEL, add_slots
 from phicli.onnx.stage import optimize
 
-WAYS = ("inputs", "float", "int8")
+WAYS = ("inputs", "float", "int8", "fused")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="an AWQ checkpoint of this shape, instead of a random one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ranks", default="16,64")
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--ways", default=",".join(WAYS), help="float and int8: resident adapters' weights")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
@@ -89,7 +89,8 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
         add_slots(folder / MODEL, way, LAYOUTS[way])
         convert_adapter(folder, loras, folder / "adapters" / "a.onnx_adapter", folder)
     else:
-        install_adapters(built, folder, {"a": loras}, way)
+        layout, weights = ("fused", "float") if way == "fused" else ("resident", way)
+        install_adapters(built, folder, {"a": loras}, layout, weights)
     return folder
 
 

@@ -117,12 +117,13 @@ class Memory:
             beside.unlink(missing_ok=True)
 
 
-def _memory_path() -> Path:
+def cache_folder() -> Path:
+    """The user's cache folder, phicli's part of it; it need not be there."""
     base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)) / "phicli" / "hashes"  # noqa: PTH111 (Path.expanduser fails without a home)
+    return Path(os.path.expanduser(base)) / "phicli"  # noqa: PTH111 (Path.expanduser fails without a home)
 
 
-MEMORY = Memory(_memory_path())
+MEMORY = Memory(cache_folder() / "hashes")
 
 
 def forget() -> None:

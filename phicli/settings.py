@@ -101,11 +101,12 @@ _TABLE = [
     Setting("optimize.activations", str, "int8", "Least precision of activations in products with int4 weights (cpu, "
             "webgpu)", choices=("int8", "fp32")),
     Setting("optimize.head", str, "int8", "Weights of the output projection", choices=("int4", "int8", "float")),
-    Setting("optimize.adapter_layout", str, None, "How adapters enter the graph: as its inputs, or resident in it "
-            "[default: resident on cuda, else inputs]", choices=("inputs", "resident")),
+    Setting("optimize.adapter_layout", str, None, "How adapters enter the graph: as its inputs, resident in it, or "
+            "in it with kernels of our own [default: fused on cuda, else inputs]",
+            choices=("inputs", "resident", "fused")),
     Setting("optimize.adapter_weights", str, "float", "Of resident adapters", choices=("float", "int8")),
-    Setting("optimize.cuda_graph", bool, None, "Let genai capture a CUDA graph [default: on cuda, with resident "
-            "adapters]"),
+    Setting("optimize.cuda_graph", bool, None, "Let genai capture a CUDA graph [default: on cuda, where "
+            "adapters are in the graph]"),
 
     Setting("chat.system", str, None, "System message"),
     Setting("chat.max_new_tokens", int, 256, "Longest answer in tokens", minimum=1),

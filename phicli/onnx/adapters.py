@@ -51,8 +51,8 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
     """
     have = _read(file)
     properties, _ = read_graph(onnx_folder)
-    if properties[LAYOUT_KEY] == resident.NAME:
-        _check_resident(resident.installed(properties, onnx_folder), file)
+    if properties[LAYOUT_KEY] in resident.GRAPHS:
+        _check_resident(properties[LAYOUT_KEY], resident.installed(properties, onnx_folder), file)
         return
     layout, slots = _slots(onnx_folder)
     need = {name: (slot, shape) for slot in slots for name, shape in layout.shapes(slot).items()}
@@ -75,24 +75,25 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
         raise BadInput(f"the matrices of {_some(torn)} differ in rank", where=file, hint=hint)
 
 
-def install_adapters(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], weights: str) -> None:
+def install_adapters(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], layout: str,
+                     weights: str) -> None:
     """Write the graph that holds these adapters into `output`, and the adapters' files into `output`/adapters.
 
-    folder: the model's, with the graph without adapters. weights: "float" or "int8". Raises as `resident.install`.
+    folder: the model's, with the graph without adapters. layout, weights, and what is raised: as `resident.install`.
     """
-    resident.install(folder, output, adapters, qkv_sizes(folder), weights)
+    resident.install(folder, output, adapters, qkv_sizes(folder), layout, weights)
     (output / FOLDER).mkdir(exist_ok=True)
     for position, name in enumerate(adapters):
-        _write(output / FOLDER / (name + SUFFIX), resident.adapter_tensors(position))
+        _write(output / FOLDER / (name + SUFFIX), resident.adapter_tensors(layout, position))
 
 
-def _check_resident(names: list[str], file: Path) -> None:
+def _check_resident(layout: str, names: list[str], file: Path) -> None:
     import onnxruntime
 
     name = file.name.removesuffix(SUFFIX)
     found = {k: v.numpy().tolist() for k, v in
              onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters().items()}
-    wanted = resident.adapter_tensors(names.index(name)) if name in names else {}
+    wanted = resident.adapter_tensors(layout, names.index(name)) if name in names else {}
     if found != {k: v.tolist() for k, v in wanted.items()}:
         raise BadInput("not an adapter of this model, which holds its adapters itself", where=file,
                        hint=f"phicli optimize --adapter {name}=FOLDER, with the adapter's PEFT folder")

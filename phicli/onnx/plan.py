@@ -9,6 +9,7 @@ from phicli.errors import BadInput, UsageError
 from phicli.models import find_base, resolve_model
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX
+from phicli.onnx.fused import library
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
 from phicli.plans import Plan, State, Verdict, judge
@@ -66,13 +67,15 @@ def plan_optimize(
     target = choose_target(device, progress)
     if cuda_graph and target != "cuda":
         raise UsageError(f"--cuda-graph goes with --device cuda, not {target}")
-    layout = adapter_layout or (resident.NAME if target == "cuda" else "inputs")
-    if cuda_graph and layout != resident.NAME:
-        raise UsageError("--cuda-graph goes with --adapter-layout resident: a graph takes no new inputs")
-    if adapter_weights != "float" and layout != resident.NAME:
+    layout = adapter_layout or _choose_layout(target, adapter_weights, progress)
+    if cuda_graph and layout not in resident.GRAPHS:
+        raise UsageError("--cuda-graph goes with --adapter-layout fused or resident: a graph takes no new inputs")
+    if adapter_weights != "float" and layout != "resident":
         raise UsageError(f"--adapter-weights {adapter_weights} goes with --adapter-layout resident")
+    if layout == "fused" and target not in ("cpu", "cuda"):
+        raise UsageError(f"--adapter-layout fused goes with --device cuda, not {target}")
     if cuda_graph is None:
-        cuda_graph = target == "cuda" and layout == resident.NAME
+        cuda_graph = target == "cuda" and layout in resident.GRAPHS
     model = resolve_model(base, progress) if base else find_base(Path(root))
     settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
                 "adapter_layout": layout, "adapter_weights": adapter_weights,
@@ -81,3 +84,14 @@ def plan_optimize(
     for source in choose_sources(adapters, Path(root) / "ft").values():
         plan.add(source)
     return plan
+
+
+def _choose_layout(target: str, weights: str, progress: Progress) -> str:
+    if target != "cuda":
+        return "inputs"
+    if weights != "float":
+        return "resident"
+    lack = library.missing(target)
+    if lack and lack != library.NO_GPU:  # of which `choose_target` has spoken
+        progress.note(f"adapters cost more time than they need to: {lack}, so --adapter-layout resident")
+    return "resident" if lack else "fused"

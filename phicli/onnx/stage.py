@@ -45,8 +45,9 @@ def optimize(
             Adapters that the model has already stay.
         device: "auto", "cpu", "cuda", "dml" or "webgpu". activations: "int8" or "fp32"; only for cpu and webgpu.
         head: weights of the output projection, "int4", "int8" or "float".
-        adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file) or "resident" (in the graph, see
-            `resident`); None takes resident for cuda. adapter_weights: of resident ones, "float" or "int8".
+        adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file), "resident" (in the graph) or
+            "fused" (in the graph, with kernels of our own), see `resident`; None takes for cuda the last that can be
+            run here. adapter_weights: of resident ones, "float" or "int8".
         cuda_graph: let genai capture one; None where it can.
 
     Returns:
@@ -85,9 +86,9 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
             if (model / name).is_file():
                 shutil.copyfile(model / name, fresh / name)
         (fresh / PREFIX).mkdir()
-        if settings["adapter_layout"] == resident.NAME:
+        if settings["adapter_layout"] in resident.GRAPHS:
             (fresh / MODEL).rename(fresh / resident.BASE)
-            manifest.quality["adapters"] = _install(fresh, fresh, sources, settings["adapter_weights"], progress)
+            manifest.quality["adapters"] = _install(fresh, fresh, sources, settings, progress)
         else:
             manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
     return manifest
@@ -98,7 +99,7 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     from phicli.passes import run_pass
 
     config: dict[str, Any] = {"precision": "int4", "enable_cuda_graph": settings["cuda_graph"]}
-    config["slots"] = "none" if settings["adapter_layout"] == resident.NAME else settings["adapter_layout"]
+    config["slots"] = "none" if settings["adapter_layout"] in resident.GRAPHS else settings["adapter_layout"]
     if settings["activations"] in ACCURACY_LEVELS:
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]]
@@ -120,9 +121,9 @@ def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     with stages.writing(folder):
         try:
             (scratch / PREFIX).mkdir(parents=True)
-            if plan.settings["adapter_layout"] == resident.NAME:
+            if plan.settings["adapter_layout"] in resident.GRAPHS:
                 new = list((earlier_sources(folder, progress) | plan.adapters).values())  # all live in one graph
-                entries = _install(folder, scratch, new, plan.settings["adapter_weights"], progress)
+                entries = _install(folder, scratch, new, plan.settings, progress)
             else:
                 entries = there | _convert(folder, scratch / PREFIX, new, progress)
             plan.check_unchanged()
@@ -148,10 +149,12 @@ def _move_in(scratch: Path, folder: Path) -> None:
                 old.unlink()
 
 
-def _install(folder: Path, output: Path, sources: list[Source], weights: str, progress: Progress) -> dict[str, Any]:
+def _install(folder: Path, output: Path, sources: list[Source], settings: dict[str, Any],
+             progress: Progress) -> dict[str, Any]:
     """Write the graph that holds all adapters, and their files, into `output`."""
     with progress.task("adapters", len(sources), "adapters") as task:
-        install_adapters(folder, output, {source.name: source.loras for source in sources}, weights)
+        install_adapters(folder, output, {source.name: source.loras for source in sources},
+                         settings["adapter_layout"], settings["adapter_weights"])
         for source in sources:
             check_adapter(output, output / PREFIX / (source.name + SUFFIX))
         task.advance(len(sources))

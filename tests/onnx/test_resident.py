@@ -11,9 +11,11 @@ from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, rand
 from optimized import write_adapter
 
 from phicli.errors import BadInput
-from phicli.onnx import resident
+from phicli.onnx import masked, resident
 from phicli.onnx.adapters import check_adapter
-from phicli.onnx.slots import read_graph
+from phicli.onnx.fused import graph as fused
+from phicli.onnx.fused import library
+from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.onnx.stage import optimize
 from phicli.runtime.conversation import Conversation
 from phicli.runtime.devices import gpu_count
@@ -29,9 +31,13 @@ def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path
     return folder
 
 
+LAYOUTS = ["resident", pytest.param("fused", marks=pytest.mark.skipif(
+    bool(library.missing("cpu")), reason=f"kernels cannot be built: {library.missing('cpu')}"))]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny):
-    root = tmp_path_factory.mktemp("resident")
+def sources(tmp_path_factory, tiny):
+    root = tmp_path_factory.mktemp("adapters")
     adapters = {
         "travel": random_adapter(tiny, root / "peft-travel", r=8, lora_alpha=16,
                                  target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
@@ -39,7 +45,17 @@ def made(tmp_path_factory, tiny):
                                 target_modules=["qkv_proj", "gate_up_proj"], layers_to_transform=[1, 3]),
     }
     base = nearest_awq(tiny, root / "awq")
-    return build(root, base, adapters), base, adapters, Reference.of_awq(tiny, base)
+    return base, adapters, Reference.of_awq(tiny, base)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def made(request, sources, tmp_path_factory):
+    folder = build(tmp_path_factory.mktemp(request.param), *sources[:2], adapter_layout=request.param)
+    return folder, *sources
+
+
+def layout_of(folder):
+    return read_graph(folder)[0][LAYOUT_KEY]
 
 
 def test_each_adapter_gives_its_own_answers_turn_by_turn(made):
@@ -56,6 +72,8 @@ def test_each_adapter_gives_its_own_answers_turn_by_turn(made):
 
 def test_in_8_bits_an_adapter_is_nearly_the_same(made, tmp_path):
     folder, base, adapters, _ = made
+    if layout_of(folder) != "resident":
+        pytest.skip("fused kernels take floating point only")
     small = build(tmp_path, base, adapters, adapter_weights="int8")
     exact, session = Session(folder), Session(small)
     ids = session.codec.encode_text(TEXT)
@@ -67,17 +85,20 @@ def test_in_8_bits_an_adapter_is_nearly_the_same(made, tmp_path):
 
 
 def test_rows_of_a_batch_may_have_different_adapters(made, tmp_path):
-    """An adapter's file may carry a table of its own, one row of it per row of the batch."""
+    """An adapter's file may carry a table of its own (one row of it per row of the batch), or a number for each."""
     folder, _, _, _ = made
     session = Session(folder)
     ids = np.asarray(session.codec.encode_text(TEXT)[:24], np.int32)
     alone = [session.logits(ids, name) for name in ("other", None, "travel", "other")]
-    _, graph = read_graph(folder)
-    table = next(t for t in graph.initializer if t.name == resident.TABLE)
-    rows = np.frombuffer(table.raw_data, np.float32).reshape(table.dims)[[2, 0, 1, 2]]
-    file = tmp_path / "rows.onnx_adapter"
-    write_adapter(file, {resident.TABLE: rows, resident.FIRST: np.array([0]), resident.LAST: np.array([4])})
-    model = og.Model(str(folder))
+    names, file = [2, 0, 1, 2], tmp_path / "rows.onnx_adapter"
+    if layout_of(folder) == "resident":
+        table = next(t for t in read_graph(folder)[1].initializer if t.name == masked.TABLE)
+        rows = np.frombuffer(table.raw_data, np.float32).reshape(table.dims)[names]
+        write_adapter(file, {masked.TABLE: rows, masked.FIRST: np.array([0]), masked.LAST: np.array([4])})
+    else:
+        write_adapter(file, {fused.ID: np.array(names)})
+    session.load_adapter("other")
+    model = session._model
     adapters = og.Adapters(model)
     adapters.load(str(file), "rows")
     params = og.GeneratorParams(model)
@@ -97,7 +118,7 @@ def test_adding_one_writes_a_small_file_and_leaves_the_base(made, tiny, tmp_path
     before = {p.name: p.stat().st_mtime_ns for p in own.iterdir()}
     old_files = {p.name: p.read_bytes() for p in (own / "adapters").iterdir()}
     late = random_adapter(tiny, tmp_path / "peft-late", r=4, lora_alpha=8, target_modules=["o_proj"])
-    build(tmp_path, base, {**adapters, "late": late})
+    build(tmp_path, base, {**adapters, "late": late}, adapter_layout=layout_of(folder))
     after = {p.name: p.stat().st_mtime_ns for p in own.iterdir()}
     changed = {name for name in after if after[name] != before.get(name)}
     data = {name for name in changed if name.startswith(resident.DATA)}
@@ -112,7 +133,7 @@ def test_adding_one_writes_a_small_file_and_leaves_the_base(made, tiny, tmp_path
 
 def test_no_adapter_at_all(made, tiny, tmp_path):
     _, base, _, reference = made
-    session = Session(build(tmp_path, base, {}))
+    session = Session(build(tmp_path, base, {}, adapter_layout=layout_of(made[0])))
     ids = session.codec.encode_text(TEXT)
     assert compare(reference.logits(ids), session.logits(ids))[0] < 1e-6
     with pytest.raises(BadInput, match="no adapter 'travel'"):
@@ -129,7 +150,7 @@ def test_a_file_of_another_model_is_refused(made, tmp_path):
 
 def test_options_that_do_not_go_together(cli, tmp_path):
     done = cli("optimize", "--root", tmp_path, "--device", "cuda", "--cuda-graph", "--adapter-layout", "inputs")
-    assert done.code == 2 and "--adapter-layout resident" in done.err
+    assert done.code == 2 and "--adapter-layout fused or resident" in done.err
     done = cli("optimize", "--root", tmp_path, "--device", "cpu", "--adapter-weights", "int8")
     assert done.code == 2 and "--adapter-layout resident" in done.err
 
@@ -137,10 +158,11 @@ def test_options_that_do_not_go_together(cli, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")
 def test_a_cuda_graph_changes_no_answer_and_adapters_are_swapped_in_one_chat(made, tmp_path):
-    _, base, adapters, reference = made
-    answers = []
+    model, base, adapters, reference = made
+    layout, answers = layout_of(model), []
     for graph in (True, False):
-        folder = build(tmp_path / str(graph), base, adapters, device="cuda", activations="int8", cuda_graph=graph)
+        folder = build(tmp_path / str(graph), base, adapters, device="cuda", adapter_layout=layout,
+                       activations="int8", cuda_graph=graph)
         options = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
         assert options["provider_options"][0]["cuda"]["enable_cuda_graph"] == str(int(graph))
         session = Session(folder, "cuda")
