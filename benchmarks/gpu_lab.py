@@ -157,17 +157,24 @@ class Lab:
 
 
 DECODE = """
-import json, sys, time
+import contextlib, json, sys, time
 from pathlib import Path
 import numpy as np
 import onnxruntime
 onnxruntime.preload_dlls()
 import onnxruntime_genai as og
-folder, adapter, prompt, new = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+folder, adapter, prompt, new = Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+providers = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+device = "cuda" if "cuda" in str(providers.get("provider_options")).lower() else "cpu"
 config = og.Config(str(folder))
 if not adapter and (folder / "base.onnx").is_file():
     config.overlay(json.dumps({"model": {"decoder": {"filename": "base.onnx"}}}))
-model = og.Model(config)
+kernels = contextlib.nullcontext()
+if adapter:
+    from phicli.onnx.fused.library import ops_of
+    kernels = ops_of(folder, config, device)
+with kernels:
+    model = og.Model(config)
 adapters = og.Adapters(model)
 if adapter:
     adapters.load(str(folder / "adapters" / f"{adapter}.onnx_adapter"), adapter)

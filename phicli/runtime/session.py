@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput, Missing, PhicliError
+from phicli.onnx.fused.library import ops_of
 from phicli.runtime.devices import built_for, select_provider
 from phicli.stages import REMOVABLE, check_whole
 from phicli.text import TextCodec
@@ -74,11 +75,7 @@ class Session:
         self._load(adapters=False)
 
     def _load(self, adapters: bool) -> None:
-        """Load the graph; where there are two, the one without adapters runs faster. One is in memory at a time.
-
-        genai takes libraries of ops only from a model's folder or the working directory, which is therefore another
-        for this moment. A folder's own library would be foreign code: only the one built here is loaded.
-        """
+        """Load the graph; where there are two, the one without adapters runs faster. One is in memory at a time."""
         self._model: Any = None
         self._adapters: Any = None
         self._loaded: set[str] = set()
@@ -87,11 +84,7 @@ class Session:
             if self._without and not adapters:
                 og_config.overlay(json.dumps({"model": {"decoder": {"filename": BASE_GRAPH}}}))
             self.provider = select_provider(og_config, self._built, self._device)
-            with contextlib.ExitStack() as stack:
-                if self._without and adapters and (ops := _library_of_ops(self.folder, self.provider)):
-                    og_config.overlay(json.dumps(
-                        {"model": {"decoder": {"session_options": {"custom_ops_library": str(ops)}}}}))
-                    stack.enter_context(contextlib.chdir(ops.parent))
+            with ops_of(self.folder, og_config, self.provider) if adapters else contextlib.nullcontext():
                 self._model = self._og.Model(og_config)
         self._takes_adapters = adapters or not self._without
 
@@ -189,14 +182,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
                        hint="phicli optimize") from None
     except (OSError, ValueError) as e:
         raise BadInput(f"not readable as JSON: {e}", where=path, hint="phicli optimize --force") from None
-
-
-def _library_of_ops(folder: Path, provider: str) -> Path | None:
-    """The library of the ops in the graph with adapters; None where onnxruntime's are enough. Raises Missing."""
-    from phicli.onnx.fused.library import library
-    from phicli.onnx.slots import LAYOUT_KEY, read_graph
-
-    return library(provider) if read_graph(folder)[0][LAYOUT_KEY] == "fused" else None
 
 
 def _check_adapter(folder: Path, path: Path) -> None:

@@ -3,18 +3,23 @@
 C by the machine's compiler, CUDA by NVRTC (of torch's and onnxruntime's CUDA wheels) for the GPU that is there.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from phicli.errors import Missing
 from phicli.hashing import cache_folder
+from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.runtime.devices import compute_capability
 
 HERE = Path(__file__).parent
@@ -67,6 +72,22 @@ def library(device: str) -> Path:
         return beside.replace(path)
     except OSError:  # no cache folder that can be written
         return _compile_library(cubin, Path(tempfile.mkdtemp(prefix="phicli-")) / path.name)
+
+
+@contextlib.contextmanager
+def ops_of(folder: Path, og_config: Any, provider: str) -> Iterator[None]:
+    """While a model is made of an onnxruntime_genai.Config: give it the library, if the graph with adapters needs it.
+
+    genai takes libraries only from a model's folder or the working directory, which is another one meanwhile. Code
+    that lies in a model's folder is never loaded. Raises as `library`.
+    """
+    if read_graph(folder)[0].get(LAYOUT_KEY) != "fused":
+        yield
+        return
+    path = library(provider)
+    og_config.overlay(json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": str(path)}}}}))
+    with contextlib.chdir(path.parent):
+        yield
 
 
 def _compile_library(cubin: bytes, output: Path) -> Path:
