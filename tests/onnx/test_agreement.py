@@ -93,6 +93,25 @@ def test_grouped_query_attention_with_parts_adapted(tmp_path, tiny, kind, head, 
         assert kl < limit and same >= least
 
 
+@pytest.mark.parametrize(("kind", "skip"), [
+    ("phi", ("0.self_attn.qkv_proj",)), ("phi", ("1.self_attn.qkv_proj",)),
+    ("qwen2", ("0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj")), ("qwen2", ("0.self_attn.k_proj",)),
+])
+def test_attention_inputs_left_in_float_in_one_layer_only(tmp_path, tiny, kind, skip):
+    """q, k and v are three products in that layer and one in the others; its neighbours keep theirs."""
+    original = tiny if kind == "phi" else random_model(tmp_path / "original", tiny, kind)
+    base = nearest_awq(original, tmp_path / "awq", skip=skip)
+    targets = ["qkv_proj", "o_proj"] if kind == "phi" else ["q_proj", "v_proj"]
+    adapter = random_adapter(original, tmp_path / "peft", r=4, target_modules=targets)
+    reference = Reference.of_awq(original, base)
+    for layout in ("inputs", "resident"):
+        session = Session(build(tmp_path / layout, base, {"travel": adapter}, adapter_layout=layout, **EXACT))
+        ids = session.codec.encode_text(TEXT)
+        for name, updates in ((None, None), ("travel", peft_updates(adapter))):
+            kl, same = compare(reference.logits(ids, updates), session.logits(ids, name))
+            assert kl < 1e-6 and same >= 0.99, (layout, name)
+
+
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, False)])
 def test_checkpoints_of_olive(tmp_path, tiny, bits, symmetric):
     from phicli.lora.loading import load_base
