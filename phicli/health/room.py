@@ -35,9 +35,12 @@ def model(subject: Subject) -> Finding:
 def memory(subject: Subject) -> Finding:
     """Memory of the machine or its container, and what each step needs of it."""
     total, free = total_memory(), available_memory("cpu")
-    return _compare({step: need.memory for step, need in step_needs(subject).items()}, total, free,
+    wanted = step_needs(subject)
+    return _compare({step: need.memory for step, need in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}",
-                    "end other programs; finetune: --batch-size 1 --seq-len 256; quantize: --samples 32")
+                    "end other programs; finetune: --batch-size 1 --seq-len 256; quantize: --samples 32",
+                    {step: (need.memory + need.more, need.room) for step, need in wanted.items()
+                     if need.more and not need.gpu})
 
 
 def gpu_memory(subject: Subject) -> Finding:
@@ -48,8 +51,10 @@ def gpu_memory(subject: Subject) -> Finding:
     if not document.get("gpus"):
         return Finding(Light.RED, "torch sees no GPU", "see the line about torch")
     total, free = (document["gpus"][0][k] for k in ("total", "free"))
-    return _compare({step: need.gpu for step, need in step_needs(subject).items()}, total, free,
-                    f"has {size(free)} free of {size(total)}", "end what else uses the GPU: nvidia-smi shows it")
+    wanted = step_needs(subject)
+    return _compare({step: need.gpu for step, need in wanted.items()}, total, free,
+                    f"has {size(free)} free of {size(total)}", "end what else uses the GPU: nvidia-smi shows it",
+                    {step: (need.gpu + need.more, need.room) for step, need in wanted.items() if need.more})
 
 
 def disk(subject: Subject) -> Finding:
@@ -94,7 +99,7 @@ def step_needs(subject: Subject) -> dict[str, Need]:
     evaluate = resolve("evaluate", {"seq_len": None})
     return {
         "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len),
-        "finetune": needs.of_finetune(known, device, finetune.lora_r, finetune.batch_size),
+        "finetune": needs.of_finetune(needs.after_quantizing(known), device, finetune.lora_r, finetune.batch_size),
         "optimize": needs.of_optimize(needs.after_quantizing(known), device),
         "evaluate": needs.of_evaluate(known, device, evaluate.seq_len),
         "chat": needs.of_chat(known, device),
@@ -130,13 +135,21 @@ def _count(number: int) -> str:
     return f"{number / 1e9:.3g} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
 
 
-def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure: str) -> Finding:
-    """red where a step needs clearly more than there could be, yellow where it needs more than is free."""
+def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure: str,
+             roomy: dict[str, tuple[float, float]] | None = None) -> Finding:
+    """red where a step needs clearly more than there could be, yellow where it needs more than is free.
+
+    roomy: of steps that take more than they need where there is room, how much then, and how much must be free for it.
+    """
     figures: dict[str, Any] = {"free": round(free), "needs": {step: round(need) for step, need in wanted.items()}}
+    if roomy:
+        figures["takes_where_free"] = {step: [round(takes), round(room)] for step, (takes, room) in roomy.items()}
+    also = {step: f" ({size(takes)} where {size(room)} are free)" for step, (takes, room) in (roomy or {}).items()}
     if not wanted:
         return Finding(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
                        figures)
-    found = f"{has}; needs about " + ", ".join(f"{step} {size(need)}" for step, need in wanted.items() if need)
+    found = f"{has}; needs about " + ", ".join(
+        f"{step} {size(need)}{also.get(step, '')}" for step, need in wanted.items() if need)
     if max(wanted.values()) > UNCERTAIN * most:
         return Finding(Light.RED, found, SMALLER, figures)
     if max(wanted.values()) > free:

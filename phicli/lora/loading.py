@@ -21,8 +21,8 @@ from phicli.devices import available_memory
 from phicli.errors import BadInput
 from phicli.lora.int4 import Int4Linear, pack, unpack
 from phicli.models import check_model, check_safetensors
+from phicli.needs import keeps_unpacked
 
-DENSE_SHARE = 0.25  # of the free memory that unpacked weights may take
 DTYPES = {"I32": torch.int32, "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -52,7 +52,7 @@ def load_base(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
     model.eval()
     packed = [m for m in model.modules() if isinstance(m, Int4Linear)]
     dense_bytes = sum(m.in_features * m.out_features for m in packed) * dtype.itemsize
-    if dense_bytes < DENSE_SHARE * available_memory(device):
+    if keeps_unpacked(dense_bytes, available_memory(device)):
         for module in packed:
             module.keep_dense()
     return model

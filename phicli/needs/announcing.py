@@ -10,12 +10,18 @@ from phicli.progress import Progress
 
 
 def announce(step: str, need: Need, target: Path, progress: Progress) -> None:
-    """One line, "needs about X, has Y"; a warning where Y is less. target: the folder that will be written."""
+    """One line, "needs about X, has Y"; a warning where Y is less. target: the folder that will be written.
+
+    Where there is room for what only makes it faster, the line says with how much it will run.
+    """
     there = [("memory", need.memory, available_memory("cpu")),
              ("GPU memory", need.gpu, available_memory("cuda") if need.gpu else 0),
              ("disk", need.disk, free_disk(target))]
     wanted = [(what, bytes_, has) for what, bytes_, has in there if bytes_]
-    text = ", ".join(f"{size(bytes_)} of {what} (has {size(has)})" for what, bytes_, has in wanted)
+    computes = "GPU memory" if need.gpu else "memory"
+    takes = {what: f", takes about {size(bytes_ + need.more)}" for what, bytes_, has in wanted
+             if what == computes and need.more and has >= need.room}
+    text = ", ".join(f"{size(bytes_)} of {what} (has {size(has)}{takes.get(what, '')})" for what, bytes_, has in wanted)
     short = [what for what, bytes_, has in wanted if has < bytes_]
     if short:
         progress.warn(f"{step} needs about {text}: {' and '.join(short)} may not be enough")

@@ -18,15 +18,22 @@ BUILDER = 3.1  # times an unquantized checkpoint that genai's builder holds; of 
 HEADS = 4  # copies of the output projection, as wide as it computes, that it makes to quantize it
 ROW_TOKENS = 200  # of a training row, where the rows are not known yet
 RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
+UNPACKED_SHARE = 0.25  # of the memory that is free once an int4 base is loaded, that its weights may take unpacked
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes at the peak: memory of the host, memory of the GPU (0 without one), disk for the result."""
+    """Bytes at the peak: memory of the host, memory of the GPU (0 without one), disk for the result.
+
+    more: bytes beside, where the computing is done, that make it faster and are taken only where there is room for
+    them: if at least `room` bytes are free there when the step begins.
+    """
 
     memory: float
     gpu: float
     disk: float
+    more: float = 0.0
+    room: float = 0.0
 
 
 def _width(device: str) -> int:
@@ -64,18 +71,26 @@ def of_quantize(size: ModelSize, device: str, samples: int, seq_len: int) -> Nee
                    disk)
 
 
-def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS) -> Need:
-    """Integers, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch.
+def keeps_unpacked(dense: float, free: float) -> bool:
+    """Whether an int4 base keeps its weights unpacked too: their bytes, and those free once the base is loaded."""
+    return dense < UNPACKED_SHARE * free
 
-    Unpacked weights are kept as well where memory is left for them; that is not counted.
+
+def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS) -> Need:
+    """Weights, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch.
+
+    Of an int4 base the integers, and as `more` the unpacked weights, which are kept where `keeps_unpacked`.
     """
     width = _width(device)
-    base = size.layer_params * INT4 + size.outer_params * width + size.largest * width
+    dense = size.layer_params * width
+    layers = size.layer_params * INT4 + size.largest * width if size.quantized else dense
+    base = layers + size.outer_params * width
     adapter = lora_r * size.edges * 4
     tokens = batch_size * row_tokens
     activations = tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
     logits = 3 * min(tokens, 1024) * size.vocab * 4
-    return _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
+    need = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
+    return replace(need, more=dense, room=base + dense / UNPACKED_SHARE) if size.quantized else need
 
 
 def of_optimize(size: ModelSize, device: str) -> Need:

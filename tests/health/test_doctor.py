@@ -45,6 +45,9 @@ def test_document_and_what_each_step_needs(cli, tmp_path):
     wanted = found["memory"]["figures"]["needs"]
     assert list(wanted) == ["quantize", "finetune", "optimize", "evaluate", "chat"]
     assert 1e9 < wanted["quantize"] < 20e9
+    takes, room = found["memory"]["figures"]["takes_where_free"]["finetune"]  # weights unpacked, 4 bytes each
+    assert takes - wanted["finetune"] > 14e9 and room > 4 * 14e9
+    assert f"({takes / 1e9:.1f} GB where {room / 1e9:.1f} GB are free)" in found["memory"]["found"]
     assert found["onnxruntime"]["figures"]["used"] == ["CPUExecutionProvider"]
     assert 7e9 < found["model"]["figures"]["bytes"] < 8e9
 

@@ -69,6 +69,39 @@ def test_more_work_needs_more():
     assert needs.of_chat(size, "cuda").gpu < needs.of_evaluate(size, "cuda", 1024).gpu
 
 
+def test_finetune_tells_what_it_needs_and_what_it_takes_where_there_is_room():
+    """Seen on an H100, CUDA's own 0.5 GB not counted, rows of 60 to 200 tokens: 8.6 GB packed, 16.6 GB unpacked."""
+    original = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
+    quantized = needs.after_quantizing(original)
+    need = needs.of_finetune(quantized, "cuda", 64, 8, 150)
+    assert need.gpu - 0.5e9 == pytest.approx(8.6e9, rel=0.15)
+    assert need.gpu + need.more - 0.5e9 == pytest.approx(16.6e9, rel=0.15)
+    assert need.more == 2 * quantized.layer_params
+    loaded = need.room - need.more / 0.25  # what is free once the base is loaded decides
+    assert 2e9 < loaded < 3e9
+    assert needs.keeps_unpacked(need.more, need.room - loaded + 1) and not needs.keeps_unpacked(
+        need.more, need.room - loaded)
+    plain = needs.of_finetune(original, "cuda", 64, 8, 150)  # nothing to unpack
+    assert plain.more == 0 and plain.gpu == pytest.approx(need.gpu + need.more, rel=0.15)
+
+
+@pytest.mark.parametrize("free", [10**12, 10**6])
+def test_the_base_keeps_its_weights_unpacked_where_the_line_says_so(tiny_awq, tmp_path, monkeypatch, free):
+    import torch
+
+    from phicli.lora import loading
+    from phicli.needs import announcing
+
+    for module in (loading, announcing):
+        monkeypatch.setattr(module, "available_memory", lambda device: free)
+    need, said = needs.of_finetune(needs.size_of_folder(tiny_awq), "cpu", 8, 8, 150), Said()
+    needs.announce("finetune", need, tmp_path, said)
+    base = loading.load_base(tiny_awq, "cpu", torch.float32)
+    kept = [m.dense for m in base.modules() if isinstance(m, loading.Int4Linear) and m.dense is not None]
+    assert sum(weight.nbytes for weight in kept) == (need.more if free > need.room else 0)
+    assert (", takes about " in (said.notes + said.warnings)[0]) == bool(kept)
+
+
 def test_estimate_for_a_run_is_near_what_the_run_takes(tiny, tmp_path):
     command = [sys.executable, "-m", "phicli", "quantize", "-m", "tiny", "--root", str(tmp_path), "--samples", "8",
                "--seq-len", "128", "--device", "cpu"]
