@@ -94,6 +94,7 @@ class ResidentGraph:
         self.graph, self.columns, self.data = model.graph, columns, data
         self.first: list[Any] = []
         self.after: dict[str, list[Any]] = {}  # name of a node -> nodes that follow it
+        self.removed: set[str] = set()  # names of nodes that others replace
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Put a matrix into the file of matrices and the graph; returns its name."""
@@ -112,6 +113,6 @@ class ResidentGraph:
         """Put the new nodes among the graph's own."""
         nodes = list(self.first)
         for node in self.graph.node:
-            nodes += [node, *self.after.get(node.name, ())]
+            nodes += [*([] if node.name in self.removed else [node]), *self.after.get(node.name, ())]
         del self.graph.node[:]
         self.graph.node.extend(nodes)

@@ -1,4 +1,4 @@
-"""Adapters in a graph with two ops of our own, LoraDown and LoraUp (see lora_op.c): one kernel each, nothing masked.
+"""Adapters in a graph with ops of our own, LoraDown, LoraUp and LoraGatedUp (see lora_op.c): nothing is masked.
 
 The cost of an adapter does not depend on how many lie beside it.
 """
@@ -9,6 +9,7 @@ import numpy as np
 
 from phicli.errors import BadInput
 from phicli.onnx.groups import Columns, Group, ResidentGraph, fitted
+from phicli.onnx.slots import Slot
 
 DOMAIN = "phicli"
 ID = "adapter_id"  # int64 (1,), or one for each row of a batch: 0 is no adapter, 1 the first
@@ -17,7 +18,10 @@ INPUTS, OUTPUTS = 32, 8  # sizes of a projection are multiples of these
 
 
 class FusedGraph(ResidentGraph):
-    """h = x A of the chosen adapter, then base + h B for each projection."""
+    """h = x A of the chosen adapter, then base + h B for each projection.
+
+    The ops of silu(gate) * up after a gate and an up projection become one with the two sums.
+    """
 
     STEP = 16  # the kernels take ranks of multiples of 16
 
@@ -26,7 +30,12 @@ class FusedGraph(ResidentGraph):
 
         assert weights == "float"
         super().__init__(model, columns, data)
+        self.ranks = list(columns.rank.values())
         self.number(ID, np.zeros(1, np.int64), ["adapter_rows"])
+        self.readers: dict[str, list[Any]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
     @staticmethod
@@ -34,26 +43,55 @@ class FusedGraph(ResidentGraph):
         return {ID: np.array([position + 1], np.int64)}
 
     def add(self, group: Group) -> None:
-        from onnx import helper
-
-        dtype = helper.tensor_dtype_to_np_dtype(group.slots[0].elem_type)
         self._check(group)
-        ranks = list(self.columns.rank.values())
         a, bs = group.matrices(self.columns)
-        rows = sum(ranks)
-        down = f"lora.{group.name}.down"
-        matrix = self.constant(f"lora_A.{group.name}", fitted(a[:, :rows].T, dtype))
-        nodes = [helper.make_node("LoraDown", [ID, group.nodes[0].input[0], matrix], [down],
-                                  f"/{down.replace('.', '/')}", domain=DOMAIN, ranks=ranks)]
-        for slot, node, b in zip(group.slots, group.nodes, bs, strict=True):
-            # Each adapter's part is (outputs, rank), one after the other.
-            parts = np.concatenate([part.T.ravel() for part in np.split(b[:rows], np.cumsum(ranks)[:-1])])
+        x, h = group.nodes[0].input[0], f"lora.{group.name}.down"
+        a_name = self._matrix(f"lora_A.{group.name}", a[:, : sum(self.ranks)].T, group.slots[0])
+        names = [self._matrix(f"lora_B.{slot.name}", self._by_adapter(b), slot)
+                 for slot, b in zip(group.slots, bs, strict=True)]
+        down = self._op("LoraDown", group.name, [x, a_name], h)
+        last = group.nodes[-1].name
+        if gated := self._gated(group.nodes):
+            self.removed |= {node.name for node in gated}
+            inputs = [name for node, b in zip(group.nodes, names, strict=True) for name in (node.output[0], b)]
+            self.after[last] = [down, self._op("LoraGatedUp", group.name, [h, *inputs], gated[-1].output[0])]
+            return
+        self.after[group.nodes[0].name] = [down]
+        for slot, node, b in zip(group.slots, group.nodes, names, strict=True):
             out = node.output[0]
             node.output[0] = f"{out}/base"
-            matrix = self.constant(f"lora_B.{slot.name}", fitted(parts, dtype))
-            nodes.append(helper.make_node("LoraUp", [ID, down, node.output[0], matrix], [out],
-                                          f"/lora/{slot.name}/up", domain=DOMAIN, ranks=ranks))
-            self.after[node.name], nodes = nodes, []
+            self.after.setdefault(node.name, []).append(self._op("LoraUp", slot.name, [h, node.output[0], b], out))
+
+    def _gated(self, nodes: tuple[Any, ...]) -> list[Any]:
+        """Sigmoid, Mul, Mul that make silu(first) * second; none where the graph has something else there."""
+        if len(nodes) != 2:
+            return []
+        gate, up = (node.output[0] for node in nodes)
+        sigmoid = self._reader(gate, "Sigmoid")
+        silu = self._reader(gate, "Mul")
+        product = self._reader(up, "Mul")
+        if not (sigmoid and silu and product) or len(self.readers[gate]) != 2 or len(self.readers[up]) != 1:
+            return []
+        inner, whole = {gate, sigmoid.output[0]}, {silu.output[0], up}
+        alone = all(len(self.readers[node.output[0]]) == 1 for node in (sigmoid, silu))
+        return [sigmoid, silu, product] if alone and inner == {*silu.input} and whole == {*product.input} else []
+
+    def _reader(self, name: str, op: str) -> Any:
+        return next((node for node in self.readers.get(name, ()) if node.op_type == op), None)
+
+    def _op(self, op: str, name: str, inputs: list[str], output: str) -> Any:
+        from onnx import helper
+
+        return helper.make_node(op, [ID, *inputs], [output], f"/lora/{name}/{op}", domain=DOMAIN, ranks=self.ranks)
+
+    def _matrix(self, name: str, value: np.ndarray, slot: Slot) -> str:
+        from onnx import helper
+
+        return self.constant(name, fitted(value, helper.tensor_dtype_to_np_dtype(slot.elem_type)))
+
+    def _by_adapter(self, b: np.ndarray) -> np.ndarray:
+        """B (width, outputs) as one row of numbers: of each adapter (outputs, rank)."""
+        return np.concatenate([part.T.ravel() for part in np.split(b[: sum(self.ranks)], np.cumsum(self.ranks)[:-1])])
 
     def _check(self, group: Group) -> None:
         import onnx

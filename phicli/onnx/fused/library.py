@@ -59,12 +59,13 @@ def library(device: str) -> Path:
     if lack := missing(device):
         raise Missing(lack, where=WHERE, hint=HINT)
     capability = compute_capability() if device == "cuda" else None
-    code, kernels = (HERE / "lora_op.c").read_bytes(), (HERE / "lora.cu").read_bytes()
-    key = hashlib.sha256(b"\0".join([code, kernels, repr((capability, os.uname().machine)).encode()])).hexdigest()[:16]
-    path = cache_folder() / f"lora-{key}" / "liblora.so"
+    digest = hashlib.sha256(repr((capability, os.uname().machine)).encode())
+    for source in sorted(p for p in HERE.iterdir() if p.suffix in (".c", ".h", ".cu")):
+        digest.update(source.read_bytes())
+    path = cache_folder() / f"lora-{digest.hexdigest()[:16]}" / "liblora.so"
     if path.is_file():
         return path
-    cubin = _compile_kernels(kernels, capability) if capability else b""
+    cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{os.getpid()}.so")
@@ -94,8 +95,9 @@ def _compile_library(cubin: bytes, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         embedded = Path(scratch) / "cubin.c"
         embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
-        done = subprocess.run([_compiler() or "cc", "-O3", "-shared", "-fPIC", "-fvisibility=hidden",
-                               HERE / "lora_op.c", embedded, "-o", output, "-ldl"], capture_output=True, text=True)
+        command = [_compiler() or "cc", "-std=c11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden",
+                   HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise Missing(f"the C compiler failed: {done.stderr.strip()[:500]}", where=WHERE, hint=HINT)
     return output

@@ -1,22 +1,16 @@
-// Kernels of the ops LoraDown (h = x A) and LoraUp (y = base + h B) of one adapter; fp16 matrices, fp32 sums.
+// Kernels of the ops LoraDown (h = x A), LoraUp (y = base + h B) and LoraGatedUp (y = silu(gate + h B) * (up + h B'))
+// of one adapter; fp16 matrices, fp32 sums. Those that end in `one` take one row, those in `many` any number.
 //
 // No header is included, so that NVRTC alone can compile it. Halves travel as 16-bit integers; sums of products of
 // many rows go through mma.sync (m16n8k16, see the PTX ISA for which thread holds what).
 //
 // A is (rank, inputs) and B (outputs, rank): both products run along contiguous memory. inputs is a multiple of 32,
 // outputs of 8, rank of 16 and at most 1024.
-// "Programmatic dependent launch": a kernel starts while the one before it still runs, fetches what is constant, and
-// reads nothing else before `wait_for_previous`.
+//
+// h is (rows, parts, rank): the inputs of many rows are summed in up to 8 parts, which the second kernel adds in their
+// order, so that the same input always gives the same output.
 
 typedef unsigned short half_bits;
-
-#if __CUDA_ARCH__ >= 900
-#define wait_for_previous() asm volatile("griddepcontrol.wait;" ::: "memory")
-#define let_next_start() asm volatile("griddepcontrol.launch_dependents;" ::: "memory")
-#else
-#define wait_for_previous()
-#define let_next_start()
-#endif
 
 __device__ __forceinline__ float2 floats(unsigned pair) {
   float2 f;
@@ -47,126 +41,193 @@ __device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, uns
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// One row of x. A warp sums 512 inputs for one row of A; the parts, h[parts][rank], are added by lora_up_one, always
-// in the same order.
+__device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }
+
+// A block for each row of A.
 extern "C" __global__ void __launch_bounds__(256)
-lora_down_one(const half_bits* x, const half_bits* a, float* h, int inputs, int rank, int parts) {
-  const int warp = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row = warp / parts, part = warp % parts;
-  const int k0 = part * 512 + lane * 8, k1 = k0 + 256;
-  const bool in0 = row < rank && k0 < inputs, in1 = row < rank && k1 < inputs;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
-  const half_bits* line = a + (size_t)row * inputs;
-  let_next_start();
-  const uint4 a0 = in0 ? __ldg((const uint4*)(line + k0)) : zero;
-  const uint4 a1 = in1 ? __ldg((const uint4*)(line + k1)) : zero;
-  wait_for_previous();
-  const uint4 x0 = in0 ? *(const uint4*)(x + k0) : zero;
-  const uint4 x1 = in1 ? *(const uint4*)(x + k1) : zero;
-  float sum = dot8(a0, x0, dot8(a1, x1, 0.f));
+lora_down_one(const half_bits* x, const half_bits* a, float* h, int inputs) {
+  __shared__ float sums[8];
+  const half_bits* line = a + (size_t)blockIdx.x * inputs;
+  float sum = 0.f;
+#pragma unroll 4
+  for (int k = threadIdx.x * 8; k < inputs; k += 2048)
+    sum = dot8(__ldg((const uint4*)(line + k)), *(const uint4*)(x + k), sum);
   for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
-  if (lane == 0 && row < rank) h[part * rank + row] = sum;
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < 8; warp++) sum += sums[warp];
+    h[blockIdx.x] = sum;
+  }
+}
+
+__device__ __forceinline__ float dot8(uint4 b, float4 h0, float4 h1, float sum) {
+  const float2 w0 = floats(b.x), w1 = floats(b.y), w2 = floats(b.z), w3 = floats(b.w);
+  sum = fmaf(w0.x, h0.x, fmaf(w0.y, h0.y, fmaf(w1.x, h0.z, fmaf(w1.y, h0.w, sum))));
+  return fmaf(w2.x, h1.x, fmaf(w2.y, h1.y, fmaf(w3.x, h1.z, fmaf(w3.y, h1.w, sum))));
 }
 
 // `lanes` neighbouring threads share an output, 8 columns of B at a time each; lanes is a power of two.
-extern "C" __global__ void __launch_bounds__(256)
-lora_up_one(const float* h, const half_bits* b, const half_bits* base, half_bits* y, int outputs, int rank, int parts,
-            int lanes) {
-  __shared__ float sums[1024];
+template <bool GATED>
+__device__ __forceinline__ void up_one(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
+                                       const half_bits* base2, half_bits* y, int outputs, int rank, int lanes) {
   const int thread = blockIdx.x * 256 + threadIdx.x;
   const int n = thread / lanes, lane = thread % lanes;
-  const bool inside = n < outputs;
-  const half_bits* line = b + (size_t)n * rank;
-  let_next_start();
-  uint4 weights = make_uint4(0, 0, 0, 0);
-  if (inside && lane * 8 < rank) weights = __ldg((const uint4*)(line + lane * 8));
-  wait_for_previous();
-  const half_bits start = inside && lane == 0 ? base[n] : (half_bits)0;
-  for (int r = threadIdx.x; r < rank; r += 256) {
-    float sum = 0.f;
-#pragma unroll 8
-    for (int part = 0; part < parts; part++) sum += h[part * rank + r];
-    sums[r] = sum;
+  const bool inside = n < outputs, first = inside && lane == 0;
+  const float start = first ? floats(base[n]).x : 0.f, start2 = GATED && first ? floats(base2[n]).x : 0.f;
+  float sum = 0.f, sum2 = 0.f;
+  for (int r = lane * 8; inside && r < rank; r += lanes * 8) {
+    const size_t at = (size_t)n * rank + r;
+    const float4 h0 = *(const float4*)(h + r), h1 = *(const float4*)(h + r + 4);
+    sum = dot8(__ldg((const uint4*)(b + at)), h0, h1, sum);
+    if (GATED) sum2 = dot8(__ldg((const uint4*)(b2 + at)), h0, h1, sum2);
   }
-  __syncthreads();
-  float sum = 0.f;
-  for (int r = lane * 8; r < rank; r += lanes * 8) {
-    if (r != lane * 8 && inside) weights = __ldg((const uint4*)(line + r));
-    const float* s = sums + r;
-    const float2 w0 = floats(weights.x), w1 = floats(weights.y), w2 = floats(weights.z), w3 = floats(weights.w);
-    sum = fmaf(w0.x, s[0], fmaf(w0.y, s[1], fmaf(w1.x, s[2], fmaf(w1.y, s[3], sum))));
-    sum = fmaf(w2.x, s[4], fmaf(w2.y, s[5], fmaf(w3.x, s[6], fmaf(w3.y, s[7], sum))));
+  for (int step = lanes / 2; step; step >>= 1) {
+    sum += __shfl_xor_sync(~0u, sum, step);
+    if (GATED) sum2 += __shfl_xor_sync(~0u, sum2, step);
   }
-  for (int step = lanes / 2; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
-  if (inside && lane == 0) y[n] = (half_bits)halves(floats(start).x + sum, 0.f);
+  sum += start;
+  if (first) y[n] = (half_bits)halves(GATED ? silu(sum) * (sum2 + start2) : sum, 0.f);
 }
 
-// Many rows: 16 rows of x and up to 64 of A a block; its 8 warps take every eighth 32 inputs and are summed in order.
-// Which inputs the two products of a step take does not matter, as long as both sides agree, so each thread loads 8
-// neighbours at once.
 extern "C" __global__ void __launch_bounds__(256)
-lora_down_many(const half_bits* x, const half_bits* a, float* h, int rows, int inputs, int rank) {
-  __shared__ float parts[8][16][65];
+lora_up_one(const float* h, const half_bits* b, const half_bits* base, half_bits* y, int outputs, int rank, int lanes) {
+  up_one<false>(h, b, base, nullptr, nullptr, y, outputs, rank, lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_gated_up_one(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
+                  const half_bits* base2, half_bits* y, int outputs, int rank, int lanes) {
+  up_one<true>(h, b, base, b2, base2, y, outputs, rank, lanes);
+}
+
+// 16 rows of x and 8 TILES rows of A a block, which takes one part of the inputs; its 8 warps take every eighth 32 of
+// them and are summed in order. Which inputs the two products of a step take does not matter, as long as both sides
+// agree, so each thread loads 8 neighbours at once.
+template <int TILES>
+__device__ __forceinline__ void down_many(const half_bits* x, const half_bits* a, float* h, int rows, int inputs,
+                                          int rank) {
+  __shared__ float all[8][16][TILES * 8 + 1];
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
-  const int m0 = blockIdx.x * 16, n0 = blockIdx.y * 64, tiles = min(64, rank - n0) / 8;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
-  float sum[8][4] = {};
-  for (int k = warp * 32; k < inputs; k += 256) {
-    const int at = k + quad * 8, upper = m0 + group, lower = upper + 8;
-    const uint4 p = upper < rows ? *(const uint4*)(x + (size_t)upper * inputs + at) : zero;
-    const uint4 q = lower < rows ? *(const uint4*)(x + (size_t)lower * inputs + at) : zero;
+  const int m0 = blockIdx.x * 16, n0 = blockIdx.y * TILES * 8, part = blockIdx.z, parts = gridDim.z;
+  const half_bits* upper = x + (size_t)min(m0 + group, rows - 1) * inputs + quad * 8;
+  const half_bits* lower = x + (size_t)min(m0 + group + 8, rows - 1) * inputs + quad * 8;
+  float sum[TILES][4] = {};
+#pragma unroll 2
+  for (int k = (part * 8 + warp) * 32; k < inputs; k += parts * 256) {
+    const uint4 p = *(const uint4*)(upper + k), q = *(const uint4*)(lower + k);
+    uint4 w[TILES];
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++) {
-      if (tile < tiles) {
-        const uint4 w = __ldg((const uint4*)(a + (size_t)(n0 + tile * 8 + group) * inputs + at));
-        mma(sum[tile], p.x, q.x, p.y, q.y, w.x, w.y);
-        mma(sum[tile], p.z, q.z, p.w, q.w, w.z, w.w);
-      }
+    for (int tile = 0; tile < TILES; tile++)
+      w[tile] = __ldg((const uint4*)(a + (size_t)min(n0 + tile * 8 + group, rank - 1) * inputs + quad * 8 + k));
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      mma(sum[tile], p.x, q.x, p.y, q.y, w[tile].x, w[tile].y);
+      mma(sum[tile], p.z, q.z, p.w, q.w, w[tile].z, w[tile].w);
     }
   }
 #pragma unroll
-  for (int tile = 0; tile < 8; tile++)
-    for (int i = 0; i < 4; i++) parts[warp][group + i / 2 * 8][tile * 8 + quad * 2 + i % 2] = sum[tile][i];
+  for (int tile = 0; tile < TILES; tile++)
+    for (int i = 0; i < 4; i++) all[warp][group + i / 2 * 8][tile * 8 + quad * 2 + i % 2] = sum[tile][i];
   __syncthreads();
-  for (int i = threadIdx.x; i < 16 * 64; i += 256) {
-    const int m = i / 64, n = i % 64;
+  for (int i = threadIdx.x; i < 16 * TILES * 8; i += 256) {
+    const int m = i / (TILES * 8), n = i % (TILES * 8);
     float total = 0.f;
-    for (int w = 0; w < 8; w++) total += parts[w][m][n];
-    if (m0 + m < rows && n < tiles * 8) h[(size_t)(m0 + m) * rank + n0 + n] = total;
+    for (int w = 0; w < 8; w++) total += all[w][m][n];
+    if (m0 + m < rows && n0 + n < rank) h[((size_t)(m0 + m) * parts + part) * rank + n0 + n] = total;
   }
 }
 
-// 16 rows and 64 outputs a warp.
 extern "C" __global__ void __launch_bounds__(256)
-lora_up_many(const float* h, const half_bits* b, const half_bits* base, half_bits* y, int rows, int outputs, int rank) {
+lora_down_many_16(const half_bits* x, const half_bits* a, float* h, int rows, int inputs, int rank) {
+  down_many<2>(x, a, h, rows, inputs, rank);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_down_many_64(const half_bits* x, const half_bits* a, float* h, int rows, int inputs, int rank) {
+  down_many<8>(x, a, h, rows, inputs, rank);
+}
+
+// 32 rows and 256 outputs a block, 32 of them a warp. h goes through shared memory, 64 columns at a time: summed and
+// rounded to halves. Four tiles of a product are dealt out so that a thread holds 8 neighbours of an output row.
+constexpr int MAX_PARTS = 8;
+
+template <bool GATED>
+__device__ __forceinline__ void up_many(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
+                                        const half_bits* base2, half_bits* y, int rows, int outputs, int rank,
+                                        int parts) {
+  constexpr int SIDES = GATED ? 2 : 1, STRIDE = 40;  // in words: rows fall on different banks
+  __shared__ unsigned sums[32 * STRIDE];
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
-  const int upper = blockIdx.x * 16 + group, lower = upper + 8, n0 = (blockIdx.y * 8 + warp) * 64;
-  const float2 none = make_float2(0.f, 0.f);
-  float sum[8][4] = {};
-  for (int k = quad * 2; k < rank; k += 16) {
-    const float2* p = (const float2*)(h + (size_t)upper * rank + k);
-    const float2* q = (const float2*)(h + (size_t)lower * rank + k);
-    const float2 p0 = upper < rows ? p[0] : none, p8 = upper < rows ? p[4] : none;
-    const float2 q0 = lower < rows ? q[0] : none, q8 = lower < rows ? q[4] : none;
-    const unsigned a0 = halves(p0.x, p0.y), a1 = halves(q0.x, q0.y), a2 = halves(p8.x, p8.y), a3 = halves(q8.x, q8.y);
+  const int m0 = blockIdx.x * 32, n0 = (blockIdx.y * 8 + warp) * 32;
+  const half_bits* weights[2] = {b, b2};
+  float sum[SIDES][2][4][4] = {};
+  for (int r0 = 0; r0 < rank; r0 += 64) {
+    const int pairs = min(64, rank - r0) / 2;
+    __syncthreads();
+    for (int i = threadIdx.x; i < 32 * pairs; i += 256) {
+      const int m = i / pairs, r = r0 + i % pairs * 2;
+      float2 total = make_float2(0.f, 0.f);
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++) {
-      if (n0 + tile * 8 < outputs) {
-        const unsigned* w = (const unsigned*)(b + (size_t)(n0 + tile * 8 + group) * rank + k);
-        mma(sum[tile], a0, a1, a2, a3, __ldg(w), __ldg(w + 4));
+      for (int part = 0; part < MAX_PARTS; part++)
+        if (m0 + m < rows && part < parts) {
+          const float2 s = *(const float2*)(h + ((size_t)(m0 + m) * parts + part) * rank + r);
+          total.x += s.x, total.y += s.y;
+        }
+      sums[m * STRIDE + i % pairs] = halves(total.x, total.y);
+    }
+    __syncthreads();
+    for (int k = 0; k < pairs; k += 8) {  // 16 columns of h; a thread takes 4 neighbours on both sides
+      uint2 w[SIDES][4], rows_of_h[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int n = min(n0 + group / 2 * 8 + i * 2 + group % 2, outputs - 1);
+#pragma unroll
+        for (int side = 0; side < SIDES; side++)
+          w[side][i] = __ldg((const uint2*)(weights[side] + (size_t)n * rank + r0 + k * 2 + quad * 4));
+        rows_of_h[i] = *(const uint2*)(sums + (group + i * 8) * STRIDE + k + quad * 2);
       }
-    }
-  }
 #pragma unroll
-  for (int tile = 0; tile < 8; tile++) {
-    const int n = n0 + tile * 8 + quad * 2;
-    if (n >= outputs) continue;
-    for (int side = 0; side < 2; side++) {
-      const int m = side ? lower : upper;
-      if (m >= rows) continue;
-      const size_t at = (size_t)m * outputs + n;
-      const float2 start = floats(*(const unsigned*)(base + at));
-      *(unsigned*)(y + at) = halves(start.x + sum[tile][side * 2], start.y + sum[tile][side * 2 + 1]);
+      for (int side = 0; side < SIDES; side++)
+        for (int half = 0; half < 2; half++)
+          for (int tile = 0; tile < 4; tile++) {
+            const uint2 top = rows_of_h[half * 2], bottom = rows_of_h[half * 2 + 1];
+            mma(sum[side][half][tile], top.x, bottom.x, top.y, bottom.y, w[side][tile].x, w[side][tile].y);
+          }
     }
   }
+  const int n = n0 + quad * 8;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {  // rows group, + 8, + 16, + 24
+    const int m = m0 + group + i * 8;
+    if (m >= rows || n >= outputs) continue;
+    const size_t at = (size_t)m * outputs + n;
+    const uint4 start = *(const uint4*)(base + at), start2 = GATED ? *(const uint4*)(base2 + at) : start;
+    const unsigned in[4] = {start.x, start.y, start.z, start.w}, in2[4] = {start2.x, start2.y, start2.z, start2.w};
+    unsigned out[4];
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+      float2 v = floats(in[tile]);
+      v.x += sum[0][i / 2][tile][i % 2 * 2], v.y += sum[0][i / 2][tile][i % 2 * 2 + 1];
+      if (GATED) {
+        const float2 v2 = floats(in2[tile]);
+        v.x = silu(v.x) * (v2.x + sum[SIDES - 1][i / 2][tile][i % 2 * 2]);
+        v.y = silu(v.y) * (v2.y + sum[SIDES - 1][i / 2][tile][i % 2 * 2 + 1]);
+      }
+      out[tile] = halves(v.x, v.y);
+    }
+    *(uint4*)(y + at) = make_uint4(out[0], out[1], out[2], out[3]);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_up_many(const float* h, const half_bits* b, const half_bits* base, half_bits* y, int rows, int outputs, int rank,
+             int parts) {
+  up_many<false>(h, b, base, nullptr, nullptr, y, rows, outputs, rank, parts);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_gated_up_many(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
+                   const half_bits* base2, half_bits* y, int rows, int outputs, int rank, int parts) {
+  up_many<true>(h, b, base, b2, base2, y, rows, outputs, rank, parts);
 }

@@ -1,0 +1,95 @@
+/* Products on a GPU: the kernels of lora.cu, launched through CUDA's driver.
+ *
+ * The driver is found at run time, so that the library also loads where there is none.
+ */
+#include <dlfcn.h>
+
+#define MAX_DEVICES 16
+#define MAX_PARTS 8 /* of the inputs, in sums of many rows */
+
+extern const unsigned char lora_cubin[];
+extern const size_t lora_cubin_size;
+
+enum { DOWN_ONE, UP_ONE, GATED_ONE, DOWN_MANY_16, DOWN_MANY_64, UP_MANY, GATED_MANY, KERNELS };
+static const char *const kernel_names[KERNELS] = {
+    "lora_down_one", "lora_up_one", "lora_gated_up_one", "lora_down_many_16", "lora_down_many_64", "lora_up_many",
+    "lora_gated_up_many"};
+
+static struct {
+  int (*context)(void **), (*load)(void **, const void *), (*function)(void **, void *, const char *),
+      (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
+} driver;
+static struct { void *context; void *functions[KERNELS]; } devices[MAX_DEVICES];
+
+static Status open_driver(void) {
+  void *library = dlopen("libcuda.so.1", RTLD_NOW);
+  if (!library) return failure(RUNTIME_EXCEPTION, "no CUDA driver (libcuda.so.1)");
+  const char *const names[] = {"cuCtxGetCurrent", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"};
+  void **places = (void **)&driver;
+  for (int i = 0; i < 4; i++)
+    if (!(places[i] = dlsym(library, names[i]))) return failure(RUNTIME_EXCEPTION, "the CUDA driver is too old");
+  return NULL;
+}
+
+/* The kernels on the current device, loaded at the first call. */
+static Status kernels_here(void ***functions) {
+  void *context = NULL, *module;
+  if (!driver.launch) TRY(open_driver());
+  if (driver.context(&context) || !context) return failure(RUNTIME_EXCEPTION, "no CUDA context");
+  int i = 0;
+  while (i < MAX_DEVICES && devices[i].context && devices[i].context != context) i++;
+  if (i == MAX_DEVICES) return failure(RUNTIME_EXCEPTION, "too many GPUs");
+  *functions = devices[i].functions;
+  if (devices[i].context) return NULL;
+  if (driver.load(&module, lora_cubin)) return failure(RUNTIME_EXCEPTION, "kernels built for another GPU");
+  for (int k = 0; k < KERNELS; k++)
+    if (driver.function(&devices[i].functions[k], module, kernel_names[k]))
+      return failure(RUNTIME_EXCEPTION, "a kernel is missing");
+  devices[i].context = context;
+  return NULL;
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int64_t parts_of(int64_t rows) {
+  const int64_t parts = rows == 1 ? 1 : 128 / ceil_div(rows, 16);  /* enough blocks for all multiprocessors */
+  return parts < 1 ? 1 : parts > MAX_PARTS ? MAX_PARTS : parts;
+}
+
+static Status cuda_product(Product *p, int kind, void *stream) {
+  int rows = (int)p->rows, width = (int)p->width, rank = (int)p->rank, parts = (int)p->parts, lanes = 1;
+  const int many = rows > 1, wide = rank > 16;
+  while (lanes < 32 && lanes * 8 < rank) lanes *= 2;
+  int kernel;
+  int64_t grid[3] = {1, 1, 1};
+  void *arguments[10];
+  int count = 0;
+#define PASS(value) arguments[count++] = (void *)&(value)
+  PASS(p->in);
+  if (kind == DOWN) {
+    PASS(p->matrix[0]), PASS(p->out);
+    if (many) PASS(rows);
+    PASS(width);
+    if (many) PASS(rank);
+    kernel = !many ? DOWN_ONE : wide ? DOWN_MANY_64 : DOWN_MANY_16;
+    grid[0] = many ? ceil_div(rows, 16) : rank;
+    if (many) grid[1] = ceil_div(rank, wide ? 64 : 16), grid[2] = parts;
+  } else {
+    for (int i = 0; i < kind; i++) PASS(p->matrix[i]), PASS(p->base[i]);
+    PASS(p->out);
+    if (many) PASS(rows);
+    PASS(width), PASS(rank);
+    if (many) PASS(parts);
+    else PASS(lanes);
+    kernel = (many ? UP_MANY : UP_ONE) + (kind == GATED);
+    grid[0] = many ? ceil_div(rows, 32) : ceil_div((int64_t)width * lanes, 256);
+    if (many) grid[1] = ceil_div(width, 256);
+  }
+#undef PASS
+  void **functions = NULL;
+  TRY(kernels_here(&functions));
+  if (driver.launch(functions[kernel], (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], 256, 1, 1, 0, stream,
+                    arguments, NULL))
+    return failure(RUNTIME_EXCEPTION, "a LoRA kernel could not be launched");
+  return NULL;
+}

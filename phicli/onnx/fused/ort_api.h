@@ -1,0 +1,84 @@
+/* What is used of onnxruntime's C API.
+ *
+ * onnxruntime's wheels have no header of it, so it is declared here: functions by their place in its table, which
+ * never changes (https://onnxruntime.ai/docs/api/c/struct_ort_api.html), and OrtCustomOp up to the fields of version 16.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_DIMS 8
+
+typedef void *Status; /* NULL: all is well */
+typedef void *Handle;
+
+enum { CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, DIM_COUNT = 61,
+       DIMS = 62, TENSOR_SHAPE = 65, GET_INPUT = 90, GET_OUTPUT = 91, RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163,
+       GPU_STREAM = 193 };
+enum { FLOAT = 1, INT64 = 7, FLOAT16 = 10, INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6, CPU_INPUT = -2 };
+
+static void *const *ort;
+#define ORT(place, ...) ((Status(*)(__VA_ARGS__))ort[place])
+
+static Status failure(int code, const char *message) { return ORT(CREATE_STATUS, int, const char *)(code, message); }
+
+#define TRY(call) do { Status failed = (call); if (failed) return failed; } while (0)
+
+/* ---- tensors of a run ---- */
+
+typedef struct { void *data; int64_t dims[MAX_DIMS]; size_t rank; } Tensor;
+
+static Status read_dims(Handle value, Tensor *tensor) {
+  Handle shape;
+  TRY(ORT(TENSOR_SHAPE, Handle, Handle *)(value, &shape));
+  Status status = ORT(DIM_COUNT, Handle, size_t *)(shape, &tensor->rank);
+  if (!status && tensor->rank > MAX_DIMS) status = failure(INVALID_ARGUMENT, "too many dimensions");
+  if (!status) status = ORT(DIMS, Handle, int64_t *, size_t)(shape, tensor->dims, tensor->rank);
+  ((void (*)(Handle))ort[RELEASE_SHAPE])(shape);
+  return status;
+}
+
+static Status input(Handle context, size_t index, Tensor *tensor) {
+  Handle value;
+  TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, index, &value));
+  TRY(read_dims(value, tensor));
+  return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);
+}
+
+static Status output(Handle context, Tensor *tensor) {
+  Handle value;
+  TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 0, tensor->dims, tensor->rank,
+                                                                         &value));
+  return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);
+}
+
+static Status ints(Handle info, const char *attribute, int64_t *found, size_t *count) {
+  return ORT(ATTRIBUTE_INTS, Handle, const char *, int64_t *, size_t *)(info, attribute, found, count);
+}
+
+/* ---- an op ---- */
+
+typedef struct Op Op;
+
+struct Op { /* OrtCustomOp, then what is ours */
+  uint32_t version;
+  void *(*create)(const Op *, const void *, Handle);
+  const char *(*name)(const Op *);
+  const char *(*provider)(const Op *);
+  int (*input_type)(const Op *, size_t);
+  size_t (*input_count)(const Op *);
+  int (*output_type)(const Op *, size_t);
+  size_t (*output_count)(const Op *);
+  void (*compute)(void *, Handle);
+  void (*destroy)(void *);
+  int (*input_kind)(const Op *, size_t);
+  int (*output_kind)(const Op *, size_t);
+  int (*input_memory)(const Op *, size_t);
+  int (*variadic[4])(const Op *);
+  Status (*create_v2)(const Op *, const void *, Handle, void **);
+  Status (*compute_v2)(void *, Handle);
+  void *infer_shape;
+  int kind, cuda;
+};
+
+typedef struct { const void *(*get_api)(uint32_t); const char *(*version)(void); } ApiBase;
