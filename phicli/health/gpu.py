@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from phicli.errors import Missing
 from phicli.health.finding import Finding, Light, Subject
 from phicli.health.probes import CUDA, Outcome
+from phicli.onnx.fused.library import library
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -67,6 +69,18 @@ def onnxruntime_cuda(subject: Subject) -> Finding:
     if not subject.wants_cuda:
         return Finding(Light.GREEN, f"not needed here; a session would run on the CPU: {reason}", figures=document)
     return Finding(Light.RED, f"falls back to the CPU: {reason}", _cure(document, reason), document)
+
+
+def lora_kernels(subject: Subject) -> Finding:
+    """The kernels that adapters run on in a model for CUDA, built here; without them onnxruntime's own are taken."""
+    device = "cuda" if subject.wants_cuda else "cpu"
+    try:
+        path = library(device)
+    except Missing as e:
+        return Finding(Light.YELLOW if subject.wants_cuda else Light.GREEN,
+                       f"cannot be built, so adapters on a GPU cost more time: {e}",
+                       "apt-get install gcc; pip install nvidia-cuda-nvrtc" if subject.wants_cuda else None)
+    return Finding(Light.GREEN, f"built for the {'GPU' if device == 'cuda' else 'CPU'}: {path}")
 
 
 def why_not_cuda(done: Outcome) -> str:

@@ -73,7 +73,7 @@ def plan_optimize(
     if adapter_weights != "float" and layout != "resident":
         raise UsageError(f"--adapter-weights {adapter_weights} goes with --adapter-layout resident")
     if layout == "fused" and target not in ("cpu", "cuda"):
-        raise UsageError(f"--adapter-layout fused goes with --device cuda, not {target}")
+        raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
     if cuda_graph is None:
         cuda_graph = target == "cuda" and layout in resident.GRAPHS
     model = resolve_model(base, progress) if base else find_base(Path(root))

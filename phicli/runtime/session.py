@@ -64,9 +64,13 @@ class Session:
             ends = config["model"]["eos_token_id"]
             self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
             built = built_for(config)
+            foreign = config["model"]["decoder"].get("session_options", {}).get("custom_ops_library")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BadInput(f"not what a text model needs: {e!r}", where=self.folder / "genai_config.json") from None
 
+        if foreign:
+            raise BadInput(f"custom_ops_library names code of the model's own ({foreign}), which is never run",
+                           where=self.folder / "genai_config.json")
         import onnxruntime_genai as og
 
         self._og = og

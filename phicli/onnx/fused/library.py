@@ -95,7 +95,7 @@ def _compile_library(cubin: bytes, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         embedded = Path(scratch) / "cubin.c"
         embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
-        command = [_compiler() or "cc", "-std=c11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden",
+        command: list[str | Path] = [_compiler() or "cc", "-std=c11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden",
                    HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

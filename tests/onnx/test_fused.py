@@ -1,0 +1,154 @@
+"""The ops of our own: the sums that they compute, the library that brings them, and where they are not to be had."""
+
+import json
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_checkpoints import nearest_awq, random_adapter
+
+from phicli.errors import BadInput, Missing
+from phicli.onnx.fused import library
+from phicli.onnx.stage import optimize
+from phicli.runtime.devices import gpu_count
+from phicli.runtime.session import Session
+
+RANKS = [16, 64, 48]
+needs_compiler = pytest.mark.skipif(bool(library.missing("cpu")), reason=f"{library.missing('cpu')}")
+DEVICES = [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])]
+
+
+class Ops:
+    """A graph of LoraDown, LoraUp and LoraGatedUp, and what they should give, in float64."""
+
+    def __init__(self, device: str, inputs: int, outputs: int):
+        self.dtype = np.float16 if device == "cuda" else np.float32
+        rng = np.random.default_rng(0)
+        self.rng, self.inputs, self.outputs = rng, inputs, outputs
+        self.a = [self.random(rank, inputs) for rank in RANKS]
+        self.b, self.b2 = ([self.random(outputs, rank) for rank in RANKS] for _ in range(2))
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+
+        def value(name, *dims):
+            return helper.make_tensor_value_info(name, kind, ["batch", "tokens", *dims])
+
+        def op(name, *between, out):
+            return helper.make_node(name, ["id", *between], [out], domain="phicli", ranks=RANKS)
+
+        graph = helper.make_graph(
+            [op("LoraDown", "x", "a", out="h"), op("LoraUp", "h", "base", "b", out="y"),
+             op("LoraGatedUp", "h", "base", "b", "up", "b2", out="z")], "ops",
+            [helper.make_tensor_value_info("id", TensorProto.INT64, ["n"]), value("x", inputs), value("base", outputs),
+             value("up", outputs)],
+            [value("y", outputs), value("z", outputs)],
+            [numpy_helper.from_array(np.concatenate(self.a), "a"),
+             *(numpy_helper.from_array(np.concatenate([m.ravel() for m in matrices]), name)
+               for name, matrices in (("b", self.b), ("b2", self.b2)))],
+        )
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("phicli", 1)]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.register_custom_ops_library(str(library.library(device)))
+        if device == "cuda":
+            onnxruntime.preload_dlls()
+        providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+
+    def random(self, *shape: int) -> np.ndarray:
+        return (0.1 * self.rng.standard_normal(shape)).astype(self.dtype)
+
+    def differences(self, ids: list[int], batch: int, tokens: int) -> tuple[float, float]:
+        """Largest relative differences of LoraUp's and LoraGatedUp's outputs."""
+        x = self.random(batch, tokens, self.inputs)
+        base, up = self.random(batch, tokens, self.outputs), self.random(batch, tokens, self.outputs)
+        feeds = {"id": np.array(ids, np.int64), "x": x, "base": base, "up": up}
+        y, z = (found.astype(np.float64) for found in self.session.run(["y", "z"], feeds))
+        plain, gate, other = (m.astype(np.float64) for m in (base, base, up))
+        for row in range(batch):
+            if number := ids[row % len(ids)]:
+                h = x[row].astype(np.float64) @ self.a[number - 1].astype(np.float64).T
+                plain[row] += h @ self.b[number - 1].astype(np.float64).T
+                other[row] += h @ self.b2[number - 1].astype(np.float64).T
+        gate = plain / (1 + np.exp(-plain)) * other
+        return tuple(float((np.abs(found - wanted) / (1 + np.abs(wanted))).max())
+                     for found, wanted in ((y, plain), (z, gate)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 40), (3072, 264)])
+def test_ops_give_the_sums_of_float64(device, inputs, outputs):
+    ops = Ops(device, inputs, outputs)
+    bound = 3e-3 if device == "cuda" else 1e-5
+    for batch, tokens in ((1, 1), (1, 2), (1, 17), (3, 1), (3, 5), (1, 200)):
+        for ids in ([0], [1], [2], [3], [3, 0, 1]):
+            if len(ids) in (1, batch):
+                assert max(ops.differences(ids, batch, tokens)) < bound, (batch, tokens, ids)
+
+
+@needs_compiler
+def test_adapters_that_are_not_there_are_refused():
+    ops = Ops("cpu", 32, 8)
+    for ids, message in (([4], "no adapter"), ([-1], "no adapter"), ([1, 1], "one for each row")):
+        with pytest.raises(Exception, match=message):
+            ops.differences(ids, 3, 2)
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    if lack := library.missing("cpu"):
+        pytest.skip(lack)
+    root = tmp_path_factory.mktemp("fused")
+    adapter = random_adapter(tiny, root / "peft", r=4, lora_alpha=8, target_modules=["o_proj"])
+    folder, _ = optimize(root=root, base=str(nearest_awq(tiny, root / "awq")), adapters=[f"late={adapter}"],
+                         device="cpu", activations="int8", head="int8", output=None, adapter_layout="fused")
+    return folder
+
+
+@needs_compiler
+def test_the_library_is_built_once_and_a_failing_compiler_is_named(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = library.library("cpu")
+    assert built.is_relative_to(tmp_path) and library.library("cpu") == built
+    assert [p.name for p in built.parent.iterdir()] == ["liblora.so"]
+    before = built.stat().st_mtime_ns
+    assert library.library("cpu").stat().st_mtime_ns == before
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no cache folder can be there
+    assert library.library("cpu").is_file()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("CC", shutil.which("false"))
+    with pytest.raises(Missing, match="the C compiler failed"):
+        Session(made).load_adapter("late")
+
+
+def test_without_a_compiler_the_message_names_the_other_layout(made, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    session = Session(made)
+    assert len(session.logits([1, 2])) == 2  # without adapter nothing is needed
+    with pytest.raises(Missing, match="no C compiler") as caught:
+        session.load_adapter("late")
+    assert "--adapter-layout resident" in caught.value.hint
+
+
+def test_a_library_that_a_folder_brings_is_never_loaded(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "foreign", ignore=shutil.ignore_patterns("phicli.json"))
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["session_options"]["custom_ops_library"] = "liblora.so"
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="custom_ops_library"):
+        Session(folder)
+
+
+def test_what_the_kernels_cannot_take(made, tiny, tmp_path, cli):
+    wide = random_adapter(tiny, tmp_path / "wide", r=1040, target_modules=["o_proj"])
+    with pytest.raises(BadInput, match="a rank above 1024"):
+        optimize(root=tmp_path, base=str(made.parent / "awq"), adapters=[f"wide={wide}"], device="cpu",
+                 activations="int8", head="int8", output=None, adapter_layout="fused")
+    for wrong in (("--device", "webgpu"), ("--device", "cuda", "--adapter-weights", "int8")):
+        done = cli("optimize", "--root", tmp_path, "--adapter-layout", "fused", *wrong)
+        assert done.code == 2 and "--adapter-layout" in done.err
