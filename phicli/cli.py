@@ -1,5 +1,6 @@
 """The table of commands, in the order of the lab, and the one place where errors become messages and exit codes."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -130,5 +131,18 @@ def _drop_stdout() -> None:
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script. Leaves out Python's taking apart of what was imported, a second for torch and transformers.
+
+    Threads and libraries end as always: what is registered first for the end is called last.
+    """
+    codes: list[int] = []
+    atexit.register(lambda: _leave(codes[0]) if codes and not (sys.gettrace() or sys.getprofile()) else None)
+    codes.append(main())
+    sys.exit(codes[0])
+
+
+def _leave(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

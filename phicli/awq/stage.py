@@ -1,12 +1,16 @@
 """The quantize stage: from a model to a checked, published folder of int4 weights with its manifest."""
 
 import tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from phicli import stages
+from phicli.awq.warming import warm_up
+from phicli.devices import choose_device
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.importing import imports
 from phicli.models import read_config, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
 from phicli.plans import Plan
@@ -16,6 +20,8 @@ OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quar
 CALIBRATED = {"gptq", "quarot"}
 CALIBRATION = Path(__file__).parent.parent / "calibration.txt"  # where the user gives none
 AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
+LIBRARIES = ("torch", "phicli.awq.olive_pass", "accelerate", "transformers.models.auto.modeling_auto",
+             "transformers.modeling_layers")  # that the work begins with
 
 
 def quantize(
@@ -40,14 +46,16 @@ def quantize(
     if save_plan:
         check_save_plan(save_plan, plan, algorithm, implementation)
         force = force or not _is_saved(Path(save_plan), stage.result())
-    done = stage.finished(force, progress)
-    if done:
-        return stage.target, done
-    from phicli.devices import choose_device
-
-    folder, device = stage.sources["model"], choose_device(device)
-    announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), stage.target, progress)
-    work = _phicli_awq if (algorithm, implementation) == ("awq", "phicli") else _olive
+    own = (algorithm, implementation) == ("awq", "phicli")
+    warm = partial(warm_up, device, read_config(stage.sources["model"]), group_size, symmetric, rounding)
+    with imports(*LIBRARIES, at_once=force or not stage.target.exists(), beside=warm if own else None) as imported:
+        done = stage.finished(force, progress)
+        if done:
+            return stage.target, done
+        folder, device = stage.sources["model"], choose_device(device)
+        announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), stage.target, progress)
+        imported()
+    work = _phicli_awq if own else _olive
     given = {"calibration": calibration, "plan": plan, "save_plan": save_plan}
     with stage.turn(force, progress) as done:
         if done:

@@ -2,17 +2,24 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from phicli import stages
+from phicli.dataset import load_rows
+from phicli.devices import choose_device, open_gpu
 from phicli.errors import BadInput, UsageError
+from phicli.importing import imports
 from phicli.lora.defaults import choose_targets, default_learning_rate
 from phicli.models import find_base, resolve_model
 from phicli.needs import announce, of_finetune, size_of_folder
 from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
+from phicli.text import TextCodec, TextTemplate
 
+LIBRARIES = ("torch", "phicli.lora.passes", "transformers.modeling_layers")  # that the work begins with
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -40,11 +47,10 @@ def finetune(
     done = plan.finished(force, progress)
     if done:
         return plan.target, done
-    from phicli.dataset import load_rows
-    from phicli.text import TextTemplate
-
     template = TextTemplate(text_template)
     rows = load_rows(Path(data), template)
+    with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, device)) as imported:
+        imported()
     work = _Work(plan, checkpoint_steps, progress)
     work.check(rows, template, device)
     longest = max(len(row.ids) for row in work.rows.train)
@@ -79,6 +85,11 @@ def plan_finetune(
     })
 
 
+def _gpu(device: str, ended: Event) -> None:
+    if device != "cpu":
+        open_gpu()
+
+
 class _Work:
     """What is left to do once names, files and settings are clear: check against the model, train, publish."""
 
@@ -89,10 +100,8 @@ class _Work:
 
     def check(self, rows: list[dict[str, str]], template: Any, device: str) -> None:
         """All that can be found wrong before the model is loaded."""
-        from phicli.devices import choose_device
         from phicli.lora.loading import check_base, linear_names
         from phicli.lora.rows import prepare_rows
-        from phicli.text import TextCodec
 
         self.device = choose_device(device)
         quantization = check_base(self.folder).get("quantization_config") or {}
