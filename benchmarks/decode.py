@@ -14,15 +14,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from gpu_lab import DECODE
+from onnx import helper
 from safetensors.numpy import save_file
 from synthetic import SHAPE, random_awq_checkpoint
 
+from phicli.devices import usable_cores
 from phicli.onnx import resident
 from phicli.onnx.adapters import convert_adapter, install_adapters
 from phicli.onnx.layouts import LAYOUTS
@@ -45,11 +50,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    args.bandwidth = 0.0
     scratch = Path(tempfile.mkdtemp(prefix="phicli-decode-"))
     try:
         base = args.base or random_awq_checkpoint(scratch / "awq", args.layers, seed=0)
         built, _ = optimize(root=scratch, base=str(base), adapters=None, device=args.device, activations="int8",
                             head="int8", output=None, adapter_layout="resident")
+        args.bytes = bytes_read(built)
         variants: dict[str, tuple[Path, str]] = {"no adapter": (built, "")}
         for rank in map(int, args.ranks.split(",")):
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
@@ -94,9 +101,30 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
     return folder
 
 
+def bytes_read(folder: Path) -> int:
+    """Bytes of the constants of all matrix products in the graph without adapters: what each token has to read."""
+    graph = onnx.load(folder / resident.BASE, load_external_data=False).graph
+    sizes = {t.name: int(np.prod(t.dims)) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+             for t in graph.initializer}
+    return sum(sizes.get(name, 0) for node in graph.node if "MatMul" in node.op_type for name in node.input)
+
+
+def read_bandwidth(cores: int) -> float:
+    """Bytes a second that as many threads read of 1 GB of memory: products of vectors, best of 3."""
+    numbers, best = np.ones((cores, 2**28 // cores), np.float32), 0.0
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in range(3):
+            begun = time.perf_counter()
+            list(pool.map(lambda row: np.dot(row, row), numbers))
+            best = max(best, numbers.nbytes / (time.perf_counter() - begun))
+    return best
+
+
 def measure(variants: dict[str, tuple[Path, str]], args: argparse.Namespace) -> list[dict[str, Any]]:
     best: dict[str, dict[str, float]] = {}
     for _ in range(args.rounds):
+        if args.device == "cpu":
+            args.bandwidth = max(args.bandwidth, read_bandwidth(usable_cores()))
         for name, (folder, adapter) in variants.items():
             done = subprocess.run([sys.executable, "-c", DECODE, folder, adapter, str(args.prompt), str(args.new)],
                                   capture_output=True, text=True, check=True)
@@ -111,9 +139,13 @@ def measure(variants: dict[str, tuple[Path, str]], args: argparse.Namespace) -> 
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
     if args.json:
-        print(json.dumps({"machine": machine, "layers": args.layers, "rows": rows}, indent=2))
+        print(json.dumps({"machine": machine, "layers": args.layers, "bytes_a_token": args.bytes,
+                          "read_bandwidth": args.bandwidth, "rows": rows}, indent=2))
         return
     print(f"{args.layers} layers, {args.prompt} tokens of prompt, {args.new} decoded; {machine}")
+    if args.bandwidth:
+        print(f"without adapters {args.bytes / 1e9:.2f} GB of weights are read a token; {usable_cores()} threads read "
+              f"{args.bandwidth / 1e9:.1f} GB/s: {rows[0]['rate'] * args.bytes / args.bandwidth:.2f} of it is used")
     print(f"{'adapter':20} {'tokens/s':>9} {'share':>6} {'first token, ms':>16}")
     for row in rows:
         print(f"{row['way']:20} {row['rate']:>9.2f} {row['share']:>6.2f} {row['first'] * 1e3:>16.1f}")

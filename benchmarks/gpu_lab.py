@@ -169,6 +169,9 @@ device = "cuda" if "cuda" in str(providers.get("provider_options")).lower() else
 config = og.Config(str(folder))
 if not adapter and (folder / "base.onnx").is_file():
     config.overlay(json.dumps({"model": {"decoder": {"filename": "base.onnx"}}}))
+if device == "cpu":
+    from phicli.devices import usable_cores
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
 kernels = contextlib.nullcontext()
 if adapter:
     from phicli.onnx.fused.library import ops_of

@@ -47,6 +47,26 @@ def open_gpu() -> bool:
     return False
 
 
+def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may keep busy: physical ones, as far as its affinity and its container's share allow.
+
+    OMP_NUM_THREADS, where it is set, says so instead.
+    """
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(wanted):
+        return int(wanted)
+    import psutil
+
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    try:
+        quota, period = map(int, (root / "cpu.max").read_text().split())
+        cores = min(cores, -(-quota // period))
+    except (OSError, ValueError):  # no control groups of version 2, or "max": no limit
+        pass
+    return max(1, cores)
+
+
 def available_memory(device: str) -> int:
     """Bytes that can be allocated on "cuda" or "cpu" now."""
     if device == "cuda":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from phicli.devices import usable_cores
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.onnx.fused.library import ops_of
 from phicli.runtime.devices import built_for, select_provider
@@ -64,13 +65,14 @@ class Session:
             ends = config["model"]["eos_token_id"]
             self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
             built = built_for(config)
-            foreign = config["model"]["decoder"].get("session_options", {}).get("custom_ops_library")
+            options = config["model"]["decoder"].get("session_options", {})
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BadInput(f"not what a text model needs: {e!r}", where=self.folder / "genai_config.json") from None
 
-        if foreign:
-            raise BadInput(f"custom_ops_library names code of the model's own ({foreign}), which is never run",
+        if "custom_ops_library" in options:
+            raise BadInput("custom_ops_library names code of the model's own, which is never run",
                            where=self.folder / "genai_config.json")
+        self._threads = options.get("intra_op_num_threads") or usable_cores()
         import onnxruntime_genai as og
 
         self._og = og
@@ -86,8 +88,10 @@ class Session:
         with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
             og_config = self._og.Config(str(self.folder.resolve()))
             if self._without and not adapters:
-                og_config.overlay(json.dumps({"model": {"decoder": {"filename": BASE_GRAPH}}}))
+                _overlay(og_config, filename=BASE_GRAPH)
             self.provider = select_provider(og_config, self._built, self._device)
+            if self.provider == "cpu":  # onnxruntime by itself takes one of two virtual cores
+                _overlay(og_config, session_options={"intra_op_num_threads": self._threads})
             with ops_of(self.folder, og_config, self.provider) if adapters else contextlib.nullcontext():
                 self._model = self._og.Model(og_config)
         self._takes_adapters = adapters or not self._without
@@ -158,6 +162,11 @@ class Session:
         where = self.folder / "adapters" / (adapter + ADAPTER_SUFFIX) if adapter else self.folder
         return translated("the adapter does not fit this model" if adapter else "the model cannot be run", where,
                           "phicli optimize --force")
+
+
+def _overlay(og_config: Any, **decoder: Any) -> None:
+    """Change settings of the decoder in an onnxruntime_genai.Config."""
+    og_config.overlay(json.dumps({"model": {"decoder": decoder}}))
 
 
 @contextlib.contextmanager
