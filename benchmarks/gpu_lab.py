@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
+from phicli.awq.stage import CALIBRATION
 from phicli.models import resolve_model
 from phicli.settings import DEFAULT_TEMPLATE
 
@@ -88,9 +89,11 @@ class Lab:
         return time.perf_counter() - begun, json.loads(done.stdout)
 
     def quantize(self) -> None:
-        seconds, result = self.phicli("quantize", "--model", self.model)
+        text = self.scratch / "calibration.txt"  # twice: the built-in tokenizer makes 67 sequences of 512 of it
+        text.write_text(CALIBRATION.read_text(encoding="utf-8") * 2, encoding="utf-8")
+        seconds, result = self.phicli("quantize", "--model", self.model, "--calibration", text)
         quality = result["quality"]
-        self.row("quantize", "phicli", process=f"{seconds:.1f} s", own=f"{result['seconds']:.1f} s",
+        self.row("quantize", f"phicli, {quality['calibration_sequences']} sequences", process=f"{seconds:.1f} s", own=f"{result['seconds']:.1f} s",
                  phases=quality.get("phase_seconds"), gpu=f"{quality['gpu_bytes'] / 1e9:.1f} GB")
 
     def finetune(self) -> None:
@@ -105,9 +108,8 @@ class Lab:
 
     def optimize(self) -> None:
         for name in ("travel", "short"):
-            seconds, result = self.phicli("optimize", "--adapter", name, "--output", self.scratch / f"onnx-{name}",
-                                          "--adapter-layout", "resident")
-            self.row("optimize", f"phicli, adapter {name}", process=f"{seconds:.1f} s",
+            seconds, result = self.phicli("optimize", "--adapter", name, "--output", self.scratch / f"onnx-{name}")
+            self.row("optimize", f"phicli, adapter {name}, {result['settings']['adapter_layout']}", process=f"{seconds:.1f} s",
                      own=f"{result['seconds']:.1f} s")
 
     def decode(self) -> None:
