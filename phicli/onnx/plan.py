@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phicli import stages
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import find_base, resolve_model
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX
-from phicli.onnx.fused import library
+from phicli.onnx.fused.library import library
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
 from phicli.plans import Plan, State, Verdict, judge
 from phicli.progress import SILENT, Progress
+from phicli.runtime.devices import compute_capability
 
 FOLDER = "onnx-ao"
 
@@ -91,7 +92,10 @@ def _choose_layout(target: str, weights: str, progress: Progress) -> str:
         return "inputs"
     if weights != "float":
         return "resident"
-    lack = library.missing(target)
-    if lack and lack != library.NO_GPU:  # of which `choose_target` has spoken
-        progress.note(f"adapters cost more time than they need to: {lack}, so --adapter-layout resident")
-    return "resident" if lack else "fused"
+    try:
+        library(target)
+    except Missing as e:
+        if compute_capability():  # else `choose_target` has said that there is no GPU
+            progress.note(f"adapters will cost more time than they need to, in --adapter-layout resident: {e}")
+        return "resident"
+    return "fused"

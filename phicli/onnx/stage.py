@@ -9,6 +9,7 @@ from typing import Any
 
 from phicli import stages
 from phicli.errors import BadInput
+from phicli.importing import imports
 from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
@@ -18,6 +19,7 @@ from phicli.onnx.slots import MODEL
 from phicli.onnx.sources import PREFIX, Source, earlier_sources
 from phicli.progress import SILENT, Progress
 
+LIBRARIES = ("torch", "phicli.onnx.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
 # of 2.6e-3 to torch and fp32 one of 1e-11; on a CPU, int8 decodes a model of 0.75 GB fourteen times as fast.
 ACCURACY_LEVELS = {"int8": 4, "fp32": 1}
@@ -58,13 +60,16 @@ def optimize(
         Missing: no quantized base yet, an NPU, no space.
     """
     plan = plan_optimize(**{k: v for k, v in locals().items() if k != "force"})
-    done = plan.finished(force, progress)
-    if done:
-        return plan.target, done
     model, sources = plan.sources["base"], plan.adapters
-    shapes = linear_shapes(model)
-    for source in sources.values():
-        source.check(shapes, plan.inputs["base"], progress)
+    with imports(*LIBRARIES, at_once=force or not plan.target.exists()) as imported:
+        done = plan.finished(force, progress)
+        if done:
+            return plan.target, done
+        shapes = linear_shapes(model)
+        for source in sources.values():
+            source.check(shapes, plan.inputs["base"], progress)
+        if force or not plan.model_verdict().current:
+            imported()
     with plan.turn(force, progress) as done:
         if done:
             return plan.target, done

@@ -23,7 +23,6 @@ from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.runtime.devices import compute_capability
 
 HERE = Path(__file__).parent
-NO_GPU = "no NVIDIA GPU"
 AMPERE = (8, 0)
 WHERE = "kernels of LoRA"
 HINT = "phicli optimize --adapter-layout resident needs none of it"
@@ -42,7 +41,7 @@ def missing(device: str) -> str | None:
     if device == "cuda":
         capability = compute_capability()
         if not capability:
-            return NO_GPU
+            return "no NVIDIA GPU"
         if capability < AMPERE:
             return "the kernels' products of halves need a GPU of compute capability 8.0 or more"
         if not _nvrtc():
