@@ -144,7 +144,8 @@ def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure:
     figures: dict[str, Any] = {"free": round(free), "needs": {step: round(need) for step, need in wanted.items()}}
     if roomy:
         figures["takes_where_free"] = {step: [round(takes), round(room)] for step, (takes, room) in roomy.items()}
-    also = {step: f" ({size(takes)} where {size(room)} are free)" for step, (takes, room) in (roomy or {}).items()}
+    also = {step: f" ({size(takes)} where {size(room)} are free)" if room > wanted[step] else f" (takes {size(takes)})"
+            for step, (takes, room) in (roomy or {}).items()}
     if not wanted:
         return Finding(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
                        figures)
