@@ -17,15 +17,16 @@ from phicli.runtime.session import Session
 
 RANKS = [16, 64, 48]
 needs_compiler = pytest.mark.skipif(bool(library.missing("cpu")), reason=f"{library.missing('cpu')}")
-DEVICES = [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=[
-    pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])]
+TYPES = [pytest.param("cpu", np.float32, marks=needs_compiler), pytest.param("cpu", np.float16, marks=needs_compiler),
+         pytest.param("cuda", np.float16, marks=[
+             pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])]
 
 
 class Ops:
     """A graph of LoraDown, LoraUp and LoraGatedUp, and what they should give, in float64."""
 
-    def __init__(self, device: str, inputs: int, outputs: int):
-        self.dtype = np.float16 if device == "cuda" else np.float32
+    def __init__(self, device: str, dtype: type, inputs: int, outputs: int):
+        self.dtype = dtype
         rng = np.random.default_rng(0)
         self.rng, self.inputs, self.outputs = rng, inputs, outputs
         self.a = [self.random(rank, inputs) for rank in RANKS]
@@ -78,11 +79,11 @@ class Ops:
                      for found, wanted in ((y, plain), (z, gate)))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "dtype"), TYPES)
 @pytest.mark.parametrize(("inputs", "outputs"), [(96, 40), (3072, 264)])
-def test_ops_give_the_sums_of_float64(device, inputs, outputs):
-    ops = Ops(device, inputs, outputs)
-    bound = 3e-3 if device == "cuda" else 1e-5
+def test_ops_give_the_sums_of_float64(device, dtype, inputs, outputs):
+    ops = Ops(device, dtype, inputs, outputs)
+    bound = 3e-3 if dtype == np.float16 else 1e-5
     for batch, tokens in ((1, 1), (1, 2), (1, 17), (3, 1), (3, 5), (1, 200)):
         for ids in ([0], [1], [2], [3], [3, 0, 1]):
             if len(ids) in (1, batch):
@@ -90,8 +91,19 @@ def test_ops_give_the_sums_of_float64(device, inputs, outputs):
 
 
 @needs_compiler
+def test_every_half_comes_out_as_it_went_in():
+    """base + h B with nothing in A: what comes out is what went in, widened and narrowed."""
+    ops = Ops("cpu", np.float16, 32, 8)
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(1, -1, 8)
+    x = np.zeros((1, every.shape[1], 32), np.float16)
+    feeds = {"id": np.array([1]), "x": x, "base": every, "up": every}
+    assert (ops.session.run(["y"], feeds)[0] == every).all()
+
+
+@needs_compiler
 def test_adapters_that_are_not_there_are_refused():
-    ops = Ops("cpu", 32, 8)
+    ops = Ops("cpu", np.float32, 32, 8)
     for ids, message in (([4], "no adapter"), ([-1], "no adapter"), ([1, 1], "one for each row")):
         with pytest.raises(Exception, match=message):
             ops.differences(ids, 3, 2)
@@ -142,6 +154,20 @@ def test_a_library_that_a_folder_brings_is_never_loaded(made, tmp_path):
     (folder / "genai_config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="custom_ops_library"):
         Session(folder)
+
+
+@needs_compiler
+def test_a_model_for_cuda_runs_on_a_cpu_too(made, tiny, tmp_path):
+    adapter = made.parent / "peft"
+    folders = [optimize(root=tmp_path / layout, base=str(made.parent / "awq"), adapters=[f"late={adapter}"],
+                        device="cuda", activations="int8", head="int8", output=None, adapter_layout=layout)[0]
+               for layout in ("fused", "resident")]
+    sessions = [Session(folder, "cpu") for folder in folders]
+    ids = sessions[0].codec.encode_text("Rome is a city in Italy. Where should I eat there?")
+    fused, resident = (session.logits(ids, "late") for session in sessions)
+    np.testing.assert_allclose(fused, resident, atol=0.05 * np.abs(resident).max())
+    assert (fused.argmax(-1) == resident.argmax(-1)).mean() > 0.9
+    assert np.abs(fused - sessions[0].logits(ids)).max() > 0.1  # the adapter does something
 
 
 def test_what_the_kernels_cannot_take(made, tiny, tmp_path, cli):

@@ -1,4 +1,4 @@
-/* Three ops for onnxruntime, in fp16 on CUDA and in fp32 on a CPU:
+/* Three ops for onnxruntime, in fp16 on CUDA, in fp16 and fp32 on a CPU:
  *     LoraDown     h = x A
  *     LoraUp       y = base + h B
  *     LoraGatedUp  y = silu(gate + h B) * (up + h B')
@@ -26,28 +26,53 @@ typedef struct { const void *in, *base[2], *matrix[2]; void *out; int64_t rows, 
 
 #include "lora_cuda.h"
 
-static float dot(const float *a, const float *b, int64_t count) {
+/* ---- on a CPU, to be right rather than fast ---- */
+
+static float widened(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
+  if (exponent == 0) return (sign ? -1.f : 1.f) * fraction * 0x1p-24f;
+  const union { uint32_t bits; float number; } wide = {
+      sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13};
+  return wide.number;
+}
+
+static uint16_t narrowed(float number) { /* to nearest, ties to even */
+  union { float number; uint32_t bits; } wide = {number};
+  const uint16_t sign = wide.bits >> 16 & 0x8000;
+  wide.bits &= 0x7fffffff;
+  if (wide.bits >= 0x477ff000) return sign | (wide.bits > 0x7f800000 ? 0x7e00 : 0x7c00);
+  if (wide.bits < 0x38800000) { /* too small for a leading one: adding 0.5 lines the fraction up and rounds it */
+    wide.number += 0.5f;
+    return sign | (uint16_t)(wide.bits - 0x3f000000);
+  }
+  return sign | (uint16_t)((wide.bits - 0x38000000 + 0xfff + (wide.bits >> 13 & 1)) >> 13);
+}
+
+static inline float at(const void *numbers, int64_t i, int half) {
+  return half ? widened(((const uint16_t *)numbers)[i]) : ((const float *)numbers)[i];
+}
+
+static inline float dot(const void *a, int64_t a_at, int a_half, const void *b, int64_t b_at, int b_half,
+                        int64_t count) {
   float sum = 0;
-  for (int64_t i = 0; i < count; i++) sum += a[i] * b[i];
+  for (int64_t i = 0; i < count; i++) sum += at(a, a_at + i, a_half) * at(b, b_at + i, b_half);
   return sum;
 }
 
-static void cpu_product(const Product *p, int kind) {
-  const float *in = p->in, *const *base = (const float *const *)p->base;
-  const float *const *matrix = (const float *const *)p->matrix;
-  float *out = p->out;
+static void cpu_product(const Product *p, int kind, int half) {
   for (int64_t m = 0; m < p->rows; m++) {
-    if (kind == DOWN)
-      for (int64_t r = 0; r < p->rank; r++)
-        out[m * p->rank + r] = dot(in + m * p->width, matrix[0] + r * p->width, p->width);
-    else
-      for (int64_t n = 0; n < p->width; n++) {
-        const int64_t at = m * p->width + n;
-        const float *h = in + m * p->rank;
-        out[at] = base[0][at] + dot(h, matrix[0] + n * p->rank, p->rank);
-        if (kind == GATED)
-          out[at] *= (base[1][at] + dot(h, matrix[1] + n * p->rank, p->rank)) / (1 + expf(-out[at]));
-      }
+    for (int64_t r = 0; kind == DOWN && r < p->rank; r++)
+      ((float *)p->out)[m * p->rank + r] = dot(p->in, m * p->width, half, p->matrix[0], r * p->width, half, p->width);
+    for (int64_t n = 0; kind != DOWN && n < p->width; n++) {
+      const int64_t i = m * p->width + n;
+      float sum[2] = {0};
+      for (int side = 0; side < kind; side++)
+        sum[side] = at(p->base[side], i, half) +
+                    dot(p->in, m * p->rank, 0, p->matrix[side], n * p->rank, half, p->rank);
+      const float y = kind == GATED ? sum[0] / (1 + expf(-sum[0])) * sum[1] : sum[0];
+      if (half) ((uint16_t *)p->out)[i] = narrowed(y);
+      else ((float *)p->out)[i] = y;
+    }
   }
 }
 
@@ -67,8 +92,8 @@ static Status largest_rank(const Kernel *kernel, const Tensor *ids, int64_t batc
 
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
-  const int kind = kernel->op->kind, cuda = kernel->op->cuda;
-  const int64_t number = cuda ? 2 : 4, in_size = kind == DOWN ? number : 4, out_size = kind == DOWN ? 4 : number;
+  const int kind = kernel->op->kind, cuda = kernel->op->cuda, half = kernel->op->half;
+  const int64_t number = half ? 2 : 4, in_size = kind == DOWN ? number : 4, out_size = kind == DOWN ? 4 : number;
   Tensor ids, in, base[2], matrix[2], out;
   void *stream = NULL;
   int64_t widest = 0;
@@ -98,7 +123,7 @@ static Status compute(void *self, Handle context) {
     }
     if (kind == DOWN && !p.rank) continue;
     if (cuda) TRY(cuda_product(&p, kind, stream));
-    else cpu_product(&p, kind);
+    else cpu_product(&p, kind, half);
   }
   return NULL;
 }
@@ -130,7 +155,7 @@ static const char *name(const Op *op) {
   return names[op->kind];
 }
 static const char *provider(const Op *op) { return op->cuda ? "CUDAExecutionProvider" : NULL; }
-static int number(const Op *op) { return op->cuda ? FLOAT16 : FLOAT; }
+static int number(const Op *op) { return op->half ? FLOAT16 : FLOAT; }
 static int input_type(const Op *op, size_t i) {
   return i == 0 ? INT64 : op->kind != DOWN && i == 1 ? FLOAT : number(op);
 }
@@ -141,10 +166,11 @@ static int required(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 static int input_memory(const Op *op, size_t i) { return (void)op, i == 0 ? CPU_INPUT : 0; }
 static int none(const Op *op) { return (void)op, 0; }
 
-#define OP(kind, on_cuda) {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free, \
-                           required, required, input_memory, {none, none, none, none}, create, compute, NULL, kind, \
-                           on_cuda}
-static Op ops[] = {OP(DOWN, 0), OP(UP, 0), OP(GATED, 0), OP(DOWN, 1), OP(UP, 1), OP(GATED, 1)};
+#define OP(kind, on_cuda, half) {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, \
+                                 free, required, required, input_memory, {none, none, none, none}, create, compute, \
+                                 NULL, kind, on_cuda, half}
+#define OPS(on_cuda, half) OP(DOWN, on_cuda, half), OP(UP, on_cuda, half), OP(GATED, on_cuda, half)
+static Op with_gpu[] = {OPS(0, 0), OPS(1, 1)}, without[] = {OPS(0, 0), OPS(0, 1)};
 
 /* What onnxruntime calls after it has loaded the library. */
 EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
@@ -153,7 +179,8 @@ EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
   if (!domain) {
     Handle made;
     TRY(ORT(CREATE_DOMAIN, const char *, Handle *)("phicli", &made));
-    for (int i = 0; i < (lora_cubin_size ? 6 : 3); i++) TRY(ORT(DOMAIN_ADD, Handle, const Op *)(made, &ops[i]));
+    const Op *ops = lora_cubin_size ? with_gpu : without;
+    for (int i = 0; i < 6; i++) TRY(ORT(DOMAIN_ADD, Handle, const Op *)(made, &ops[i]));
     domain = made;
   }
   return ORT(ADD_DOMAIN, Handle, Handle)(options, domain);

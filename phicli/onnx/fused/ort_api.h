@@ -1,7 +1,8 @@
 /* What is used of onnxruntime's C API.
  *
  * onnxruntime's wheels have no header of it, so it is declared here: functions by their place in its table, which
- * never changes (https://onnxruntime.ai/docs/api/c/struct_ort_api.html), and OrtCustomOp up to the fields of version 16.
+ * never changes (https://onnxruntime.ai/docs/api/c/struct_ort_api.html), and OrtCustomOp up to its fields of
+ * version 16.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -78,7 +79,7 @@ struct Op { /* OrtCustomOp, then what is ours */
   Status (*create_v2)(const Op *, const void *, Handle, void **);
   Status (*compute_v2)(void *, Handle);
   void *infer_shape;
-  int kind, cuda;
+  int kind, cuda, half;
 };
 
 typedef struct { const void *(*get_api)(uint32_t); const char *(*version)(void); } ApiBase;
