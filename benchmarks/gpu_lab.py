@@ -93,7 +93,8 @@ class Lab:
         text.write_text(CALIBRATION.read_text(encoding="utf-8") * 2, encoding="utf-8")
         seconds, result = self.phicli("quantize", "--model", self.model, "--calibration", text)
         quality = result["quality"]
-        self.row("quantize", f"phicli, {quality['calibration_sequences']} sequences", process=f"{seconds:.1f} s", own=f"{result['seconds']:.1f} s",
+        self.row("quantize", f"phicli, {quality['calibration_sequences']} sequences", process=f"{seconds:.1f} s",
+                 own=f"{result['seconds']:.1f} s",
                  phases=quality.get("phase_seconds"), gpu=f"{quality['gpu_bytes'] / 1e9:.1f} GB")
 
     def finetune(self) -> None:
@@ -109,8 +110,8 @@ class Lab:
     def optimize(self) -> None:
         for name in ("travel", "short"):
             seconds, result = self.phicli("optimize", "--adapter", name, "--output", self.scratch / f"onnx-{name}")
-            self.row("optimize", f"phicli, adapter {name}, {result['settings']['adapter_layout']}", process=f"{seconds:.1f} s",
-                     own=f"{result['seconds']:.1f} s")
+            self.row("optimize", f"phicli, adapter {name}, {result['settings']['adapter_layout']}",
+                     process=f"{seconds:.1f} s", own=f"{result['seconds']:.1f} s")
 
     def decode(self) -> None:
         self.speed("decode", "phicli, no adapter", self.scratch / "onnx-short", None)
@@ -176,7 +177,7 @@ if device == "cpu":
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
 kernels = contextlib.nullcontext()
 if adapter:
-    from phicli.onnx.fused.library import ops_of
+    from phicli.onnx.fused.build import ops_of
     kernels = ops_of(folder, config, device)
 with kernels:
     model = og.Model(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.errors import Missing
 from phicli.health.finding import Finding, Light, Subject
 from phicli.health.probes import CUDA, Outcome
-from phicli.onnx.fused.library import library
+from phicli.onnx.fused.build import ops_library
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -75,7 +75,7 @@ def lora_kernels(subject: Subject) -> Finding:
     """The kernels that adapters run on in a model for CUDA, built here; without them onnxruntime's own are taken."""
     device = "cuda" if subject.wants_cuda else "cpu"
     try:
-        path = library(device)
+        path = ops_library(device)
     except Missing as e:
         return Finding(Light.YELLOW if subject.wants_cuda else Light.GREEN,
                        f"cannot be built, so adapters on a GPU cost more time: {e}",

@@ -9,7 +9,7 @@ from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import find_base, resolve_model
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX
-from phicli.onnx.fused.library import library
+from phicli.onnx.fused.build import ops_library
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
 from phicli.plans import Plan, State, Verdict, judge
@@ -93,7 +93,7 @@ def _choose_layout(target: str, weights: str, progress: Progress) -> str:
     if weights != "float":
         return "resident"
     try:
-        library(target)
+        ops_library(target)
     except Missing as e:
         if compute_capability():  # else `choose_target` has said that there is no GPU
             progress.note(f"adapters will cost more time than they need to, in --adapter-layout resident: {e}")

@@ -14,7 +14,7 @@ from phicli.errors import BadInput
 from phicli.onnx import masked, resident
 from phicli.onnx.adapters import check_adapter
 from phicli.onnx.fused import graph as fused
-from phicli.onnx.fused import library
+from phicli.onnx.fused.build import missing
 from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.onnx.stage import optimize
 from phicli.runtime.conversation import Conversation
@@ -32,7 +32,7 @@ def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path
 
 
 LAYOUTS = ["resident", pytest.param("fused", marks=pytest.mark.skipif(
-    bool(library.missing("cpu")), reason=f"kernels cannot be built: {library.missing('cpu')}"))]
+    bool(missing("cpu")), reason=f"kernels cannot be built: {missing('cpu')}"))]
 
 
 @pytest.fixture(scope="module")

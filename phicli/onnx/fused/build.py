@@ -49,7 +49,7 @@ def missing(device: str) -> str | None:
     return None
 
 
-def library(device: str) -> Path:
+def ops_library(device: str) -> Path:
     """The library for the CPU and, with "cuda", for this machine's GPU; built at the first call.
 
     Raises:
@@ -79,12 +79,12 @@ def ops_of(folder: Path, og_config: Any, provider: str) -> Iterator[None]:
     """While a model is made of an onnxruntime_genai.Config: give it the library, if the graph with adapters needs it.
 
     genai takes libraries only from a model's folder or the working directory, which is another one meanwhile. Code
-    that lies in a model's folder is never loaded. Raises as `library`.
+    that lies in a model's folder is never loaded. Raises as `ops_library`.
     """
     if read_graph(folder)[0].get(LAYOUT_KEY) != "fused":
         yield
         return
-    path = library(provider)
+    path = ops_library(provider)
     og_config.overlay(json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": str(path)}}}}))
     with contextlib.chdir(path.parent):
         yield
