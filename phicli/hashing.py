@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from phicli.cache import user_cache
+
 CHUNK = 16 << 20  # bytes that one thread hashes at a time
 BLOCK = 1 << 20  # bytes that a thread holds in memory
 REMEMBERED_FROM = 1 << 20  # bytes of a file; a smaller one is read sooner than looked up
@@ -117,13 +119,7 @@ class Memory:
             beside.unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
-    """The user's cache folder, phicli's part of it; it need not be there."""
-    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)) / "phicli"  # noqa: PTH111 (Path.expanduser fails without a home)
-
-
-MEMORY = Memory(cache_folder() / "hashes")
+MEMORY = Memory(user_cache() / "hashes")
 
 
 def forget() -> None:

@@ -1,12 +1,12 @@
 """Which workspace is meant, and how patient to be with the line to it."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from phicli.cache import user_cache
 from phicli.errors import BadInput, Missing
 from phicli.settings import CONFIG_NAME, Settings
 from phicli.stages import write_text
@@ -52,10 +52,7 @@ def line_from_settings(settings: Settings) -> Line:
 def cache_folder(settings: Settings) -> Path:
     """Where downloaded models are kept: the setting, else the user's cache folder."""
     chosen = settings.resolve("azure", {"cache": None}).cache
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "phicli" / "azure"
+    return Path(chosen).expanduser() if chosen else user_cache() / "azure"
 
 
 def nobody(question: str) -> None:

@@ -70,10 +70,9 @@ def test_each_adapter_gives_its_own_answers_turn_by_turn(made):
     assert read_graph(folder)[0][resident.NAMES_KEY] == json.dumps(["travel", "other"])
 
 
+@pytest.mark.parametrize("made", ["resident"], indirect=True)  # the fused kernels take floating point only
 def test_in_8_bits_an_adapter_is_nearly_the_same(made, tmp_path):
     folder, base, adapters, _ = made
-    if layout_of(folder) != "resident":
-        pytest.skip("fused kernels take floating point only")
     small = build(tmp_path, base, adapters, adapter_weights="int8")
     exact, session = Session(folder), Session(small)
     ids = session.codec.encode_text(TEXT)

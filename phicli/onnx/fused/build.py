@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phicli.cache import user_cache
 from phicli.errors import Missing
-from phicli.hashing import cache_folder
 from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.runtime.devices import compute_capability
 
@@ -61,7 +61,7 @@ def ops_library(device: str) -> Path:
     digest = hashlib.sha256(repr((capability, os.uname().machine)).encode())
     for source in sorted(p for p in HERE.iterdir() if p.suffix in (".c", ".h", ".cu")):
         digest.update(source.read_bytes())
-    path = cache_folder() / f"lora-{digest.hexdigest()[:16]}" / "liblora.so"
+    path = user_cache() / f"lora-{digest.hexdigest()[:16]}" / "liblora.so"
     if path.is_file():
         return path
     cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
