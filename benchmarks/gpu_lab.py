@@ -177,7 +177,7 @@ if device == "cpu":
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
 kernels = contextlib.nullcontext()
 if adapter:
-    from phicli.onnx.fused.build import ops_of
+    from phicli.native.library import ops_of
     kernels = ops_of(folder, config, device)
 with kernels:
     model = og.Model(config)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput
-from phicli.onnx.fused.graph import FusedGraph
+from phicli.onnx.fused import FusedGraph
 from phicli.onnx.groups import Columns, Group
 from phicli.onnx.masked import MaskedGraph
 from phicli.onnx.matching import match

@@ -11,7 +11,7 @@ import numpy as np
 
 from phicli.devices import usable_cores
 from phicli.errors import BadInput, Missing, PhicliError
-from phicli.onnx.fused.build import ops_of
+from phicli.native.library import ops_of
 from phicli.runtime.devices import built_for, select_provider
 from phicli.stages import REMOVABLE, check_whole
 from phicli.text import TextCodec

@@ -11,10 +11,9 @@ from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, rand
 from optimized import write_adapter
 
 from phicli.errors import BadInput
-from phicli.onnx import masked, resident
+from phicli.native.library import missing
+from phicli.onnx import fused, masked, resident
 from phicli.onnx.adapters import check_adapter
-from phicli.onnx.fused import graph as fused
-from phicli.onnx.fused.build import missing
 from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.onnx.stage import optimize
 from phicli.runtime.conversation import Conversation
