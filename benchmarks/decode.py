@@ -57,11 +57,13 @@ def main() -> None:
         built, _ = optimize(root=scratch, base=str(base), adapters=None, device=args.device, activations="int8",
                             head="int8", output=None, adapter_layout="resident")
         args.bytes = bytes_read(built)
-        variants: dict[str, tuple[Path, str]] = {"no adapter": (built, "")}
+        variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
+        if args.device == "cpu":
+            variants["no adapter, onnxruntime's kernels"] = (built, "", "onnxruntime")
         for rank in map(int, args.ranks.split(",")):
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
             for way in args.ways.split(","):
-                variants[f"{way}, rank {rank}"] = (variant(built, scratch / f"{way}-{rank}", way, loras), "a")
+                variants[f"{way}, rank {rank}"] = (variant(built, scratch / f"{way}-{rank}", way, loras), "a", "auto")
         report(measure(variants, args), args)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -120,18 +122,19 @@ def read_bandwidth(cores: int) -> float:
     return best
 
 
-def measure(variants: dict[str, tuple[Path, str]], args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace) -> list[dict[str, Any]]:
     best: dict[str, dict[str, float]] = {}
     for _ in range(args.rounds):
         if args.device == "cpu":
             args.bandwidth = max(args.bandwidth, read_bandwidth(usable_cores()))
-        for name, (folder, adapter) in variants.items():
-            done = subprocess.run([sys.executable, "-c", DECODE, folder, adapter, str(args.prompt), str(args.new)],
-                                  capture_output=True, text=True, check=True)
+        for name, (folder, adapter, kernels) in variants.items():
+            command = [sys.executable, "-c", DECODE, folder, adapter, str(args.prompt), str(args.new), kernels]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
             found, before = json.loads(done.stdout.splitlines()[-1]), best.get(name)
             print(name, found, file=sys.stderr, flush=True)
             best[name] = found if before is None else {
-                "first": min(found["first"], before["first"]), "rate": max(found["rate"], before["rate"])}
+                "load": min(found["load"], before["load"]), "first": min(found["first"], before["first"]),
+                "rate": max(found["rate"], before["rate"])}
     plain = best["no adapter"]["rate"]
     return [{"way": name, **figures, "share": figures["rate"] / plain} for name, figures in best.items()]
 
@@ -146,9 +149,10 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     if args.bandwidth:
         print(f"without adapters {args.bytes / 1e9:.2f} GB of weights are read a token; {usable_cores()} threads read "
               f"{args.bandwidth / 1e9:.1f} GB/s: {rows[0]['rate'] * args.bytes / args.bandwidth:.2f} of it is used")
-    print(f"{'adapter':20} {'tokens/s':>9} {'share':>6} {'first token, ms':>16}")
+    print(f"{'adapter':34} {'tokens/s':>9} {'share':>6} {'first token, ms':>16} {'load, s':>8}")
     for row in rows:
-        print(f"{row['way']:20} {row['rate']:>9.2f} {row['share']:>6.2f} {row['first'] * 1e3:>16.1f}")
+        print(f"{row['way']:34} {row['rate']:>9.2f} {row['share']:>6.2f} {row['first'] * 1e3:>16.1f} "
+              f"{row['load']:>8.2f}")
 
 
 if __name__ == "__main__":

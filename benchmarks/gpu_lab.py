@@ -160,27 +160,27 @@ class Lab:
 
 
 DECODE = """
-import contextlib, json, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np
 import onnxruntime
 onnxruntime.preload_dlls()
 import onnxruntime_genai as og
 folder, adapter, prompt, new = Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+kernels = sys.argv[5] if len(sys.argv) > 5 else "auto"
 providers = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
 device = "cuda" if "cuda" in str(providers.get("provider_options")).lower() else "cpu"
 config = og.Config(str(folder))
-if not adapter and (folder / "base.onnx").is_file():
-    config.overlay(json.dumps({"model": {"decoder": {"filename": "base.onnx"}}}))
+graph = "base.onnx" if not adapter and (folder / "base.onnx").is_file() else "model.onnx"
+config.overlay(json.dumps({"model": {"decoder": {"filename": graph}}}))
 if device == "cpu":
     from phicli.devices import usable_cores
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
-kernels = contextlib.nullcontext()
-if adapter:
-    from phicli.native.library import ops_of
-    kernels = ops_of(folder, config, device)
-with kernels:
+from phicli.native.loading import ops_of
+begun = time.perf_counter()
+with ops_of(folder / graph, config, device, kernels):
     model = og.Model(config)
+load = time.perf_counter() - begun
 adapters = og.Adapters(model)
 if adapter:
     adapters.load(str(folder / "adapters" / f"{adapter}.onnx_adapter"), adapter)
@@ -203,7 +203,7 @@ for _ in range(3):
         count += 1
     rate.append(count / (time.perf_counter() - begun))
     del generator
-print(json.dumps({"first": min(first), "rate": max(rate)}))
+print(json.dumps({"load": load, "first": min(first), "rate": max(rate)}))
 """
 
 

@@ -33,12 +33,14 @@ def chat(
     top_k: Annotated[int | None, option("chat", "top_k")] = None,
     seed: options.Seed = None,
     device: options.Device = None,
+    kernels: options.Kernels = None,
     json: options.Json = False,
 ) -> None:
     """Chat with the optimized model: one question with --prompt or on stdin, else a conversation."""
     s = Settings().resolve("chat", {
         "model": model, "root": root, "adapter": adapter, "system": system, "max_new_tokens": max_new_tokens,
-        "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "device": device})
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "device": device,
+        "kernels": kernels})
     if no_adapter and adapter is not None:
         raise UsageError("--adapter and --no-adapter exclude each other")
     if not 0 < s.top_p <= 1:
@@ -81,7 +83,7 @@ def _conversations(folder: Path, s: SimpleNamespace, compare: bool) -> "list[Con
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
     with console.working("chat", s.root):
-        session = Session(folder, s.device)
+        session = Session(folder, s.device, s.kernels)
         adapters: list[str | None] = [s.adapter]
         if compare:
             adapters = [None, *([s.adapter] if s.adapter else session.adapter_names())]

@@ -20,6 +20,7 @@ def evaluate(
     rows: Annotated[int | None, option("evaluate", "rows")] = None,
     seq_len: Annotated[int | None, option("evaluate", "seq_len")] = None,
     device: options.Device = None,
+    kernels: options.Kernels = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:

@@ -27,6 +27,7 @@ def option(command: str, name: str, *flags: str) -> Any:
 Model = Annotated[str | None, option("", "model", "--model", "-m")]
 Root = Annotated[str | None, option("", "root")]
 Device = Annotated[str | None, option("", "device")]
+Kernels = Annotated[str | None, option("", "kernels")]
 Data = Annotated[str | None, option("", "data", "--data", "-d")]
 EvalData = Annotated[str | None, option("", "eval_data")]
 TextTemplate = Annotated[str | None, option("", "text_template")]

@@ -138,11 +138,12 @@ class Lab:
         from phicli.runtime.conversation import Conversation
         from phicli.runtime.session import Sampling, Session
 
-        chat = self.settings.resolve("chat", dict.fromkeys(("system", "max_new_tokens", "temperature", "top_p", "top_k",
-                                                            "device", "seed", "adapter")) | _known(self.flags))
+        chat = self.settings.resolve("chat", dict.fromkeys((
+            "system", "max_new_tokens", "temperature", "top_p", "top_k", "device", "kernels", "seed", "adapter"
+        )) | _known(self.flags))
         adapter = chat.adapter or self.arguments("finetune", finetune)["name"]
         begun = time.monotonic()
-        session = Session(self.root / FOLDER, chat.device)
+        session = Session(self.root / FOLDER, chat.device, chat.kernels)
         talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
                             sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
         question = prompt or self.first_question()

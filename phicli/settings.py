@@ -55,6 +55,8 @@ _TABLE = [
             "Model: Hugging Face id, folder, or 'tiny' (built in)"),
     Setting("root", str, None, "Folder of all stages [default: models/<short name of the model>]"),
     Setting("device", str, "auto", "Where to compute", choices=("auto", "cuda", "cpu")),
+    Setting("kernels", str, "auto", "On a CPU, products of phicli's own (auto) or onnxruntime's",
+            choices=("auto", "onnxruntime")),
     Setting("data", str, "data/data_sample_travel.jsonl", "Training rows, JSONL (.gz too)"),
     Setting("eval_data", str, "data/data_eval_travel.jsonl", "Held-out rows, JSONL"),
     Setting("text_template", str, DEFAULT_TEMPLATE, "How a row becomes text; {field} takes a row's field"),

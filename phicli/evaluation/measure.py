@@ -20,7 +20,7 @@ from phicli.text import Encoded, TextCodec, TextTemplate
 
 def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_template: str, algorithm: str = "awq",
              adapter: str | None = None, rows: int | None = None, seq_len: int = 1024, device: str = "auto",
-             force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
+             kernels: str = "auto", force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure every stage under `root` on held-out rows, and write the result to `root`/evaluation.json.
 
     Perplexity, KL and top-1 agreement are over the tokens of the response (the template's last field and the end
@@ -30,6 +30,7 @@ def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_templa
         model: the original. algorithm: the quantization that the ONNX model was made from.
         adapter: name of the only adapter to measure; None for all there are.
         rows: take only that many. seq_len: longer rows are cut to this many tokens.
+        device, kernels: as `open_reader` takes them.
         force: measure even if the result that is there was measured on the very same things.
 
     Returns:
@@ -39,7 +40,7 @@ def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_templa
     Raises:
         Missing: nothing made under root yet; no room for temporary files. BadInput: rows, adapter or a stage.
     """
-    plan = plan_evaluate(**{k: v for k, v in locals().items() if k not in ("device", "force")})
+    plan = plan_evaluate(**{k: v for k, v in locals().items() if k not in ("device", "kernels", "force")})
     done = plan.finished(force, progress)
     if done:
         return done
@@ -53,12 +54,12 @@ def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_templa
     with plan.turn(force, progress) as done:
         if done:
             return done
-        measured = _measure_all(present, encoded, device, root, progress)
+        measured = _measure_all(present, encoded, (device, kernels), root, progress)
         plan.check_unchanged()
         document = {
             "model": model, "eval_data": str(eval_data), "rows": len(encoded), "cut_rows": cut,
             "tokens": sum(len(row.ids) - row.response_start for row in encoded),
-            "text_template": text_template, "seq_len": seq_len, "device": device,
+            "text_template": text_template, "seq_len": seq_len, "device": device, "kernels": kernels,
             "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
             "inputs": plan.inputs, "settings": plan.settings, "versions": versions(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -90,7 +91,7 @@ def _encode(rows: Sequence[dict[str, str]], template: TextTemplate, seq_len: int
     return kept, cut
 
 
-def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], device: str, root: Path,
+def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], how: tuple[str, str], root: Path,
                  progress: Progress) -> dict[str, dict[str, Any]]:
     """Figures by stage name. What a later stage is compared with is kept on disk meanwhile."""
     wanted = {"original", *(stage.twin for stage in stages)}
@@ -101,11 +102,11 @@ def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], device: str, 
             if stage.name in wanted:
                 kept[stage.name] = LogProbFile(root)
                 undo.callback(kept[stage.name].close)
-            measured[stage.name] = _measure(stage, rows, device, kept, progress)
+            measured[stage.name] = _measure(stage, rows, how, kept, progress)
     return measured
 
 
-def _measure(stage: Stage, rows: Sequence[Encoded], device: str, kept: dict[str, LogProbFile],
+def _measure(stage: Stage, rows: Sequence[Encoded], how: tuple[str, str], kept: dict[str, LogProbFile],
              progress: Progress) -> dict[str, Any]:
     begun = time.perf_counter()
     own = kept.get(stage.name)
@@ -113,7 +114,7 @@ def _measure(stage: Stage, rows: Sequence[Encoded], device: str, kept: dict[str,
                   if name in kept and name != stage.name}
     agreement = {key: Agreement() for key in references}
     likelihood = Likelihood()
-    with progress.task(stage.name, len(rows), "rows") as task, open_reader(stage, device) as read:
+    with progress.task(stage.name, len(rows), "rows") as task, open_reader(stage, *how) as read:
         sources = [iter(file) for file in references.values()]
         for row in rows:
             log_probs = log_softmax(read(row))

@@ -16,20 +16,21 @@ from phicli.text import Encoded
 Reader = Callable[[Encoded], np.ndarray]
 
 
-def open_reader(stage: Stage, device: str) -> contextlib.AbstractContextManager[Reader]:
+def open_reader(stage: Stage, device: str, kernels: str = "auto") -> contextlib.AbstractContextManager[Reader]:
     """Load a stage; its memory is free again when the reader is dropped.
 
     Args:
         device: "auto", "cuda" or "cpu"; "auto" lets an ONNX model run on what it was built for.
+        kernels: of ONNX models on a CPU, see `Session`.
     """
-    return _onnx_reader(stage, device) if stage.onnx else _torch_reader(stage, device)
+    return _onnx_reader(stage, device, kernels) if stage.onnx else _torch_reader(stage, device)
 
 
 @contextlib.contextmanager
-def _onnx_reader(stage: Stage, device: str) -> Iterator[Reader]:
+def _onnx_reader(stage: Stage, device: str, kernels: str) -> Iterator[Reader]:
     from phicli.runtime.session import Session
 
-    session = Session(stage.folder, device)
+    session = Session(stage.folder, device, kernels)
     yield lambda row: session.logits(row.ids, stage.adapter)[row.response_start - 1 : -1]
 
 

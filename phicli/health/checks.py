@@ -16,7 +16,7 @@ CHECKS: dict[str, Check] = {
     "torch": gpu.torch,
     "onnxruntime": software.onnxruntime,
     "onnxruntime CUDA": gpu.onnxruntime_cuda,
-    "LoRA kernels": gpu.lora_kernels,
+    "own kernels": gpu.own_kernels,
     "onnxruntime-genai": software.genai,
     "model": room.model,
     "memory": room.memory,

@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.errors import Missing
 from phicli.health.finding import Finding, Light, Subject
 from phicli.health.probes import CUDA, Outcome
-from phicli.native.library import ops_library
+from phicli.native.library import missing, ops_library, products_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -71,16 +71,18 @@ def onnxruntime_cuda(subject: Subject) -> Finding:
     return Finding(Light.RED, f"falls back to the CPU: {reason}", _cure(document, reason), document)
 
 
-def lora_kernels(subject: Subject) -> Finding:
-    """The kernels that adapters run on in a model for CUDA, built here; without them onnxruntime's own are taken."""
-    device = "cuda" if subject.wants_cuda else "cpu"
+def own_kernels(subject: Subject) -> Finding:
+    """The library of ops of our own, built here; without it onnxruntime's are taken, which cost more time."""
+    cuda = subject.wants_cuda
+    if not cuda and missing("cpu") is None and (lack := products_missing()):
+        return Finding(Light.GREEN, f"onnxruntime's products are taken on this CPU: {lack}")
     try:
-        path = ops_library(device)
+        path = ops_library("cuda") if cuda else ops_library("cpu", products=True)
     except Missing as e:
-        return Finding(Light.YELLOW if subject.wants_cuda else Light.GREEN,
-                       f"cannot be built, so adapters on a GPU cost more time: {e}",
-                       "apt-get install gcc; pip install nvidia-cuda-nvrtc" if subject.wants_cuda else None)
-    return Finding(Light.GREEN, f"built for the {'GPU' if device == 'cuda' else 'CPU'}: {path}")
+        what = "adapters on a GPU cost" if cuda else "decoding costs"
+        cure = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
+        return Finding(Light.YELLOW, f"cannot be built, so {what} more time: {e}", cure)
+    return Finding(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}")
 
 
 def why_not_cuda(done: Outcome) -> str:

@@ -1,30 +1,27 @@
-"""The library of the ops LoraDown and LoraUp, built on the machine that runs it and kept in the user's cache folder.
+"""The library of ops, built on the machine that runs it and kept in the user's cache folder.
 
 C by the machine's compiler, CUDA by NVRTC (of torch's and onnxruntime's CUDA wheels) for the GPU that is there.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
-import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from phicli.cache import user_cache
 from phicli.errors import Missing
-from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.runtime.devices import compute_capability
 
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
-WHERE = "kernels of LoRA"
+WHERE = "ops of our own"
 HINT = "phicli optimize --adapter-layout resident needs none of it"
 EMBEDDED = """#include <stddef.h>
 const unsigned char lora_cubin[] __attribute__((aligned(64))) = {%s};
@@ -49,53 +46,65 @@ def missing(device: str) -> str | None:
     return None
 
 
-def ops_library(device: str) -> Path:
+def ops_library(device: str, products: bool = False) -> Path:
     """The library for the CPU and, with "cuda", for this machine's GPU; built at the first call.
+
+    Args:
+        products: with MatMulNBits, which takes the place of onnxruntime's; see `products_missing`.
 
     Raises:
         Missing: no compiler, or it failed.
     """
-    if lack := missing(device):
+    if lack := missing(device) or (products and products_missing()):
         raise Missing(lack, where=WHERE, hint=HINT)
     capability = compute_capability() if device == "cuda" else None
-    digest = hashlib.sha256(repr((capability, os.uname().machine)).encode())
+    made_for = (capability, os.uname().machine, products and sorted(_cpu_flags()))
+    digest = hashlib.sha256(repr(made_for).encode())
     for source in sorted(p for p in HERE.iterdir() if p.suffix in (".c", ".h", ".cu")):
         digest.update(source.read_bytes())
-    path = user_cache() / f"lora-{digest.hexdigest()[:16]}" / "liblora.so"
+    path = user_cache() / f"ops-{digest.hexdigest()[:16]}" / "libops.so"
     if path.is_file():
         return path
     cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{os.getpid()}.so")
-        _compile_library(cubin, beside)
+        _compile_library(cubin, products, beside)
         return beside.replace(path)
     except OSError:  # no cache folder that can be written
-        return _compile_library(cubin, Path(tempfile.mkdtemp(prefix="phicli-")) / path.name)
+        return _compile_library(cubin, products, Path(tempfile.mkdtemp(prefix="phicli-")) / path.name)
 
 
-@contextlib.contextmanager
-def ops_of(folder: Path, og_config: Any, provider: str) -> Iterator[None]:
-    """While a model is made of an onnxruntime_genai.Config: give it the library, if the graph with adapters needs it.
-
-    genai takes libraries only from a model's folder or the working directory, which is another one meanwhile. Code
-    that lies in a model's folder is never loaded. Raises as `ops_library`.
-    """
-    if read_graph(folder)[0].get(LAYOUT_KEY) != "fused":
-        yield
-        return
-    path = ops_library(provider)
-    og_config.overlay(json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": str(path)}}}}))
-    with contextlib.chdir(path.parent):
-        yield
+def products_missing() -> str | None:
+    """What this machine lacks for our MatMulNBits; None where nothing."""
+    if lack := missing("cpu"):
+        return lack
+    if not {"avx2", "fma"} <= _cpu_flags():
+        return "no x86 processor with AVX2 and FMA"
+    return None
 
 
-def _compile_library(cubin: bytes, output: Path) -> Path:
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words, for x86."""
+    try:
+        if sys.platform == "darwin" and platform.machine() == "x86_64":
+            done = subprocess.run(["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"],
+                                  capture_output=True, text=True)
+            return frozenset(done.stdout.lower().split())
+        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return frozenset()
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def _compile_library(cubin: bytes, products: bool, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         embedded = Path(scratch) / "cubin.c"
         embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
-        command: list[str | Path] = [_compiler() or "cc", "-std=c11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden",
-                   HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
+        own: list[str | Path] = ["-DPRODUCTS", "-march=native", HERE / "nbits_op.c"] if products else []
+        command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
+                   HERE / "ops.c", HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise Missing(f"the C compiler failed: {done.stderr.strip()[:500]}", where=WHERE, hint=HINT)

@@ -162,26 +162,15 @@ static int input_type(const Op *op, size_t i) {
 static int output_type(const Op *op, size_t i) { return (void)i, op->kind == DOWN ? FLOAT : number(op); }
 static size_t input_count(const Op *op) { return op->kind == DOWN ? 3 : 2 + 2 * op->kind; }
 static size_t output_count(const Op *op) { return (void)op, 1; }
-static int required(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 static int input_memory(const Op *op, size_t i) { return (void)op, i == 0 ? CPU_INPUT : 0; }
-static int none(const Op *op) { return (void)op, 0; }
 
 #define OP(kind, on_cuda, half) {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, \
                                  free, required, required, input_memory, {none, none, none, none}, create, compute, \
                                  NULL, kind, on_cuda, half}
 #define OPS(on_cuda, half) OP(DOWN, on_cuda, half), OP(UP, on_cuda, half), OP(GATED, on_cuda, half)
-static Op with_gpu[] = {OPS(0, 0), OPS(1, 1)}, without[] = {OPS(0, 0), OPS(0, 1)};
+static const Op with_gpu[] = {OPS(0, 0), OPS(1, 1)}, without[] = {OPS(0, 0), OPS(0, 1)};
 
-/* What onnxruntime calls after it has loaded the library. */
-EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
-  static Handle domain; /* shared by all sessions, for as long as the process lives */
-  ort = base->get_api(16);
-  if (!domain) {
-    Handle made;
-    TRY(ORT(CREATE_DOMAIN, const char *, Handle *)("phicli", &made));
-    const Op *ops = lora_cubin_size ? with_gpu : without;
-    for (int i = 0; i < 6; i++) TRY(ORT(DOMAIN_ADD, Handle, const Op *)(made, &ops[i]));
-    domain = made;
-  }
-  return ORT(ADD_DOMAIN, Handle, Handle)(options, domain);
+Status register_lora(Handle options) {
+  static Handle domain;
+  return add_ops(options, "phicli", &domain, lora_cubin_size ? with_gpu : without, 6);
 }

@@ -14,14 +14,15 @@ typedef void *Status; /* NULL: all is well */
 typedef void *Handle;
 
 enum { CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, DIM_COUNT = 61,
-       DIMS = 62, TENSOR_SHAPE = 65, GET_INPUT = 90, GET_OUTPUT = 91, RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163,
-       GPU_STREAM = 193 };
-enum { FLOAT = 1, INT64 = 7, FLOAT16 = 10, INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6, CPU_INPUT = -2 };
+       DIMS = 62, TENSOR_SHAPE = 65, ATTRIBUTE_INT = 86, INPUT_COUNT = 88, GET_INPUT = 90, GET_OUTPUT = 91,
+       RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163, GPU_STREAM = 193, PARALLEL_FOR = 274 };
+enum { FLOAT = 1, UINT8 = 2, INT32 = 6, INT64 = 7, FLOAT16 = 10, REQUIRED = 0, OPTIONAL = 1, INVALID_ARGUMENT = 2,
+       RUNTIME_EXCEPTION = 6, CPU_INPUT = -2 };
 
-static void *const *ort;
+extern void *const *ort; /* in ops.c, like the rest of the library hidden from other libraries */
 #define ORT(place, ...) ((Status(*)(__VA_ARGS__))ort[place])
 
-static Status failure(int code, const char *message) { return ORT(CREATE_STATUS, int, const char *)(code, message); }
+static inline Status failure(int code, const char *message) { return ORT(CREATE_STATUS, int, const char *)(code, message); }
 
 #define TRY(call) do { Status failed = (call); if (failed) return failed; } while (0)
 
@@ -29,7 +30,7 @@ static Status failure(int code, const char *message) { return ORT(CREATE_STATUS,
 
 typedef struct { void *data; int64_t dims[MAX_DIMS]; size_t rank; } Tensor;
 
-static Status read_dims(Handle value, Tensor *tensor) {
+static inline Status read_dims(Handle value, Tensor *tensor) {
   Handle shape;
   TRY(ORT(TENSOR_SHAPE, Handle, Handle *)(value, &shape));
   Status status = ORT(DIM_COUNT, Handle, size_t *)(shape, &tensor->rank);
@@ -39,22 +40,36 @@ static Status read_dims(Handle value, Tensor *tensor) {
   return status;
 }
 
-static Status input(Handle context, size_t index, Tensor *tensor) {
+static inline Status input(Handle context, size_t index, Tensor *tensor) {
   Handle value;
   TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, index, &value));
   TRY(read_dims(value, tensor));
   return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);
 }
 
-static Status output(Handle context, Tensor *tensor) {
+/* One that may not be there leaves `tensor` as it is. */
+static inline Status optional_input(Handle context, size_t index, Tensor *tensor) {
+  Handle value = NULL;
+  size_t count;
+  TRY(ORT(INPUT_COUNT, Handle, size_t *)(context, &count));
+  if (index >= count) return NULL;
+  TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, index, &value));
+  return value ? input(context, index, tensor) : NULL;
+}
+
+static inline Status output(Handle context, Tensor *tensor) {
   Handle value;
   TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 0, tensor->dims, tensor->rank,
                                                                          &value));
   return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);
 }
 
-static Status ints(Handle info, const char *attribute, int64_t *found, size_t *count) {
+static inline Status ints(Handle info, const char *attribute, int64_t *found, size_t *count) {
   return ORT(ATTRIBUTE_INTS, Handle, const char *, int64_t *, size_t *)(info, attribute, found, count);
+}
+
+static inline Status integer(Handle info, const char *attribute, int64_t *found) {
+  return ORT(ATTRIBUTE_INT, Handle, const char *, int64_t *)(info, attribute, found);
 }
 
 /* ---- an op ---- */
@@ -81,5 +96,19 @@ struct Op { /* OrtCustomOp, then what is ours */
   void *infer_shape;
   int kind, cuda, half;
 };
+
+static inline int required(const Op *op, size_t i) { return (void)op, (void)i, REQUIRED; }
+static inline int none(const Op *op) { return (void)op, 0; }
+
+/* Give a session ops of a domain, which all sessions share for as long as the process lives. */
+static inline Status add_ops(Handle options, const char *domain, Handle *shared, const Op *ops, int count) {
+  if (!*shared) {
+    Handle made;
+    TRY(ORT(CREATE_DOMAIN, const char *, Handle *)(domain, &made));
+    for (int i = 0; i < count; i++) TRY(ORT(DOMAIN_ADD, Handle, const Op *)(made, &ops[i]));
+    *shared = made;
+  }
+  return ORT(ADD_DOMAIN, Handle, Handle)(options, *shared);
+}
 
 typedef struct { const void *(*get_api)(uint32_t); const char *(*version)(void); } ApiBase;

@@ -11,7 +11,7 @@ import numpy as np
 
 from phicli.devices import usable_cores
 from phicli.errors import BadInput, Missing, PhicliError
-from phicli.native.library import ops_of
+from phicli.native.loading import ops_of
 from phicli.runtime.devices import built_for, select_provider
 from phicli.stages import REMOVABLE, check_whole
 from phicli.text import TextCodec
@@ -47,13 +47,14 @@ class Session:
     Args:
         folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
         device: "auto" (what the model was built for), "cpu" or "cuda".
+        kernels: "auto" (ours on a CPU, where there are any) or "onnxruntime".
 
     Raises:
         Missing: no such folder; CUDA wanted and not there; not enough memory.
         BadInput: the model is damaged or incomplete.
     """
 
-    def __init__(self, folder: Path, device: str = "auto"):
+    def __init__(self, folder: Path, device: str = "auto", kernels: str = "auto"):
         self.folder = Path(folder)
         config = _read_config(self.folder)
         check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
@@ -66,6 +67,7 @@ class Session:
             self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
             built = built_for(config)
             options = config["model"]["decoder"].get("session_options", {})
+            self._graph = str(config["model"]["decoder"].get("filename", "model.onnx"))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BadInput(f"not what a text model needs: {e!r}", where=self.folder / "genai_config.json") from None
 
@@ -76,7 +78,7 @@ class Session:
         import onnxruntime_genai as og
 
         self._og = og
-        self._device, self._built = device, built
+        self._device, self._built, self._kernels = device, built, kernels
         self._without = (self.folder / BASE_GRAPH).is_file()  # there is a graph without adapters
         self._load(adapters=False)
 
@@ -87,12 +89,12 @@ class Session:
         self._loaded: set[str] = set()
         with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
             og_config = self._og.Config(str(self.folder.resolve()))
-            if self._without and not adapters:
-                _overlay(og_config, filename=BASE_GRAPH)
+            graph = BASE_GRAPH if self._without and not adapters else self._graph
+            _overlay(og_config, filename=graph)
             self.provider = select_provider(og_config, self._built, self._device)
             if self.provider == "cpu":  # onnxruntime by itself takes one of two virtual cores
                 _overlay(og_config, session_options={"intra_op_num_threads": self._threads})
-            with ops_of(self.folder, og_config, self.provider) if adapters else contextlib.nullcontext():
+            with ops_of(self.folder / graph, og_config, self.provider, self._kernels):
                 self._model = self._og.Model(og_config)
         self._takes_adapters = adapters or not self._without
 

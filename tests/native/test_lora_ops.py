@@ -125,7 +125,7 @@ def test_the_library_is_built_once_and_a_failing_compiler_is_named(made, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = library.ops_library("cpu")
     assert built.is_relative_to(tmp_path) and library.ops_library("cpu") == built
-    assert [p.name for p in built.parent.iterdir()] == ["liblora.so"]
+    assert [p.name for p in built.parent.iterdir()] == ["libops.so"]
     before = built.stat().st_mtime_ns
     assert library.ops_library("cpu").stat().st_mtime_ns == before
     (tmp_path / "file").touch()
@@ -150,7 +150,7 @@ def test_without_a_compiler_the_message_names_the_other_layout(made, monkeypatch
 def test_a_library_that_a_folder_brings_is_never_loaded(made, tmp_path):
     folder = shutil.copytree(made, tmp_path / "foreign", ignore=shutil.ignore_patterns("phicli.json"))
     config = json.loads((folder / "genai_config.json").read_text())
-    config["model"]["decoder"]["session_options"]["custom_ops_library"] = "liblora.so"
+    config["model"]["decoder"]["session_options"]["custom_ops_library"] = "libops.so"
     (folder / "genai_config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="custom_ops_library"):
         Session(folder)

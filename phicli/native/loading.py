@@ -1,0 +1,71 @@
+"""Which ops of ours a model runs with, and giving them to onnxruntime-genai."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phicli.errors import Missing
+from phicli.native.library import ops_library, products_missing
+from phicli.onnx.slots import LAYOUT_KEY
+
+BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
+
+
+@contextlib.contextmanager
+def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> Iterator[None]:
+    """While a model is made of an onnxruntime_genai.Config: give it the ops of ours that its graph needs or can use.
+
+    genai takes libraries only from a model's folder or the working directory, which is another one meanwhile. Code
+    that lies in a model's folder is never loaded.
+
+    Args:
+        path: the ONNX file. provider: "cpu" or "cuda". kernels: "auto" lets our products take the place of
+            onnxruntime's on a CPU where they can; "onnxruntime" does not.
+
+    Raises:
+        Missing: the graph has ops that only the library brings, and it cannot be built.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # genai says what is wrong with it
+        model = onnx.ModelProto()
+    fused = any(p.key == LAYOUT_KEY and p.value == "fused" for p in model.metadata_props)
+    products = provider == "cpu" and kernels == "auto" and takes_products(model.graph) and not products_missing()
+    if not fused and not products:
+        yield
+        return
+    try:
+        library = ops_library(provider, products)
+    except Missing:
+        if fused:
+            raise
+        yield
+        return
+    og_config.overlay(json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": str(library)}}}}))
+    with contextlib.chdir(library.parent):
+        yield
+
+
+def takes_products(graph: Any) -> bool:
+    """Whether our MatMulNBits computes all of a GraphProto's, and there are any.
+
+    Ours rounds activations to int8; where a graph asks for more (an accuracy level below 4), it is not for it.
+    """
+    import onnx
+
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+
+    def taken(node: Any) -> bool:
+        sizes = {a.name: a.i for a in node.attribute}
+        block, inputs, more = sizes["block_size"], sizes["K"], node.input[3:]
+        return (block in BLOCKS.get(sizes.get("bits", 4), ()) and inputs % block == 0
+                and sizes.get("accuracy_level", 0) == 4 and types.get(node.input[2]) == onnx.TensorProto.FLOAT
+                and not (len(more) > 1 and more[1])
+                and (not more or not more[0] or types.get(more[0]) == onnx.TensorProto.UINT8))
+
+    return bool(nodes) and all(map(taken, nodes))

@@ -1,0 +1,181 @@
+/* Weights in 4 or 8 bits times activations in 8, for x86 with AVX2 and FMA; with VNNI where there is any.
+ *
+ * Each block of a row of activations is rounded to int8 by its largest number, as onnxruntime's accuracy level 4 does.
+ * Weights lie as MatMulNBits has them (outputs, blocks, bytes), so that a file's mapped pages are read where they are.
+ * Blocks in 4 bits are taken 64 weights at a time (or 32, where blocks have 32): the low halves of the bytes, which are
+ * the even weights, make one vector and the high halves the next. Activations are stored in that order.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define AHEAD 1024 /* bytes of weights that are fetched ahead */
+
+/* Rounded activations, some rows at a time (lanes): ints (blocks, lanes, block), scales and sums (blocks, lanes). */
+typedef struct {
+  int8_t *ints;
+  float *scales, *sums; /* sums: of a block's integers, times its scale */
+} Rounded;
+
+typedef struct { const uint8_t *weights, *zeros; const float *scales, *bias; int64_t outputs, blocks; } Matrix;
+
+INLINE __m128 halves(__m256 v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
+
+INLINE float total(__m256 v) {
+  __m128 sum = halves(v);
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+INLINE float largest(__m256 v) {
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
+
+/* Round a block of activations. */
+INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float *scale, float *sum) {
+  __m256 sizes = _mm256_setzero_ps();
+  for (int i = 0; i < block; i += 8)
+    sizes = _mm256_max_ps(sizes, _mm256_andnot_ps(_mm256_set1_ps(-0.f), _mm256_loadu_ps(x + i)));
+  const float top = largest(sizes);
+  const __m256 inverse = _mm256_set1_ps(top > 0 ? 127 / top : 0);
+  const int unit = block < 64 ? block : 64;
+  __m256i whole = _mm256_setzero_si256();
+  for (int i = 0; i < block; i += 8) {
+    const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
+    int32_t rounded[8];
+    whole = _mm256_add_epi32(whole, v);
+    _mm256_storeu_si256((__m256i *)rounded, v);
+    for (int j = 0; j < 8; j++) {
+      const int at = i + j;
+      ints[bits == 8 ? at : at / unit * unit + at % 2 * (unit / 2) + at % unit / 2] = (int8_t)rounded[j];
+    }
+  }
+  *scale = top / 127;
+  *sum = *scale * total(_mm256_cvtepi32_ps(whole));
+}
+
+/* A block of weights as vectors of 32 bytes: 4 bits from 0 up, 8 bits less 128. */
+INLINE void unpack(const uint8_t *weights, int block, int bits, __m256i *out) {
+  const __m256i low = _mm256_set1_epi8(15);
+  if (block == 16) /* of 8 bits: half a vector, the rest is zero */
+    out[0] = _mm256_zextsi128_si256(_mm_xor_si128(_mm_loadu_si128((const __m128i *)weights), _mm_set1_epi8(-128)));
+  else if (bits == 8)
+    for (int i = 0; i < block / 32; i++)
+      out[i] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)weights + i), _mm256_set1_epi8(-128));
+  else if (block == 32) {
+    const __m128i v = _mm_loadu_si128((const __m128i *)weights);
+    out[0] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(v, 4), v), low);
+  } else
+    for (int i = 0; i < block / 64; i++) {
+      const __m256i v = _mm256_loadu_si256((const __m256i *)weights + i);
+      out[2 * i] = _mm256_and_si256(v, low);
+      out[2 * i + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+    }
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define FOURS(sum, left, right) _mm256_dpbusd_epi32(sum, left, right)
+#elif defined(__AVXVNNI__)
+#define FOURS(sum, left, right) _mm256_dpbusd_avx_epi32(sum, left, right)
+#endif
+
+/* Eight sums, of the products of a block of weights and one of activations. */
+INLINE __m256 block_product(const __m256i *weights, const int8_t *ints, int block, int bits) {
+  __m256i sum = _mm256_setzero_si256();
+  for (int i = 0; i < (block + 31) / 32; i++) {
+    __m256i left = weights[i], right = block == 16 ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)ints))
+                                                   : _mm256_loadu_si256((const __m256i *)ints + i);
+    if (bits == 8) right = _mm256_sign_epi8(right, left), left = _mm256_abs_epi8(left); /* left has no sign */
+#ifdef FOURS
+    sum = FOURS(sum, left, right);
+#else
+    const __m256i pairs = _mm256_maddubs_epi16(left, right); /* of 4 bits, four of these fit into 16 bits */
+    sum = bits == 8 ? _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                    : _mm256_add_epi16(sum, pairs);
+#endif
+  }
+#ifndef FOURS
+  if (bits == 4) sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+#endif
+  return _mm256_cvtepi32_ps(sum);
+}
+
+/* Zero points of 8 blocks of an output; its last block may come sooner. */
+INLINE __m256 zeros_of(const Matrix *m, int64_t output, int64_t block, int bits) {
+  if (!m->zeros) return _mm256_set1_ps(bits == 8 ? 0 : 8);
+  const int64_t size = bits == 8 ? m->blocks : (m->blocks + 1) / 2, at = block * bits / 8;
+  const uint8_t *zeros = m->zeros + output * size + at;
+  uint64_t packed = 0;
+  if (size - at >= bits) memcpy(&packed, zeros, bits);
+  else memcpy(&packed, zeros, size - at);
+  if (bits == 8)
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)packed)),
+                                               _mm256_set1_epi32(128)));
+  const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)packed), shifts),
+                                             _mm256_set1_epi32(15)));
+}
+
+/* Up to 8 numbers, then zeros. */
+INLINE __m256 load(const float *numbers, int64_t count) {
+  if (count >= 8) return _mm256_loadu_ps(numbers);
+  return _mm256_maskload_ps(numbers, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count),
+                                                        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+}
+
+/* One row of activations: bound by memory. */
+INLINE void one_row(const Matrix *m, const Rounded *x, int64_t begin, int64_t end, float *out, int block, int bits) {
+  const int64_t bytes = block * bits / 8;
+  for (int64_t n = begin; n < end; n++) {
+    const uint8_t *weights = m->weights + n * m->blocks * bytes;
+    const int8_t *ints = x->ints;
+    __m256 product = _mm256_setzero_ps(), zeros = product;
+    for (int64_t b = 0; b < m->blocks; b += 8) {
+      const int64_t count = m->blocks - b < 8 ? m->blocks - b : 8;
+      const __m256 scales = load(m->scales + n * m->blocks + b, count);
+      float both[8];
+      _mm256_storeu_ps(both, _mm256_mul_ps(scales, load(x->scales + b, count)));
+      zeros = _mm256_fmadd_ps(_mm256_mul_ps(scales, load(x->sums + b, count)), zeros_of(m, n, b, bits), zeros);
+      for (int64_t i = 0; i < count; i++, weights += bytes, ints += block) {
+        __m256i w[4];
+        unpack(weights, block, bits, w);
+        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0);
+        product = _mm256_fmadd_ps(block_product(w, ints, block, bits), _mm256_set1_ps(both[i]), product);
+      }
+    }
+    out[n] = total(_mm256_sub_ps(product, zeros)) + (m->bias ? m->bias[n] : 0);
+  }
+}
+
+/* As many rows as there are lanes, 4 or 8, of which the first `rows` are wanted: bound by arithmetic. */
+INLINE void many_rows(const Matrix *m, const Rounded *x, int64_t rows, int64_t begin, int64_t end, float *out,
+                      int lanes, int block, int bits) {
+  const int64_t bytes = block * bits / 8;
+  for (int64_t n = begin; n < end; n++) {
+    const uint8_t *weights = m->weights + n * m->blocks * bytes;
+    const float *scales = m->scales + n * m->blocks;
+    const int8_t *ints = x->ints;
+    __m256 products[8], zeros = _mm256_setzero_ps();
+    float points[8], both[8], found[8];
+    for (int i = 0; i < lanes; i++) products[i] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < m->blocks; b++, weights += bytes, ints += lanes * block) {
+      __m256i w[4];
+      if (b % 8 == 0) _mm256_storeu_ps(points, zeros_of(m, n, b, bits));
+      _mm256_storeu_ps(both, _mm256_mul_ps(_mm256_set1_ps(scales[b]), load(x->scales + b * lanes, lanes)));
+      zeros = _mm256_fmadd_ps(_mm256_set1_ps(scales[b] * points[b % 8]), load(x->sums + b * lanes, lanes), zeros);
+      __asm__("" : "+m"(both), "+m"(zeros)); /* these wait in memory, so that there are registers for the rest */
+      unpack(weights, block, bits, w);
+      for (int i = 0; i < lanes; i++)
+        products[i] = _mm256_fmadd_ps(block_product(w, ints + i * block, block, bits), _mm256_set1_ps(both[i]),
+                                      products[i]);
+    }
+    for (int i = 0; i < lanes; i += 4)
+      _mm_storeu_ps(found + i, halves(_mm256_hadd_ps(_mm256_hadd_ps(products[i], products[i + 1]),
+                                                     _mm256_hadd_ps(products[i + 2], products[i + 3]))));
+    _mm256_storeu_ps(found, _mm256_sub_ps(load(found, lanes), zeros));
+    for (int64_t i = 0; i < rows; i++) out[i * m->outputs + n] = found[i] + (m->bias ? m->bias[n] : 0);
+  }
+}

@@ -1,0 +1,14 @@
+/* What onnxruntime calls after it has loaded the library. */
+#include "ort_api.h"
+
+Status register_lora(Handle options), register_nbits(Handle options);
+
+void *const *ort;
+
+EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
+  ort = base->get_api(17);
+#ifdef PRODUCTS
+  TRY(register_nbits(options));
+#endif
+  return register_lora(options);
+}
