@@ -6,6 +6,12 @@ from torch import Tensor
 PANELS = 4  # of rows of the upper triangle; each panel is one product, and 3/8 of the work falls away
 
 
+def panels(width: int) -> list[slice]:
+    """Rows of a symmetric matrix in panels; of each panel the columns from its first row on are enough."""
+    step = -(-width // PANELS)
+    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+
+
 class GramSum:
     """Sums x x^T and |x| over tokens.
 
@@ -20,11 +26,9 @@ class GramSum:
 
     def add(self, x: Tensor) -> None:
         """Take inputs (tokens, width) of any float dtype; products and sums are float32."""
-        width = x.shape[1]
-        step = -(-width // PANELS)
-        for start in range(0, width, step):
-            left, right = x[:, start : start + step].t(), x[:, start:]
-            panel = self.sum[start : start + step, start:]
+        for rows in panels(x.shape[1]):
+            left, right = x[:, rows].t(), x[:, rows.start :]
+            panel = self.sum[rows, rows.start :]
             if x.is_cuda and x.dtype != torch.float32:  # exact products of halves at the speed of halves
                 panel += torch.mm(left, right, out_dtype=torch.float32)
             else:

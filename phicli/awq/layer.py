@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from phicli.awq.plan import LayerPlan
 from phicli.awq.rounding import ROUNDINGS
 from phicli.awq.search import output_error, search_clip, search_scale
 from phicli.awq.streaming import check_all
+from phicli.awq.streams import side_by_side
 
 
 def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:
@@ -129,11 +131,12 @@ class LayerWork:
         """
         tensors: dict[str, Tensor] = {}
         total = torch.zeros(2, device=next(self.layer.parameters()).device)  # squares of the error and of the output
-        for names in self._by_input():
-            weight, gram = self._stacked(names).float(), self.gram.get(names[0])
-            scale, zero = (torch.cat(parts) for parts in zip(*(plan.grids[name] for name in names), strict=True))
-            with self.phase("rounding"):
-                integers = ROUNDINGS[rounding](weight, gram, scale, zero, self.shape)
+        groups = sorted(self._by_input(), key=lambda names: -self.linear(names[0]).in_features)  # the longest first
+        given = [self._given(names, plan) for names in groups]
+        with self.phase("rounding"):
+            jobs = [partial(ROUNDINGS[rounding], *each, self.shape) for each in given]
+            found = side_by_side(jobs, total.device)
+        for names, (weight, gram, scale, zero), integers in zip(groups, given, found, strict=True):
             with self.phase("pack"):
                 rounded = to_weights(integers, scale, zero, self.shape)
                 if gram is not None:
@@ -148,6 +151,11 @@ class LayerWork:
         done = {f"{name}.weight" for name in self.names}
         tensors |= {self.prefix + name: t for name, t in self.layer.state_dict().items() if name not in done}
         return tensors, (total[0] / total[1].clamp(min=1e-30)).sqrt() if self.gram or not self.names else None
+
+    def _given(self, names: list[str], plan: LayerPlan) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Weight, Gram matrix, scale and zero point of linears that read the same input."""
+        scale, zero = (torch.cat(parts) for parts in zip(*(plan.grids[name] for name in names), strict=True))
+        return self._stacked(names).float(), self.gram.get(names[0]), scale, zero
 
     def _stacked(self, names: Iterable[str]) -> Tensor:
         return torch.cat([self.linear(name).weight for name in names])

@@ -22,7 +22,7 @@ from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
-BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}  # that go through a layer at a time
+BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # that go through a layer at a time
 
 
 @dataclass

@@ -5,9 +5,12 @@ the Gram matrix G = X X^T / tokens that error is trace(D G D^T) for D = W' - W, 
 every candidate.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from phicli.awq.gram import panels
 from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
 from phicli.awq.kernels import kernels
 
@@ -41,13 +44,14 @@ def search_scale(
     weight_size = (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).flatten(-2).mean(0)
     if share is not None:
         magnitude, weight_size = _shared(magnitude, share), _shared(weight_size, share)
+    error_of = _scaled_error(weight, gram, shape)
     best, best_error = torch.ones_like(magnitude), None
     for step in range(SCALE_STEPS):
         exponent = step / SCALE_STEPS
         scale = magnitude.pow(exponent) / (weight_size.pow(1 - exponent) + 1e-4)
         scale = scale.clamp(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
-        error = _scaled_error(weight, scale, gram, shape)
+        error = error_of(scale)
         if best_error is None:
             best_error, best = error, scale
         better = error < best_error  # stays on the device: no wait for the GPU at each step
@@ -55,13 +59,23 @@ def search_scale(
     return best
 
 
-def _scaled_error(weight: Tensor, scale: Tensor, gram: Tensor, shape: GridShape) -> Tensor:
-    """Output error of the rounded layer in all, trace(D G D^T), which is the sum over the elements of D^T D * G."""
+def _scaled_error(weight: Tensor, gram: Tensor, shape: GridShape) -> Callable[[Tensor], Tensor]:
+    """A function from a scale per channel to the output error of the rounded layer in all, trace(D G D^T).
+
+    That is also the sum over the elements of D^T D * G. Both are symmetric, so a half of the products is enough.
+    """
     fast = kernels("search", weight.device)
     if fast is None:
-        return output_error(round_to_grid(weight * scale, shape) / scale - weight, gram).sum()
-    difference = fast.scaled_difference(weight, scale, shape)
-    return (torch.mm(difference.t(), difference, out_dtype=torch.float32) * gram).sum()
+        return lambda scale: output_error(round_to_grid(weight * scale, shape) / scale - weight, gram).sum()
+    twice = 2 * gram.triu(1) + torch.diag(gram.diagonal())
+
+    def error(scale: Tensor) -> Tensor:
+        d = fast.scaled_difference(weight, scale, shape)
+        parts = [(torch.mm(d[:, rows].t(), d[:, rows.start :], out_dtype=torch.float32)
+                  * twice[rows, rows.start :]).sum() for rows in panels(d.shape[1])]
+        return torch.stack(parts).sum()
+
+    return error
 
 
 def _shared(values: Tensor, share: Tensor) -> Tensor:
