@@ -34,21 +34,17 @@ def round_gptq(weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, shape:
         float32 (out, in), whole numbers in [0, top].
     """
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    upper = _inverse_factor(gram[order][:, order])
+    upper = _inverse_factor(gram[order][:, order]).contiguous()
     group_of = order // shape.group_size
-    rest = weight[:, order]
-    integers = torch.empty_like(rest)
+    rest = weight[:, order].contiguous()
     fast = kernels("rounding", weight.device)
     round_block = fast.round_block if fast else round_block_plain
     for start in range(0, weight.shape[1], BLOCK):
         end = min(start + BLOCK, weight.shape[1])
-        groups = group_of[start:end]
-        block_q, block_error = round_block(
-            rest[:, start:end], upper[start:end, start:end], scale[:, groups], zero[:, groups], shape.top
-        )
-        integers[:, start:end] = block_q
-        rest[:, end:] -= block_error @ upper[start:end, end:]
-    return integers[:, torch.argsort(order)]
+        here = slice(start, end)
+        errors = round_block(rest[:, here], upper[here, here], scale, zero, group_of[here], shape.top)
+        rest[:, end:].addmm_(errors, upper[here, end:], alpha=-1)
+    return rest[:, torch.argsort(order)]
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
@@ -71,28 +67,28 @@ def _inverse_factor(gram: Tensor) -> Tensor:
     return identity  # hopeless: no feedback, which is rounding to the nearest
 
 
-def round_block_plain(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Round the columns of one block one after the other.
+def round_block_plain(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, groups: Tensor, top: int) -> Tensor:
+    """Round the columns of one block one after the other, in place.
 
     Args:
-        weight, scale, zero: float32 (out, block). upper: float32 (block, block).
+        weight: float32 (out, block); holds the integers afterwards. upper: float32 (block, block).
+        scale, zero: float32 (out, groups). groups: int64 (block,), of the columns.
 
     Returns:
-        integers (out, block), and each column's error divided by its diagonal, (out, block).
+        each column's error divided by its diagonal, float32 (out, block).
     """
     # Columns as rows: every step then works on contiguous memory.
     rest = weight.t().contiguous()
-    inverse, zero = (1 / scale).t().contiguous(), zero.t().contiguous()
-    scale = scale.t().contiguous()
-    integers, errors = torch.empty_like(rest), torch.empty_like(rest)
+    scale, zero = scale[:, groups].t().contiguous(), zero[:, groups].t().contiguous()
+    inverse, errors = 1 / scale, torch.empty_like(rest)
     diagonal = upper.diagonal().tolist()
     for c, pivot in enumerate(diagonal):
         q = torch.addcmul(zero[c], rest[c], inverse[c]).round_().clamp_(0, top)
-        integers[c] = q
         error = (rest[c] - (q - zero[c]) * scale[c]).div_(pivot)
-        errors[c] = error
+        rest[c], errors[c] = q, error
         rest[c + 1 :].addr_(upper[c, c + 1 :], error, alpha=-1)
-    return integers.t(), errors.t()
+    weight.copy_(rest.t())
+    return errors.t()
 
 
 ROUNDINGS: dict[str, Callable[..., Tensor]] = {"nearest": round_nearest, "gptq": round_gptq}

@@ -9,14 +9,16 @@ ROWS = 16  # of a program
 
 
 @triton.jit
-def _kernel(weight, upper, scale, zero, integers, errors, rows, top, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _kernel(weight, upper, scale, zero, group_of, errors, rows, width, inner, groups, top, BLOCK: tl.constexpr,
+            ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    place = row[:, None] * BLOCK + column[None, :]
+    place = row[:, None].to(tl.int64) * width + column[None, :]
     inside = (row < rows)[:, None]
     rest = tl.load(weight + place, mask=inside, other=0.0)
-    scales = tl.load(scale + place, mask=inside, other=1.0)
-    zeros = tl.load(zero + place, mask=inside, other=0.0)
+    grid = row[:, None] * groups + tl.load(group_of + column)[None, :]
+    scales = tl.load(scale + grid, mask=inside, other=1.0)
+    zeros = tl.load(zero + grid, mask=inside, other=0.0)
     all_q = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     all_error = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     for c in range(BLOCK):
@@ -24,27 +26,27 @@ def _kernel(weight, upper, scale, zero, integers, errors, rows, top, BLOCK: tl.c
         w = tl.sum(tl.where(here, rest, 0.0), axis=1)
         s = tl.sum(tl.where(here, scales, 0.0), axis=1)
         z = tl.sum(tl.where(here, zeros, 0.0), axis=1)
-        line = tl.load(upper + c * BLOCK + column)
-        pivot = tl.load(upper + c * BLOCK + c)
+        line = tl.load(upper + c * inner + column)
+        pivot = tl.load(upper + c * inner + c)
         q = tl.extra.libdevice.rint(w / s) + z
         q = tl.minimum(tl.maximum(q, 0.0), top)
         error = (w - (q - z) * s) / pivot
         rest -= tl.where((column > c)[None, :], error[:, None] * line[None, :], 0.0)
         all_q = tl.where(here, q[:, None], all_q)
         all_error = tl.where(here, error[:, None], all_error)
-    tl.store(integers + place, all_q, mask=inside)
-    tl.store(errors + place, all_error, mask=inside)
+    tl.store(weight + place, all_q, mask=inside)
+    tl.store(errors + row[:, None] * BLOCK + column[None, :], all_error, mask=inside)
 
 
-def round_block(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def round_block(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, groups: Tensor, top: int) -> Tensor:
     """As `rounding.round_block_plain`, for float32 CUDA tensors; the block's width must be a power of two."""
     rows, block = weight.shape
     if block & (block - 1):
         from phicli.awq.rounding import round_block_plain
 
-        return round_block_plain(weight, upper, scale, zero, top)
-    weight, upper, scale, zero = (t.contiguous() for t in (weight, upper, scale, zero))
-    integers, errors = torch.empty_like(weight), torch.empty_like(weight)
-    _kernel[(triton.cdiv(rows, ROWS),)](weight, upper, scale, zero, integers, errors, rows, float(top),
-                                        BLOCK=block, ROWS=ROWS, num_warps=4)
-    return integers, errors
+        return round_block_plain(weight, upper, scale, zero, groups, top)
+    errors = torch.empty(rows, block, device=weight.device)
+    _kernel[(triton.cdiv(rows, ROWS),)](
+        weight, upper, scale.contiguous(), zero.contiguous(), groups, errors, rows, weight.stride(0), upper.stride(0),
+        scale.shape[1], float(top), BLOCK=block, ROWS=ROWS, num_warps=4)
+    return errors

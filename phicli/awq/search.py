@@ -44,19 +44,14 @@ def search_scale(
     weight_size = (grouped / (grouped.amax(-1, keepdim=True) + 1e-6)).flatten(-2).mean(0)
     if share is not None:
         magnitude, weight_size = _shared(magnitude, share), _shared(weight_size, share)
+    exponents = torch.arange(SCALE_STEPS, device=weight.device)[:, None] / SCALE_STEPS
+    scales = magnitude.pow(exponents) / (weight_size.pow(1 - exponents) + 1e-4)
+    scales = scales.clamp(min=1e-4)
+    scales = scales / (scales.amax(1, keepdim=True) * scales.amin(1, keepdim=True)).sqrt()
     error_of = _scaled_error(weight, gram, shape)
-    best, best_error = torch.ones_like(magnitude), None
-    for step in range(SCALE_STEPS):
-        exponent = step / SCALE_STEPS
-        scale = magnitude.pow(exponent) / (weight_size.pow(1 - exponent) + 1e-4)
-        scale = scale.clamp(min=1e-4)
-        scale = scale / (scale.max() * scale.min()).sqrt()
-        error = error_of(scale)
-        if best_error is None:
-            best_error, best = error, scale
-        better = error < best_error  # stays on the device: no wait for the GPU at each step
-        best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
-    return best
+    errors = torch.stack([error_of(scale) for scale in scales])
+    best = errors.nan_to_num(nan=torch.inf).argmin(0, keepdim=True)
+    return scales.index_select(0, best)[0]  # the number stays on the device: no wait for the GPU
 
 
 def _scaled_error(weight: Tensor, gram: Tensor, shape: GridShape) -> Callable[[Tensor], Tensor]:
@@ -68,12 +63,12 @@ def _scaled_error(weight: Tensor, gram: Tensor, shape: GridShape) -> Callable[[T
     if fast is None:
         return lambda scale: output_error(round_to_grid(weight * scale, shape) / scale - weight, gram).sum()
     twice = 2 * gram.triu(1) + torch.diag(gram.diagonal())
+    parts = [(rows, twice[rows, rows.start :].flatten()) for rows in panels(len(gram))]
 
     def error(scale: Tensor) -> Tensor:
         d = fast.scaled_difference(weight, scale, shape)
-        parts = [(torch.mm(d[:, rows].t(), d[:, rows.start :], out_dtype=torch.float32)
-                  * twice[rows, rows.start :]).sum() for rows in panels(d.shape[1])]
-        return torch.stack(parts).sum()
+        products = (torch.mm(d[:, rows].t(), d[:, rows.start :], out_dtype=torch.float32) for rows, _ in parts)
+        return torch.stack([p.flatten() @ part for p, (_, part) in zip(products, parts, strict=True)]).sum()
 
     return error
 

@@ -184,13 +184,19 @@ def test_triton_block_is_the_plain_block():
     from phicli.awq.rounding_triton import round_block
 
     g = torch.Generator().manual_seed(2)
-    weight = torch.randn(300, 128, generator=g).cuda()
-    upper = (torch.triu(torch.randn(128, 128, generator=g)) * 0.02 + torch.eye(128)).cuda()
-    scale, zero = torch.rand(300, 128, generator=g).cuda() * 0.1 + 0.1, torch.full((300, 128), 7.0).cuda()
-    ours, plain = round_block(weight, upper, scale, zero, 15), round_block_plain(weight, upper, scale, zero, 15)
-    assert (ours[0] == plain[0]).float().mean() > 0.999
-    same = (ours[0] == plain[0]).all(1)
-    assert same.float().mean() > 0.98 and torch.allclose(ours[1][same], plain[1][same], atol=1e-3)
+    weight = torch.randn(300, 384, generator=g).cuda()
+    upper = (torch.triu(torch.randn(384, 384, generator=g)) * 0.02 + torch.eye(384)).cuda()
+    scale, zero = torch.rand(300, 12, generator=g).cuda() * 0.1 + 0.1, torch.full((300, 12), 7.0).cuda()
+    groups = torch.randint(0, 12, (128,), generator=g).cuda()
+    here, both, errors = slice(128, 256), [], []
+    for function in (round_block, round_block_plain):
+        rounded = weight.clone()
+        errors.append(function(rounded[:, here], upper[here, here], scale, zero, groups, 15))
+        both.append(rounded[:, here])
+        assert torch.equal(rounded[:, :128], weight[:, :128]) and torch.equal(rounded[:, 256:], weight[:, 256:])
+    assert (both[0] == both[1]).float().mean() > 0.999
+    same = (both[0] == both[1]).all(1)
+    assert same.float().mean() > 0.98 and torch.allclose(errors[0][same], errors[1][same], atol=1e-3)
 
 
 def test_packing_round_trip_and_known_word():
