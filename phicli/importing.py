@@ -9,9 +9,22 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 
 
+class Imports:
+    """How far the imports are, for work beside them. over: set when nobody needs any of it any longer."""
+
+    def __init__(self, modules: tuple[str, ...]):
+        self.over = threading.Event()
+        self.tried = {name: threading.Event() for name in modules}
+
+    def reached(self, module: str) -> bool:
+        """Wait until a module is imported, or has failed to be; whether somebody still needs it."""
+        self.tried[module].wait()
+        return not self.over.is_set()
+
+
 @contextlib.contextmanager
 def imports(
-    *modules: str, at_once: bool, beside: Callable[[threading.Event], None] | None = None
+    *modules: str, at_once: bool, beside: Callable[[Imports], None] | None = None
 ) -> Iterator[Callable[[], None]]:
     """Import modules in this order in the background while the block runs, and without looking for garbage meanwhile.
 
@@ -19,26 +32,35 @@ def imports(
 
     Args:
         at_once: begin now, since they will surely be needed; else when the block asks for them.
-        beside: something else to do in the background, in parts between which it looks at the event: an error or
-            Ctrl-C has ended the block if it is set. What it raises is dropped.
+        beside: something else to do in the background, in parts between which it asks whether all is over. What it
+            raises is dropped.
 
     Yields:
         a function that returns when all is done, and raises what importing raises.
     """
-    unwanted = threading.Event()
+    state = Imports(modules)
     new, collects = any(name not in sys.modules for name in modules), gc.isenabled()
 
     def load() -> None:
         for name in modules:
-            if not unwanted.is_set():
+            if not state.over.is_set():
                 import_module(name)
+                state.tried[name].set()
 
     def run(work: Callable[[], None]) -> None:
         with contextlib.suppress(Exception):  # whoever needs the module meets the error again
             work()
 
-    works = [load] + ([lambda: beside(unwanted)] if beside else [])
-    threads = [threading.Thread(target=run, args=(work,)) for work in works if new]
+    def tell_all() -> None:
+        for event in state.tried.values():
+            event.set()
+
+    def load_all() -> None:
+        run(load)
+        tell_all()
+
+    works = [load_all] + ([lambda: run(lambda: beside(state))] if beside else [])
+    threads = [threading.Thread(target=work) for work in works if new]
 
     def begin() -> None:
         for thread in threads:
@@ -66,5 +88,6 @@ def imports(
     try:
         yield ready
     finally:
-        unwanted.set()
+        state.over.set()
+        tell_all()
         restore()

@@ -71,7 +71,8 @@ def quantize_checkpoint(
     report, phase = Report(), Phases(place)
     with full_precision(), ShardWriter(output) as writer:
         with phase("start"):
-            job = _Job(LayeredModel(folder, place), shape, rounding, skip, phase, save_plan_to is not None, progress)
+            model = LayeredModel(folder, place)
+            job = LayerJob(model, shape, rounding, skip, phase, save_plan_to is not None, progress)
             about = describe(job.model.weights, shape, skip, tokens_digest(tokens))
             if plan:
                 job.take_plan(plan, about)
@@ -104,7 +105,7 @@ def quantize_checkpoint(
     return report
 
 
-class _Job:
+class LayerJob:
     """A model on its way through the layers, with the calibration's hidden states before the next of them."""
 
     def __init__(self, model: LayeredModel, shape: GridShape, rounding: str, skip: tuple[str, ...], phase: Phases,

@@ -20,8 +20,8 @@ OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quar
 CALIBRATED = {"gptq", "quarot"}
 CALIBRATION = Path(__file__).parent.parent / "calibration.txt"  # where the user gives none
 AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
-LIBRARIES = ("torch", "phicli.awq.olive_pass", "accelerate", "transformers.models.auto.modeling_auto",
-             "transformers.modeling_layers")  # that the work begins with
+LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "transformers.modeling_layers",
+             "phicli.awq.olive_pass")  # that the work begins with
 
 
 def quantize(
@@ -47,12 +47,13 @@ def quantize(
         check_save_plan(save_plan, plan, algorithm, implementation)
         force = force or not _is_saved(Path(save_plan), stage.result())
     own = (algorithm, implementation) == ("awq", "phicli")
-    warm = partial(warm_up, device, read_config(stage.sources["model"]), group_size, symmetric, rounding)
+    folder = stage.sources["model"]
+    warm = partial(warm_up, device, folder, read_config(folder), stage.settings)
     with imports(*LIBRARIES, at_once=force or not stage.target.exists(), beside=warm if own else None) as imported:
         done = stage.finished(force, progress)
         if done:
             return stage.target, done
-        folder, device = stage.sources["model"], choose_device(device)
+        device = choose_device(device)
         announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), stage.target, progress)
         imported()
     work = _phicli_awq if own else _olive

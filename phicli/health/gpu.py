@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.errors import Missing
 from phicli.health.finding import Finding, Light, Subject
 from phicli.health.probes import CUDA, Outcome
-from phicli.native.library import missing, ops_library, products_missing
+from phicli.native.library import missing, ops_library, products_faster, products_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -74,8 +74,9 @@ def onnxruntime_cuda(subject: Subject) -> Finding:
 def own_kernels(subject: Subject) -> Finding:
     """The library of ops of our own, built here; without it onnxruntime's are taken, which cost more time."""
     cuda = subject.wants_cuda
-    if not cuda and missing("cpu") is None and (lack := products_missing()):
-        return Finding(Light.GREEN, f"onnxruntime's products are taken on this CPU: {lack}")
+    if not cuda and missing("cpu") is None and not products_faster():
+        reason = products_missing() or "they are the faster ones"
+        return Finding(Light.GREEN, f"onnxruntime's products are taken on this CPU: {reason}")
     try:
         path = ops_library("cuda") if cuda else ops_library("cpu", products=True)
     except Missing as e:

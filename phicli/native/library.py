@@ -84,6 +84,15 @@ def products_missing() -> str | None:
     return None
 
 
+def products_faster() -> bool:
+    """Whether our MatMulNBits is faster than onnxruntime's here, as far as was measured (docs/performance.md).
+
+    Both are bound by memory where one token is decoded; with AVX-512's VNNI onnxruntime's is as fast at that, and
+    faster with prompts.
+    """
+    return products_missing() is None and "avx512_vnni" not in _cpu_flags()
+
+
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
     """What the processor can do, in Linux's words, for x86."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.errors import Missing
-from phicli.native.library import ops_library, products_missing
+from phicli.native.library import ops_library, products_faster, products_missing
 from phicli.onnx.slots import LAYOUT_KEY
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
@@ -21,8 +21,9 @@ def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> 
     that lies in a model's folder is never loaded.
 
     Args:
-        path: the ONNX file. provider: "cpu" or "cuda". kernels: "auto" lets our products take the place of
-            onnxruntime's on a CPU where they can; "onnxruntime" does not.
+        path: the ONNX file. provider: "cpu" or "cuda".
+        kernels: whose products of 4- and 8-bit weights run on a CPU, "phicli" (where they can), "onnxruntime", or
+            "auto": the faster ones.
 
     Raises:
         Missing: the graph has ops that only the library brings, and it cannot be built.
@@ -34,7 +35,8 @@ def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> 
     except Exception:  # genai says what is wrong with it
         model = onnx.ModelProto()
     fused = any(p.key == LAYOUT_KEY and p.value == "fused" for p in model.metadata_props)
-    products = provider == "cpu" and kernels == "auto" and takes_products(model.graph) and not products_missing()
+    wanted = products_faster() if kernels == "auto" else kernels == "phicli" and not products_missing()
+    products = provider == "cpu" and wanted and takes_products(model.graph)
     if not fused and not products:
         yield
         return

@@ -57,14 +57,26 @@ INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float
   *sum = *scale * total(_mm256_cvtepi32_ps(whole));
 }
 
-/* A block of weights as vectors of 32 bytes: 4 bits from 0 up, 8 bits less 128. */
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define FOURS(sum, left, right) _mm256_dpbusd_epi32(sum, left, right)
+#elif defined(__AVXVNNI__)
+#define FOURS(sum, left, right) _mm256_dpbusd_avx_epi32(sum, left, right)
+#endif
+#ifdef FOURS
+#define LESS 0 /* what is taken off 8-bit weights, and off their zero points */
+#else
+#define LESS 128 /* so that sums of two products fit into 16 bits */
+#endif
+
+/* A block of weights as vectors of 32 bytes, in 8 bits less LESS. */
 INLINE void unpack(const uint8_t *weights, int block, int bits, __m256i *out) {
   const __m256i low = _mm256_set1_epi8(15);
   if (block == 16) /* of 8 bits: half a vector, the rest is zero */
-    out[0] = _mm256_zextsi128_si256(_mm_xor_si128(_mm_loadu_si128((const __m128i *)weights), _mm_set1_epi8(-128)));
+    out[0] = _mm256_zextsi128_si256(_mm_xor_si128(_mm_loadu_si128((const __m128i *)weights),
+                                                  _mm_set1_epi8((char)LESS)));
   else if (bits == 8)
     for (int i = 0; i < block / 32; i++)
-      out[i] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)weights + i), _mm256_set1_epi8(-128));
+      out[i] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)weights + i), _mm256_set1_epi8((char)LESS));
   else if (block == 32) {
     const __m128i v = _mm_loadu_si128((const __m128i *)weights);
     out[0] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(v, 4), v), low);
@@ -76,22 +88,17 @@ INLINE void unpack(const uint8_t *weights, int block, int bits, __m256i *out) {
     }
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-#define FOURS(sum, left, right) _mm256_dpbusd_epi32(sum, left, right)
-#elif defined(__AVXVNNI__)
-#define FOURS(sum, left, right) _mm256_dpbusd_avx_epi32(sum, left, right)
-#endif
-
 /* Eight sums, of the products of a block of weights and one of activations. */
 INLINE __m256 block_product(const __m256i *weights, const int8_t *ints, int block, int bits) {
+  (void)bits; /* not looked at with VNNI */
   __m256i sum = _mm256_setzero_si256();
   for (int i = 0; i < (block + 31) / 32; i++) {
     __m256i left = weights[i], right = block == 16 ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)ints))
                                                    : _mm256_loadu_si256((const __m256i *)ints + i);
-    if (bits == 8) right = _mm256_sign_epi8(right, left), left = _mm256_abs_epi8(left); /* left has no sign */
 #ifdef FOURS
     sum = FOURS(sum, left, right);
 #else
+    if (bits == 8) right = _mm256_sign_epi8(right, left), left = _mm256_abs_epi8(left); /* left has no sign */
     const __m256i pairs = _mm256_maddubs_epi16(left, right); /* of 4 bits, four of these fit into 16 bits */
     sum = bits == 8 ? _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
                     : _mm256_add_epi16(sum, pairs);
@@ -105,7 +112,7 @@ INLINE __m256 block_product(const __m256i *weights, const int8_t *ints, int bloc
 
 /* Zero points of 8 blocks of an output; its last block may come sooner. */
 INLINE __m256 zeros_of(const Matrix *m, int64_t output, int64_t block, int bits) {
-  if (!m->zeros) return _mm256_set1_ps(bits == 8 ? 0 : 8);
+  if (!m->zeros) return _mm256_set1_ps(bits == 8 ? 128 - LESS : 8);
   const int64_t size = bits == 8 ? m->blocks : (m->blocks + 1) / 2, at = block * bits / 8;
   const uint8_t *zeros = m->zeros + output * size + at;
   uint64_t packed = 0;
@@ -113,7 +120,7 @@ INLINE __m256 zeros_of(const Matrix *m, int64_t output, int64_t block, int bits)
   else memcpy(&packed, zeros, size - at);
   if (bits == 8)
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)packed)),
-                                               _mm256_set1_epi32(128)));
+                                               _mm256_set1_epi32(LESS)));
   const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
   return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)packed), shifts),
                                              _mm256_set1_epi32(15)));

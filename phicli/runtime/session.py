@@ -47,7 +47,7 @@ class Session:
     Args:
         folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
         device: "auto" (what the model was built for), "cpu" or "cuda".
-        kernels: "auto" (ours on a CPU, where there are any) or "onnxruntime".
+        kernels: on a CPU, whose products run: "phicli", "onnxruntime" or "auto", see `ops_of`.
 
     Raises:
         Missing: no such folder; CUDA wanted and not there; not enough memory.

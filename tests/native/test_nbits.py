@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
 from phicli.awq.stage import CALIBRATION
+from phicli.native import library
 from phicli.native.library import ops_library, products_missing
 from phicli.native.loading import BLOCKS, takes_products
 from phicli.onnx.stage import optimize
@@ -145,18 +146,29 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @needs_products
 def test_a_model_is_as_near_to_fp32_as_with_onnxruntimes(built):
     """Not the same logits: where activations are rounded, a difference in the last bit grows from layer to layer."""
-    sessions = {kernels: Session(built["int8"], kernels=kernels) for kernels in ("auto", "onnxruntime")}
-    ids = sessions["auto"].codec.encode_text(CALIBRATION.read_text()[:6000])[:900]
+    sessions = {kernels: Session(built["int8"], kernels=kernels) for kernels in ("phicli", "onnxruntime")}
+    ids = sessions["phicli"].codec.encode_text(CALIBRATION.read_text()[:6000])[:900]
     exact = log_softmax(Session(built["fp32"]).logits(ids))
     found = {kernels: log_softmax(session.logits(ids)) for kernels, session in sessions.items()}
     kl = {kernels: (np.exp(exact) * (exact - values)).sum(-1).mean() for kernels, values in found.items()}
     assert not np.array_equal(*found.values())  # or ours was not taken
-    assert kl["auto"] < 1.1 * kl["onnxruntime"]
-    assert (exact.argmax(-1) == found["auto"].argmax(-1)).mean() > 0.95
+    assert kl["phicli"] < 1.1 * kl["onnxruntime"]
+    assert (exact.argmax(-1) == found["phicli"].argmax(-1)).mean() > 0.95
+
+
+@needs_products
+def test_auto_takes_the_faster_products(built, monkeypatch):
+    def logits(kernels: str) -> np.ndarray:
+        return Session(built["int8"], kernels=kernels).logits([3, 5, 7])
+
+    for flags, taken in ((("avx2", "fma"), "phicli"), (("avx2", "fma", "avx512_vnni"), "onnxruntime"),
+                         (("sse2",), "onnxruntime")):
+        monkeypatch.setattr(library, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        np.testing.assert_array_equal(logits("auto"), logits(taken))
 
 
 def test_activations_in_fp32_stay_onnxruntimes(built):
-    sessions = [Session(built["fp32"], kernels=kernels) for kernels in ("auto", "onnxruntime")]
+    sessions = [Session(built["fp32"], kernels=kernels) for kernels in ("phicli", "onnxruntime")]
     first, second = (session.logits([3, 5, 7]) for session in sessions)
     np.testing.assert_array_equal(first, second)
 
@@ -169,5 +181,5 @@ def test_without_the_library_onnxruntimes_products_are_taken(built, monkeypatch,
     if lack == "no compiler":
         monkeypatch.setenv("PATH", "")
         monkeypatch.delenv("CC")
-    np.testing.assert_array_equal(Session(built["int8"]).logits([3, 5, 7]), expected)
+    np.testing.assert_array_equal(Session(built["int8"], kernels="phicli").logits([3, 5, 7]), expected)
     assert not list(tmp_path.rglob("*.so"))
