@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--calibration", type=Path, help="text or JSONL instead of the package's text")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--test", type=int, default=8, help="held-out sequences")
@@ -80,10 +81,10 @@ def random_tokens(args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def real_tokens(folder: Path, args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
-    """The package's calibration text for calibration, the held-out travel rows for the test."""
+    """The package's text or the file given for calibration, the held-out travel rows for the test."""
     codec, template = TextCodec(folder), TextTemplate("{prompt}\n{response}")
     held_out = Path(__file__).parent.parent / "data" / "data_eval_travel.jsonl"
-    return (calibration_tokens(codec, None, template, args.samples, args.seq_len, seed),
+    return (calibration_tokens(codec, args.calibration, template, args.samples, args.seq_len, seed),
             calibration_tokens(codec, held_out, template, args.test, args.seq_len, seed))
 
 

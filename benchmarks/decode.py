@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama-cpp-python and gguf: beside it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.bandwidth = 0.0
@@ -64,7 +65,7 @@ def main() -> None:
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
             for way in args.ways.split(","):
                 variants[f"{way}, rank {rank}"] = (variant(built, scratch / f"{way}-{rank}", way, loras), "a", "auto")
-        report(measure(variants, args), args)
+        report(measure(variants, args, scratch), args)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -122,13 +123,19 @@ def read_bandwidth(cores: int) -> float:
     return best
 
 
-def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace,
+            scratch: Path) -> list[dict[str, Any]]:
+    sizes = [str(args.prompt), str(args.new)]
+    commands: dict[str, list[Any]] = {name: [sys.executable, "-c", DECODE, folder, adapter, *sizes, kernels]
+                                      for name, (folder, adapter, kernels) in variants.items()}
+    if args.llama_cpp:
+        commands["llama.cpp, Q4_0"] = [args.llama_cpp, Path(__file__).with_name("llama_cpp_decode.py"),
+                                       scratch / "model.gguf", str(args.layers), *sizes, str(usable_cores())]
     best: dict[str, dict[str, float]] = {}
     for _ in range(args.rounds):
         if args.device == "cpu":
             args.bandwidth = max(args.bandwidth, read_bandwidth(usable_cores()))
-        for name, (folder, adapter, kernels) in variants.items():
-            command = [sys.executable, "-c", DECODE, folder, adapter, str(args.prompt), str(args.new), kernels]
+        for name, command in commands.items():
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found, before = json.loads(done.stdout.splitlines()[-1]), best.get(name)
             print(name, found, file=sys.stderr, flush=True)
