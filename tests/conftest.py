@@ -1,12 +1,16 @@
 """Shared helpers: the command line run in-process through the real `main()`, and the built-in model."""
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from phicli.models import BUILT_IN
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; processes made here inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
