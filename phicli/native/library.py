@@ -21,6 +21,7 @@ from phicli.runtime.devices import compute_capability
 
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
+AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c and lora_avx2.h are for
 WHERE = "ops of our own"
 HINT = "phicli optimize --adapter-layout resident needs none of it"
 EMBEDDED = """#include <stddef.h>
@@ -58,7 +59,7 @@ def ops_library(device: str, products: bool = False) -> Path:
     if lack := missing(device) or (products and products_missing()):
         raise Missing(lack, where=WHERE, hint=HINT)
     capability = compute_capability() if device == "cuda" else None
-    made_for = (capability, os.uname().machine, products and sorted(_cpu_flags()))
+    made_for = (capability, products, os.uname().machine, sorted(_cpu_flags()))
     digest = hashlib.sha256(repr(made_for).encode())
     for source in sorted(p for p in HERE.iterdir() if p.suffix in (".c", ".h", ".cu")):
         digest.update(source.read_bytes())
@@ -79,7 +80,7 @@ def products_missing() -> str | None:
     """What this machine lacks for our MatMulNBits; None where nothing."""
     if lack := missing("cpu"):
         return lack
-    if not {"avx2", "fma"} <= _cpu_flags():
+    if not _cpu_flags() >= AVX2:
         return "no x86 processor with AVX2 and FMA"
     return None
 
@@ -111,7 +112,8 @@ def _compile_library(cubin: bytes, products: bool, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         embedded = Path(scratch) / "cubin.c"
         embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
-        own: list[str | Path] = ["-DPRODUCTS", "-march=native", HERE / "nbits_op.c"] if products else []
+        own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
+        own += ["-DPRODUCTS", HERE / "nbits_op.c"] if products else []
         command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
                    HERE / "ops.c", HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -16,6 +16,7 @@
 #include "ort_api.h"
 
 #define MAX_ADAPTERS 1024
+#define PART 16384 /* products that a thread of a CPU takes at a time */
 
 enum { DOWN, UP, GATED };
 
@@ -26,7 +27,12 @@ typedef struct { const void *in, *base[2], *matrix[2]; void *out; int64_t rows, 
 
 #include "lora_cuda.h"
 
-/* ---- on a CPU, to be right rather than fast ---- */
+#if defined(__AVX2__) && defined(__FMA__)
+#define LORA_AVX2
+#include "lora_avx2.h"
+#endif
+
+/* ---- on a CPU; without AVX2 and for halves to be right rather than fast ---- */
 
 static float widened(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
@@ -59,21 +65,45 @@ static inline float dot(const void *a, int64_t a_at, int a_half, const void *b, 
   return sum;
 }
 
-static void cpu_product(const Product *p, int kind, int half) {
-  for (int64_t m = 0; m < p->rows; m++) {
-    for (int64_t r = 0; kind == DOWN && r < p->rank; r++)
-      ((float *)p->out)[m * p->rank + r] = dot(p->in, m * p->width, half, p->matrix[0], r * p->width, half, p->width);
-    for (int64_t n = 0; kind != DOWN && n < p->width; n++) {
-      const int64_t i = m * p->width + n;
-      float sum[2] = {0};
-      for (int side = 0; side < kind; side++)
-        sum[side] = at(p->base[side], i, half) +
-                    dot(p->in, m * p->rank, 0, p->matrix[side], n * p->rank, half, p->rank);
-      const float y = kind == GATED ? sum[0] / (1 + expf(-sum[0])) * sum[1] : sum[0];
-      if (half) ((uint16_t *)p->out)[i] = narrowed(y);
-      else ((float *)p->out)[i] = y;
+/* Ranks, or outputs, begin to end of one row. */
+static void plain_row(const Product *p, int kind, int half, int64_t m, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; n++) {
+    if (kind == DOWN) {
+      ((float *)p->out)[m * p->rank + n] = dot(p->in, m * p->width, half, p->matrix[0], n * p->width, half, p->width);
+      continue;
     }
+    const int64_t i = m * p->width + n;
+    float sum[2] = {0};
+    for (int side = 0; side < kind; side++)
+      sum[side] = at(p->base[side], i, half) +
+                  dot(p->in, m * p->rank, 0, p->matrix[side], n * p->rank, half, p->rank);
+    const float y = kind == GATED ? sum[0] / (1 + expf(-sum[0])) * sum[1] : sum[0];
+    if (half) ((uint16_t *)p->out)[i] = narrowed(y);
+    else ((float *)p->out)[i] = y;
   }
+}
+
+typedef struct { const Product *product; int kind, half; int64_t count, chunk; } CpuWork; /* of ranks, or of outputs */
+
+static void cpu_part(void *self, size_t part) {
+  const CpuWork *work = self;
+  const Product *p = work->product;
+  const int64_t begin = part * work->chunk;
+  const int64_t end = begin + work->chunk < work->count ? begin + work->chunk : work->count;
+#ifdef LORA_AVX2
+  if (!work->half) {
+    if (work->kind == DOWN) float_down(p, begin, end);
+    else float_up(p, begin, end, work->kind == GATED);
+    return;
+  }
+#endif
+  for (int64_t m = 0; m < p->rows; m++) plain_row(p, work->kind, work->half, m, begin, end);
+}
+
+static Status cpu_product(const Product *p, int kind, int half, Handle context) {
+  const int64_t each = (kind == DOWN ? p->width : p->rank + 1) * p->rows;
+  CpuWork work = {p, kind, half, kind == DOWN ? p->rank : p->width, (PART / each + 8) / 8 * 8};
+  return parallel(context, cpu_part, (work.count + work.chunk - 1) / work.chunk, &work);
 }
 
 /* ---- a run ---- */
@@ -123,7 +153,7 @@ static Status compute(void *self, Handle context) {
     }
     if (kind == DOWN && !p.rank) continue;
     if (cuda) TRY(cuda_product(&p, kind, stream));
-    else cpu_product(&p, kind, half);
+    else TRY(cpu_product(&p, kind, half, context));
   }
   return NULL;
 }

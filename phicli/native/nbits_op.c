@@ -71,11 +71,6 @@ static void multiply(void *self, size_t chunk) {
   }
 }
 
-static Status parallel(Handle context, void (*each)(void *, size_t), size_t count, Work *work) {
-  if (count == 1) return each(work, 0), NULL;
-  return ORT(PARALLEL_FOR, Handle, void (*)(void *, size_t), size_t, size_t, void *)(context, each, count, 0, work);
-}
-
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
   Tensor in, weights, scales, zeros = {0}, bias = {0}, out;

@@ -72,6 +72,12 @@ static inline Status integer(Handle info, const char *attribute, int64_t *found)
   return ORT(ATTRIBUTE_INT, Handle, const char *, int64_t *)(info, attribute, found);
 }
 
+/* Do the parts of a work in the session's threads. */
+static inline Status parallel(Handle context, void (*each)(void *, size_t), size_t count, void *work) {
+  if (count == 1) return each(work, 0), NULL;
+  return ORT(PARALLEL_FOR, Handle, void (*)(void *, size_t), size_t, size_t, void *)(context, each, count, 0, work);
+}
+
 /* ---- an op ---- */
 
 typedef struct Op Op;
