@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.errors import Missing
-from phicli.native.library import ops_library, products_faster, products_missing
+from phicli.native.build import ops_library, products_faster, products_missing
 from phicli.onnx.slots import LAYOUT_KEY
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows

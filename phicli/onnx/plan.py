@@ -7,7 +7,7 @@ from pathlib import Path
 from phicli import stages
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import find_base, resolve_model
-from phicli.native.library import ops_library
+from phicli.native.build import ops_library
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX
 from phicli.onnx.sources import PREFIX, Source, choose_sources

@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq, random_adapter
 
 from phicli.errors import BadInput, Missing
-from phicli.native import library
+from phicli.native import build
 from phicli.onnx.stage import optimize
 from phicli.runtime.devices import gpu_count
 from phicli.runtime.session import Session
 
 RANKS = [16, 64, 48]
-needs_compiler = pytest.mark.skipif(bool(library.missing("cpu")), reason=f"{library.missing('cpu')}")
+needs_compiler = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")
 TYPES = [pytest.param("cpu", np.float32, marks=needs_compiler), pytest.param("cpu", np.float16, marks=needs_compiler),
          pytest.param("cuda", np.float16, marks=[
              pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])]
@@ -52,7 +52,7 @@ class Ops:
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("phicli", 1)]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.register_custom_ops_library(str(library.ops_library(device)))
+        options.register_custom_ops_library(str(build.ops_library(device)))
         if device == "cuda":
             onnxruntime.preload_dlls()
         providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
@@ -111,7 +111,7 @@ def test_adapters_that_are_not_there_are_refused():
 
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
-    if lack := library.missing("cpu"):
+    if lack := build.missing("cpu"):
         pytest.skip(lack)
     root = tmp_path_factory.mktemp("fused")
     adapter = random_adapter(tiny, root / "peft", r=4, lora_alpha=8, target_modules=["o_proj"])
@@ -123,14 +123,14 @@ def made(tiny, tmp_path_factory):
 @needs_compiler
 def test_the_library_is_built_once_and_a_failing_compiler_is_named(made, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built = library.ops_library("cpu")
-    assert built.is_relative_to(tmp_path) and library.ops_library("cpu") == built
+    built = build.ops_library("cpu")
+    assert built.is_relative_to(tmp_path) and build.ops_library("cpu") == built
     assert [p.name for p in built.parent.iterdir()] == ["libops.so"]
     before = built.stat().st_mtime_ns
-    assert library.ops_library("cpu").stat().st_mtime_ns == before
+    assert build.ops_library("cpu").stat().st_mtime_ns == before
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no cache folder can be there
-    assert library.ops_library("cpu").is_file()
+    assert build.ops_library("cpu").is_file()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv("CC", shutil.which("false"))
     with pytest.raises(Missing, match="the C compiler failed"):

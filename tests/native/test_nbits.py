@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
 from phicli.awq.stage import CALIBRATION
-from phicli.native import library
-from phicli.native.library import ops_library, products_missing
+from phicli.native import build
+from phicli.native.build import ops_library, products_missing
 from phicli.native.loading import BLOCKS, takes_products
 from phicli.onnx.stage import optimize
 from phicli.runtime.session import Session
@@ -163,7 +163,7 @@ def test_auto_takes_the_faster_products(built, monkeypatch):
 
     for flags, taken in ((("avx2", "fma"), "phicli"), (("avx2", "fma", "avx512_vnni"), "onnxruntime"),
                          (("sse2",), "onnxruntime")):
-        monkeypatch.setattr(library, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(build, "_cpu_flags", lambda flags=flags: frozenset(flags))
         np.testing.assert_array_equal(logits("auto"), logits(taken))
 
 

@@ -11,7 +11,7 @@ from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, rand
 from optimized import write_adapter
 
 from phicli.errors import BadInput
-from phicli.native.library import missing
+from phicli.native.build import missing
 from phicli.onnx import fused, masked, resident
 from phicli.onnx.adapters import check_adapter
 from phicli.onnx.slots import LAYOUT_KEY, read_graph
