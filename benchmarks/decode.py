@@ -35,7 +35,7 @@ from phicli.onnx.peft_folder import read_peft
 from phicli.onnx.slots import MODEL, add_slots
 from phicli.onnx.stage import optimize
 
-WAYS = ("inputs", "float", "int8", "fused")
+WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="an AWQ checkpoint of this shape, instead of a random one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ranks", default="16,64")
-    parser.add_argument("--ways", default=",".join(WAYS), help="float and int8: resident adapters' weights")
+    parser.add_argument("--ways", default=",".join(WAYS[:4]), help="float and int8: resident adapters' weights")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
@@ -99,7 +99,7 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
         add_slots(folder / MODEL, way, LAYOUTS[way])
         convert_adapter(folder, loras, folder / "adapters" / "a.onnx_adapter", folder)
     else:
-        layout, weights = ("fused", "float") if way == "fused" else ("resident", way)
+        layout, weights = ("fused" if "fused" in way else "resident", "int8" if "int8" in way else "float")
         install_adapters(built, folder, {"a": loras}, layout, weights)
     return folder
 

@@ -106,7 +106,8 @@ _TABLE = [
     Setting("optimize.adapter_layout", str, None, "How adapters enter the graph: as its inputs, resident in it, or "
             "in it with kernels of our own [default: fused on cuda, else inputs]",
             choices=("inputs", "resident", "fused")),
-    Setting("optimize.adapter_weights", str, "float", "Of resident adapters", choices=("float", "int8")),
+    Setting("optimize.adapter_weights", str, "float", "Of adapters in the graph (int8: resident, or fused on a "
+            "CPU)", choices=("float", "int8")),
     Setting("optimize.cuda_graph", bool, None, "Let genai capture a CUDA graph [default: on cuda, where "
             "adapters are in the graph]"),
 

@@ -21,7 +21,7 @@ from phicli.runtime.devices import compute_capability
 
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
-AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c and lora_avx2.h are for
+AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too
 WHERE = "ops of our own"
 HINT = "phicli optimize --adapter-layout resident needs none of it"
 EMBEDDED = """#include <stddef.h>

@@ -6,9 +6,12 @@
  * Inputs   adapters, int64 (1,) or (batch,), in CPU memory: 0 is none, 1 the first
  *          then for LoraDown x (batch, tokens, inputs), A; for LoraUp h, base (batch, tokens, outputs), B;
  *          for LoraGatedUp h, gate, B, up, B'
- * Attribute ranks: of each adapter, multiples of 16. A is (sum of ranks, inputs). B has as many numbers as
- *          (sum of ranks, outputs), but each adapter's part is (outputs, rank).
+ * Attribute ranks: of each adapter, multiples of 16.
  * h is float, (batch, tokens, parts * rank), with the largest rank of the batch.
+ *
+ * A and B are in halves, or in int8 beside activations in fp32. A is (sum of ranks, inputs). B has each adapter's part
+ * after the one before, (outputs, rank) beside activations in fp16, (outputs / 8, rank, 8) beside fp32: so a CPU reads
+ * all of it in order. In int8 a float comes before each row of A, and 8 floats before each block of B: scales.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -16,23 +19,33 @@
 #include "ort_api.h"
 
 #define MAX_ADAPTERS 1024
-#define PART 16384 /* products that a thread of a CPU takes at a time */
+#define PART 8192 /* numbers of a matrix that a thread of a CPU takes at a time, */
+#define PART_ROWS 32 /* and the most rows for them */
+#define SCALE 4 /* bytes */
 
 enum { DOWN, UP, GATED };
 
 typedef struct { const Op *op; size_t adapters; int64_t ranks[MAX_ADAPTERS], starts[MAX_ADAPTERS + 1]; } Kernel;
 
 /* Rows that have the same adapter. width: of x for DOWN, else of the output. */
-typedef struct { const void *in, *base[2], *matrix[2]; void *out; int64_t rows, width, rank, parts; } Product;
+typedef struct { const void *in, *base[2]; const char *matrix[2]; void *out; int64_t rows, width, rank, parts; } Product;
 
 #include "lora_cuda.h"
 
-#if defined(__AVX2__) && defined(__FMA__)
+/* ---- on a CPU; without AVX2 and for activations in halves to be right rather than fast ---- */
+
+/* Where a row of A, or the block of B with output n, begins: in int8 with its scales. */
+static inline const char *row_of_a(const Product *p, int64_t n, int int8) {
+  return p->matrix[0] + n * (int8 ? p->width + SCALE : 2 * p->width);
+}
+static inline const char *block_of_b(const Product *p, int side, int64_t n, int int8) {
+  return p->matrix[side] + n / 8 * 8 * (int8 ? p->rank + SCALE : 2 * p->rank);
+}
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define LORA_AVX2
 #include "lora_avx2.h"
 #endif
-
-/* ---- on a CPU; without AVX2 and for halves to be right rather than fast ---- */
 
 static float widened(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
@@ -54,56 +67,68 @@ static uint16_t narrowed(float number) { /* to nearest, ties to even */
   return sign | (uint16_t)((wide.bits - 0x38000000 + 0xfff + (wide.bits >> 13 & 1)) >> 13);
 }
 
-static inline float at(const void *numbers, int64_t i, int half) {
-  return half ? widened(((const uint16_t *)numbers)[i]) : ((const float *)numbers)[i];
+enum { FLOATS, HALVES, BYTES };
+
+static inline float at(const void *numbers, int64_t i, int type) {
+  return type == HALVES ? widened(((const uint16_t *)numbers)[i])
+         : type == BYTES ? ((const int8_t *)numbers)[i] : ((const float *)numbers)[i];
 }
 
-static inline float dot(const void *a, int64_t a_at, int a_half, const void *b, int64_t b_at, int b_half,
-                        int64_t count) {
+static inline float dot(const void *x, int64_t begin, int x_type, const char *matrix, int64_t first, int64_t step,
+                        int type, int64_t count) {
   float sum = 0;
-  for (int64_t i = 0; i < count; i++) sum += at(a, a_at + i, a_half) * at(b, b_at + i, b_half);
+  for (int64_t i = 0; i < count; i++) sum += at(x, begin + i, x_type) * at(matrix, first + i * step, type);
   return sum;
 }
 
 /* Ranks, or outputs, begin to end of one row. */
-static void plain_row(const Product *p, int kind, int half, int64_t m, int64_t begin, int64_t end) {
+static void plain_row(const Product *p, int kind, int half, int int8, int64_t m, int64_t begin, int64_t end) {
+  const int type = int8 ? BYTES : HALVES;
   for (int64_t n = begin; n < end; n++) {
     if (kind == DOWN) {
-      ((float *)p->out)[m * p->rank + n] = dot(p->in, m * p->width, half, p->matrix[0], n * p->width, half, p->width);
+      const char *a = row_of_a(p, n, int8);
+      const float sum = dot(p->in, m * p->width, half, a + (int8 ? SCALE : 0), 0, 1, type, p->width);
+      ((float *)p->out)[m * p->rank + n] = int8 ? sum * *(const float *)a : sum;
       continue;
     }
-    const int64_t i = m * p->width + n;
+    const int64_t i = m * p->width + n, lane = n % 8;
     float sum[2] = {0};
-    for (int side = 0; side < kind; side++)
-      sum[side] = at(p->base[side], i, half) +
-                  dot(p->in, m * p->rank, 0, p->matrix[side], n * p->rank, half, p->rank);
+    for (int side = 0; side < kind; side++) {
+      const char *b = block_of_b(p, side, n, int8);
+      sum[side] = dot(p->in, m * p->rank, FLOATS, b + (int8 ? 8 * SCALE : 0), half ? lane * p->rank : lane,
+                      half ? 1 : 8, type, p->rank);
+      sum[side] = at(p->base[side], i, half) + (int8 ? sum[side] * ((const float *)b)[lane] : sum[side]);
+    }
     const float y = kind == GATED ? sum[0] / (1 + expf(-sum[0])) * sum[1] : sum[0];
     if (half) ((uint16_t *)p->out)[i] = narrowed(y);
     else ((float *)p->out)[i] = y;
   }
 }
 
-typedef struct { const Product *product; int kind, half; int64_t count, chunk; } CpuWork; /* of ranks, or of outputs */
+typedef struct { const Product *product; const Op *op; int int8; int64_t count, chunk, chunks; } CpuWork;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void cpu_part(void *self, size_t part) {
   const CpuWork *work = self;
   const Product *p = work->product;
-  const int64_t begin = part * work->chunk;
-  const int64_t end = begin + work->chunk < work->count ? begin + work->chunk : work->count;
+  const Op *op = work->op;
+  const int64_t begin = part % work->chunks * work->chunk, end = least(begin + work->chunk, work->count);
+  const int64_t first = part / work->chunks * PART_ROWS, last = least(first + PART_ROWS, p->rows);
 #ifdef LORA_AVX2
-  if (!work->half) {
-    if (work->kind == DOWN) float_down(p, begin, end);
-    else float_up(p, begin, end, work->kind == GATED);
+  if (!op->half) {
+    float_part(p, op->kind, work->int8, first, last, begin, end);
     return;
   }
 #endif
-  for (int64_t m = 0; m < p->rows; m++) plain_row(p, work->kind, work->half, m, begin, end);
+  for (int64_t m = first; m < last; m++) plain_row(p, op->kind, op->half, work->int8, m, begin, end);
 }
 
-static Status cpu_product(const Product *p, int kind, int half, Handle context) {
-  const int64_t each = (kind == DOWN ? p->width : p->rank + 1) * p->rows;
-  CpuWork work = {p, kind, half, kind == DOWN ? p->rank : p->width, (PART / each + 8) / 8 * 8};
-  return parallel(context, cpu_part, (work.count + work.chunk - 1) / work.chunk, &work);
+static Status cpu_product(const Product *p, const Op *op, Handle context) {
+  CpuWork work = {p, op, op->int8 && p->rank, op->kind == DOWN ? p->rank : p->width}; /* no rank: no scales to read */
+  work.chunk = (PART / (op->kind == DOWN ? p->width : p->rank + 1) + 8) / 8 * 8;
+  work.chunks = (work.count + work.chunk - 1) / work.chunk;
+  return parallel(context, cpu_part, work.chunks * ((p->rows + PART_ROWS - 1) / PART_ROWS), &work);
 }
 
 /* ---- a run ---- */
@@ -122,7 +147,8 @@ static Status largest_rank(const Kernel *kernel, const Tensor *ids, int64_t batc
 
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
-  const int kind = kernel->op->kind, cuda = kernel->op->cuda, half = kernel->op->half;
+  const Op *op = kernel->op;
+  const int kind = op->kind, cuda = op->cuda, half = op->half, int8 = op->int8;
   const int64_t number = half ? 2 : 4, in_size = kind == DOWN ? number : 4, out_size = kind == DOWN ? 4 : number;
   Tensor ids, in, base[2], matrix[2], out;
   void *stream = NULL;
@@ -148,12 +174,13 @@ static Status compute(void *self, Handle context) {
                  .out = (char *)out.data + at * out.dims[2] * out_size,
                  .rows = rows, .width = width, .rank = id ? kernel->ranks[id - 1] : 0, .parts = parts};
     for (int i = 0; i < (kind == GATED ? 2 : 1); i++) {
-      p.matrix[i] = (char *)matrix[i].data + start * width * number;
+      p.matrix[i] = (char *)matrix[i].data + start * width * (int8 ? 1 : 2);
+      if (int8 && id) p.matrix[i] += SCALE * (kind == DOWN ? start : (id - 1) * width);
       if (kind != DOWN) p.base[i] = (char *)base[i].data + at * width * number;
     }
     if (kind == DOWN && !p.rank) continue;
     if (cuda) TRY(cuda_product(&p, kind, stream));
-    else TRY(cpu_product(&p, kind, half, context));
+    else TRY(cpu_product(&p, op, context));
   }
   return NULL;
 }
@@ -187,20 +214,24 @@ static const char *name(const Op *op) {
 static const char *provider(const Op *op) { return op->cuda ? "CUDAExecutionProvider" : NULL; }
 static int number(const Op *op) { return op->half ? FLOAT16 : FLOAT; }
 static int input_type(const Op *op, size_t i) {
-  return i == 0 ? INT64 : op->kind != DOWN && i == 1 ? FLOAT : number(op);
+  if (i == 0) return INT64;
+  if (i == 1) return op->kind == DOWN ? number(op) : FLOAT;
+  return op->kind != DOWN && i % 2 == 0 ? number(op) : op->int8 ? UINT8 : FLOAT16; /* base, matrix */
 }
 static int output_type(const Op *op, size_t i) { return (void)i, op->kind == DOWN ? FLOAT : number(op); }
 static size_t input_count(const Op *op) { return op->kind == DOWN ? 3 : 2 + 2 * op->kind; }
 static size_t output_count(const Op *op) { return (void)op, 1; }
 static int input_memory(const Op *op, size_t i) { return (void)op, i == 0 ? CPU_INPUT : 0; }
 
-#define OP(kind, on_cuda, half) {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, \
-                                 free, required, required, input_memory, {none, none, none, none}, create, compute, \
-                                 NULL, kind, on_cuda, half}
-#define OPS(on_cuda, half) OP(DOWN, on_cuda, half), OP(UP, on_cuda, half), OP(GATED, on_cuda, half)
-static const Op with_gpu[] = {OPS(0, 0), OPS(1, 1)}, without[] = {OPS(0, 0), OPS(0, 1)};
+#define OP(kind, on_cuda, half, int8) {16, NULL, name, provider, input_type, input_count, output_type, output_count, \
+                                       NULL, free, required, required, input_memory, {none, none, none, none}, create, \
+                                       compute, NULL, kind, on_cuda, half, int8}
+#define OPS(on_cuda, half, int8) OP(DOWN, on_cuda, half, int8), OP(UP, on_cuda, half, int8), \
+                                 OP(GATED, on_cuda, half, int8)
+static const Op with_gpu[] = {OPS(0, 0, 0), OPS(0, 0, 1), OPS(1, 1, 0)};
+static const Op without[] = {OPS(0, 0, 0), OPS(0, 0, 1), OPS(0, 1, 0)};
 
 Status register_lora(Handle options) {
   static Handle domain;
-  return add_ops(options, "phicli", &domain, lora_cubin_size ? with_gpu : without, 6);
+  return add_ops(options, "phicli", &domain, lora_cubin_size ? with_gpu : without, 9);
 }

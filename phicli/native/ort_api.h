@@ -100,7 +100,7 @@ struct Op { /* OrtCustomOp, then what is ours */
   Status (*create_v2)(const Op *, const void *, Handle, void **);
   Status (*compute_v2)(void *, Handle);
   void *infer_shape;
-  int kind, cuda, half;
+  int kind, cuda, half, int8;
 };
 
 static inline int required(const Op *op, size_t i) { return (void)op, (void)i, REQUIRED; }

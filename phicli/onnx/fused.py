@@ -9,18 +9,21 @@ import numpy as np
 
 from phicli.errors import BadInput
 from phicli.onnx.groups import Columns, Group, ResidentGraph, fitted
+from phicli.onnx.matrices import in_blocks
 from phicli.onnx.slots import Slot
 
 DOMAIN = "phicli"
 ID = "adapter_id"  # int64 (1,), or one for each row of a batch: 0 is no adapter, 1 the first
 LARGEST_RANK = 1024
-INPUTS, OUTPUTS = 32, 8  # sizes of a projection are multiples of these
+BLOCK = 8  # outputs that a CPU computes at a time
+INPUTS, OUTPUTS = 32, BLOCK  # sizes of a projection are multiples of these
 
 
 class FusedGraph(ResidentGraph):
     """h = x A of the chosen adapter, then base + h B for each projection.
 
-    The ops of silu(gate) * up after a gate and an up projection become one with the two sums.
+    The ops of silu(gate) * up after a gate and an up projection become one with the two sums. A and B are float16 or,
+    for graphs in float32, int8 with a scale for each rank of A and each output of B.
     """
 
     STEP = 16  # the kernels take ranks of multiples of 16
@@ -28,8 +31,8 @@ class FusedGraph(ResidentGraph):
     def __init__(self, model: Any, columns: Columns, data: Any, weights: str):
         from onnx import helper
 
-        assert weights == "float"
         super().__init__(model, columns, data)
+        self.int8 = weights == "int8"
         self.ranks = list(columns.rank.values())
         self.number(ID, np.zeros(1, np.int64), ["adapter_rows"])
         self.readers: dict[str, list[Any]] = {}
@@ -46,9 +49,10 @@ class FusedGraph(ResidentGraph):
         self._check(group)
         a, bs = group.matrices(self.columns)
         x, h = group.nodes[0].input[0], f"lora.{group.name}.down"
-        a_name = self._matrix(f"lora_A.{group.name}", a[:, : sum(self.ranks)].T, group.slots[0])
-        names = [self._matrix(f"lora_B.{slot.name}", self._by_adapter(b), slot)
-                 for slot, b in zip(group.slots, bs, strict=True)]
+        a_name = self._matrix(f"lora_A.{group.name}", [a[:, : sum(self.ranks)].T], 1)
+        ends = np.cumsum(self.ranks)
+        names = [self._matrix(f"lora_B.{slot.name}", [part.T for part in np.split(b[: ends[-1]], ends[:-1])],
+                              BLOCK if self._in_float32(slot) else 1) for slot, b in zip(group.slots, bs, strict=True)]
         down = self._op("LoraDown", group.name, [x, a_name], h)
         last = group.nodes[-1].name
         if gated := self._gated(group.nodes):
@@ -84,14 +88,16 @@ class FusedGraph(ResidentGraph):
 
         return helper.make_node(op, [ID, *inputs], [output], f"/lora/{name}/{op}", domain=DOMAIN, ranks=self.ranks)
 
-    def _matrix(self, name: str, value: np.ndarray, slot: Slot) -> str:
-        from onnx import helper
+    def _matrix(self, name: str, parts: list[np.ndarray], lanes: int) -> str:
+        """The constant of A, or of B's parts, (outputs, rank) of each adapter, one after the other."""
+        kind = np.dtype(np.float32 if self.int8 else np.float16)
+        return self.constant(name, np.concatenate([in_blocks(fitted(part, kind), lanes, self.int8) for part in parts]))
 
-        return self.constant(name, fitted(value, helper.tensor_dtype_to_np_dtype(slot.elem_type)))
+    @staticmethod
+    def _in_float32(slot: Slot) -> bool:
+        from onnx import TensorProto
 
-    def _by_adapter(self, b: np.ndarray) -> np.ndarray:
-        """B (width, outputs) as one row of numbers: of each adapter (outputs, rank)."""
-        return np.concatenate([part.T.ravel() for part in np.split(b[: sum(self.ranks)], np.cumsum(self.ranks)[:-1])])
+        return slot.elem_type == TensorProto.FLOAT
 
     def _check(self, group: Group) -> None:
         import onnx
@@ -99,6 +105,8 @@ class FusedGraph(ResidentGraph):
         for slot in group.slots:
             if slot.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
                 wrong = "bfloat16"
+            elif self.int8 and not self._in_float32(slot):
+                wrong = "float16 with adapters in int8"
             elif slot.inputs % INPUTS or slot.outputs % OUTPUTS:
                 wrong = f"a projection of {slot.inputs} to {slot.outputs}"
             elif max(self.columns.rank.values()) > LARGEST_RANK:

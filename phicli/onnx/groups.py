@@ -79,11 +79,11 @@ class Group:
 
 
 def fitted(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The matrix in the model's float type. Raises BadInput: a value that it cannot hold."""
+    """The matrix in a float type. Raises BadInput: a value that it cannot hold."""
     with np.errstate(over="ignore"):
         found = matrix.astype(dtype)
     if not np.isfinite(found.astype(np.float32)).all():
-        raise BadInput("an adapter has values that are not finite, or too large for the model's float type")
+        raise BadInput(f"an adapter has values that are not finite, or too large for {dtype}")
     return found
 
 

@@ -23,6 +23,25 @@ def eight_bits(matrix: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.rint(groups / scales[..., None]) + 128).astype(np.uint8), scales.reshape(-1)
 
 
+def in_blocks(matrix: np.ndarray, lanes: int, int8: bool) -> np.ndarray:
+    """A matrix for the ops of lora_op.c, which read it in order: of each `lanes` rows all columns, one by one.
+
+    Args:
+        matrix: float32 (rows, columns).
+
+    Returns:
+        (rows / lanes * columns * lanes,) of the same type; with int8 uint8, each block behind its rows' scales.
+    """
+    def blocks(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(-1, lanes, matrix.shape[1]).swapaxes(1, 2).reshape(len(rows) // lanes, -1)
+
+    if not int8:
+        return blocks(matrix).ravel()
+    integers, scales = eight_bits(matrix.T, matrix.shape[1])
+    heads = scales.astype(np.float32).view(np.uint8).reshape(-1, 4 * lanes)
+    return np.concatenate([heads, blocks(integers ^ 128)], 1).ravel()  # without the zero point: int8
+
+
 class MatrixFile:
     """A file of tensors, written one after the other."""
 

@@ -71,15 +71,16 @@ def plan_optimize(
     layout = adapter_layout or _choose_layout(target, adapter_weights, progress)
     if cuda_graph and layout not in resident.GRAPHS:
         raise UsageError("--cuda-graph goes with --adapter-layout fused or resident: a graph takes no new inputs")
-    if adapter_weights != "float" and layout != "resident":
-        raise UsageError(f"--adapter-weights {adapter_weights} goes with --adapter-layout resident")
+    if adapter_weights != "float" and layout != "resident" and (layout, target) != ("fused", "cpu"):
+        raise UsageError(f"--adapter-weights {adapter_weights} goes with --adapter-layout resident, or on a CPU fused")
     if layout == "fused" and target not in ("cpu", "cuda"):
         raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
     if cuda_graph is None:
         cuda_graph = target == "cuda" and layout in resident.GRAPHS
     model = resolve_model(base, progress) if base else find_base(Path(root))
     settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
-                "adapter_layout": layout, "adapter_weights": adapter_weights,
+                "adapter_layout": layout,
+                "adapter_weights": "fp16" if (layout, adapter_weights) == ("fused", "float") else adapter_weights,
                 "activations": activations if target in ("cpu", "webgpu") else "fp16"}
     plan = OptimizePlan("optimize", Path(output or Path(root) / FOLDER), {"base": model}, settings)
     for source in choose_sources(adapters, Path(root) / "ft").values():

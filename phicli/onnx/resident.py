@@ -38,11 +38,12 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
     Args:
         folder: holds the graph without adapters (`BASE`). adapters: name -> updates as `read_peft` gives them.
         qkv: outputs of q, k and v. layout: one of `GRAPHS`.
-        weights: "float" (the model's type) or "int8", see `eight_bits`; the latter for layout "resident".
+        weights: "float" (the model's type, or fp16 where fused) or "int8", see `eight_bits`; the latter not for layout
+            "fused" in a model of fp16.
 
     Raises:
-        BadInput: an adapter for another model, values that the model's float type cannot hold, or sizes that the
-            layout cannot take.
+        BadInput: an adapter for another model, values that the float type cannot hold, or sizes that the layout
+            cannot take.
     """
     import onnx
 

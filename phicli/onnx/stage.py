@@ -49,7 +49,7 @@ def optimize(
         head: weights of the output projection, "int4", "int8" or "float".
         adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file), "resident" (in the graph) or
             "fused" (in the graph, with kernels of our own), see `resident`; None takes for cuda the last that can be
-            run here. adapter_weights: of resident ones, "float" or "int8".
+            run here. adapter_weights: of those in the graph, "float" or "int8" (fused: for cpu only).
         cuda_graph: let genai capture one; None where it can.
 
     Returns:

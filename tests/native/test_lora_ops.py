@@ -11,26 +11,31 @@ from onnx_checkpoints import nearest_awq, random_adapter
 
 from phicli.errors import BadInput, Missing
 from phicli.native import build
+from phicli.onnx.matrices import in_blocks
 from phicli.onnx.stage import optimize
 from phicli.runtime.devices import gpu_count
 from phicli.runtime.session import Session
 
 RANKS = [16, 64, 48]
 needs_compiler = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")
-TYPES = [pytest.param("cpu", np.float32, marks=needs_compiler), pytest.param("cpu", np.float16, marks=needs_compiler),
-         pytest.param("cuda", np.float16, marks=[
+# Device, activations, matrices, and whether the processor's vectors may be used.
+KINDS = [*(pytest.param("cpu", *kind, marks=needs_compiler) for kind in (
+             (np.float32, "fp16", True), (np.float32, "int8", True), (np.float32, "fp16", False),
+             (np.float32, "int8", False), (np.float16, "fp16", True))),
+         pytest.param("cuda", np.float16, "fp16", True, marks=[
              pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])]
 
 
 class Ops:
     """A graph of LoraDown, LoraUp and LoraGatedUp, and what they should give, in float64."""
 
-    def __init__(self, device: str, dtype: type, inputs: int, outputs: int):
-        self.dtype = dtype
+    def __init__(self, device: str, dtype: type, inputs: int, outputs: int, matrices: str = "fp16"):
+        self.dtype, self.int8 = dtype, matrices == "int8"
         rng = np.random.default_rng(0)
         self.rng, self.inputs, self.outputs = rng, inputs, outputs
-        self.a = [self.random(rank, inputs) for rank in RANKS]
-        self.b, self.b2 = ([self.random(outputs, rank) for rank in RANKS] for _ in range(2))
+        self.a = [self.matrix(rank, inputs) for rank in RANKS]
+        self.b, self.b2 = ([self.matrix(outputs, rank) for rank in RANKS] for _ in range(2))
+        lanes = 8 if dtype == np.float32 else 1
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
 
         def value(name, *dims):
@@ -45,9 +50,8 @@ class Ops:
             [helper.make_tensor_value_info("id", TensorProto.INT64, ["n"]), value("x", inputs), value("base", outputs),
              value("up", outputs)],
             [value("y", outputs), value("z", outputs)],
-            [numpy_helper.from_array(np.concatenate(self.a), "a"),
-             *(numpy_helper.from_array(np.concatenate([m.ravel() for m in matrices]), name)
-               for name, matrices in (("b", self.b), ("b2", self.b2)))],
+            [numpy_helper.from_array(np.concatenate([in_blocks(part, lanes, self.int8) for part in parts]), name)
+             for name, parts, lanes in (("a", self.a, 1), ("b", self.b, lanes), ("b2", self.b2, lanes))],
         )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("phicli", 1)]
         options = onnxruntime.SessionOptions()
@@ -61,6 +65,14 @@ class Ops:
 
     def random(self, *shape: int) -> np.ndarray:
         return (0.1 * self.rng.standard_normal(shape)).astype(self.dtype)
+
+    def matrix(self, rows: int, columns: int) -> np.ndarray:
+        """One that is not rounded when it is written down."""
+        if not self.int8:
+            return self.random(rows, columns).astype(np.float16)
+        integers = self.rng.integers(-127, 128, (rows, columns))
+        integers[:, 0] = 127
+        return (integers * (0.1 / 73 * self.rng.uniform(0.5, 1.5, (rows, 1)))).astype(np.float32)
 
     def differences(self, ids: list[int], batch: int, tokens: int) -> tuple[float, float]:
         """Largest relative differences of LoraUp's and LoraGatedUp's outputs."""
@@ -79,10 +91,12 @@ class Ops:
                      for found, wanted in ((y, plain), (z, gate)))
 
 
-@pytest.mark.parametrize(("device", "dtype"), TYPES)
+@pytest.mark.parametrize(("device", "dtype", "matrices", "vectors"), KINDS)
 @pytest.mark.parametrize(("inputs", "outputs"), [(96, 40), (3072, 264)])
-def test_ops_give_the_sums_of_float64(device, dtype, inputs, outputs):
-    ops = Ops(device, dtype, inputs, outputs)
+def test_ops_give_the_sums_of_float64(device, dtype, matrices, vectors, inputs, outputs, monkeypatch):
+    if not vectors:
+        monkeypatch.setattr(build, "_cpu_flags", frozenset)
+    ops = Ops(device, dtype, inputs, outputs, matrices)
     bound = 3e-3 if dtype == np.float16 else 1e-5
     for batch, tokens in ((1, 1), (1, 2), (1, 17), (3, 1), (3, 5), (1, 200)):
         for ids in ([0], [1], [2], [3], [3, 0, 1]):

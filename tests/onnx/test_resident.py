@@ -69,17 +69,16 @@ def test_each_adapter_gives_its_own_answers_turn_by_turn(made):
     assert read_graph(folder)[0][resident.NAMES_KEY] == json.dumps(["travel", "other"])
 
 
-@pytest.mark.parametrize("made", ["resident"], indirect=True)  # the fused kernels take floating point only
 def test_in_8_bits_an_adapter_is_nearly_the_same(made, tmp_path):
     folder, base, adapters, _ = made
-    small = build(tmp_path, base, adapters, adapter_weights="int8")
+    small = build(tmp_path, base, adapters, adapter_layout=layout_of(folder), adapter_weights="int8")
     exact, session = Session(folder), Session(small)
     ids = session.codec.encode_text(TEXT)
     for name in adapters:
         kl, same = compare(exact.logits(ids, name), session.logits(ids, name))
-        assert 0 < kl < 2e-3 and same >= 0.97, (name, kl, same)
+        assert 0 < kl < 2e-3 and same >= 0.95, (name, kl, same)
     sizes = [sum(p.stat().st_size for p in f.glob(resident.DATA + "*")) for f in (folder, small)]
-    assert sizes[1] < 0.4 * sizes[0]
+    assert sizes[1] < (0.4 if layout_of(folder) == "resident" else 0.7) * sizes[0]  # of fp32, or of fp16
 
 
 def test_rows_of_a_batch_may_have_different_adapters(made, tmp_path):
@@ -127,6 +126,17 @@ def test_adding_one_writes_a_small_file_and_leaves_the_base(made, tiny, tmp_path
     session, ids = Session(own), Session(own).codec.encode_text(TEXT)
     np.testing.assert_allclose(session.logits(ids, "travel"), Session(folder).logits(ids, "travel"), atol=1e-3)
     assert session.adapter_names() == ["late", "other", "travel"]
+
+
+@pytest.mark.parametrize("made", LAYOUTS[1:], indirect=True)
+def test_matrices_as_earlier_versions_wrote_them_are_stale(made, tmp_path):
+    folder, base, adapters, _ = made
+    own = shutil.copytree(folder, tmp_path / "onnx-ao")
+    manifest = json.loads((own / "phicli.json").read_text())
+    manifest["settings"]["adapter_weights"] = "float"
+    (own / "phicli.json").write_text(json.dumps(manifest))
+    build(tmp_path, base, adapters, adapter_layout="fused")
+    assert json.loads((own / "phicli.json").read_text())["settings"]["adapter_weights"] == "fp16"
 
 
 def test_no_adapter_at_all(made, tiny, tmp_path):
