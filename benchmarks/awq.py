@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(METHODS), help="and ours-distill-STEPS")
     parser.add_argument("--calibration", type=Path, help="text or JSONL instead of the package's text")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=512)
@@ -95,7 +95,8 @@ def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -
     try:
         if method.startswith("ours"):
             rounding = "nearest" if method.endswith("nearest") else "gptq"
-            done = quantize_checkpoint(folder, out, tokens, shape=GridShape(), rounding=rounding, device=device)
+            done = quantize_checkpoint(folder, out, tokens, shape=GridShape(), rounding=rounding, device=device,
+                                       distill=int(method.partition("distill-")[2] or 0))
             extra["phases"] = done.phase_seconds
         elif method == "autoawq":
             autoawq(folder, out, tokens)

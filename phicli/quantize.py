@@ -19,6 +19,7 @@ def quantize(
     rounding: Annotated[str | None, option("quantize", "rounding")] = None,
     calibration: Annotated[str | None, option("quantize", "calibration")] = None,
     text_template: options.TextTemplate = None,
+    distill: Annotated[int | None, option("quantize", "distill")] = None,
     samples: Annotated[int | None, option("quantize", "samples")] = None,
     seq_len: Annotated[int | None, option("quantize", "seq_len")] = None,
     plan: Annotated[str | None, option("quantize", "plan")] = None,
@@ -44,4 +45,6 @@ def quantize(
     line = f"{console.size(before)} -> {console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
     if errors:
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
+    if manifest.quality.get("distilled"):
+        line += ", KL to the original {:.4f} -> {:.4f}".format(*manifest.quality["distilled"])
     console.note(line)

@@ -77,6 +77,8 @@ _TABLE = [
     Setting("quantize.seq_len", int, 512, "Tokens of a calibration sequence", minimum=8),
     Setting("quantize.rounding", str, "gptq", "Rounding: to nearest, or with GPTQ's error feedback",
             choices=("gptq", "nearest")),
+    Setting("quantize.distill", int, 0, "Steps of training integers and scales on the original's output afterwards",
+            minimum=0),
     Setting("quantize.plan", str, None, "File of AWQ scales and ranges, saved by --save-plan, to take; no search"),
     Setting("quantize.save_plan", str, None, "File to save AWQ's scales and ranges to"),
 

@@ -53,6 +53,9 @@ class PhicliAwq(Pass):
             "save_plan": PassConfigParam(
                 type_=str, default_value=None, description="Where to put the scales and ranges that were found"
             ),
+            "distill": PassConfigParam(
+                type_=int, default_value=0, description="Steps of training on the original's output afterwards"
+            ),
             "seed": PassConfigParam(type_=int, default_value=0, description="Of the calibration's order"),
         }
 
@@ -72,7 +75,8 @@ class PhicliAwq(Pass):
             shape=GridShape(4, settings.group_size, settings.symmetric), rounding=settings.rounding,
             device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
             skip=tuple(settings.modules_to_not_convert), plan=Path(settings.plan) if settings.plan else None,
-            save_plan_to=Path(settings.save_plan) if settings.save_plan else None, progress=self.progress,
+            save_plan_to=Path(settings.save_plan) if settings.save_plan else None, distill=settings.distill,
+            progress=self.progress,
         )
         handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
         quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens),

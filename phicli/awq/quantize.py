@@ -30,13 +30,15 @@ class Report:
     """How it went.
 
     layer_errors: relative output error of each layer's linears. gpu_bytes: peak GPU memory (0 on a CPU).
-    phase_seconds: what the time went to. plan: checksum of the plan that was saved.
+    phase_seconds: what the time went to. plan: checksum of the plan that was saved. distilled: KL divergence from the
+    original before and after distilling.
     """
 
     layer_errors: list[float] = field(default_factory=list)
     gpu_bytes: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)
     plan: str | None = None
+    distilled: tuple[float, float] | None = None
 
 
 @torch.no_grad()
@@ -51,6 +53,7 @@ def quantize_checkpoint(
     skip: tuple[str, ...] = (),
     plan: Path | None = None,
     save_plan_to: Path | None = None,
+    distill: int = 0,
     progress: Progress = SILENT,
 ) -> Report:
     """Quantize the linears of all decoder layers; embeddings, norms and lm_head stay float16.
@@ -62,6 +65,7 @@ def quantize_checkpoint(
         tokens: int64 (rows, length), the calibration. With a plan and nearest rounding they are not looked at.
         rounding: "gptq" or "nearest". skip: parts of module names to leave in float.
         plan: a file with scales and ranges to take; None searches them. save_plan_to: where to put those found.
+        distill: steps of training from end to end afterwards, see `distill.distill`.
 
     Raises:
         BadInput: NaN or infinity in weights or activations (named by layer), an unsupported architecture, or a plan
@@ -72,7 +76,7 @@ def quantize_checkpoint(
     with full_precision(), ShardWriter(output) as writer:
         with phase("start"):
             model = LayeredModel(folder, place)
-            job = LayerJob(model, shape, rounding, skip, phase, save_plan_to is not None, progress)
+            job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to or distill), progress)
             about = describe(job.model.weights, shape, skip, tokens_digest(tokens))
             if plan:
                 job.take_plan(plan, about)
@@ -98,6 +102,11 @@ def quantize_checkpoint(
         with phase("write"):
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
+    if distill:
+        from phicli.awq.distill import distill as train  # loads what only this needs
+
+        with phase("distill"):
+            report.distilled = train(job, folder, output, tokens, distill, progress)
     if save_plan_to:
         report.plan = save_plan(Plan(about, job.plans), save_plan_to)
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0

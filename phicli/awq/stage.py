@@ -27,12 +27,13 @@ LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "t
 def quantize(
     *, model: str, root: str | Path, output: Path | None, device: str, algorithm: str, implementation: str, bits: int,
     group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
-    rounding: str, skip: list[str], seed: int, plan: str | None = None, save_plan: str | None = None,
+    rounding: str, skip: list[str], seed: int, distill: int = 0, plan: str | None = None, save_plan: str | None = None,
     force: bool = False, progress: Progress = SILENT,
 ) -> tuple[Path, stages.Manifest]:
     """Quantize a model's decoder layers to int4.
 
     Args:
+        distill: steps of training afterwards, see `phicli.awq.distill`.
         plan: file of AWQ scales and ranges to take instead of searching. save_plan: file to put those found into.
 
     Returns:
@@ -54,7 +55,8 @@ def quantize(
         if done:
             return stage.target, done
         device = choose_device(device)
-        announce("quantize", of_quantize(size_of_folder(folder), device, samples, seq_len), stage.target, progress)
+        need = of_quantize(size_of_folder(folder), device, samples, seq_len, distill)
+        announce("quantize", need, stage.target, progress)
         imported()
     work = _phicli_awq if own else _olive
     given = {"calibration": calibration, "plan": plan, "save_plan": save_plan}
@@ -70,12 +72,14 @@ def quantize(
 def plan_quantize(
     *, model: str, root: str | Path, output: Path | None, algorithm: str, implementation: str, bits: int,
     group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
-    rounding: str, skip: list[str], seed: int, plan: str | None = None, progress: Progress = SILENT,
+    rounding: str, skip: list[str], seed: int, distill: int = 0, plan: str | None = None,
+    progress: Progress = SILENT,
 ) -> Plan:
     """What `quantize` would make of the same arguments; raises what it raises for options, model and calibration."""
     check_options(algorithm, implementation, bits, group_size)
-    if plan and (algorithm, implementation) != ("awq", "phicli"):
-        raise UsageError("--plan goes with phicli's own AWQ")
+    for option, given in (("--plan", plan), ("--distill", distill)):
+        if given and (algorithm, implementation) != ("awq", "phicli"):
+            raise UsageError(f"{option} goes with phicli's own AWQ")
     folder = resolve_model(model, progress)
     if "quantization_config" in read_config(folder):
         raise BadInput("already quantized", where=folder, hint="start from the original model")
@@ -89,7 +93,7 @@ def plan_quantize(
     return Plan("quantize", Path(output or Path(root) / algorithm), sources, {
         "algorithm": algorithm, "implementation": implementation, "bits": bits, "group_size": group_size,
         "symmetric": symmetric, "text_template": text_template, "samples": samples, "seq_len": seq_len,
-        "rounding": rounding, "skip": skip, "seed": seed,
+        "rounding": rounding, "skip": skip, "seed": seed, "distill": distill,
     })
 
 
@@ -133,7 +137,7 @@ def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, progres
     from phicli.passes import run_pass
 
     names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed", "calibration",
-             "plan", "save_plan")
+             "plan", "save_plan", "distill")
     config = {name: settings[name] for name in names} | {"modules_to_not_convert": settings["skip"]}
     return run_pass(PhicliAwq, config, folder, output, device=device, progress=progress).model_attributes["quality"]
 

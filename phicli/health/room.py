@@ -94,11 +94,11 @@ def step_needs(subject: Subject) -> dict[str, Need]:
     if subject.size is None:
         return {}
     known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
-    quantize = resolve("quantize", {"samples": None, "seq_len": None})
+    quantize = resolve("quantize", {"samples": None, "seq_len": None, "distill": None})
     finetune = resolve("finetune", {"lora_r": None, "batch_size": None})
     evaluate = resolve("evaluate", {"seq_len": None})
     return {
-        "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len),
+        "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
         "finetune": needs.of_finetune(needs.after_quantizing(known), device, finetune.lora_r, finetune.batch_size),
         "optimize": needs.of_optimize(needs.after_quantizing(known), device),
         "evaluate": needs.of_evaluate(known, device, evaluate.seq_len),

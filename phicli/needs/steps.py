@@ -12,12 +12,13 @@ GB = 10**9
 IMPORTS = {"torch": 0.5 * GB, "genai": 0.2 * GB}  # resident memory of a process that has loaded these libraries
 CUDA_HOST, CUDA_CONTEXT = 1.5 * GB, 0.5 * GB  # what CUDA itself takes, on the host and on the GPU
 SHARD = 1 << 30  # of weights that wait to be written
-BATCH_TOKENS = {"cuda": 8192, "cpu": 4096}  # through a layer at a time while quantizing
+BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # through a layer at a time while quantizing
 INT4 = (4 + (16 + 4) / 128) / 8  # bytes a weight: integer, and scale and zero point of a group of 128
 BUILDER = 3.1  # times an unquantized checkpoint that genai's builder holds; of a quantized one it holds a layer or two
 HEADS = 4  # copies of the output projection, as wide as it computes, that it makes to quantize it
 ROW_TOKENS = 200  # of a training row, where the rows are not known yet
 RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
+DISTILL_TOKENS = 4096  # of a training step of quantize --distill
 UNPACKED_SHARE = 0.25  # of the memory that is free once an int4 base is loaded, that its weights may take unpacked
 
 
@@ -59,16 +60,28 @@ def after_quantizing(size: ModelSize) -> ModelSize:
     return replace(size, quantized=True, weight_bytes=round(int4_bytes(size)))
 
 
-def of_quantize(size: ModelSize, device: str, samples: int, seq_len: int) -> Need:
-    """One layer at a time; its inputs and outputs of all calibration tokens, the search's copies of one linear."""
+def of_quantize(size: ModelSize, device: str, samples: int, seq_len: int, distill: int = 0) -> Need:
+    """One layer at a time; its inputs and outputs of all calibration tokens, the search's copies of one linear.
+
+    To distill afterwards: the original, of each int4 weight the integer, its offset and a moment, activations.
+    """
     width = _width(device)
     hidden = 2 * samples * seq_len * size.hidden * width
     layer = size.layer_params / max(1, size.layers) * width
     search = 4 * size.largest * 4 + 3 * size.widest**2 * 4
     batch = 4 * min(BATCH_TOKENS[device], samples * seq_len) * size.widest * width
     disk = int4_bytes(size)
-    return _placed(device, max(hidden + layer + search + batch, size.vocab * size.hidden * width), min(SHARD, disk),
-                   disk)
+    peak = max(hidden + layer + search + batch, size.vocab * size.hidden * width)
+    if distill:
+        models = (size.params + size.outer_params) * width + size.layer_params * (INT4 + 2 + width)
+        peak = max(peak, models + 5 * size.largest * 4 + _activations(size, DISTILL_TOKENS, width)
+                   + 3 * DISTILL_TOKENS * size.vocab * width)
+    return _placed(device, peak, min(SHARD, disk), disk)
+
+
+def _activations(size: ModelSize, tokens: int, width: int) -> float:
+    """That all layers keep for the backward pass."""
+    return tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
 
 
 def keeps_unpacked(dense: float, free: float) -> bool:
@@ -87,7 +100,7 @@ def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_
     base = layers + size.outer_params * width
     adapter = lora_r * size.edges * 4
     tokens = batch_size * row_tokens
-    activations = tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
+    activations = _activations(size, tokens, width)
     logits = 3 * min(tokens, 1024) * size.vocab * 4
     need = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
     return replace(need, more=dense, room=base + dense / UNPACKED_SHARE) if size.quantized else need
