@@ -3,14 +3,16 @@
     python benchmarks/decode.py                                  # 3.8 B random integers, 10 GB of disk
     python benchmarks/decode.py --layers 8 --ranks 16
 
-One model is built; each variant is another graph on its weights. Decoding: a prompt, then one token at a time, each
-variant in a process of its own, all of them one after the other and then again, the best of all. A table, or --json.
+One model is built; each variant is another graph on its weights, in a process of its own. Decoding: a prompt, then one
+token at a time. The processes take turns, and each is compared with the model without an adapter right before and after
+it: the speed of memory that is shared with other machines changes within seconds. A table, or --json.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama-cpp-python and gguf: beside it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    args.bandwidth = 0.0
+    args.used = []
     scratch = Path(tempfile.mkdtemp(prefix="phicli-decode-"))
     try:
         base = args.base or random_awq_checkpoint(scratch / "awq", args.layers, seed=0)
@@ -113,14 +115,40 @@ def bytes_read(folder: Path) -> int:
 
 
 def read_bandwidth(cores: int) -> float:
-    """Bytes a second that as many threads read of 1 GB of memory: products of vectors, best of 3."""
-    numbers, best = np.ones((cores, 2**28 // cores), np.float32), 0.0
+    """Bytes a second that as many threads read of 1 GB of memory, again and again for a second: products of vectors."""
+    numbers = np.ones((cores, 2**28 // cores), np.float32)
     with ThreadPoolExecutor(cores) as pool:
-        for _ in range(3):
-            begun = time.perf_counter()
+        begun, times = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - begun) < 1:
             list(pool.map(lambda row: np.dot(row, row), numbers))
-            best = max(best, numbers.nbytes / (time.perf_counter() - begun))
-    return best
+            times += 1
+    return times * numbers.nbytes / seconds
+
+
+class Worker:
+    """A process with one variant loaded, which measures when it is told to."""
+
+    def __init__(self, command: list[Any]):
+        self.process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True, bufsize=1)
+        self.found: list[dict[str, float]] = []
+        self.shares: list[float] = []  # of the tokens a second without an adapter, right before and after
+
+    def turn(self) -> float:
+        """Measure once; tokens a second."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        while not (line := self.process.stdout.readline()).startswith("{"):  # genai says things too
+            if not line:
+                raise RuntimeError(f"the process ended: {self.process.args}")
+        self.found.append(json.loads(line))
+        return self.found[-1]["rate"]
+
+    def row(self, name: str) -> dict[str, Any]:
+        best = {key: pick(found[key] for found in self.found) for key, pick in
+                (("load", min), ("first", min), ("rate", max))}
+        return {"way": name, **best, "share": statistics.median(self.shares),
+                "shares": [round(share, 3) for share in self.shares]}
 
 
 def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace,
@@ -131,35 +159,43 @@ def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace
     if args.llama_cpp:
         commands["llama.cpp, Q4_0"] = [args.llama_cpp, Path(__file__).with_name("llama_cpp_decode.py"),
                                        scratch / "model.gguf", str(args.layers), *sizes, str(usable_cores())]
-    best: dict[str, dict[str, float]] = {}
-    for _ in range(args.rounds):
-        if args.device == "cpu":
-            args.bandwidth = max(args.bandwidth, read_bandwidth(usable_cores()))
+    workers = {}
+    try:
         for name, command in commands.items():
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found, before = json.loads(done.stdout.splitlines()[-1]), best.get(name)
-            print(name, found, file=sys.stderr, flush=True)
-            best[name] = found if before is None else {
-                "load": min(found["load"], before["load"]), "first": min(found["first"], before["first"]),
-                "rate": max(found["rate"], before["rate"])}
-    plain = best["no adapter"]["rate"]
-    return [{"way": name, **figures, "share": figures["rate"] / plain} for name, figures in best.items()]
+            workers[name] = Worker(command)
+            workers[name].turn()  # not counted: pages of the file come in
+            workers[name].found[0]["rate"] = 0.0
+        plain = workers["no adapter"]
+        for _ in range(args.rounds):
+            for worker in workers.values():
+                before = plain.turn()
+                rate = worker.turn()
+                worker.shares.append(2 * rate / (before + plain.turn()))
+            if args.device == "cpu":
+                reads = read_bandwidth(usable_cores()), plain.turn(), read_bandwidth(usable_cores())
+                args.used.append(2 * reads[1] * args.bytes / (reads[0] + reads[2]))
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    return [worker.row(name) for name, worker in workers.items()]
 
 
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores"
     if args.json:
         print(json.dumps({"machine": machine, "layers": args.layers, "bytes_a_token": args.bytes,
-                          "read_bandwidth": args.bandwidth, "rows": rows}, indent=2))
+                          "of_read_bandwidth": args.used, "rows": rows}, indent=2))
         return
     print(f"{args.layers} layers, {args.prompt} tokens of prompt, {args.new} decoded; {machine}")
-    if args.bandwidth:
-        print(f"without adapters {args.bytes / 1e9:.2f} GB of weights are read a token; {usable_cores()} threads read "
-              f"{args.bandwidth / 1e9:.1f} GB/s: {rows[0]['rate'] * args.bytes / args.bandwidth:.2f} of it is used")
-    print(f"{'adapter':34} {'tokens/s':>9} {'share':>6} {'first token, ms':>16} {'load, s':>8}")
+    if args.used:
+        print(f"without adapters {args.bytes / 1e9:.2f} GB of weights are read a token: "
+              f"{statistics.median(args.used):.2f} ({min(args.used):.2f} to {max(args.used):.2f}) of what "
+              f"{usable_cores()} threads read right before and after")
+    print(f"{'adapter':34} {'tokens/s':>9} {'share, median':>14} {'from, to':>12} {'first token, ms':>16} "
+          f"{'load, s':>8}")
     for row in rows:
-        print(f"{row['way']:34} {row['rate']:>9.2f} {row['share']:>6.2f} {row['first'] * 1e3:>16.1f} "
-              f"{row['load']:>8.2f}")
+        print(f"{row['way']:34} {row['rate']:>9.2f} {row['share']:>14.2f} {min(row['shares']):>6.2f} "
+              f"{max(row['shares']):>5.2f} {row['first'] * 1e3:>16.1f} {row['load']:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python llama_cpp_decode.py FILE.gguf LAYERS PROMPT NEW THREADS     # with packages llama-cpp-python and gguf
 
 The model has Llama's graph with Phi's sizes, weights in Q4_0 (4.5 bits) and a head in Q8_0; the file is made if it is
-not there. Best of three, prompt and decoding each.
+not there. One measurement for each line that comes in.
 """
 
 import json
@@ -59,17 +59,17 @@ def main(path: Path, layers: int, prompt: int, new: int, threads: int) -> None:
         write_model(path, layers)
     begun = time.perf_counter()
     model = Llama(str(path), n_ctx=prompt + new, n_threads=threads, n_threads_batch=threads, verbose=False)
-    load, first, rate = time.perf_counter() - begun, [], []
-    for _ in range(3):
+    load = time.perf_counter() - begun
+    for _ in sys.stdin:
         model.reset()
         begun = time.perf_counter()
         model.eval([10 + i % 390 for i in range(prompt)])
-        first.append(time.perf_counter() - begun)
+        first = time.perf_counter() - begun
         begun = time.perf_counter()
         for i in range(new - 1):  # which tokens makes no difference
             model.eval([10 + i])
-        rate.append((new - 1) / (time.perf_counter() - begun))
-    print(json.dumps({"load": load, "first": min(first), "rate": max(rate)}))
+        rate = (new - 1) / (time.perf_counter() - begun)
+        print(json.dumps({"load": load, "first": first, "rate": rate}), flush=True)
 
 
 if __name__ == "__main__":
