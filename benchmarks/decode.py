@@ -163,8 +163,8 @@ def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace
     try:
         for name, command in commands.items():
             workers[name] = Worker(command)
-            workers[name].turn()  # not counted: pages of the file come in
-            workers[name].found[0]["rate"] = 0.0
+            workers[name].turn()
+            workers[name].found.clear()  # pages of the file came in meanwhile
         plain = workers["no adapter"]
         for _ in range(args.rounds):
             for worker in workers.values():

@@ -141,7 +141,7 @@ class Lab:
                               input="\n" * 3, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-300:])
-        found = [json.loads(line) for line in done.stdout.splitlines()[-3:]]
+        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         first, rate = min(each["first"] for each in found), max(each["rate"] for each in found)
         self.row(step, who, first=f"{first * 1e3:.1f} ms", rate=f"{rate:.1f} tok/s")
 

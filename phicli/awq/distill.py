@@ -39,7 +39,7 @@ def distill(job: "LayerJob", original: Path, folder: Path, tokens: Tensor, steps
         tokens: int64 (rows, length), the calibration. steps: of `STEP_TOKENS` tokens.
 
     Returns:
-        the KL divergence on sequences held out, with nothing replaced, before and after.
+        the checkpoint's KL divergence on sequences held out, with nothing replaced, before and after.
     """
     device = job.model.device
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -61,10 +61,10 @@ def distill(job: "LayerJob", original: Path, folder: Path, tokens: Tensor, steps
             loss.backward()
             task.advance(KL=f"{loss.item() / batch.numel():.4f}")
     after = divergence(student, teacher, held_out)
-    if after < before:
-        replace(folder, {name + kind: t.cpu() for name, part in parts.items() for kind, t in part.stored().items()})
-    else:
+    if not after < before:  # a loss that is NaN too
         progress.warn(f"distilling did not help (KL {before:.4f}, after it {after:.4f}): the weights stay as they were")
+        return before, before
+    replace(folder, {name + kind: t.cpu() for name, part in parts.items() for kind, t in part.stored().items()})
     return before, after
 
 

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from phicli import needs
+from phicli.awq import distill, quantize
 from phicli.devices import container_limit
 from phicli.errors import BadInput
 from phicli.needs import Need
@@ -60,11 +61,17 @@ def test_sizes_without_a_folder():
         needs.size_of_model("./no-such-folder")
 
 
+def test_tokens_at_a_time_are_those_that_the_step_takes():
+    assert needs.steps.BATCH_TOKENS == quantize.BATCH_TOKENS
+    assert needs.steps.DISTILL_TOKENS == distill.STEP_TOKENS
+
+
 def test_more_work_needs_more():
     size = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
     assert needs.of_quantize(size, "cuda", 128, 512).gpu == pytest.approx(3.5e9, rel=0.3)  # 3.0 GB measured, and CUDA's
     assert needs.of_quantize(size, "cpu", 256, 512).memory > needs.of_quantize(size, "cpu", 128, 512).memory
     assert needs.of_quantize(size, "cpu", 128, 512).gpu == 0
+    assert needs.of_quantize(size, "cuda", 128, 512, 60).gpu == pytest.approx(46e9, rel=0.3)  # measured
     assert needs.of_finetune(size, "cuda", 64, 8).gpu > needs.of_finetune(size, "cuda", 16, 8).gpu
     assert needs.of_chat(size, "cuda").gpu < needs.of_evaluate(size, "cuda", 1024).gpu
 
