@@ -106,7 +106,7 @@ _TABLE = [
             "webgpu)", choices=("int8", "fp32")),
     Setting("optimize.head", str, "int8", "Weights of the output projection", choices=("int4", "int8", "float")),
     Setting("optimize.adapter_layout", str, None, "How adapters enter the graph: as its inputs, resident in it, or "
-            "in it with kernels of our own [default: fused on cuda, else inputs]",
+            "in it with kernels of our own [default: fused on cuda and cpu, else inputs]",
             choices=("inputs", "resident", "fused")),
     Setting("optimize.adapter_weights", str, "float", "Of adapters in the graph (int8: resident, or fused on a "
             "CPU)", choices=("float", "int8")),

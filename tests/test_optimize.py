@@ -10,8 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "onnx"))
 from onnx_checkpoints import nearest_awq, random_adapter, random_model
+from safetensors.torch import load_file, save_file
 
 from phicli import stages
+from phicli.onnx.plan import plan_optimize
 from phicli.runtime.session import Session
 from phicli.text import TextCodec
 
@@ -64,7 +66,9 @@ def test_build_then_add_then_remove_an_adapter(cli, root):
     assert added.code == 0 and set(document["quality"]["adapters"]) == {"travel", "other"}
     assert "up to date; adding other" in added.err
     after = files(folder)
-    assert {k for k in after if after[k] != before.get(k)} == {"adapters/other.onnx_adapter", "phicli.json"}
+    changed = {k.partition("-")[0] for k in after if after[k] != before.get(k)}
+    assert changed == {"adapters/other.onnx_adapter", "adapters/travel.onnx_adapter", "adapters.data", "model.onnx",
+                       "phicli.json"}
     assert Session(folder).adapter_names() == ["other", "travel"]
 
     again = cli("optimize", "--root", root, "--device", "cpu")
@@ -92,6 +96,18 @@ def test_another_build_keeps_adapters_added_later(cli, root):
         Session(root / "onnx-ao").load_adapter(name)
 
 
+@pytest.mark.parametrize(("kept", "weights", "layout"), [
+    (1.0, "float", "fused"), (0.9, "float", "inputs"), (0.9, "int8", "resident")])
+def test_on_a_cpu_adapters_are_fused_where_the_sizes_allow_it(tiny, tmp_path, kept, weights, layout):
+    base, name = shutil.copytree(tiny, tmp_path / "base"), "model.layers.0.mlp.down_proj.weight"
+    tensors = load_file(base / "model.safetensors")
+    tensors[name] = tensors[name][:, : int(kept * tensors[name].shape[1]) // 2 * 2].contiguous()
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    plan = plan_optimize(root=tmp_path, base=str(base), adapters=None, device="cpu", activations="int8", head="int8",
+                         output=None, adapter_weights=weights)
+    assert plan.settings["adapter_layout"] == layout
+
+
 @pytest.mark.parametrize("device", ["dml", "webgpu"])
 def test_adapters_have_the_targets_float_type(cli, root, device):
     from phicli.onnx.adapters import check_adapter
@@ -105,18 +121,20 @@ def test_adapters_have_the_targets_float_type(cli, root, device):
     assert [n.lower() for n in names] == [device]
 
 
-def test_a_failed_build_leaves_the_earlier_model(cli, root, monkeypatch):
-    assert cli("optimize", "--root", root, "--device", "cpu").code == 0
+@pytest.mark.parametrize(("layout", "last"), [("fused", "check_adapter"), ("inputs", "convert_adapter")])
+def test_a_failed_build_leaves_the_earlier_model(cli, root, monkeypatch, layout, last):
+    build = ("optimize", "--root", root, "--device", "cpu", "--adapter-layout", layout)
+    assert cli(*build).code == 0
     before = files(root / "onnx-ao")
     from phicli.onnx import stage
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage, "convert_adapter", full)
-    failed = cli("optimize", "--root", root, "--device", "cpu", "--force")
+    monkeypatch.setattr(stage, last, full)
+    failed = cli(*build, "--force")
     assert failed.code == 4 and "No space left" in failed.err and "free some space" in failed.err
-    late = cli("optimize", "--root", root, "--device", "cpu", "--adapter", f"late={root.parent / 'other'}")
+    late = cli(*build, "--adapter", f"late={root.parent / 'other'}")
     assert late.code == 4 and files(root / "onnx-ao") == before
     assert [p.name for p in root.iterdir() if p.name.startswith(".")] == []
 

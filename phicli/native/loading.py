@@ -8,7 +8,7 @@ from typing import Any
 
 from phicli.errors import Missing
 from phicli.native.build import ops_library, products_faster, products_missing
-from phicli.onnx.slots import LAYOUT_KEY
+from phicli.onnx.fused import DOMAIN
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
@@ -18,7 +18,8 @@ def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> 
     """While a model is made of an onnxruntime_genai.Config: give it the ops of ours that its graph needs or can use.
 
     genai takes libraries only from a model's folder or the working directory, which is another one meanwhile. Code
-    that lies in a model's folder is never loaded.
+    that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a fused
+    graph brings functions for it (`portable`), which no CUDA graph is captured of, as their mask comes from the CPU.
 
     Args:
         path: the ONNX file. provider: "cpu" or "cuda".
@@ -26,7 +27,7 @@ def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> 
             "auto": the faster ones.
 
     Raises:
-        Missing: the graph has ops that only the library brings, and it cannot be built.
+        Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
     """
     import onnx
 
@@ -34,7 +35,7 @@ def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> 
         model = onnx.load(str(path), load_external_data=False)
     except Exception:  # genai says what is wrong with it
         model = onnx.ModelProto()
-    fused = any(p.key == LAYOUT_KEY and p.value == "fused" for p in model.metadata_props)
+    fused = any(node.domain == DOMAIN for node in model.graph.node)
     wanted = products_faster() if kernels == "auto" else kernels == "phicli" and not products_missing()
     products = provider == "cpu" and wanted and takes_products(model.graph)
     if not fused and not products:
@@ -43,8 +44,10 @@ def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> 
     try:
         library = ops_library(provider, products)
     except Missing:
-        if fused:
+        if fused and not any(function.domain == DOMAIN for function in model.functions):
             raise
+        if fused and provider == "cuda":
+            og_config.set_provider_option(provider, "enable_cuda_graph", "0")
         yield
         return
     og_config.overlay(json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": str(library)}}}}))

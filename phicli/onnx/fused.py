@@ -1,8 +1,9 @@
 """Adapters in a graph with ops of our own, LoraDown, LoraUp and LoraGatedUp (see lora_op.c): nothing is masked.
 
-The cost of an adapter does not depend on how many lie beside it.
+The cost of an adapter does not depend on how many lie beside it, but where the ops' library is not: see `portable`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from phicli.errors import BadInput
 from phicli.onnx.groups import Columns, Group, ResidentGraph, fitted
 from phicli.onnx.matrices import in_blocks
+from phicli.onnx.portable import functions
 from phicli.onnx.slots import Slot
 
 DOMAIN = "phicli"
@@ -17,6 +19,11 @@ ID = "adapter_id"  # int64 (1,), or one for each row of a batch: 0 is no adapter
 LARGEST_RANK = 1024
 BLOCK = 8  # outputs that a CPU computes at a time
 INPUTS, OUTPUTS = 32, BLOCK  # sizes of a projection are multiples of these
+
+
+def takes_sizes(projections: Iterable[tuple[int, int]]) -> bool:
+    """Whether the ops can compute beside projections of these inputs and outputs."""
+    return not any(inputs % INPUTS or outputs % OUTPUTS for inputs, outputs in projections)
 
 
 class FusedGraph(ResidentGraph):
@@ -32,6 +39,7 @@ class FusedGraph(ResidentGraph):
         from onnx import helper
 
         super().__init__(model, columns, data)
+        self.model = model
         self.int8 = weights == "int8"
         self.ranks = list(columns.rank.values())
         self.number(ID, np.zeros(1, np.int64), ["adapter_rows"])
@@ -47,12 +55,13 @@ class FusedGraph(ResidentGraph):
 
     def add(self, group: Group) -> None:
         self._check(group)
+        self.slot = group.slots[0]  # activations of all are of one type
         a, bs = group.matrices(self.columns)
         x, h = group.nodes[0].input[0], f"lora.{group.name}.down"
         a_name = self._matrix(f"lora_A.{group.name}", [a[:, : sum(self.ranks)].T], 1)
         ends = np.cumsum(self.ranks)
         names = [self._matrix(f"lora_B.{slot.name}", [part.T for part in np.split(b[: ends[-1]], ends[:-1])],
-                              BLOCK if self._in_float32(slot) else 1) for slot, b in zip(group.slots, bs, strict=True)]
+                              self._lanes(slot)) for slot, b in zip(group.slots, bs, strict=True)]
         down = self._op("LoraDown", group.name, [x, a_name], h)
         last = group.nodes[-1].name
         if gated := self._gated(group.nodes):
@@ -65,6 +74,12 @@ class FusedGraph(ResidentGraph):
             out = node.output[0]
             node.output[0] = f"{out}/base"
             self.after.setdefault(node.name, []).append(self._op("LoraUp", slot.name, [h, node.output[0], b], out))
+
+    def write(self) -> None:
+        super().write()
+        opset = next(entry.version for entry in self.model.opset_import if not entry.domain)
+        self.model.functions.extend(functions(DOMAIN, opset, self.ranks, self.slot.elem_type, self._lanes(self.slot),
+                                              self.int8))
 
     def _gated(self, nodes: tuple[Any, ...]) -> list[Any]:
         """Sigmoid, Mul, Mul that make silu(first) * second; none where the graph has something else there."""
@@ -93,6 +108,9 @@ class FusedGraph(ResidentGraph):
         kind = np.dtype(np.float32 if self.int8 else np.float16)
         return self.constant(name, np.concatenate([in_blocks(fitted(part, kind), lanes, self.int8) for part in parts]))
 
+    def _lanes(self, slot: Slot) -> int:
+        return BLOCK if self._in_float32(slot) else 1
+
     @staticmethod
     def _in_float32(slot: Slot) -> bool:
         from onnx import TensorProto
@@ -107,7 +125,7 @@ class FusedGraph(ResidentGraph):
                 wrong = "bfloat16"
             elif self.int8 and not self._in_float32(slot):
                 wrong = "float16 with adapters in int8"
-            elif slot.inputs % INPUTS or slot.outputs % OUTPUTS:
+            elif not takes_sizes([(slot.inputs, slot.outputs)]):
                 wrong = f"a projection of {slot.inputs} to {slot.outputs}"
             elif max(self.columns.rank.values()) > LARGEST_RANK:
                 wrong = f"a rank above {LARGEST_RANK}"

@@ -8,8 +8,9 @@ from phicli import stages
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import find_base, resolve_model
 from phicli.native.build import ops_library
-from phicli.onnx import resident
+from phicli.onnx import fused, resident
 from phicli.onnx.adapters import SUFFIX
+from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
 from phicli.plans import Plan, State, Verdict, judge
@@ -78,6 +79,8 @@ def plan_optimize(
     if cuda_graph is None:
         cuda_graph = target == "cuda" and layout in resident.GRAPHS
     model = resolve_model(base, progress) if base else find_base(Path(root))
+    if not adapter_layout and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
+        layout = "inputs" if adapter_weights == "float" else "resident"
     settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
                 "adapter_layout": layout,
                 "adapter_weights": "fp16" if (layout, adapter_weights) == ("fused", "float") else adapter_weights,
@@ -89,6 +92,8 @@ def plan_optimize(
 
 
 def _choose_layout(target: str, weights: str, progress: Progress) -> str:
+    if target == "cpu":
+        return "fused"  # without the library too, see `portable`
     if target != "cuda":
         return "inputs"
     if weights != "float":

@@ -48,8 +48,9 @@ def optimize(
         device: "auto", "cpu", "cuda", "dml" or "webgpu". activations: "int8" or "fp32"; only for cpu and webgpu.
         head: weights of the output projection, "int4", "int8" or "float".
         adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file), "resident" (in the graph) or
-            "fused" (in the graph, with kernels of our own), see `resident`; None takes for cuda the last that can be
-            run here. adapter_weights: of those in the graph, "float" or "int8" (fused: for cpu only).
+            "fused" (in the graph, with kernels of our own), see `resident`; None takes the last for cuda where it can
+            be run here, and for a CPU where the sizes allow it. adapter_weights: of those in the graph, "float" or
+            "int8" (fused: for cpu only).
         cuda_graph: let genai capture one; None where it can.
 
     Returns:
@@ -127,7 +128,10 @@ def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
         try:
             (scratch / PREFIX).mkdir(parents=True)
             if plan.settings["adapter_layout"] in resident.GRAPHS:
-                new = list((earlier_sources(folder, progress) | plan.adapters).values())  # all live in one graph
+                earlier = earlier_sources(folder, progress)  # all live in one graph, the numbers stay
+                for name in earlier.keys() - plan.adapters.keys():
+                    plan.add(earlier[name])
+                new = list((earlier | plan.adapters).values())
                 entries = _install(folder, scratch, new, plan.settings, progress)
             else:
                 entries = there | _convert(folder, scratch / PREFIX, new, progress)

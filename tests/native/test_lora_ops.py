@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -11,25 +12,29 @@ from onnx_checkpoints import nearest_awq, random_adapter
 
 from phicli.errors import BadInput, Missing
 from phicli.native import build
+from phicli.onnx.fused import DOMAIN
 from phicli.onnx.matrices import in_blocks
+from phicli.onnx.portable import functions
 from phicli.onnx.stage import optimize
 from phicli.runtime.devices import gpu_count
 from phicli.runtime.session import Session
 
 RANKS = [16, 64, 48]
 needs_compiler = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")
-# Device, activations, matrices, and whether the processor's vectors may be used.
-KINDS = [*(pytest.param("cpu", *kind, marks=needs_compiler) for kind in (
-             (np.float32, "fp16", True), (np.float32, "int8", True), (np.float32, "fp16", False),
-             (np.float32, "int8", False), (np.float16, "fp16", True))),
-         pytest.param("cuda", np.float16, "fp16", True, marks=[
-             pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])]
+# Device, activations, matrices, and by what: the library's ops, the same without the processor's vectors, functions.
+ON_CPU = [(np.float32, "fp16"), (np.float32, "int8"), (np.float16, "fp16")]
+KINDS = [*(pytest.param("cpu", *kind, by, marks=needs_compiler) for kind in ON_CPU for by in ("vectors", "loops")),
+         *(pytest.param("cpu", *kind, "functions") for kind in ON_CPU),
+         *(pytest.param("cuda", np.float16, "fp16", by, marks=[
+             pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")])
+           for by in ("vectors", "functions"))]
 
 
 class Ops:
     """A graph of LoraDown, LoraUp and LoraGatedUp, and what they should give, in float64."""
 
-    def __init__(self, device: str, dtype: type, inputs: int, outputs: int, matrices: str = "fp16"):
+    def __init__(self, device: str, dtype: type, inputs: int, outputs: int, matrices: str = "fp16",
+                 library: bool = True):
         self.dtype, self.int8 = dtype, matrices == "int8"
         rng = np.random.default_rng(0)
         self.rng, self.inputs, self.outputs = rng, inputs, outputs
@@ -42,7 +47,7 @@ class Ops:
             return helper.make_tensor_value_info(name, kind, ["batch", "tokens", *dims])
 
         def op(name, *between, out):
-            return helper.make_node(name, ["id", *between], [out], domain="phicli", ranks=RANKS)
+            return helper.make_node(name, ["id", *between], [out], domain=DOMAIN, ranks=RANKS)
 
         graph = helper.make_graph(
             [op("LoraDown", "x", "a", out="h"), op("LoraUp", "h", "base", "b", out="y"),
@@ -53,14 +58,16 @@ class Ops:
             [numpy_helper.from_array(np.concatenate([in_blocks(part, lanes, self.int8) for part in parts]), name)
              for name, parts, lanes in (("a", self.a, 1), ("b", self.b, lanes), ("b2", self.b2, lanes))],
         )
-        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("phicli", 1)]
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.register_custom_ops_library(str(build.ops_library(device)))
+        if library:
+            options.register_custom_ops_library(str(build.ops_library(device)))
         if device == "cuda":
             onnxruntime.preload_dlls()
         providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9,
+                                  functions=functions(DOMAIN, 17, RANKS, kind, lanes, self.int8))
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
     def random(self, *shape: int) -> np.ndarray:
@@ -91,12 +98,12 @@ class Ops:
                      for found, wanted in ((y, plain), (z, gate)))
 
 
-@pytest.mark.parametrize(("device", "dtype", "matrices", "vectors"), KINDS)
+@pytest.mark.parametrize(("device", "dtype", "matrices", "by"), KINDS)
 @pytest.mark.parametrize(("inputs", "outputs"), [(96, 40), (3072, 264)])
-def test_ops_give_the_sums_of_float64(device, dtype, matrices, vectors, inputs, outputs, monkeypatch):
-    if not vectors:
+def test_ops_give_the_sums_of_float64(device, dtype, matrices, by, inputs, outputs, monkeypatch):
+    if by == "loops":
         monkeypatch.setattr(build, "_cpu_flags", frozenset)
-    ops = Ops(device, dtype, inputs, outputs, matrices)
+    ops = Ops(device, dtype, inputs, outputs, matrices, library=by != "functions")
     bound = 3e-3 if dtype == np.float16 else 1e-5
     for batch, tokens in ((1, 1), (1, 2), (1, 17), (3, 1), (3, 5), (1, 200)):
         for ids in ([0], [1], [2], [3], [3, 0, 1]):
@@ -125,8 +132,6 @@ def test_adapters_that_are_not_there_are_refused():
 
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
-    if lack := build.missing("cpu"):
-        pytest.skip(lack)
     root = tmp_path_factory.mktemp("fused")
     adapter = random_adapter(tiny, root / "peft", r=4, lora_alpha=8, target_modules=["o_proj"])
     folder, _ = optimize(root=root, base=str(nearest_awq(tiny, root / "awq")), adapters=[f"late={adapter}"],
@@ -135,7 +140,7 @@ def made(tiny, tmp_path_factory):
 
 
 @needs_compiler
-def test_the_library_is_built_once_and_a_failing_compiler_is_named(made, monkeypatch, tmp_path):
+def test_the_library_is_built_once_and_a_failing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = build.ops_library("cpu")
     assert built.is_relative_to(tmp_path) and build.ops_library("cpu") == built
@@ -148,17 +153,22 @@ def test_the_library_is_built_once_and_a_failing_compiler_is_named(made, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv("CC", shutil.which("false"))
     with pytest.raises(Missing, match="the C compiler failed"):
-        Session(made).load_adapter("late")
+        build.ops_library("cpu")
 
 
-def test_without_a_compiler_the_message_names_the_other_layout(made, monkeypatch):
+def test_a_model_of_an_earlier_version_needs_a_compiler_and_the_message_names_what_needs_none(
+        made, monkeypatch, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "earlier", ignore=shutil.ignore_patterns("phicli.json"))
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    del model.functions[:]
+    onnx.save(model, folder / "model.onnx")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    session = Session(made)
+    session = Session(folder)
     assert len(session.logits([1, 2])) == 2  # without adapter nothing is needed
     with pytest.raises(Missing, match="no C compiler") as caught:
         session.load_adapter("late")
-    assert "--adapter-layout resident" in caught.value.hint
+    assert "phicli optimize --force" in caught.value.hint
 
 
 def test_a_library_that_a_folder_brings_is_never_loaded(made, tmp_path):
@@ -171,7 +181,7 @@ def test_a_library_that_a_folder_brings_is_never_loaded(made, tmp_path):
 
 
 @needs_compiler
-def test_a_model_for_cuda_runs_on_a_cpu_too(made, tiny, tmp_path):
+def test_a_model_for_cuda_runs_on_a_cpu_too(made, tmp_path, monkeypatch):
     adapter = made.parent / "peft"
     folders = [optimize(root=tmp_path / layout, base=str(made.parent / "awq"), adapters=[f"late={adapter}"],
                         device="cuda", activations="int8", head="int8", output=None, adapter_layout=layout)[0]
@@ -179,8 +189,10 @@ def test_a_model_for_cuda_runs_on_a_cpu_too(made, tiny, tmp_path):
     sessions = [Session(folder, "cpu") for folder in folders]
     ids = sessions[0].codec.encode_text("Rome is a city in Italy. Where should I eat there?")
     fused, resident = (session.logits(ids, "late") for session in sessions)
-    np.testing.assert_allclose(fused, resident, atol=0.05 * np.abs(resident).max())
-    assert (fused.argmax(-1) == resident.argmax(-1)).mean() > 0.9
+    monkeypatch.setattr(build, "_compiler", lambda: None)
+    for found in (fused, Session(folders[0], "cpu").logits(ids, "late")):
+        np.testing.assert_allclose(found, resident, atol=0.05 * np.abs(resident).max())
+        assert (found.argmax(-1) == resident.argmax(-1)).mean() > 0.9
     assert np.abs(fused - sessions[0].logits(ids)).max() > 0.1  # the adapter does something
 
 

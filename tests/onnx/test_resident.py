@@ -30,8 +30,7 @@ def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path
     return folder
 
 
-LAYOUTS = ["resident", pytest.param("fused", marks=pytest.mark.skipif(
-    bool(missing("cpu")), reason=f"kernels cannot be built: {missing('cpu')}"))]
+LAYOUTS = ["resident", "fused"]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +82,15 @@ def test_in_8_bits_an_adapter_is_nearly_the_same(made, tmp_path):
 
 def test_rows_of_a_batch_may_have_different_adapters(made, tmp_path):
     """An adapter's file may carry a table of its own (one row of it per row of the batch), or a number for each."""
-    folder, _, _, _ = made
-    session = Session(folder)
-    ids = np.asarray(session.codec.encode_text(TEXT)[:24], np.int32)
+    for row, wanted in zip(*rows_and_each_alone(Session(made[0]), tmp_path), strict=True):
+        np.testing.assert_allclose(row, wanted, atol=2e-3)
+
+
+def rows_and_each_alone(session: Session, scratch: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits of a batch of four rows with adapters of their own, and of each row by itself."""
+    folder, ids = session.folder, np.asarray(session.codec.encode_text(TEXT)[:24], np.int32)
     alone = [session.logits(ids, name) for name in ("other", None, "travel", "other")]
-    names, file = [2, 0, 1, 2], tmp_path / "rows.onnx_adapter"
+    names, file = [2, 0, 1, 2], scratch / "rows.onnx_adapter"
     if layout_of(folder) == "resident":
         table = next(t for t in read_graph(folder)[1].initializer if t.name == masked.TABLE)
         rows = np.frombuffer(table.raw_data, np.float32).reshape(table.dims)[names]
@@ -103,9 +106,27 @@ def test_rows_of_a_batch_may_have_different_adapters(made, tmp_path):
     generator = og.Generator(model, params)
     generator.set_active_adapter(adapters, "rows")
     generator.append_tokens(np.stack([ids] * 4))
-    found = np.asarray(generator.get_output("logits"), np.float32)
-    for row, wanted in zip(found, alone, strict=True):
-        np.testing.assert_allclose(row, wanted, atol=2e-3)
+    return np.asarray(generator.get_output("logits"), np.float32), alone
+
+
+@pytest.mark.skipif(bool(missing("cpu")), reason=f"{missing('cpu')}")
+@pytest.mark.parametrize("weights", ["float", "int8"])
+def test_fused_adapters_give_the_same_answers_without_a_compiler(sources, tmp_path, monkeypatch, weights):
+    base, adapters, _ = sources
+    folder = build(tmp_path, base, adapters, adapter_layout="fused", adapter_weights=weights)
+    with_library, without = Session(folder), Session(folder)
+    ids = with_library.codec.encode_text(TEXT)
+    wanted = {name: with_library.logits(ids, name) for name in ("travel", None, "other")}
+    rows, _ = rows_and_each_alone(with_library, tmp_path)
+    monkeypatch.setattr("phicli.native.build._compiler", lambda: None)
+    for name, logits in wanted.items():
+        np.testing.assert_allclose(without.logits(ids, name), logits, atol=1e-3)
+    found, alone = rows_and_each_alone(without, tmp_path)
+    np.testing.assert_allclose(found, rows, atol=1e-3)
+    np.testing.assert_allclose(found, alone, atol=2e-3)
+    assert np.abs(wanted["travel"] - wanted["other"]).max() > 0.1
+    talk = Conversation(without, adapter="other", max_new_tokens=4)
+    assert talk.ask("Where should I eat in Rome?").text
 
 
 def test_adding_one_writes_a_small_file_and_leaves_the_base(made, tiny, tmp_path):
@@ -159,7 +180,7 @@ def test_a_file_of_another_model_is_refused(made, tmp_path):
 def test_options_that_do_not_go_together(cli, tmp_path):
     done = cli("optimize", "--root", tmp_path, "--device", "cuda", "--cuda-graph", "--adapter-layout", "inputs")
     assert done.code == 2 and "--adapter-layout fused or resident" in done.err
-    done = cli("optimize", "--root", tmp_path, "--device", "cpu", "--adapter-weights", "int8")
+    done = cli("optimize", "--root", tmp_path, "--adapter-layout", "inputs", "--adapter-weights", "int8")
     assert done.code == 2 and "--adapter-layout resident" in done.err
 
 
