@@ -111,13 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: Exception, traceback: bool) -> int:
     from phicli import console
+    from phicli.needs.shortage import ran_out, shortage
 
     if traceback:
         import traceback as tb
 
         sys.stderr.write("".join(tb.format_exception(error)))
     if not isinstance(error, PhicliError):
-        known = PhicliError(f"{type(error).__name__}: {error}", hint="the same with: phicli --traceback …")
+        known = shortage(error) if ran_out(error) else PhicliError(
+            f"{type(error).__name__}: {error}", hint="the same with: phicli --traceback …")
         known.log = getattr(error, "log", None)  # type: ignore[attr-defined]
         error = known
     console.failure(error)

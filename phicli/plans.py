@@ -13,6 +13,7 @@ from typing import Any
 from phicli import stages
 from phicli.errors import BadInput
 from phicli.locks import held
+from phicli.needs.shortage import within_memory
 from phicli.progress import Progress
 from phicli.stages import Manifest
 
@@ -103,8 +104,11 @@ class Plan:
 
         Yields:
             the manifest of what has become up to date meanwhile, as `finished` does.
+
+        Raises:
+            Missing: memory ran out while the block worked.
         """
-        with held(self.target, progress):
+        with held(self.target, progress), within_memory(self.step):
             with stages.writing(self.target):
                 stages.settle(self.target.absolute(), alone=True)
             done = not force and self.verdict().current

@@ -10,6 +10,7 @@ import numpy as np
 
 from phicli.evaluation.stages import Stage
 from phicli.models import read_config, weight_files
+from phicli.needs.shortage import ran_out
 from phicli.text import Encoded
 
 # float [response tokens, vocabulary]; row i is the distribution of the response's token i
@@ -70,6 +71,8 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (ValueError, RuntimeError, KeyError, OSError) as e:
+        if ran_out(e):
+            raise
         raise BadInput(f"the adapter does not fit the model: {e}", where=folder, hint="phicli finetune") from e
 
 

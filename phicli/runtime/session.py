@@ -12,6 +12,7 @@ import numpy as np
 from phicli.devices import usable_cores
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.native.loading import ops_of
+from phicli.needs.shortage import within_memory
 from phicli.runtime.devices import built_for, select_provider
 from phicli.stages import REMOVABLE, check_whole
 from phicli.text import TextCodec
@@ -175,15 +176,12 @@ def _overlay(og_config: Any, **decoder: Any) -> None:
 def translated(message: str, where: Path, hint: str) -> Iterator[None]:
     """Turn genai's RuntimeError into BadInput with this message, or Missing where memory ran out."""
     try:
-        yield
+        with within_memory("chat", where):
+            yield
     except PhicliError:
         raise
-    except (RuntimeError, ValueError, OSError, MemoryError) as e:
-        reason = " ".join(str(e).split())
-        if isinstance(e, MemoryError) or "bad_alloc" in reason or "out of memory" in reason.lower() \
-                or "failed to allocate memory" in reason.lower():
-            raise Missing(f"not enough memory: {reason}", where=where) from e
-        raise BadInput(f"{message}: {reason}", where=where, hint=hint) from e
+    except (RuntimeError, ValueError, OSError) as e:
+        raise BadInput(f"{message}: {' '.join(str(e).split())}", where=where, hint=hint) from e
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

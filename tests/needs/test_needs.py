@@ -1,18 +1,22 @@
 """Sizes of models and what the steps need, against real files, configs and runs."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from phicli import needs
 from phicli.awq import distill, quantize
 from phicli.devices import container_limit
-from phicli.errors import BadInput
+from phicli.errors import BadInput, Missing
 from phicli.needs import Need
+from phicli.needs.shortage import within_memory
 
 
 class Said:
@@ -144,3 +148,62 @@ def test_a_containers_limit_counts(tmp_path):
     assert container_limit(tmp_path) == (2000, 800)
     write("memory.max", "max\n")
     assert container_limit(tmp_path) == (4000, 1000)
+
+
+def no_room(*args, **kwargs):
+    """Torch's own error: no machine has a petabyte."""
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("step", "place", "setting"), [
+    ("quantize", "phicli.awq.olive_pass.quantize_checkpoint", "--samples"),
+    ("finetune", "phicli.lora.passes.load_base", "--lora-r"),
+    ("evaluate", "phicli.evaluation.measure.log_softmax", "--seq-len"),
+    ("chat", "phicli.runtime.session.ops_of", "--device cpu")])
+def test_memory_that_ran_out_names_the_settings_to_change(
+    cli, optimized, tiny, tmp_path, monkeypatch, step, place, setting
+):
+    where = {"quantize": ("--model", tiny, "--root", tmp_path), "finetune": ("--base", tiny, "--root", tmp_path),
+             "evaluate": ("--force", "--root", optimized), "chat": ("--prompt", "hello", "--root", optimized)}
+    import_module(place.rpartition(".")[0])
+    monkeypatch.setattr(place, no_room)
+    done = cli(step, *where[step], "--device", "cpu")
+    assert done.code == 4 and "not enough memory: tried to allocate 1125899906842624 bytes\n" in done.err
+    hint = done.err.partition("try: ")[2].splitlines()[0]
+    assert setting in hint
+    for option in re.findall(r"--[a-z-]+", hint):
+        assert option in cli(step, "--help").out
+
+
+@pytest.mark.parametrize(("said", "told"), [
+    ("CUDA out of memory. Tried to allocate 384.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 124.06 MiB is"
+     " free. Process 7 has 136.67 GiB memory in use. Of the allocated memory 2.32 GiB is allocated by PyTorch",
+     "Tried to allocate 384.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 124.06 MiB is free"),
+    ("Exception during initialization: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* "
+     "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for "
+     "requested buffer of size 50331648\n", "Failed to allocate memory for requested buffer of size 50331648"),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")])
+def test_of_what_libraries_say_the_telling_part_is_told(said, told):
+    with pytest.raises(Missing) as error, within_memory("chat"):
+        raise RuntimeError(said)
+    assert error.value.message == f"not enough memory: {told}"
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), within_memory("quantize"):
+        raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("step", ["quantize", "finetune"])
+def test_a_gpu_too_small(cli, tiny, tmp_path, step):
+    torch.cuda.empty_cache()
+    share = (torch.cuda.memory_allocated() + 2**20) / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        done = cli(step, "--model" if step == "quantize" else "--base", tiny, "--root", tmp_path)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert done.code == 4 and "not enough memory" in done.err and "--device cpu" in done.err
