@@ -59,7 +59,7 @@ def main() -> None:
         base = args.base or random_awq_checkpoint(scratch / "awq", args.layers, seed=0)
         built, _ = optimize(root=scratch, base=str(base), adapters=None, device=args.device, activations="int8",
                             head="int8", output=None, adapter_layout="resident")
-        args.bytes = bytes_read(built)
+        args.bytes = bytes_read(built, args.prompt + args.new / 2)
         variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
         if args.device == "cpu":
             variants["no adapter, onnxruntime's kernels"] = (built, "", "onnxruntime")
@@ -106,12 +106,17 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
     return folder
 
 
-def bytes_read(folder: Path) -> int:
-    """Bytes of the constants of all matrix products in the graph without adapters: what each token has to read."""
+def bytes_read(folder: Path, tokens: float) -> dict[str, float]:
+    """What a token has to read: constants of all products in the graph without adapters, keys and values before it."""
     graph = onnx.load(folder / resident.BASE, load_external_data=False).graph
     sizes = {t.name: int(np.prod(t.dims)) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
              for t in graph.initializer}
-    return sum(sizes.get(name, 0) for node in graph.node if "MatMul" in node.op_type for name in node.input)
+    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    cache = next(i.type.tensor_type.elem_type for i in graph.input if i.name.startswith("past_key_values."))
+    keys = tokens * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+    products = (node for node in graph.node if "MatMul" in node.op_type)
+    return {"weights": sum(sizes.get(name, 0) for node in products for name in node.input),
+            "cache": 2 * keys * helper.tensor_dtype_to_np_dtype(cache).itemsize}
 
 
 def read_bandwidth(cores: int) -> float:
@@ -173,7 +178,7 @@ def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace
                 worker.shares.append(2 * rate / (before + plain.turn()))
             if args.device == "cpu":
                 reads = read_bandwidth(usable_cores()), plain.turn(), read_bandwidth(usable_cores())
-                args.used.append(2 * reads[1] * args.bytes / (reads[0] + reads[2]))
+                args.used.append(2 * reads[1] * sum(args.bytes.values()) / (reads[0] + reads[2]))
     finally:
         for worker in workers.values():
             worker.process.kill()
@@ -188,7 +193,8 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         return
     print(f"{args.layers} layers, {args.prompt} tokens of prompt, {args.new} decoded; {machine}")
     if args.used:
-        print(f"without adapters {args.bytes / 1e9:.2f} GB of weights are read a token: "
+        weights, cache = (args.bytes[what] / 1e9 for what in ("weights", "cache"))
+        print(f"without adapters {weights:.2f} GB of weights and {cache:.2f} GB of keys and values are read a token: "
               f"{statistics.median(args.used):.2f} ({min(args.used):.2f} to {max(args.used):.2f}) of what "
               f"{usable_cores()} threads read right before and after")
     print(f"{'adapter':34} {'tokens/s':>9} {'share, median':>14} {'from, to':>12} {'first token, ms':>16} "

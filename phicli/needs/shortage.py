@@ -9,7 +9,7 @@ from phicli.errors import Missing, PhicliError
 
 SIGNS = ("out of memory", "failed to allocate memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
          "alloc_failed")  # of CUDA, onnxruntime, torch, the system, C++, cuBLAS
-TELLING = re.compile(r"tried to allocate (?:\d+ bytes|.*? is free)|failed to allocate memory[^.]*", re.IGNORECASE)
+TELLING = re.compile(r"tried to allocate (?:\d+ bytes|.*? is free)|failed to allocate memory[^.\n]*", re.IGNORECASE)
 OTHERS = "end other programs on the GPU (nvidia-smi lists them)"
 LESS = {
     "quantize": f"fewer --samples, a shorter --seq-len, --device cpu, or {OTHERS}",
@@ -41,7 +41,7 @@ def within_memory(step: str, where: Path | None = None) -> Iterator[None]:
 
 def shortage(error: BaseException, step: str | None = None, where: Path | None = None) -> Missing:
     """The error that tells people of it."""
-    text = " ".join(str(error).split())
-    telling = TELLING.search(text)
+    telling = TELLING.search(str(error))
+    said = telling[0] if telling else str(error).partition("\n")[0]
     hint = LESS[step] if step else f"--device cpu, or {OTHERS}"
-    return Missing(f"not enough memory: {telling[0] if telling else text}", where=where, hint=hint)
+    return Missing(f"not enough memory: {said}", where=where, hint=hint)

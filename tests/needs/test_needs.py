@@ -182,8 +182,8 @@ def test_memory_that_ran_out_names_the_settings_to_change(
     ("Exception during initialization: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* "
      "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for "
      "requested buffer of size 50331648\n", "Failed to allocate memory for requested buffer of size 50331648"),
-    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")])
+    ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda for more "
+     "information.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1", "CUDA error: out of memory")])
 def test_of_what_libraries_say_the_telling_part_is_told(said, told):
     with pytest.raises(Missing) as error, within_memory("chat"):
         raise RuntimeError(said)
