@@ -30,6 +30,7 @@ from safetensors.numpy import save_file
 from synthetic import SHAPE, random_awq_checkpoint
 
 from phicli.devices import usable_cores
+from phicli.native.build import products_faster
 from phicli.onnx import resident
 from phicli.onnx.adapters import convert_adapter, install_adapters
 from phicli.onnx.layouts import LAYOUTS
@@ -62,8 +63,9 @@ def main() -> None:
         args.bytes = bytes_read(built, args.prompt + args.new / 2)
         variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
         if args.device == "cpu":
-            variants["no adapter, onnxruntime's kernels"] = (built, "", "onnxruntime")
-        for rank in map(int, args.ranks.split(",")):
+            other = "onnxruntime" if products_faster() else "phicli"
+            variants[f"no adapter, {other}'s kernels"] = (built, "", other)
+        for rank in map(int, filter(None, args.ranks.split(","))):
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
             for way in args.ways.split(","):
                 variants[f"{way}, rank {rank}"] = (variant(built, scratch / f"{way}-{rank}", way, loras), "a", "auto")

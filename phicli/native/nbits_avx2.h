@@ -34,6 +34,17 @@ INLINE float largest(__m256 v) {
   return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
 }
 
+/* 32 whole numbers as bytes, in their order; of 4-bit weights the even ones, then the odd ones. */
+INLINE __m256i as_bytes(const __m256i *whole, int bits) {
+  const __m256i turned = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]),
+                                            _mm256_packs_epi32(whole[2], whole[3]));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(turned, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  if (bits == 8) return bytes;
+  const __m256i apart = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14,
+                                                                  1, 3, 5, 7, 9, 11, 13, 15));
+  return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(bytes, apart), 0xd8);
+}
+
 /* Round a block of activations. */
 INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float *scale, float *sum) {
   __m256 sizes = _mm256_setzero_ps();
@@ -41,20 +52,23 @@ INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float
     sizes = _mm256_max_ps(sizes, _mm256_andnot_ps(_mm256_set1_ps(-0.f), _mm256_loadu_ps(x + i)));
   const float top = largest(sizes);
   const __m256 inverse = _mm256_set1_ps(top > 0 ? 127 / top : 0);
-  const int unit = block < 64 ? block : 64;
-  __m256i whole = _mm256_setzero_si256();
-  for (int i = 0; i < block; i += 8) {
-    const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
-    int32_t rounded[8];
-    whole = _mm256_add_epi32(whole, v);
-    _mm256_storeu_si256((__m256i *)rounded, v);
-    for (int j = 0; j < 8; j++) {
-      const int at = i + j;
-      ints[bits == 8 ? at : at / unit * unit + at % 2 * (unit / 2) + at % unit / 2] = (int8_t)rounded[j];
+  __m256i all = _mm256_setzero_si256();
+  for (int i = 0; i < block; i += 32) {
+    __m256i whole[4] = {all, all, all, all}; /* a block of 16 has two of them */
+    for (int j = 0; j < 4 && i + 8 * j < block; j++) {
+      whole[j] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * j), inverse));
+      all = _mm256_add_epi32(all, whole[j]);
     }
+    const __m256i bytes = as_bytes(whole, bits);
+    if (bits == 4 && block > 32) { /* 64 at a time are apart */
+      __m128i *out = (__m128i *)(ints + i / 64 * 64 + i % 64 / 2);
+      _mm_storeu_si128(out, _mm256_castsi256_si128(bytes));
+      _mm_storeu_si128(out + 2, _mm256_extracti128_si256(bytes, 1));
+    } else if (block == 16) _mm_storeu_si128((__m128i *)ints, _mm256_castsi256_si128(bytes));
+    else _mm256_storeu_si256((__m256i *)(ints + i), bytes);
   }
   *scale = top / 127;
-  *sum = *scale * total(_mm256_cvtepi32_ps(whole));
+  *sum = *scale * total(_mm256_cvtepi32_ps(all));
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
@@ -149,7 +163,7 @@ INLINE void one_row(const Matrix *m, const Rounded *x, int64_t begin, int64_t en
       for (int64_t i = 0; i < count; i++, weights += bytes, ints += block) {
         __m256i w[4];
         unpack(weights, block, bits, w);
-        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_NTA); /* read once a token */
         product = _mm256_fmadd_ps(block_product(w, ints, block, bits), _mm256_set1_ps(both[i]), product);
       }
     }
