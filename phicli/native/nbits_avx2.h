@@ -2,8 +2,8 @@
  *
  * Each block of a row of activations is rounded to int8 by its largest number, as onnxruntime's accuracy level 4 does.
  * Weights lie as MatMulNBits has them (outputs, blocks, bytes), so that a file's mapped pages are read where they are.
- * Blocks in 4 bits are taken 64 weights at a time (or 32, where blocks have 32): the low halves of the bytes, which are
- * the even weights, make one vector and the high halves the next. Activations are stored in that order.
+ * Of a block in 4 bits the low halves of the bytes, which are the even weights, make the first vectors and the high
+ * halves the others. Activations are stored in that order.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -60,10 +60,9 @@ INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float
       all = _mm256_add_epi32(all, whole[j]);
     }
     const __m256i bytes = as_bytes(whole, bits);
-    if (bits == 4 && block > 32) { /* 64 at a time are apart */
-      __m128i *out = (__m128i *)(ints + i / 64 * 64 + i % 64 / 2);
-      _mm_storeu_si128(out, _mm256_castsi256_si128(bytes));
-      _mm_storeu_si128(out + 2, _mm256_extracti128_si256(bytes, 1));
+    if (bits == 4) {
+      _mm_storeu_si128((__m128i *)(ints + i / 2), _mm256_castsi256_si128(bytes));
+      _mm_storeu_si128((__m128i *)(ints + (block + i) / 2), _mm256_extracti128_si256(bytes, 1));
     } else if (block == 16) _mm_storeu_si128((__m128i *)ints, _mm256_castsi256_si128(bytes));
     else _mm256_storeu_si256((__m256i *)(ints + i), bytes);
   }
@@ -97,8 +96,8 @@ INLINE void unpack(const uint8_t *weights, int block, int bits, __m256i *out) {
   } else
     for (int i = 0; i < block / 64; i++) {
       const __m256i v = _mm256_loadu_si256((const __m256i *)weights + i);
-      out[2 * i] = _mm256_and_si256(v, low);
-      out[2 * i + 1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+      out[i] = _mm256_and_si256(v, low);
+      out[block / 64 + i] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
     }
 }
 
