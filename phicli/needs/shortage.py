@@ -7,23 +7,19 @@ from pathlib import Path
 
 from phicli.errors import Missing, PhicliError
 
-SIGNS = ("out of memory", "failed to allocate memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
-         "alloc_failed")  # of CUDA, onnxruntime, torch, the system, C++, cuBLAS
+HOST = ("can't allocate memory", "cannot allocate memory", "bad_alloc")  # as torch, the system and C++ say it
+GPU = ("out of memory", "failed to allocate memory", "alloc_failed")  # CUDA, onnxruntime (mostly there), cuBLAS
 TELLING = re.compile(r"tried to allocate (?:\d+ bytes|.*? is free)|failed to allocate memory[^.\n]*", re.IGNORECASE)
-OTHERS = "end other programs on the GPU (nvidia-smi lists them)"
 LESS = {
-    "quantize": f"fewer --samples, a shorter --seq-len, --device cpu, or {OTHERS}",
-    "finetune": f"a smaller --lora-r or --seq-len, --device cpu, or {OTHERS}",
-    "optimize": "end other programs, or --device cpu",
-    "evaluate": f"a shorter --seq-len, --device cpu, or {OTHERS}",
-    "chat": f"--device cpu where the GPU's memory is full, or {OTHERS}",
+    "quantize": ["fewer --samples", "a shorter --seq-len"],
+    "finetune": ["a smaller --lora-r", "a shorter --seq-len"],
+    "evaluate": ["a shorter --seq-len"],
 }
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory, the host's or a GPU's, could not be allocated."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in SIGNS)
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in HOST + GPU)
 
 
 @contextlib.contextmanager
@@ -39,9 +35,15 @@ def within_memory(step: str, where: Path | None = None) -> Iterator[None]:
         raise shortage(e, step, where) from e
 
 
-def shortage(error: BaseException, step: str | None = None, where: Path | None = None) -> Missing:
+def shortage(error: BaseException, step: str = "", where: Path | None = None) -> Missing:
     """The error that tells people of it."""
-    telling = TELLING.search(str(error))
-    said = telling[0] if telling else str(error).partition("\n")[0]
-    hint = LESS[step] if step else f"--device cpu, or {OTHERS}"
-    return Missing(f"not enough memory: {said}", where=where, hint=hint)
+    text = str(error)
+    told = (TELLING.findall(text) or text.splitlines() or [""])[0]
+    ways = [*LESS.get(step, [])]
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in HOST):
+        last = "end other programs"
+    else:
+        ways.append("--device cpu")
+        last = "end other programs on the GPU (nvidia-smi lists them)"
+    return Missing(f"not enough memory: {told}".rstrip(": "), where=where,
+                   hint=", ".join([*ways, f"or {last}"]) if ways else last)

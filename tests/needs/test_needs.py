@@ -159,7 +159,7 @@ def no_room(*args, **kwargs):
     ("quantize", "phicli.awq.olive_pass.quantize_checkpoint", "--samples"),
     ("finetune", "phicli.lora.passes.load_base", "--lora-r"),
     ("evaluate", "phicli.evaluation.measure.log_softmax", "--seq-len"),
-    ("chat", "phicli.runtime.session.ops_of", "--device cpu")])
+    ("chat", "phicli.runtime.session.ops_of", "end other programs")])
 def test_memory_that_ran_out_names_the_settings_to_change(
     cli, optimized, tiny, tmp_path, monkeypatch, step, place, setting
 ):
@@ -187,7 +187,14 @@ def test_memory_that_ran_out_names_the_settings_to_change(
 def test_of_what_libraries_say_the_telling_part_is_told(said, told):
     with pytest.raises(Missing) as error, within_memory("chat"):
         raise RuntimeError(said)
-    assert error.value.message == f"not enough memory: {told}"
+    assert error.value.message == f"not enough memory: {told}" and "--device cpu" in error.value.hint
+
+
+def test_of_the_hosts_memory_no_other_device_is_said_to_help():
+    with pytest.raises(Missing) as error, within_memory("quantize"):
+        raise MemoryError
+    assert error.value.message == "not enough memory"
+    assert error.value.hint == "fewer --samples, a shorter --seq-len, or end other programs"
 
 
 def test_other_errors_pass_as_they_are():
