@@ -8,8 +8,10 @@ from pathlib import Path
 from phicli.errors import Missing, PhicliError
 
 HOST = ("can't allocate memory", "cannot allocate memory", "bad_alloc")  # as torch, the system and C++ say it
-GPU = ("out of memory", "failed to allocate memory", "alloc_failed")  # CUDA, onnxruntime (mostly there), cuBLAS
-TELLING = re.compile(r"tried to allocate (?:\d+ bytes|.*? is free)|failed to allocate memory[^.\n]*", re.IGNORECASE)
+# As CUDA, onnxruntime, genai and cuBLAS say it; the second and third may be about the host, and mostly are not.
+GPU = ("out of memory", "failed to allocate memory", "could not allocate", "alloc_failed")
+TELLING = re.compile(r"tried to allocate (?:\d+ bytes|.*? is free)|failed to allocate memory[^.\n]*"
+                     r"|could not allocate [\w -]+buffer", re.IGNORECASE)
 LESS = {
     "quantize": ["fewer --samples", "a shorter --seq-len"],
     "finetune": ["a smaller --lora-r", "a shorter --seq-len"],

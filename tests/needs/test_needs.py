@@ -182,6 +182,9 @@ def test_memory_that_ran_out_names_the_settings_to_change(
     ("Exception during initialization: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* "
      "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for "
      "requested buffer of size 50331648\n", "Failed to allocate memory for requested buffer of size 50331648"),
+    ("Could not allocate the key-value cache buffer of shape: [batch_size (1), num_key_value_heads (32), max_length "
+     "(1024), head_size (96)] for 32 layers. Try reducing the max_length requested or reducing the batch size.",
+     "Could not allocate the key-value cache buffer"),
     ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda for more "
      "information.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1", "CUDA error: out of memory")])
 def test_of_what_libraries_say_the_telling_part_is_told(said, told):
