@@ -80,7 +80,7 @@ def own_kernels(subject: Subject) -> Finding:
     try:
         path = ops_library("cuda") if cuda else ops_library("cpu", products=True)
     except Missing as e:
-        what = "adapters on a GPU cost" if cuda else "decoding costs, with adapters too,"
+        what = "adapters on a GPU take" if cuda else "decoding and adapters take"
         cure = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
         return Finding(Light.YELLOW, f"cannot be built, so {what} more time: {e}", cure)
     return Finding(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}")
