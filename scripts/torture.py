@@ -1,7 +1,7 @@
 """Does harm to a small lab, fault by fault, and prints what became of it: `make torture`.
 
 Every fault is a function of tests/faults, which `make test` runs too, with fewer kills. It gives the number of tries
-and raises where one of them ended badly.
+and raises where one of them ended badly. What strangers' files can do is in the tests of tests/strangers: a second table.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS / "faults"), str(TESTS / "strangers")]
 
 import damages
 import kills
 import surroundings
 from bench import Bench
+from strangers_table import strangers_rows
 
 FAULTS: tuple[Callable[[Bench, int], int], ...] = (
     kills.killed, kills.interrupted, kills.two_at_once, kills.interrupted_while_waiting, kills.removed,
@@ -55,17 +57,22 @@ def main() -> int:
             rows.append(row)
             print(f"{fault.__name__}: {row[1]}, {time.monotonic() - start:.0f} s", flush=True)
         bench.close()
-    text = table(rows, time.monotonic() - begun)
+    text = table("fault", rows, time.monotonic() - begun)
+    if not options.only:
+        begun = time.monotonic()
+        rows, worse = strangers_rows()
+        failed += worse
+        text += "\n" + table("stranger's fault", rows, time.monotonic() - begun)
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
     return 1 if failed else 0
 
 
-def table(rows: list[tuple[str, str, str]], seconds: float) -> str:
+def table(kind: str, rows: list[tuple[str, str, str]], seconds: float) -> str:
     lines = [f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.system()}, "
              f"{int(seconds // 60)} min {int(seconds % 60)} s, `make torture`", "",
-             "| fault | as it should be | how that is |", "| --- | --- | --- |"]
+             f"| {kind} | as it should be | how that is |", "| --- | --- | --- |"]
     return "\n".join(lines + [f"| {what} | {tries} | {outcome} |" for what, tries, outcome in rows]) + "\n"
 
 

@@ -1,0 +1,1 @@
+"""Files as such: reading a stranger's, and writing where strangers can write too."""

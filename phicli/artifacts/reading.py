@@ -1,0 +1,82 @@
+"""Reading files that somebody else may have made: regular files only, of bounded size, JSON that means one thing only."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from phicli.errors import BadInput
+
+SMALL = 64 << 20  # bytes; more than any tokenizer, index or settings file has
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO without a writer would keep `open` waiting for ever
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading in binary mode. Links are followed, as users put models on other disks.
+
+    Raises:
+        BadInput: a folder, FIFO, socket or device, or a file that cannot be opened. FileNotFoundError: none there.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | _NONBLOCK | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as e:
+        raise BadInput(f"cannot be read: {getattr(e, 'strerror', None) or e}", where=path) from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise BadInput("not a regular file", where=path)
+    return os.fdopen(number, "rb")
+
+
+def read_bytes(path: Path, limit: int = SMALL) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises as `open_regular`, and BadInput where it is longer."""
+    with open_regular(path) as file:
+        try:
+            found = file.read(limit + 1)
+        except OSError as e:
+            raise BadInput(f"cannot be read: {e.strerror}", where=path) from None
+    if len(found) > limit:
+        raise BadInput(f"more than {limit:,} bytes are not read", where=path)
+    return found
+
+
+def read_text(path: Path, limit: int = SMALL) -> str:
+    """The content of a UTF-8 file, without a byte order mark. Raises as `read_bytes`, and BadInput where it is no UTF-8."""
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise BadInput(f"not UTF-8: {e.reason} at byte {e.start}", where=path) from None
+
+
+def read_json(path: Path, limit: int = SMALL) -> Any:
+    """The document in a JSON file. Raises as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, limit), path)
+
+
+def parse_json(text: str | bytes, where: str | Path) -> Any:
+    """A JSON document that every parser reads alike: no key twice, no NaN or Infinity, no number of 4,300 digits.
+
+    Time and memory grow linearly with the text.
+
+    Raises:
+        BadInput: not such a document, or nested more deeply than Python can follow.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"not readable as JSON: {e}", where=where) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {doubled[:80]!r} is there twice")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
