@@ -1,7 +1,7 @@
 """Does harm to a small lab, fault by fault, and prints what became of it: `make torture`.
 
 Every fault is a function of tests/faults, which `make test` runs too, with fewer kills. It gives the number of tries
-and raises where one of them ended badly. What strangers' files can do is in the tests of tests/strangers: a second table.
+and raises where one of them ended badly. What strangers' files can do is in tests/strangers: a second table.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "faults"), str(TESTS / "strangers")]
+sys.path.insert(0, str(TESTS / "faults"))
+sys.path.insert(0, str(TESTS / "strangers"))
 
 import damages
 import kills

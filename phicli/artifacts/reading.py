@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have made: regular files only, of bounded size, JSON that means one thing only."""
+"""Reading files of strangers: regular files only, of bounded size, JSON that means one thing only."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def read_bytes(path: Path, limit: int = SMALL) -> bytes:
 
 
 def read_text(path: Path, limit: int = SMALL) -> str:
-    """The content of a UTF-8 file, without a byte order mark. Raises as `read_bytes`, and BadInput where it is no UTF-8."""
+    """The content of a UTF-8 file, without a byte order mark. Raises as `read_bytes`; BadInput: no UTF-8."""
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as e:
