@@ -14,9 +14,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS / "faults"))
-sys.path.insert(0, str(TESTS / "strangers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "strangers"))
 
 import damages
 import kills
