@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phicli.console import duration, size
+from phicli.cli.console import duration, size
 from phicli.errors import UsageError
 from phicli.progress import Progress
 from phicli.settings import Settings

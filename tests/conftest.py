@@ -23,7 +23,7 @@ class Outcome:
 @pytest.fixture
 def cli(capfd):
     """cli("quantize", "--model", "tiny") -> Outcome(code, out, err), through the real main()."""
-    from phicli.cli import main
+    from phicli.cli.main import main
 
     def run(*argv: object) -> Outcome:
         capfd.readouterr()

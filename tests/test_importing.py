@@ -96,7 +96,7 @@ def test_what_goes_wrong_beside_is_not_the_steps(modules):
 def test_the_end_calls_what_libraries_have_registered_and_takes_nothing_apart(arguments, code):
     text = f"""
 import atexit, sys, threading, time
-from phicli import cli
+from phicli.cli import main as cli
 real = cli.main
 class Loaded:
     def __del__(self): print("taken apart", flush=True)

@@ -3,14 +3,14 @@
 from phicli.needs.announcing import announce, existing, free_disk
 from phicli.needs.sizes import ModelSize, size_of_config, size_of_folder, size_of_model
 from phicli.needs.steps import (
-    Need,
-    after_quantizing,
-    keeps_unpacked,
-    of_chat,
-    of_evaluate,
-    of_finetune,
-    of_optimize,
-    of_quantize,
+           Need,
+           after_quantizing,
+           keeps_unpacked,
+           of_chat,
+           of_evaluate,
+           of_finetune,
+           of_optimize,
+           of_quantize,
 )
 
 __all__ = ["ModelSize", "Need", "after_quantizing", "announce", "existing", "free_disk", "keeps_unpacked", "of_chat",

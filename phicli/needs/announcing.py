@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from phicli.console import size
+from phicli.cli.console import size
 from phicli.devices import available_memory
 from phicli.needs.steps import Need
 from phicli.progress import Progress

@@ -9,8 +9,8 @@ import pytest
 FEW = ("quantize", "--model", "tiny", "--device", "cpu", "--samples", "8", "--seq-len", "128")
 CODE = """
 import os, signal, sys
-from phicli import console
-from phicli.cli import main
+from phicli.cli import console
+from phicli.cli.main import main
 
 number, layer = int(sys.argv[1]), int(sys.argv[2])
 plain, done = console._Lines.advance, []

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 # isort: off
-from phicli import cli  # first: it sets what libraries read when they are imported
+from phicli.cli import main as cli  # first: it sets what libraries read when they are imported
 
 import onnxruntime_genai  # noqa: F401
 import peft  # noqa: F401

@@ -13,7 +13,7 @@ import pytest
 import phicli
 
 LIMITED = ("import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1500 << 20,) * 2); "
-           "from phicli.cli import main; sys.exit(main(sys.argv[1:]))")
+           "from phicli.cli.main import main; sys.exit(main(sys.argv[1:]))")
 
 
 def squeezed(piece, times):

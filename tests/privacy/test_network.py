@@ -82,7 +82,7 @@ def test_the_whole_lab_reaches_for_no_network(tmp_path, environment):
 
 def test_telemetry_is_off_before_a_library_is_imported(tmp_path, environment):
     code = (
-        "import sys, os, json, phicli.cli; "
+        "import sys, os, json, phicli.cli.main; "
         "assert not any(m in sys.modules for m in ('olive', 'onnxruntime', 'onnxruntime_genai', 'huggingface_hub')); "
         "from huggingface_hub import constants; "
         "from olive.telemetry.telemetry import Telemetry; "

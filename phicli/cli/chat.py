@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phicli import console, options
+from phicli.cli import console, options
+from phicli.cli.options import option
 from phicli.errors import BadInput, UsageError
-from phicli.options import option
 from phicli.settings import Settings
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def _compare_on(talks: "list[Conversation]") -> Callable[[str, Callable[[], bool
 
 
 def _converse(talks: "list[Conversation]", answer: Callable[[str, Callable[[], bool]], None]) -> None:
-    from phicli.runtime.line_editor import line_reader
-    from phicli.runtime.repl import Repl
+    from phicli.cli.line_editor import line_reader
+    from phicli.cli.repl import Repl
 
     repl = Repl(talks, answer, lambda: read(), console.note, console.failure)
     read = line_reader(repl.words)
@@ -132,7 +132,7 @@ def _converse(talks: "list[Conversation]", answer: Callable[[str, Callable[[], b
 
 
 def _remark(answer: "Answer", prefix: str = "") -> None:
-    from phicli.runtime.repl import summary
+    from phicli.cli.repl import summary
 
     if answer.dropped_turns:
         console.warn(f"the context is full: the oldest {answer.dropped_turns} turns were left out")

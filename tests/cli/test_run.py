@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phicli.cli import COMMANDS
+from phicli.cli.main import COMMANDS
 from phicli.stages import read_manifest
 
 DATA = Path(__file__).parent.parent / "data"
@@ -112,7 +112,7 @@ def test_from_and_until(cli, monkeypatch, lab):
 
 
 def test_status_needs_no_torch():
-    code = ("import sys; from phicli.cli import main; main(['status', '--model', 'tiny', '--root', sys.argv[1]]); "
+    code = ("import sys; from phicli.cli.main import main; main(['status', '--model', 'tiny', '--root', sys.argv[1]]); "
             f"sys.exit(', '.join(m for m in {HEAVY!r} if m in sys.modules) or 0)")
     done = subprocess.run([sys.executable, "-c", code, "/nowhere"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -129,7 +129,7 @@ def test_wrong_input_of_a_step_stops_there(cli, monkeypatch, tmp_path):
 def test_help_is_quick_and_imports_nothing_heavy(command):
     arguments = [command, "--help"] if command else ["--help"]
     code = (
-        "import sys; from phicli.cli import main; "
+        "import sys; from phicli.cli.main import main; "
         f"code = main({arguments!r}); "
         f"bad = [m for m in {HEAVY!r} if m in sys.modules]; "
         "sys.exit(code or (f'imported {bad}' if bad else 0))"

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
-from phicli.runtime import line_editor
+from phicli.cli import line_editor
+from phicli.cli.interrupt import interruptible
+from phicli.cli.repl import COMMANDS, Repl
 from phicli.runtime.conversation import Conversation
-from phicli.runtime.interrupt import interruptible
-from phicli.runtime.repl import COMMANDS, Repl
 from phicli.runtime.session import Session
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from phicli import console, options
+from phicli.cli import console, options
 from phicli.settings import Settings
 
 

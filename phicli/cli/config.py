@@ -1,6 +1,6 @@
 """`phicli config`: every setting, its value, and where the value comes from."""
 
-from phicli import console, options
+from phicli.cli import console, options
 from phicli.settings import SETTINGS, Settings
 
 

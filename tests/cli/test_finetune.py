@@ -32,7 +32,7 @@ QUICK = ("--data", DATA / "data_sample_travel.jsonl", "--lora-r", "8", "--device
 @pytest.fixture(scope="module")
 def root(tiny, tmp_path_factory):
     """A root with a quantized model and an adapter `travel` of 12 steps."""
-    from phicli.cli import main
+    from phicli.cli.main import main
 
     root = tmp_path_factory.mktemp("finetune")
     quantized(tiny, root)

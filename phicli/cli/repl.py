@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+from phicli.cli.interrupt import interruptible
 from phicli.errors import PhicliError
 from phicli.runtime.conversation import Answer, Conversation
-from phicli.runtime.interrupt import interruptible
 
 COMMANDS = {
     "/adapter": "NAME: answer with that adapter from now on; without NAME: with none",

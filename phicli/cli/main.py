@@ -72,9 +72,9 @@ def phicli_options(
 
 for _name in COMMANDS:
     if _name in GROUPS:
-        app.add_typer(import_module(f"phicli.{_name}_commands").app, name=_name)
+        app.add_typer(import_module(f"phicli.cli.{_name}").app, name=_name)
     else:
-        app.command(_name)(getattr(import_module(f"phicli.{_name}"), _name))
+        app.command(_name)(getattr(import_module(f"phicli.cli.{_name}"), _name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception, traceback: bool) -> int:
-    from phicli import console
+    from phicli.cli import console
     from phicli.needs.shortage import ran_out, shortage
 
     if traceback:

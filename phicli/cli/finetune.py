@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Annotated
 
-from phicli import console, options
-from phicli.options import option
+from phicli.cli import console, options
+from phicli.cli.options import option
 from phicli.settings import Settings
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from phicli import console, options
+from phicli.cli import console, options
 from phicli.errors import ExitCode
 from phicli.settings import Settings
 

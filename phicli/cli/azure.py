@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from phicli import console, options
+from phicli.cli import console, options
 from phicli.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")

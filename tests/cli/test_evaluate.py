@@ -31,7 +31,7 @@ def lab(optimized, tiny, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from phicli.cli import main
+    from phicli.cli.main import main
     from phicli.onnx.adapters import convert_adapter
     from phicli.onnx.peft_folder import read_peft
 
@@ -53,7 +53,7 @@ def lab(optimized, tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def measured(lab, rows_file):
     """The document of one evaluation of everything, by stage."""
-    from phicli.cli import main
+    from phicli.cli.main import main
 
     assert main(["evaluate", "--model", "tiny", "--root", str(lab), "--eval-data", str(rows_file),
                  "--algorithm", "rtn"]) == 0

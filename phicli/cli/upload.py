@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from phicli import console, options
+from phicli.cli import console, options
+from phicli.cli.options import option
 from phicli.errors import UsageError
-from phicli.options import option
 from phicli.settings import Settings
 
 

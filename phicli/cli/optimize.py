@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from phicli import console, options
-from phicli.options import option
+from phicli.cli import console, options
+from phicli.cli.options import option
 from phicli.settings import Settings
 
 

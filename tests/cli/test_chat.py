@@ -97,7 +97,7 @@ def test_no_model_yet(cli, tmp_path):
 
 
 def test_chat_starts_without_torch_or_transformers(optimized):
-    code = ("import sys; from phicli.cli import main; code = main(sys.argv[1:]);"
+    code = ("import sys; from phicli.cli.main import main; code = main(sys.argv[1:]);"
             "print(code, sorted({'torch', 'transformers', 'olive', 'peft'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code, "chat", "--root", str(optimized), "-p", "x", "-a", "travel"],
                           capture_output=True, text=True)

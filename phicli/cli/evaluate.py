@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any
 
-from phicli import console, options
-from phicli.options import option
+from phicli.cli import console, options
+from phicli.cli.options import option
 from phicli.settings import Settings
 
 COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original", "KL to torch", "top-1 as torch",

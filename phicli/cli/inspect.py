@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from phicli import console, options
+from phicli.cli import console, options
+from phicli.cli.options import option
 from phicli.errors import BadInput
-from phicli.options import option
 from phicli.settings import Settings
 
 PREVIEW = 160  # characters shown of a field
