@@ -150,7 +150,7 @@ def olive(name: str, folder: Path, out: Path, tokens: Tensor, device: str) -> No
     from safetensors.torch import save_file
 
     from phicli.awq.olive_pass import tokens_data_config
-    from phicli.passes import run_pass
+    from phicli.workflow.olive import run_pass
 
     config = {"bits": 4, "group_size": 128, "sym": False}
     if name == "gptq":

@@ -29,7 +29,7 @@ from onnx import helper
 from safetensors.numpy import save_file
 from synthetic import SHAPE, random_awq_checkpoint
 
-from phicli.devices import usable_cores
+from phicli.hardware.devices import usable_cores
 from phicli.native.build import products_faster
 from phicli.onnx import resident
 from phicli.onnx.adapters import convert_adapter, install_adapters

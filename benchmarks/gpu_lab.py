@@ -175,7 +175,7 @@ config = og.Config(str(folder))
 graph = "base.onnx" if not adapter and (folder / "base.onnx").is_file() else "model.onnx"
 config.overlay(json.dumps({"model": {"decoder": {"filename": graph}}}))
 if device == "cpu":
-    from phicli.devices import usable_cores
+    from phicli.hardware.devices import usable_cores
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
 from phicli.native.loading import ops_of
 begun = time.perf_counter()

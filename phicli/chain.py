@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phicli import hashing, stages
+from phicli.artifacts import hashing, stages
+from phicli.artifacts.locks import holder
 from phicli.errors import Missing, PhicliError
-from phicli.locks import holder
 from phicli.pipeline import Lab
-from phicli.plans import CURRENT, Plan, State, Verdict
 from phicli.progress import SILENT
 from phicli.settings import Settings
+from phicli.workflow.plan import CURRENT, Plan, State, Verdict
 
 
 @dataclass(frozen=True)

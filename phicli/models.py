@@ -8,10 +8,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.progress import SILENT, Progress
 from phicli.settings import QUANTIZE_ALGORITHMS
-from phicli.stages import check_whole, read_manifest
 
 BUILT_IN = Path(__file__).parent / "models"
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.stages import MANIFEST, Manifest
 from phicli.cli.console import duration, size
 from phicli.errors import UsageError
 from phicli.progress import Progress
 from phicli.settings import Settings
-from phicli.stages import MANIFEST, Manifest
 
 STEPS = ("inspect", "quantize", "finetune", "optimize", "evaluate", "chat")
 

@@ -1,1 +1,1 @@
-"""Files as such: reading a stranger's, and writing where strangers can write too."""
+"""Files and folders as such: manifests, publishing, hashes, locks, the cache, and strangers' files."""

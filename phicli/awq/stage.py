@@ -6,15 +6,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from phicli import stages
+from phicli.artifacts import stages
 from phicli.awq.warming import warm_up
-from phicli.devices import choose_device
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.hardware.devices import choose_device
 from phicli.importing import imports
 from phicli.models import read_config, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
-from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
+from phicli.workflow.plan import Plan
 
 OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
 CALIBRATED = {"gptq", "quarot"}
@@ -134,7 +134,7 @@ def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
 
 def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, progress: Progress):
     from phicli.awq.olive_pass import PhicliAwq
-    from phicli.passes import run_pass
+    from phicli.workflow.olive import run_pass
 
     names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed", "calibration",
              "plan", "save_plan", "distill")
@@ -148,8 +148,8 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
 
     from phicli.awq.calibration import calibration_tokens, tokens_digest
     from phicli.awq.olive_pass import tokens_data_config
-    from phicli.passes import run_pass
     from phicli.text import TextCodec, TextTemplate
+    from phicli.workflow.olive import run_pass
 
     algorithm, calibration = settings["algorithm"], settings["calibration"]
     if algorithm == "awq" and device != "cuda":

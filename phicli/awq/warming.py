@@ -7,7 +7,7 @@ behind torch's products and factorizations, which choose and load a kernel for e
 from pathlib import Path
 from typing import Any
 
-from phicli.devices import open_gpu
+from phicli.hardware.devices import open_gpu
 from phicli.importing import Imports
 from phicli.progress import SILENT
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.stages import MANIFEST, check_whole, fingerprint, read_manifest
 from phicli.errors import BadInput
-from phicli.stages import MANIFEST, check_whole, fingerprint, read_manifest
 
 EVALUATION = "evaluation.json"  # in the root, beside the stages; `phicli evaluate` writes it
 FIGURES = ("perplexity", "kl", "top1", "kl_torch", "top1_torch", "bytes")  # of a stage

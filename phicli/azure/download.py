@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from phicli.artifacts.stages import write_text, writing
 from phicli.azure import faults
 from phicli.azure.fetching import Journal, damaged_files, fetch_files, list_files
 from phicli.azure.reference import Reference, parse_reference
@@ -16,7 +17,6 @@ from phicli.azure.workspace import Workspace
 from phicli.errors import BadInput, RemoteError
 from phicli.progress import SILENT, Progress
 from phicli.settings import Settings
-from phicli.stages import write_text, writing
 
 
 @dataclass

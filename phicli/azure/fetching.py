@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from phicli.artifacts.stages import writing
 from phicli.azure.parallel import completed
 from phicli.azure.staging import block_size
 from phicli.azure.storage import RANGE, Container
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
-from phicli.stages import writing
 
 _READ = 1 << 20
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from phicli.cache import user_cache
+from phicli.artifacts.cache import user_cache
+from phicli.artifacts.stages import write_text
 from phicli.errors import BadInput, Missing
 from phicli.settings import CONFIG_NAME, Settings
-from phicli.stages import write_text
 
 SDK_CONFIG = Path(".azureml") / "config.json"  # what the Azure portal and `az ml` give out
 QUESTIONS = {"subscription": "Azure subscription id", "resource_group": "Resource group",

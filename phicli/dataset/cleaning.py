@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from phicli.artifacts.stages import writing
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.damage import damage, has_mojibake, repair
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import Defect, defects, parse
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.stages import writing
 from phicli.text import TextTemplate
 
 # Findings about the file's form, which writing it anew does away with.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from phicli.stages import writing
+from phicli.artifacts.stages import writing
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

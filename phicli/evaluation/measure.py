@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from phicli.artifacts.stages import versions, write_sealed
 from phicli.errors import BadInput
 from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_softmax
 from phicli.evaluation.plan import plan_evaluate
 from phicli.evaluation.readers import open_reader
 from phicli.evaluation.stages import Stage
 from phicli.progress import SILENT, Progress
-from phicli.stages import versions, write_sealed
 from phicli.text import Encoded, TextCodec, TextTemplate
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.stages import check_whole, read_sealed
 from phicli.errors import BadInput
 from phicli.evaluation.stages import Stage, find_stages
-from phicli.plans import CURRENT, Plan, State, Verdict, difference
 from phicli.progress import SILENT, Progress
-from phicli.stages import check_whole, read_sealed
+from phicli.workflow.plan import CURRENT, Plan, State, Verdict, difference
 
 RESULT = "evaluation.json"
 

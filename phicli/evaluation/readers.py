@@ -39,7 +39,7 @@ def _onnx_reader(stage: Stage, device: str, kernels: str) -> Iterator[Reader]:
 def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
     import torch
 
-    from phicli.devices import choose_device
+    from phicli.hardware.devices import choose_device
     from phicli.lora.loading import load_base
 
     device = choose_device(device)
@@ -83,7 +83,7 @@ def choose_dtype(folder: Path, device: str) -> Any:
     """
     import torch
 
-    from phicli.devices import available_memory
+    from phicli.hardware.devices import available_memory
 
     if 2.5 * sum(path.stat().st_size for path in weight_files(folder)) < available_memory(device):
         return torch.float32

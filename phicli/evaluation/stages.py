@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from phicli.artifacts.stages import MANIFEST
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.models import resolve_model
 from phicli.progress import SILENT, Progress
 from phicli.runtime.session import ADAPTER_SUFFIX
 from phicli.settings import QUANTIZE_ALGORITHMS
-from phicli.stages import MANIFEST
 
 ONNX = "onnx-ao"
 

@@ -8,7 +8,7 @@ from typing import Any
 from phicli import needs
 from phicli.azure.target import cache_folder
 from phicli.cli.console import size
-from phicli.devices import available_memory, total_memory
+from phicli.hardware.devices import available_memory, total_memory
 from phicli.health.finding import Finding, Light, Subject
 from phicli.models import check_model, local_folder
 from phicli.needs import Need, existing, free_disk

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phicli import stages
+from phicli.artifacts import stages
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 

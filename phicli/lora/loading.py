@@ -17,8 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from phicli.awq.packing import unpack_columns
-from phicli.devices import available_memory
 from phicli.errors import BadInput
+from phicli.hardware.devices import available_memory
 from phicli.lora.int4 import Int4Linear, pack, unpack
 from phicli.models import check_model, check_safetensors
 from phicli.needs import keeps_unpacked

@@ -7,17 +7,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from phicli import stages
+from phicli.artifacts import stages
 from phicli.dataset import load_rows
-from phicli.devices import choose_device, open_gpu
 from phicli.errors import BadInput, UsageError
+from phicli.hardware.devices import choose_device, open_gpu
 from phicli.importing import imports
 from phicli.lora.defaults import choose_targets, default_learning_rate
 from phicli.models import find_base, resolve_model
 from phicli.needs import announce, of_finetune, size_of_folder
-from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
 from phicli.text import TextCodec, TextTemplate
+from phicli.workflow.plan import Plan
 
 LIBRARIES = ("torch", "phicli.lora.passes", "transformers.modeling_layers")  # that the work begins with
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -119,7 +119,7 @@ class _Work:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums exactly with it
         from phicli.lora.checkpoint import Checkpoint
         from phicli.lora.passes import PASSES, Job
-        from phicli.passes import run_pass
+        from phicli.workflow.olive import run_pass
 
         key = {"inputs": self.plan.inputs, "settings": self.settings, "device": self.device,
                "versions": stages.versions()}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from phicli.cache import user_cache
+from phicli.artifacts.cache import user_cache
 from phicli.errors import Missing
 from phicli.runtime.devices import compute_capability
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from phicli.cli.console import size
-from phicli.devices import available_memory
+from phicli.hardware.devices import available_memory
 from phicli.needs.steps import Need
 from phicli.progress import Progress
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from phicli.patching import replaced
+from phicli.workflow.patching import replaced
 
 
 class ExternalData:

@@ -22,7 +22,7 @@ from phicli.models import check_safetensors, read_config, weight_files
 from phicli.onnx.external_data import ExternalData
 from phicli.onnx.matching import ALIASES, FUSED
 from phicli.onnx.repacking import LAYOUTS
-from phicli.patching import replaced
+from phicli.workflow.patching import replaced
 
 METHODS = tuple(LAYOUTS)
 

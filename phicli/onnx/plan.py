@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phicli import stages
+from phicli.artifacts import stages
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import find_base, resolve_model
 from phicli.native.build import ops_library
@@ -13,9 +13,9 @@ from phicli.onnx.adapters import SUFFIX
 from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
-from phicli.plans import Plan, State, Verdict, judge
 from phicli.progress import SILENT, Progress
 from phicli.runtime.devices import compute_capability
+from phicli.workflow.plan import Plan, State, Verdict, judge
 
 FOLDER = "onnx-ao"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from phicli import stages
+from phicli.artifacts import stages
 from phicli.errors import BadInput, UsageError
 from phicli.onnx.adapters import FOLDER, SUFFIX
 from phicli.onnx.peft_folder import Lora, read_peft

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phicli import stages
+from phicli.artifacts import stages
 from phicli.errors import BadInput
 from phicli.importing import imports
 from phicli.needs import announce, of_optimize, size_of_folder
@@ -102,7 +102,7 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
 
 def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: Progress) -> None:
     from phicli.onnx.olive_pass import SlottedModelBuilder
-    from phicli.passes import run_pass
+    from phicli.workflow.olive import run_pass
 
     config: dict[str, Any] = {"precision": "int4", "enable_cuda_graph": settings["cuda_graph"]}
     config["slots"] = "none" if settings["adapter_layout"] in resident.GRAPHS else settings["adapter_layout"]

@@ -8,7 +8,7 @@ import time
 import pytest
 from azure_files import contents
 
-from phicli.stages import Manifest, fingerprint, write_manifest
+from phicli.artifacts.stages import Manifest, fingerprint, write_manifest
 
 NAME = "ft-for-travel"
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "onnx"))
 from onnx_checkpoints import nearest_awq, random_adapter, random_model
 from safetensors.torch import load_file, save_file
 
-from phicli import stages
+from phicli.artifacts import stages
 from phicli.onnx.plan import plan_optimize
 from phicli.runtime.session import Session
 from phicli.text import TextCodec

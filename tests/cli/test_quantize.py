@@ -12,9 +12,9 @@ import torch
 from reference import dequantized_state, kl_and_agreement, reference_model
 from safetensors.torch import load_file
 
+from phicli.artifacts.stages import read_manifest
 from phicli.awq.calibration import calibration_tokens
 from phicli.awq.packing import unpack_linear
-from phicli.stages import read_manifest
 from phicli.text import TextCodec, TextTemplate
 
 FEW = ("--samples", "8", "--seq-len", "128")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from phicli.artifacts.stages import read_manifest
 from phicli.cli.main import COMMANDS
-from phicli.stages import read_manifest
 
 DATA = Path(__file__).parent.parent / "data"
 SMALL = {

@@ -10,14 +10,14 @@ import pytest
 from fuzzing import EXPECTED, changed, fuzzed, mutated, to_json, values
 from hypothesis import strategies as st
 
+from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest
 from phicli.models import check_model, check_safetensors
 from phicli.needs import size_of_config, size_of_folder
 from phicli.onnx.adapters import check_adapter
 from phicli.onnx.peft_folder import read_peft
 from phicli.onnx.slots import read_slots
-from phicli.plans import State, judge
-from phicli.stages import MANIFEST, check_whole, read_manifest
 from phicli.text import TextCodec
+from phicli.workflow.plan import State, judge
 
 PEFT = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"], "bias": "none", "use_rslora": False,
         "alpha_pattern": {"o_proj": 3}, "rank_pattern": {}, "base_model_name_or_path": "tiny"}

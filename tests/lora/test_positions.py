@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, masking_
 from phicli.errors import Missing
 from phicli.lora.graphs import _Positions
 from phicli.lora.loss import RowLoss, make_even_batch
-from phicli.patching import replaced
 from phicli.text import Encoded
+from phicli.workflow.patching import replaced
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 4, "pad_token_id": 0}

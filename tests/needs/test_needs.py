@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from phicli import needs
 from phicli.awq import distill, quantize
-from phicli.devices import container_limit
 from phicli.errors import BadInput, Missing
+from phicli.hardware.devices import container_limit
 from phicli.needs import Need
 from phicli.needs.shortage import within_memory
 

@@ -35,7 +35,7 @@ def hashing():
     """Whether a fingerprint is being taken, for which the bytes of all files of a folder are read."""
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_filename.endswith(("phicli/hashing.py", "phicli/stages.py")):
+        if frame.f_code.co_filename.endswith(("phicli/artifacts/hashing.py", "phicli/artifacts/stages.py")):
             return True
         frame = frame.f_back
     return False

@@ -3,11 +3,11 @@ import os
 
 import pytest
 
-from phicli import stages
+from phicli.artifacts import stages
+from phicli.artifacts.stages import Manifest
 from phicli.errors import BadInput, Missing
-from phicli.plans import Plan, State, judge
 from phicli.progress import SILENT
-from phicli.stages import Manifest
+from phicli.workflow.plan import Plan, State, judge
 
 
 def test_publish_whole_or_not_at_all(tmp_path):

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from phicli import hashing
-from phicli.hashing import CHUNK, Memory, file_hashes
-from phicli.stages import fingerprint
+from phicli.artifacts import hashing
+from phicli.artifacts.hashing import CHUNK, Memory, file_hashes
+from phicli.artifacts.stages import fingerprint
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import phicli
+from phicli.artifacts.hashing import file_hashes
+from phicli.artifacts.locks import alive
 from phicli.errors import BadInput, Missing, PhicliError
-from phicli.hashing import file_hashes
-from phicli.locks import alive
 
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one

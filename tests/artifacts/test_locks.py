@@ -5,12 +5,12 @@ import subprocess
 import sys
 import time
 
-from phicli.locks import held, holder
+from phicli.artifacts.locks import held, holder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from phicli.locks import held
+from phicli.artifacts.locks import held
 from phicli.progress import SILENT
 with held(Path(sys.argv[1]), SILENT):
     print("held", flush=True)

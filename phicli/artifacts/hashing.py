@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from phicli.cache import user_cache
+from phicli.artifacts.cache import user_cache
 
 CHUNK = 16 << 20  # bytes that one thread hashes at a time
 BLOCK = 1 << 20  # bytes that a thread holds in memory

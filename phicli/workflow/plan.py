@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phicli import stages
+from phicli.artifacts import stages
+from phicli.artifacts.locks import held
+from phicli.artifacts.stages import Manifest
 from phicli.errors import BadInput
-from phicli.locks import held
 from phicli.needs.shortage import within_memory
 from phicli.progress import Progress
-from phicli.stages import Manifest
 
 
 class State(StrEnum):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from phicli.devices import usable_cores
+from phicli.hardware.devices import usable_cores
 
 THREADS = """
 import os, sys
