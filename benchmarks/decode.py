@@ -36,7 +36,7 @@ from phicli.onnx.adapters import convert_adapter, install_adapters
 from phicli.onnx.layouts import LAYOUTS
 from phicli.onnx.peft_folder import read_peft
 from phicli.onnx.slots import MODEL, add_slots
-from phicli.onnx.stage import optimize
+from phicli.steps.optimize import optimize
 
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
 

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
-from phicli.awq.stage import CALIBRATION
 from phicli.models import resolve_model
 from phicli.settings import DEFAULT_TEMPLATE
+from phicli.steps.quantize import CALIBRATION
 
 ROWS = Path(__file__).parent.parent / "data" / "data_sample_travel.jsonl"
 CUDA = torch.cuda.is_available()

@@ -75,8 +75,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny_awq(tmp_path_factory, tiny) -> Path:
     """The built-in model, quantized by the command's own library function with few samples."""
-    from phicli.awq.stage import quantize
     from phicli.settings import Settings
+    from phicli.steps.quantize import quantize
 
     names = ("algorithm", "implementation", "bits", "group_size", "symmetric", "calibration", "text_template",
              "rounding", "skip", "seed")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from phicli.awq.calibration import calibration_tokens
-from phicli.evaluation.measure import _encode
 from phicli.lora.rows import prepare_rows
 from phicli.runtime.conversation import Conversation
 from phicli.runtime.session import Session
 from phicli.settings import DEFAULT_TEMPLATE
+from phicli.steps.evaluate import _encode
 from phicli.text import TextCodec, TextTemplate
 
 TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)

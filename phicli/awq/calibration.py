@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phicli.awq.stage import CALIBRATION
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
+from phicli.steps.quantize import CALIBRATION
 from phicli.text import TextCodec, TextTemplate
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from phicli.hardware.devices import open_gpu
-from phicli.importing import Imports
 from phicli.progress import SILENT
+from phicli.steps.importing import Imports
 
 ROWS, WIDTH = 64, 256  # of the weight that is tried; Triton compiles anew only where 16 does not divide them
 

@@ -37,7 +37,7 @@ def finetune(
     """Train an adapter (LoRA by default) on the quantized model."""
     settings = Settings().resolve("finetune", {k: v for k, v in locals().items() if k != "json"})
     with console.working("finetune", settings.root) as progress:
-        from phicli.lora.stage import finetune as train
+        from phicli.steps.finetune import finetune as train
 
         folder, manifest = train(**vars(settings), progress=progress)
     if json:

@@ -30,7 +30,7 @@ def inspect(
     s = Settings().resolve("inspect", {
         "data": file, "model": model, "text_template": text_template, "max_tokens": max_tokens, "rows": rows,
         "root": root})
-    from phicli.dataset.inspection import inspect_file
+    from phicli.steps.inspect import inspect_file
 
     with console.working("inspect", s.root) as progress:
         report = inspect_file(s.data, model=s.model, text_template=s.text_template, max_tokens=s.max_tokens,

@@ -30,7 +30,7 @@ def optimize(
     """Build the ONNX model that chat runs, from a quantized model and any number of adapters."""
     settings = Settings().resolve("optimize", {k: v for k, v in locals().items() if k != "json"})
     with console.working("optimize", settings.root) as progress:
-        from phicli.onnx.stage import optimize as build
+        from phicli.steps.optimize import optimize as build
 
         folder, manifest = build(**{k: v for k, v in vars(settings).items() if k != "model"}, progress=progress)
     if json:

@@ -34,7 +34,7 @@ def quantize(
     """Quantize a model to int4 (AWQ by default)."""
     settings = Settings().resolve("quantize", {k: v for k, v in locals().items() if k != "json"})
     with console.working("quantize", settings.root) as progress:
-        from phicli.awq.stage import quantize as quantize_model
+        from phicli.steps.quantize import quantize as quantize_model
 
         folder, manifest = quantize_model(**vars(settings), progress=progress)
     if json:

@@ -37,7 +37,7 @@ def run(
     found = settings.resolve("run", {"model": model, "root": root})
     steps = []
     with console.working("run", found.root) as progress:
-        from phicli.pipeline import run_lab
+        from phicli.steps.lab import run_lab
 
         for step in run_lab(settings, flags, prompt, progress, first, last):
             progress.note(f"{step.name}: {step.state}, {step.gave}")

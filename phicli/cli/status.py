@@ -28,7 +28,7 @@ def status(
 ) -> None:
     """Show every stage under the root: up to date, stale and why, broken and where, or not made."""
     flags = {k: v for k, v in locals().items() if k not in ("reread", "json")}
-    from phicli.chain import chain
+    from phicli.steps.status import chain
 
     links = chain(Settings(), flags, reread)
     if json:

@@ -1,5 +1,5 @@
 """Measuring how well each stage does on held-out rows."""
 
-from phicli.evaluation.measure import evaluate
+from phicli.steps.evaluate import evaluate
 
 __all__ = ["evaluate"]

@@ -9,8 +9,8 @@ from reference import kl_and_agreement, reference_model
 from phicli.awq.calibration import calibration_tokens
 from phicli.awq.grid import GridShape
 from phicli.awq.quantize import quantize_checkpoint
-from phicli.onnx.stage import optimize
 from phicli.runtime.session import Session
+from phicli.steps.optimize import optimize
 from phicli.text import TextCodec, TextTemplate
 
 CASES = {"32": GridShape(4, 32), "64": GridShape(4, 64), "128": GridShape(4, 128),

@@ -126,7 +126,7 @@ def test_a_failed_build_leaves_the_earlier_model(cli, root, monkeypatch, layout,
     build = ("optimize", "--root", root, "--device", "cpu", "--adapter-layout", layout)
     assert cli(*build).code == 0
     before = files(root / "onnx-ao")
-    from phicli.onnx import stage
+    from phicli.steps import optimize as stage
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

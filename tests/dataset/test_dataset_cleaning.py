@@ -8,9 +8,9 @@ import os
 import pytest
 
 from phicli.dataset import load_rows
-from phicli.dataset.inspection import inspect_file
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.settings import DEFAULT_TEMPLATE
+from phicli.steps.inspect import inspect_file
 from phicli.text import TextTemplate
 
 GOOD = b'{"prompt":  "Sound?", "response": "Yes \\u00e9.", "id": 1.10}\n'

@@ -8,9 +8,9 @@ import pytest
 
 from phicli.dataset import load_rows
 from phicli.dataset.findings import KINDS, SHOWN_LINES
-from phicli.dataset.inspection import inspect_file
 from phicli.errors import BadInput
 from phicli.settings import DEFAULT_TEMPLATE
+from phicli.steps.inspect import inspect_file
 from phicli.text import TextCodec, TextTemplate
 
 GOOD = [{"prompt": f"Question {i} about Zürich?", "response": f"Answer {i}, “quoted” – 日本 🙂."} for i in range(20)]
@@ -112,7 +112,7 @@ def test_batches_do_not_change_the_report(tmp_path, monkeypatch):
     content = b"".join(content for content, _, _ in PROVOKED.values() if content.startswith(CLEAN) and
                        content.endswith(b"\n"))
     whole = inspect(tmp_path, content)
-    monkeypatch.setattr("phicli.dataset.inspection.BATCH_LINES", 3)
+    monkeypatch.setattr("phicli.steps.inspect.BATCH_LINES", 3)
     monkeypatch.setattr("phicli.dataset.lines.BLOCK", 100)
     assert inspect(tmp_path, content) == whole
     assert len(whole["warnings"]) > 12

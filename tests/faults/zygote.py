@@ -17,7 +17,7 @@ import onnxruntime_genai  # noqa: F401
 import peft  # noqa: F401
 
 import phicli.awq.olive_pass
-import phicli.evaluation.measure
+import phicli.steps.evaluate
 import phicli.lora.passes
 import phicli.lora.training
 import phicli.onnx.olive_pass

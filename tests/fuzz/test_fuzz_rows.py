@@ -9,9 +9,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from phicli.dataset import load_rows
-from phicli.dataset.inspection import inspect_file
 from phicli.dataset.tokens import TokenCounter
 from phicli.settings import DEFAULT_TEMPLATE
+from phicli.steps.inspect import inspect_file
 from phicli.text import TextCodec, TextTemplate
 
 TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)

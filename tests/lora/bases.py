@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from phicli.awq.stage import quantize
 from phicli.settings import Settings
+from phicli.steps.quantize import quantize
 
 NAMES = ("model", "output", "device", "algorithm", "implementation", "bits", "group_size", "symmetric", "calibration",
          "text_template", "samples", "seq_len", "rounding", "skip", "seed", "root")

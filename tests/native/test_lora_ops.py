@@ -15,9 +15,9 @@ from phicli.native import build
 from phicli.onnx.fused import DOMAIN
 from phicli.onnx.matrices import in_blocks
 from phicli.onnx.portable import functions
-from phicli.onnx.stage import optimize
 from phicli.runtime.devices import gpu_count
 from phicli.runtime.session import Session
+from phicli.steps.optimize import optimize
 
 RANKS = [16, 64, 48]
 needs_compiler = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")

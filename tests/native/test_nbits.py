@@ -9,12 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
-from phicli.awq.stage import CALIBRATION
 from phicli.native import build
 from phicli.native.build import ops_library, products_missing
 from phicli.native.loading import BLOCKS, takes_products
-from phicli.onnx.stage import optimize
 from phicli.runtime.session import Session
+from phicli.steps.optimize import optimize
+from phicli.steps.quantize import CALIBRATION
 
 needs_products = pytest.mark.skipif(bool(products_missing()), reason=f"{products_missing()}")
 KINDS = [(bits, block) for bits, blocks in BLOCKS.items() for block in blocks]

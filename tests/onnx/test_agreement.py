@@ -8,8 +8,8 @@ import torch
 from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, random_adapter, random_model
 
 from phicli.onnx.integers import read_integers
-from phicli.onnx.stage import optimize
 from phicli.runtime.session import Session
+from phicli.steps.optimize import optimize
 
 EXACT = {"activations": "fp32", "head": "float"}
 TEXT = ("Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early, "

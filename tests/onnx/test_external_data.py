@@ -8,7 +8,7 @@ from onnx_checkpoints import nearest_awq
 
 from phicli.errors import Missing
 from phicli.onnx.external_data import streamed_saving
-from phicli.onnx.stage import optimize
+from phicli.steps.optimize import optimize
 from phicli.workflow.patching import replaced
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(5, dtype=np.uint8),

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from phicli.onnx.integers import read_integers
 from phicli.onnx.loading import float_projections
 from phicli.onnx.repacking import from_awq, from_olive
-from phicli.onnx.stage import optimize
+from phicli.steps.optimize import optimize
 
 PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # output that each 4-bit place of AWQ's int32 words holds, from the lowest
 

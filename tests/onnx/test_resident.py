@@ -15,10 +15,10 @@ from phicli.native.build import missing
 from phicli.onnx import fused, masked, resident
 from phicli.onnx.adapters import check_adapter
 from phicli.onnx.slots import LAYOUT_KEY, read_graph
-from phicli.onnx.stage import optimize
 from phicli.runtime.conversation import Conversation
 from phicli.runtime.devices import gpu_count
 from phicli.runtime.session import Session
+from phicli.steps.optimize import optimize
 
 TEXT = "Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early. " * 4
 

@@ -11,11 +11,11 @@ from phicli.artifacts import stages
 from phicli.dataset import load_rows
 from phicli.errors import BadInput, UsageError
 from phicli.hardware.devices import choose_device, open_gpu
-from phicli.importing import imports
 from phicli.lora.defaults import choose_targets, default_learning_rate
 from phicli.models import find_base, resolve_model
 from phicli.needs import announce, of_finetune, size_of_folder
 from phicli.progress import SILENT, Progress
+from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
 from phicli.workflow.plan import Plan
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.errors import BadInput
-from phicli.importing import imports
 from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
@@ -18,6 +17,7 @@ from phicli.onnx.plan import OptimizePlan, plan_optimize
 from phicli.onnx.slots import MODEL
 from phicli.onnx.sources import PREFIX, Source, earlier_sources
 from phicli.progress import SILENT, Progress
+from phicli.steps.importing import imports
 
 LIBRARIES = ("torch", "phicli.onnx.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL

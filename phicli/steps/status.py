@@ -8,9 +8,9 @@ from typing import Any
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
 from phicli.errors import Missing, PhicliError
-from phicli.pipeline import Lab
 from phicli.progress import SILENT
 from phicli.settings import Settings
+from phicli.steps.lab import Lab
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict
 
 
@@ -43,10 +43,10 @@ class _Chain:
         self.late: dict[Path, str] = {}  # targets that are not up to date -> name of the step
 
     def links(self) -> Iterator[Link]:
-        from phicli.awq.stage import plan_quantize
         from phicli.evaluation.plan import RESULT, plan_evaluate
-        from phicli.lora.stage import plan_finetune
         from phicli.onnx.plan import FOLDER, plan_optimize
+        from phicli.steps.finetune import plan_finetune
+        from phicli.steps.quantize import plan_quantize
 
         arguments = {name: self.lab.arguments(name, plan) for name, plan in (
             ("quantize", plan_quantize), ("finetune", plan_finetune), ("optimize", plan_optimize),

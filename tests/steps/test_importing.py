@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from phicli.importing import Imports, imports
+from phicli.steps.importing import Imports, imports
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from phicli.artifacts import stages
 from phicli.awq.warming import warm_up
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
-from phicli.importing import imports
 from phicli.models import read_config, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
 from phicli.progress import SILENT, Progress
+from phicli.steps.importing import imports
 from phicli.workflow.plan import Plan
 
 OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}

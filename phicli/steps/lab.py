@@ -84,7 +84,7 @@ class Lab:
         return Step(command, state, time.monotonic() - begun, gave(manifest), str(folder))
 
     def inspect(self) -> Step:
-        from phicli.dataset.inspection import inspect_file
+        from phicli.steps.inspect import inspect_file
 
         begun = time.monotonic()
         arguments = self.arguments("inspect", inspect_file)
@@ -93,7 +93,7 @@ class Lab:
         return Step("inspect", "made", time.monotonic() - begun, f"{report['rows']} rows, {found}", report["file"])
 
     def quantize(self) -> Step:
-        from phicli.awq.stage import quantize
+        from phicli.steps.quantize import quantize
 
         def gave(manifest: Manifest) -> str:
             return f"{size(manifest.quality['source_bytes'])} -> {size(manifest.bytes)}"
@@ -102,7 +102,7 @@ class Lab:
         return self.staged("quantize", quantize, self.root / algorithm, gave)
 
     def finetune(self) -> Step:
-        from phicli.lora.stage import finetune
+        from phicli.steps.finetune import finetune
 
         def gave(manifest: Manifest) -> str:
             kind = "train" if manifest.quality["held_out_loss_after"] is None else "held_out"
@@ -114,7 +114,7 @@ class Lab:
 
     def optimize(self) -> Step:
         from phicli.onnx.plan import FOLDER
-        from phicli.onnx.stage import optimize
+        from phicli.steps.optimize import optimize
 
         def gave(manifest: Manifest) -> str:
             return f"{size(manifest.bytes)}, adapters: {', '.join(sorted(manifest.quality['adapters'])) or 'none'}"
@@ -122,8 +122,8 @@ class Lab:
         return self.staged("optimize", optimize, self.root / FOLDER, gave)
 
     def evaluate(self) -> Step:
-        from phicli.evaluation.measure import evaluate
         from phicli.evaluation.plan import RESULT
+        from phicli.steps.evaluate import evaluate
 
         place = self.root / RESULT
         before, begun = _stamp(place), time.monotonic()
@@ -133,10 +133,10 @@ class Lab:
         return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
 
     def chat(self, prompt: str | None) -> Step:
-        from phicli.lora.stage import finetune
         from phicli.onnx.plan import FOLDER
         from phicli.runtime.conversation import Conversation
         from phicli.runtime.session import Sampling, Session
+        from phicli.steps.finetune import finetune
 
         chat = self.settings.resolve("chat", dict.fromkeys((
             "system", "max_new_tokens", "temperature", "top_p", "top_k", "device", "kernels", "seed", "adapter"

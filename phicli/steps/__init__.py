@@ -1,0 +1,1 @@
+"""The steps of the lab as library functions: settings in, result out."""
