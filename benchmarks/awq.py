@@ -174,7 +174,7 @@ def reference_logits(folder: Path, test: Tensor, device: str) -> list[Tensor]:
 @torch.no_grad()
 def quality(folder: Path, out: Path, test: Tensor, original: list[Tensor], device: str) -> dict:
     """KL to the original in nats a token, both perplexities, top-1 agreement, of the checkpoint as it was written."""
-    from phicli.lora.loading import load_base
+    from phicli.checkpoints.loading import load_base
 
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = load_base(out, device, dtype)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phicli.awq.packing import PER_WORD, quantization_config
 from phicli.awq.shards import ShardWriter
+from phicli.checkpoints.awq import PER_WORD, quantization_config
 from phicli.models import BUILT_IN
 
 SHAPE: dict[str, Any] = {

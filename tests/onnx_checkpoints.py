@@ -9,7 +9,7 @@ import torch
 from reference import dequantized_state
 from safetensors.torch import load_file, save_file
 
-from phicli.awq.packing import pack_linear, quantization_config
+from phicli.checkpoints.awq import pack_linear, quantization_config
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
               "generation_config.json")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from phicli.awq.shards import save_tensors
 from phicli.awq.trainable import TrainableLinear, TrainableNorm
-from phicli.lora.loading import load_base
+from phicli.checkpoints.loading import load_base
 from phicli.models import weight_files
 from phicli.progress import Progress
 

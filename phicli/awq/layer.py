@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from phicli.awq.architectures import Scaling, apply_scale, channels
 from phicli.awq.gram import GramSum
 from phicli.awq.grid import GridShape, to_weights
-from phicli.awq.packing import pack_linear
 from phicli.awq.phases import Phases
 from phicli.awq.plan import LayerPlan
 from phicli.awq.rounding import ROUNDINGS
 from phicli.awq.search import output_error, search_clip, search_scale
 from phicli.awq.streaming import check_all
 from phicli.awq.streams import side_by_side
+from phicli.checkpoints.awq import pack_linear
 
 
 def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:

@@ -13,11 +13,11 @@ from phicli.awq.architectures import ARCHITECTURES
 from phicli.awq.calibration import tokens_digest
 from phicli.awq.grid import GridShape
 from phicli.awq.layer import LayerWork, forward
-from phicli.awq.packing import quantization_config
 from phicli.awq.phases import Phases
 from phicli.awq.plan import LayerPlan, Plan, describe, load_plan, save_plan
 from phicli.awq.shards import ShardWriter
 from phicli.awq.streaming import LayeredModel
+from phicli.checkpoints.awq import quantization_config
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phicli.awq.packing import pack_linear
-from phicli.lora.int4 import Int4Linear, unpack
+from phicli.checkpoints.awq import pack_linear
+from phicli.checkpoints.int4 import Int4Linear, unpack
 
 OFFSET_STEP = 4e-4  # of an integer, at most, in a step of training
 STRETCH_STEP = 2e-4  # of a scale, or of a norm's weight

@@ -39,8 +39,8 @@ def _onnx_reader(stage: Stage, device: str, kernels: str) -> Iterator[Reader]:
 def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
     import torch
 
+    from phicli.checkpoints.loading import load_base
     from phicli.hardware.devices import choose_device
-    from phicli.lora.loading import load_base
 
     device = choose_device(device)
     gc.collect()  # a model before this one may be held by a reference cycle only
@@ -64,8 +64,8 @@ def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
 def _with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
+    from phicli.checkpoints.peft_folder import check_weights
     from phicli.errors import BadInput
-    from phicli.onnx.peft_folder import check_weights
 
     check_weights(folder)
     try:

@@ -17,9 +17,9 @@ from olive.passes.olive_pass import PassConfigParam
 from olive.passes.pass_config import BasePassConfig
 from olive.passes.pytorch import lora as olive_lora
 
+from phicli.checkpoints.loading import linear_names, load_base
 from phicli.lora.checkpoint import Checkpoint
 from phicli.lora.defaults import ALL_LINEAR, choose_targets, default_learning_rate
-from phicli.lora.loading import linear_names, load_base
 from phicli.lora.loftq import start_from_residual
 from phicli.lora.rows import Rows, prepare_rows
 from phicli.lora.training import Recipe, Trainer

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.onnx import resident
 from phicli.onnx.layouts import LAYOUTS, Layout
 from phicli.onnx.matching import assemble, match
-from phicli.onnx.peft_folder import Lora
 from phicli.onnx.slots import LAYOUT_KEY, Slot, read_graph, read_slots
 
 SUFFIX = ".onnx_adapter"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.onnx.matching import Parts
-from phicli.onnx.peft_folder import Lora
 from phicli.onnx.slots import Slot
 
 MULTIPLE = 16  # of all ranks together, so that matrix products take their fast path

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.onnx.peft_folder import Lora
 from phicli.onnx.slots import Slot
 
 MODULE = re.compile(r"(?:.+\.)?layers\.(\d+)\.(?:\w+\.)*(\w+)")

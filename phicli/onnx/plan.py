@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phicli.artifacts import stages
+from phicli.checkpoints.linears import linear_shapes
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.models import find_base, resolve_model
 from phicli.native.build import ops_library
 from phicli.onnx import fused, resident
 from phicli.onnx.adapters import SUFFIX
-from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.sources import PREFIX, Source, choose_sources
 from phicli.onnx.targets import choose_target
 from phicli.progress import SILENT, Progress

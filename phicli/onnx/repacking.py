@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phicli.awq.packing import ORDER, PER_WORD
+from phicli.checkpoints.awq import ORDER, PER_WORD
 
 LOW = 0x0F0F0F0F  # every other 4-bit place of an int32
 MIDDLE = -0x77777778  # an int32 of eights

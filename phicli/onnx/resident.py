@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.onnx.fused import FusedGraph
 from phicli.onnx.groups import Columns, Group
 from phicli.onnx.masked import MaskedGraph
 from phicli.onnx.matching import match
 from phicli.onnx.matrices import MatrixFile
-from phicli.onnx.peft_folder import Lora
 from phicli.onnx.slots import LAYOUT_KEY, MODEL, Slot, find_slots
 
 # The layouts: of onnxruntime's ops alone; with two of our own.

@@ -100,7 +100,7 @@ class _Work:
 
     def check(self, rows: list[dict[str, str]], template: Any, device: str) -> None:
         """All that can be found wrong before the model is loaded."""
-        from phicli.lora.loading import check_base, linear_names
+        from phicli.checkpoints.loading import check_base, linear_names
         from phicli.lora.rows import prepare_rows
 
         self.device = choose_device(device)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
+from phicli.checkpoints.linears import linear_shapes
 from phicli.errors import BadInput
 from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.onnx import resident
 from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
-from phicli.onnx.checkpoint import linear_shapes
 from phicli.onnx.plan import OptimizePlan, plan_optimize
 from phicli.onnx.slots import MODEL
 from phicli.onnx.sources import PREFIX, Source, earlier_sources

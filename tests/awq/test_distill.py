@@ -14,8 +14,8 @@ from phicli.awq.calibration import calibration_tokens
 from phicli.awq.grid import GridShape
 from phicli.awq.quantize import quantize_checkpoint
 from phicli.awq.trainable import FRACTION, Stretch, TrainableLinear, direction
-from phicli.lora.int4 import Int4Linear, pack
-from phicli.lora.loading import load_base
+from phicli.checkpoints.int4 import Int4Linear, pack
+from phicli.checkpoints.loading import load_base
 from phicli.progress import Silent
 from phicli.text import TextCodec, TextTemplate
 

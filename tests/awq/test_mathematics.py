@@ -5,9 +5,9 @@ import torch
 
 from phicli.awq.gram import GramSum
 from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
-from phicli.awq.packing import pack_columns, pack_linear, unpack_columns, unpack_linear
 from phicli.awq.rounding import DAMPING, _inverse_factor, round_block_plain, round_gptq, round_nearest
 from phicli.awq.search import output_error, search_clip, search_scale
+from phicli.checkpoints.awq import pack_columns, pack_linear, unpack_columns, unpack_linear
 
 SHAPE = GridShape(4, 32)
 

@@ -31,9 +31,9 @@ def lab(optimized, tiny, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from phicli.checkpoints.peft_folder import read_peft
     from phicli.cli.main import main
     from phicli.onnx.adapters import convert_adapter
-    from phicli.onnx.peft_folder import read_peft
 
     root = tmp_path_factory.mktemp("lab")
     assert main(["quantize", "--model", "tiny", "--root", str(root), *FEW]) == 0

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from phicli.artifacts.stages import read_manifest
+from phicli.checkpoints.loading import load_base
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
-from phicli.lora.loading import load_base
 from phicli.lora.loss import RowLoss, count_targets, make_batch
 from phicli.lora.rows import prepare_rows
 from phicli.settings import DEFAULT_TEMPLATE

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from phicli.artifacts.stages import read_manifest
 from phicli.awq.calibration import calibration_tokens
-from phicli.awq.packing import unpack_linear
+from phicli.checkpoints.awq import unpack_linear
 from phicli.text import TextCodec, TextTemplate
 
 FEW = ("--samples", "8", "--seq-len", "128")

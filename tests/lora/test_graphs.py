@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from phicli.checkpoints.loading import load_base
 from phicli.lora.checkpoint import trainable
-from phicli.lora.loading import load_base
 from phicli.lora.loss import make_even_batch
 from phicli.lora.rows import Rows
 from phicli.lora.training import Recipe, Trainer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from olive.common.quant.nn import QuantLinear
 
-from phicli.lora.int4 import Int4Linear, dequantize, pack, unpack
+from phicli.checkpoints.int4 import Int4Linear, dequantize, pack, unpack
 
 IN, OUT, GROUP = 64, 24, 16
 

@@ -10,9 +10,9 @@ from reference import reference_model
 from safetensors.torch import load_file, save_file
 from transformers.quantizers import auto
 
+from phicli.checkpoints.int4 import Int4Linear
+from phicli.checkpoints.loading import linear_names, load_base
 from phicli.errors import BadInput
-from phicli.lora.int4 import Int4Linear
-from phicli.lora.loading import linear_names, load_base
 from phicli.needs import steps
 
 TOKENS = torch.arange(10, 90).view(2, 40)

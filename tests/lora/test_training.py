@@ -8,9 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from phicli.checkpoints.loading import load_base
 from phicli.errors import BadInput, Missing
 from phicli.lora.checkpoint import Checkpoint, trainable
-from phicli.lora.loading import load_base
 from phicli.lora.rows import Rows
 from phicli.lora.training import Recipe, Trainer, schedule_factor
 from phicli.progress import Silent

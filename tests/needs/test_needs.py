@@ -100,7 +100,7 @@ def test_finetune_tells_what_it_needs_and_what_it_takes_where_there_is_room():
 def test_the_base_keeps_its_weights_unpacked_where_the_line_says_so(tiny_awq, tmp_path, monkeypatch, free):
     import torch
 
-    from phicli.lora import loading
+    from phicli.checkpoints import loading
     from phicli.needs import announcing
 
     for module in (loading, announcing):

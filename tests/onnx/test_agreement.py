@@ -114,7 +114,7 @@ def test_attention_inputs_left_in_float_in_one_layer_only(tmp_path, tiny, kind, 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, False)])
 def test_checkpoints_of_olive(tmp_path, tiny, bits, symmetric):
-    from phicli.lora.loading import load_base
+    from phicli.checkpoints.loading import load_base
     from phicli.workflow.olive import run_pass
 
     base = tmp_path / "rtn"

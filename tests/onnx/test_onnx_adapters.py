@@ -9,11 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from phicli.checkpoints.peft_folder import read_peft
 from phicli.errors import BadInput
 from phicli.onnx.adapters import check_adapter, convert_adapter
 from phicli.onnx.layouts import LAYOUTS
 from phicli.onnx.matching import assemble, match
-from phicli.onnx.peft_folder import read_peft
 from phicli.onnx.slots import Slot, add_slots, read_slots
 
 SIZES = {"qkv_proj": (8, 16), "o_proj": (8, 8), "gate_proj": (8, 12), "up_proj": (8, 12)}

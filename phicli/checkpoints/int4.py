@@ -34,7 +34,7 @@ def dequantize(packed: Tensor, scales: Tensor, zeros: Tensor, bits: int, dtype: 
 @cache
 def _fused_kernel() -> Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor] | None:
     try:
-        from phicli.lora.int4_triton import dequantize_4_bits
+        from phicli.checkpoints.int4_triton import dequantize_4_bits
     except ImportError:  # no Triton on this platform
         return None
     return dequantize_4_bits

@@ -16,10 +16,10 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from phicli.awq.packing import unpack_columns
+from phicli.checkpoints.awq import unpack_columns
+from phicli.checkpoints.int4 import Int4Linear, pack, unpack
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
-from phicli.lora.int4 import Int4Linear, pack, unpack
 from phicli.models import check_model, check_safetensors
 from phicli.needs import keeps_unpacked
 
