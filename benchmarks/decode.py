@@ -31,7 +31,7 @@ from synthetic import SHAPE, random_awq_checkpoint
 
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.hardware.devices import usable_cores
-from phicli.native.build import products_faster
+from phicli.kernels.build import products_faster
 from phicli.onnx import resident
 from phicli.onnx.adapters import convert_adapter, install_adapters
 from phicli.onnx.layouts import LAYOUTS

@@ -177,7 +177,7 @@ config.overlay(json.dumps({"model": {"decoder": {"filename": graph}}}))
 if device == "cpu":
     from phicli.hardware.devices import usable_cores
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
-from phicli.native.loading import ops_of
+from phicli.inference.ops import ops_of
 begun = time.perf_counter()
 with ops_of(folder / graph, config, device, kernels):
     model = og.Model(config)

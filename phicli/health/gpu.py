@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.errors import Missing
 from phicli.health.finding import Finding, Light, Subject
 from phicli.health.probes import CUDA, Outcome
-from phicli.native.build import missing, ops_library, products_faster, products_missing
+from phicli.kernels.build import missing, ops_library, products_faster, products_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"

@@ -7,8 +7,8 @@ from pathlib import Path
 from phicli.artifacts import stages
 from phicli.checkpoints.linears import linear_shapes
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.kernels.build import ops_library
 from phicli.models import find_base, resolve_model
-from phicli.native.build import ops_library
 from phicli.onnx import fused, resident
 from phicli.onnx.adapters import SUFFIX
 from phicli.onnx.sources import PREFIX, Source, choose_sources

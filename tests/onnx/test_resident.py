@@ -11,7 +11,7 @@ from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, rand
 from optimized import write_adapter
 
 from phicli.errors import BadInput
-from phicli.native.build import missing
+from phicli.kernels.build import missing
 from phicli.onnx import fused, masked, resident
 from phicli.onnx.adapters import check_adapter
 from phicli.onnx.slots import LAYOUT_KEY, read_graph
@@ -118,7 +118,7 @@ def test_fused_adapters_give_the_same_answers_without_a_compiler(sources, tmp_pa
     ids = with_library.codec.encode_text(TEXT)
     wanted = {name: with_library.logits(ids, name) for name in ("travel", None, "other")}
     rows, _ = rows_and_each_alone(with_library, tmp_path)
-    monkeypatch.setattr("phicli.native.build._compiler", lambda: None)
+    monkeypatch.setattr("phicli.kernels.build._compiler", lambda: None)
     for name, logits in wanted.items():
         np.testing.assert_allclose(without.logits(ids, name), logits, atol=1e-3)
     found, alone = rows_and_each_alone(without, tmp_path)

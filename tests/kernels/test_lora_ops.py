@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq, random_adapter
 
 from phicli.errors import BadInput, Missing
-from phicli.native import build
+from phicli.kernels import build
 from phicli.onnx.fused import DOMAIN
 from phicli.onnx.matrices import in_blocks
 from phicli.onnx.portable import functions

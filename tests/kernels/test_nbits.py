@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
-from phicli.native import build
-from phicli.native.build import ops_library, products_missing
-from phicli.native.loading import BLOCKS, takes_products
+from phicli.inference.ops import BLOCKS, takes_products
+from phicli.kernels import build
+from phicli.kernels.build import ops_library, products_missing
 from phicli.runtime.session import Session
 from phicli.steps.optimize import optimize
 from phicli.steps.quantize import CALIBRATION

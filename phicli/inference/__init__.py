@@ -1,0 +1,1 @@
+"""Running an optimized model: sessions and conversations."""
