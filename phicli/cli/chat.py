@@ -15,7 +15,7 @@ from phicli.errors import BadInput, UsageError
 from phicli.settings import Settings
 
 if TYPE_CHECKING:
-    from phicli.runtime.conversation import Answer, Conversation
+    from phicli.inference.conversation import Answer, Conversation
 
 
 def chat(
@@ -77,8 +77,8 @@ def _question(prompt: str | None) -> str | None:
 
 def _conversations(folder: Path, s: SimpleNamespace, compare: bool) -> "list[Conversation]":
     """The conversation; for a comparison one with no adapter, and one with the adapter named or with each there is."""
-    from phicli.runtime.conversation import Conversation
-    from phicli.runtime.session import Sampling, Session
+    from phicli.inference.conversation import Conversation
+    from phicli.inference.session import Sampling, Session
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun

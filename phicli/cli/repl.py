@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from phicli.cli.interrupt import interruptible
 from phicli.errors import PhicliError
-from phicli.runtime.conversation import Answer, Conversation
+from phicli.inference.conversation import Answer, Conversation
 
 COMMANDS = {
     "/adapter": "NAME: answer with that adapter from now on; without NAME: with none",

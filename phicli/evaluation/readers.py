@@ -29,7 +29,7 @@ def open_reader(stage: Stage, device: str, kernels: str = "auto") -> contextlib.
 
 @contextlib.contextmanager
 def _onnx_reader(stage: Stage, device: str, kernels: str) -> Iterator[Reader]:
-    from phicli.runtime.session import Session
+    from phicli.inference.session import Session
 
     session = Session(stage.folder, device, kernels)
     yield lambda row: session.logits(row.ids, stage.adapter)[row.response_start - 1 : -1]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from phicli.artifacts.stages import MANIFEST
 from phicli.errors import BadInput, Missing, RemoteError
+from phicli.inference.session import ADAPTER_SUFFIX
 from phicli.models import resolve_model
 from phicli.progress import SILENT, Progress
-from phicli.runtime.session import ADAPTER_SUFFIX
 from phicli.settings import QUANTIZE_ALGORITHMS
 
 ONNX = "onnx-ao"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from phicli.health.probes import Probes
+from phicli.inference.devices import gpu_count
 from phicli.needs import ModelSize, size_of_model
-from phicli.runtime.devices import gpu_count
 from phicli.settings import Settings
 
 

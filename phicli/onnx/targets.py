@@ -3,8 +3,8 @@
 import difflib
 
 from phicli.errors import Missing, UsageError
+from phicli.inference.devices import gpu_count
 from phicli.progress import SILENT, Progress
-from phicli.runtime.devices import gpu_count
 
 TARGETS = ("cpu", "cuda", "dml", "webgpu")
 

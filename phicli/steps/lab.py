@@ -133,9 +133,9 @@ class Lab:
         return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
 
     def chat(self, prompt: str | None) -> Step:
+        from phicli.inference.conversation import Conversation
+        from phicli.inference.session import Sampling, Session
         from phicli.onnx.plan import FOLDER
-        from phicli.runtime.conversation import Conversation
-        from phicli.runtime.session import Sampling, Session
         from phicli.steps.finetune import finetune
 
         chat = self.settings.resolve("chat", dict.fromkeys((

@@ -9,7 +9,7 @@ from reference import kl_and_agreement, reference_model
 from phicli.awq.calibration import calibration_tokens
 from phicli.awq.grid import GridShape
 from phicli.awq.quantize import quantize_checkpoint
-from phicli.runtime.session import Session
+from phicli.inference.session import Session
 from phicli.steps.optimize import optimize
 from phicli.text import TextCodec, TextTemplate
 

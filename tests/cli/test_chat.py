@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from phicli.runtime.session import Session
+from phicli.inference.session import Session
 
 QUESTION = "What is the capital of France?"
 

@@ -13,8 +13,8 @@ from onnx_checkpoints import nearest_awq, random_adapter, random_model
 from safetensors.torch import load_file, save_file
 
 from phicli.artifacts import stages
+from phicli.inference.session import Session
 from phicli.onnx.plan import plan_optimize
-from phicli.runtime.session import Session
 from phicli.text import TextCodec
 
 ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]

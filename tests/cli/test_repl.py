@@ -8,8 +8,8 @@ import pytest
 from phicli.cli import line_editor
 from phicli.cli.interrupt import interruptible
 from phicli.cli.repl import COMMANDS, Repl
-from phicli.runtime.conversation import Conversation
-from phicli.runtime.session import Session
+from phicli.inference.conversation import Conversation
+from phicli.inference.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from phicli.hardware.devices import usable_cores
 THREADS = """
 import os, sys
 from pathlib import Path
-from phicli.runtime.session import Session
+from phicli.inference.session import Session
 session = Session(Path(sys.argv[1]))
 print(len(os.listdir("/proc/self/task")))
 """

@@ -10,7 +10,7 @@ import pytest
 from phicli.health import CHECKS, Light, accounts, software
 from phicli.health.gpu import why_not_cuda
 from phicli.health.probes import CUDA, Outcome
-from phicli.runtime.devices import gpu_count
+from phicli.inference.devices import gpu_count
 
 no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
 

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
 from phicli.inference.ops import BLOCKS, takes_products
+from phicli.inference.session import Session
 from phicli.kernels import build
 from phicli.kernels.build import ops_library, products_missing
-from phicli.runtime.session import Session
 from phicli.steps.optimize import optimize
 from phicli.steps.quantize import CALIBRATION
 

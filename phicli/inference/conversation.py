@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput, UsageError
-from phicli.runtime.session import Sampling, Session
+from phicli.inference.session import Sampling, Session
 
 PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
 CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit

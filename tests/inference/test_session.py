@@ -8,8 +8,8 @@ import pytest
 from optimized import write_adapter
 
 from phicli.errors import BadInput, Missing
-from phicli.runtime.devices import built_for, gpu_count
-from phicli.runtime.session import Sampling, Session
+from phicli.inference.devices import built_for, gpu_count
+from phicli.inference.session import Sampling, Session
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from phicli.errors import BadInput, UsageError
-from phicli.runtime.conversation import PREFILL_CHUNK, Conversation
-from phicli.runtime.session import Sampling, Session
+from phicli.inference.conversation import PREFILL_CHUNK, Conversation
+from phicli.inference.session import Sampling, Session
 
 TEXT = "Please tell me about the harbour, the market and the old town. "
 WILD = Sampling(temperature=2.0, top_p=1.0, top_k=4096, seed=3)  # answers that do not read back as the same tokens

@@ -1,1 +1,0 @@
-"""Running an optimized model: sessions, conversations, and the chat at the terminal."""
