@@ -24,10 +24,10 @@ from torch import Tensor
 import phicli  # noqa: F401  (turns telemetry off)
 
 sys.path.pop(0)  # this folder, whose awq.py would hide the package awq
-from phicli.awq.calibration import calibration_tokens
-from phicli.awq.grid import GridShape
-from phicli.awq.quantize import quantize_checkpoint
 from phicli.models import resolve_model
+from phicli.quantization.calibration import calibration_tokens
+from phicli.quantization.grid import GridShape
+from phicli.quantization.quantize import quantize_checkpoint
 from phicli.text import TextCodec, TextTemplate
 
 METHODS = ("ours", "ours-nearest", "autoawq", "olive-gptq", "olive-rtn", "olive-kquant")
@@ -149,7 +149,7 @@ def on_copies(search):
 def olive(name: str, folder: Path, out: Path, tokens: Tensor, device: str) -> None:
     from safetensors.torch import save_file
 
-    from phicli.awq.olive_pass import tokens_data_config
+    from phicli.quantization.olive_pass import tokens_data_config
     from phicli.workflow.olive import run_pass
 
     config = {"bits": 4, "group_size": 128, "sym": False}

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phicli.awq.shards import ShardWriter
 from phicli.checkpoints.awq import PER_WORD, quantization_config
 from phicli.models import BUILT_IN
+from phicli.quantization.shards import ShardWriter
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32,

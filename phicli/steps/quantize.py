@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
-from phicli.awq.warming import warm_up
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
 from phicli.models import read_config, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
 from phicli.progress import SILENT, Progress
+from phicli.quantization.warming import warm_up
 from phicli.steps.importing import imports
 from phicli.workflow.plan import Plan
 
@@ -21,7 +21,7 @@ CALIBRATED = {"gptq", "quarot"}
 CALIBRATION = Path(__file__).parent.parent / "calibration.txt"  # where the user gives none
 AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
 LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "transformers.modeling_layers",
-             "phicli.awq.olive_pass")  # that the work begins with
+             "phicli.quantization.olive_pass")  # that the work begins with
 
 
 def quantize(
@@ -33,7 +33,7 @@ def quantize(
     """Quantize a model's decoder layers to int4.
 
     Args:
-        distill: steps of training afterwards, see `phicli.awq.distill`.
+        distill: steps of training afterwards, see `phicli.quantization.distill`.
         plan: file of AWQ scales and ranges to take instead of searching. save_plan: file to put those found into.
 
     Returns:
@@ -127,13 +127,13 @@ def check_save_plan(file: str, plan: str | None, algorithm: str, implementation:
 
 def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
     """Whether the file holds the plan that the result was made with."""
-    from phicli.awq.plan import saved_checksum
+    from phicli.quantization.plan import saved_checksum
 
     return manifest is not None and file.is_file() and saved_checksum(file) == manifest.quality.get("plan")
 
 
 def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, progress: Progress):
-    from phicli.awq.olive_pass import PhicliAwq
+    from phicli.quantization.olive_pass import PhicliAwq
     from phicli.workflow.olive import run_pass
 
     names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed", "calibration",
@@ -146,8 +146,8 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
     """One of Olive's passes, or two in a row, on the same calibration tokens."""
     from safetensors.torch import save_file
 
-    from phicli.awq.calibration import calibration_tokens, tokens_digest
-    from phicli.awq.olive_pass import tokens_data_config
+    from phicli.quantization.calibration import calibration_tokens, tokens_digest
+    from phicli.quantization.olive_pass import tokens_data_config
     from phicli.text import TextCodec, TextTemplate
     from phicli.workflow.olive import run_pass
 

@@ -13,8 +13,8 @@ from reference import dequantized_state, kl_and_agreement, reference_model
 from safetensors.torch import load_file
 
 from phicli.artifacts.stages import read_manifest
-from phicli.awq.calibration import calibration_tokens
 from phicli.checkpoints.awq import unpack_linear
+from phicli.quantization.calibration import calibration_tokens
 from phicli.text import TextCodec, TextTemplate
 
 FEW = ("--samples", "8", "--seq-len", "128")

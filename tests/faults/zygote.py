@@ -16,7 +16,7 @@ from phicli.cli import main as cli  # first: it sets what libraries read when th
 import onnxruntime_genai  # noqa: F401
 import peft  # noqa: F401
 
-import phicli.awq.olive_pass
+import phicli.quantization.olive_pass
 import phicli.steps.evaluate
 import phicli.lora.passes
 import phicli.lora.training

@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 
 from phicli import needs
-from phicli.awq import distill, quantize
 from phicli.errors import BadInput, Missing
 from phicli.hardware.devices import container_limit
 from phicli.needs import Need
 from phicli.needs.shortage import within_memory
+from phicli.quantization import distill, quantize
 
 
 class Said:
@@ -156,7 +156,7 @@ def no_room(*args, **kwargs):
 
 
 @pytest.mark.parametrize(("step", "place", "setting"), [
-    ("quantize", "phicli.awq.olive_pass.quantize_checkpoint", "--samples"),
+    ("quantize", "phicli.quantization.olive_pass.quantize_checkpoint", "--samples"),
     ("finetune", "phicli.lora.passes.load_base", "--lora-r"),
     ("evaluate", "phicli.steps.evaluate.log_softmax", "--seq-len"),
     ("chat", "phicli.inference.session.ops_of", "end other programs")])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from reference import kl_and_agreement, reference_model
 
-from phicli.awq.calibration import calibration_tokens
-from phicli.awq.grid import GridShape
-from phicli.awq.quantize import quantize_checkpoint
 from phicli.inference.session import Session
+from phicli.quantization.calibration import calibration_tokens
+from phicli.quantization.grid import GridShape
+from phicli.quantization.quantize import quantize_checkpoint
 from phicli.steps.optimize import optimize
 from phicli.text import TextCodec, TextTemplate
 

@@ -6,15 +6,15 @@ from random_models import random_model
 from reference import dequantized_state
 from transformers import AutoModelForCausalLM
 
-from phicli.awq.architectures import ARCHITECTURES
-from phicli.awq.grid import GridShape
-from phicli.awq.layer import LayerWork, forward
-from phicli.awq.phases import Phases
-from phicli.awq.quantize import quantize_checkpoint
-from phicli.awq.shards import ShardWriter
-from phicli.awq.streaming import LayeredModel, Weights
 from phicli.errors import BadInput
 from phicli.progress import Silent
+from phicli.quantization.architectures import ARCHITECTURES
+from phicli.quantization.grid import GridShape
+from phicli.quantization.layer import LayerWork, forward
+from phicli.quantization.phases import Phases
+from phicli.quantization.quantize import quantize_checkpoint
+from phicli.quantization.shards import ShardWriter
+from phicli.quantization.streaming import LayeredModel, Weights
 
 CASES = [*((name, 2) for name in ARCHITECTURES), ("phi3", 4), ("llama", 4)]
 

@@ -40,7 +40,7 @@ def round_block(weight: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, grou
     """As `rounding.round_block_plain`, for float32 CUDA tensors; the block's width must be a power of two."""
     rows, block = weight.shape
     if block & (block - 1):
-        from phicli.awq.rounding import round_block_plain
+        from phicli.quantization.rounding import round_block_plain
 
         return round_block_plain(weight, upper, scale, zero, groups, top)
     errors = torch.empty(rows, block, device=weight.device)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from phicli.awq.grid import GridShape, round_to_grid
-from phicli.awq.search import search_clip
+from phicli.quantization.grid import GridShape, round_to_grid
+from phicli.quantization.search import search_clip
 
 SHAPES = [GridShape(4, 32), GridShape(4, 64, True), GridShape(4, 128), GridShape(4, 128, True)]
 
 
 def check_search(shape: GridShape, device: str) -> None:
-    from phicli.awq.search_triton import clipped_grid, scaled_difference
+    from phicli.quantization.search_triton import clipped_grid, scaled_difference
 
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(72, 256, generator=g) * 0.05

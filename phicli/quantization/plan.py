@@ -15,11 +15,11 @@ from torch import Tensor
 
 import phicli
 from phicli.artifacts.stages import writing
-from phicli.awq.grid import GridShape
-from phicli.awq.shards import save_tensors
-from phicli.awq.streaming import Weights
 from phicli.errors import BadInput
 from phicli.models import check_safetensors
+from phicli.quantization.grid import GridShape
+from phicli.quantization.shards import save_tensors
+from phicli.quantization.streaming import Weights
 
 KIND = "phicli-awq-plan-1"
 SAMPLE_ROWS = 1  # of each tensor, that identify a model

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phicli.awq.streaming import check_all
+from phicli.quantization.streaming import check_all
 
 SHARD_BYTES = 1 << 30  # of an output file, and so of what waits in memory
 PENDING_BYTES = 1 << 28  # that wait, on the device, to be taken

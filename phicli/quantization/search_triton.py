@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from phicli.awq.grid import GridShape
+from phicli.quantization.grid import GridShape
 
 ROWS = 32  # of a program
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from phicli.awq.shards import save_tensors
-from phicli.awq.trainable import TrainableLinear, TrainableNorm
 from phicli.checkpoints.loading import load_base
 from phicli.models import weight_files
 from phicli.progress import Progress
+from phicli.quantization.shards import save_tensors
+from phicli.quantization.trainable import TrainableLinear, TrainableNorm
 
 if TYPE_CHECKING:
-    from phicli.awq.quantize import LayerJob
+    from phicli.quantization.quantize import LayerJob
 
 STEP_TOKENS = 4096
 REPLACED = 0.3  # of the tokens

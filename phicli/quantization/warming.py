@@ -23,7 +23,7 @@ def warm_up(device: str, folder: Path, config: dict[str, Any], settings: dict[st
         return
     import torch
 
-    from phicli.awq.grid import GridShape
+    from phicli.quantization.grid import GridShape
 
     if not torch.cuda.is_available() or imports.over.is_set():
         return
@@ -39,9 +39,9 @@ def warm_up(device: str, folder: Path, config: dict[str, Any], settings: dict[st
 def _compile_kernels(shape: Any, dtype: Any, rounding: str) -> None:
     import torch
 
-    from phicli.awq.gram import GramSum
-    from phicli.awq.rounding import ROUNDINGS
-    from phicli.awq.search import search_clip, search_scale
+    from phicli.quantization.gram import GramSum
+    from phicli.quantization.rounding import ROUNDINGS
+    from phicli.quantization.search import search_clip, search_scale
 
     gram = torch.eye(WIDTH, device="cuda")
     weight = torch.linspace(-1, 1, ROWS * WIDTH, device="cuda").view(ROWS, WIDTH)  # no random number is taken
@@ -57,9 +57,9 @@ def _rehearse(folder: Path, shape: Any, rounding: str, seq_len: int) -> None:
     """Quantize the first layer, and forget it."""
     import torch
 
-    from phicli.awq.phases import Phases
-    from phicli.awq.quantize import BATCH_TOKENS, LayerJob, full_precision
-    from phicli.awq.streaming import LayeredModel
+    from phicli.quantization.phases import Phases
+    from phicli.quantization.quantize import BATCH_TOKENS, LayerJob, full_precision
+    from phicli.quantization.streaming import LayeredModel
 
     model = LayeredModel(folder, torch.device("cuda"))
     rows = max(1, BATCH_TOKENS["cuda"] // seq_len)

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phicli.awq.architectures import Scaling, apply_scale, channels
-from phicli.awq.gram import GramSum
-from phicli.awq.grid import GridShape, to_weights
-from phicli.awq.phases import Phases
-from phicli.awq.plan import LayerPlan
-from phicli.awq.rounding import ROUNDINGS
-from phicli.awq.search import output_error, search_clip, search_scale
-from phicli.awq.streaming import check_all
-from phicli.awq.streams import side_by_side
 from phicli.checkpoints.awq import pack_linear
+from phicli.quantization.architectures import Scaling, apply_scale, channels
+from phicli.quantization.gram import GramSum
+from phicli.quantization.grid import GridShape, to_weights
+from phicli.quantization.phases import Phases
+from phicli.quantization.plan import LayerPlan
+from phicli.quantization.rounding import ROUNDINGS
+from phicli.quantization.search import output_error, search_clip, search_scale
+from phicli.quantization.streaming import check_all
+from phicli.quantization.streams import side_by_side
 
 
 def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:

@@ -11,8 +11,8 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from phicli.awq.grid import GridShape
-from phicli.awq.quantize import quantize_checkpoint
+from phicli.quantization.grid import GridShape
+from phicli.quantization.quantize import quantize_checkpoint
 
 folder, layers = Path(sys.argv[1]), int(sys.argv[2])
 model = LlamaForCausalLM(LlamaConfig(vocab_size=128, hidden_size=384, intermediate_size=768, num_attention_heads=6,

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phicli.awq.gram import panels
-from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
-from phicli.awq.kernels import kernels
+from phicli.quantization.gram import panels
+from phicli.quantization.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
+from phicli.quantization.kernels import kernels
 
 SCALE_STEPS = 20  # AWQ's grid of exponents: 0, 1/20 … 19/20
 CLIP_STEPS, SMALLEST_CLIP = 20, 0.5  # ranges shrunk by 1, 0.95 … 0.55

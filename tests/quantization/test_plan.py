@@ -7,10 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from phicli.awq.calibration import calibration_tokens
-from phicli.awq.grid import GridShape
-from phicli.awq.quantize import quantize_checkpoint
 from phicli.errors import BadInput
+from phicli.quantization.calibration import calibration_tokens
+from phicli.quantization.grid import GridShape
+from phicli.quantization.quantize import quantize_checkpoint
 from phicli.text import TextCodec, TextTemplate
 
 
@@ -74,7 +74,7 @@ def other_file(file):
 
 def drop_layer(file):
     """What an older version could have saved: whole in itself, but without a linear."""
-    from phicli.awq.plan import _checksum
+    from phicli.quantization.plan import _checksum
 
     with safe_open(file, "pt") as opened:
         about = opened.metadata()

@@ -9,7 +9,7 @@ import torch
 
 def kernels(name: str, device: torch.device) -> ModuleType | None:
     """The module of Triton kernels `<name>_triton` for a CUDA device; None for a CPU, or where there is no Triton."""
-    return _load(f"phicli.awq.{name}_triton") if device.type == "cuda" else None
+    return _load(f"phicli.quantization.{name}_triton") if device.type == "cuda" else None
 
 
 @cache

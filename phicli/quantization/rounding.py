@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phicli.awq.grid import GridShape, to_integers
-from phicli.awq.kernels import kernels
+from phicli.quantization.grid import GridShape, to_integers
+from phicli.quantization.kernels import kernels
 
 BLOCK = 128  # channels whose corrections stay inside one block before the rest of the weight is updated
 DAMPING = 0.01  # of the mean diagonal, added to the diagonal; ten times more on each failed factorization

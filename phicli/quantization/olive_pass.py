@@ -14,10 +14,10 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.passes.pytorch.common import inherit_hf_from_hf
 from torch.utils.data import Dataset
 
-from phicli.awq.calibration import calibration_tokens, tokens_digest
-from phicli.awq.grid import GridShape
-from phicli.awq.quantize import quantize_checkpoint
 from phicli.progress import SILENT, Progress
+from phicli.quantization.calibration import calibration_tokens, tokens_digest
+from phicli.quantization.grid import GridShape
+from phicli.quantization.quantize import quantize_checkpoint
 from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextCodec, TextTemplate
 
@@ -25,7 +25,7 @@ from phicli.text import TextCodec, TextTemplate
 class PhicliAwq(Pass):
     """AWQ through the Gram matrix of the inputs, with GPTQ rounding; writes an AWQ "gemm" checkpoint.
 
-    Usable in any Olive workflow: `{"type": "PhicliAwq"}` once `phicli.awq.olive_pass` is imported.
+    Usable in any Olive workflow: `{"type": "PhicliAwq"}` once `phicli.quantization.olive_pass` is imported.
     """
 
     progress: Progress = SILENT

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phicli.awq.architectures import ARCHITECTURES
-from phicli.awq.calibration import tokens_digest
-from phicli.awq.grid import GridShape
-from phicli.awq.layer import LayerWork, forward
-from phicli.awq.phases import Phases
-from phicli.awq.plan import LayerPlan, Plan, describe, load_plan, save_plan
-from phicli.awq.shards import ShardWriter
-from phicli.awq.streaming import LayeredModel
 from phicli.checkpoints.awq import quantization_config
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
+from phicli.quantization.architectures import ARCHITECTURES
+from phicli.quantization.calibration import tokens_digest
+from phicli.quantization.grid import GridShape
+from phicli.quantization.layer import LayerWork, forward
+from phicli.quantization.phases import Phases
+from phicli.quantization.plan import LayerPlan, Plan, describe, load_plan, save_plan
+from phicli.quantization.shards import ShardWriter
+from phicli.quantization.streaming import LayeredModel
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # that go through a layer at a time
@@ -103,7 +103,7 @@ def quantize_checkpoint(
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
     if distill:
-        from phicli.awq.distill import distill as train  # loads what only this needs
+        from phicli.quantization.distill import distill as train  # loads what only this needs
 
         with phase("distill"):
             report.distilled = train(job, folder, output, tokens, distill, progress)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from phicli.awq.gram import GramSum
-from phicli.awq.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
-from phicli.awq.rounding import DAMPING, _inverse_factor, round_block_plain, round_gptq, round_nearest
-from phicli.awq.search import output_error, search_clip, search_scale
 from phicli.checkpoints.awq import pack_columns, pack_linear, unpack_columns, unpack_linear
+from phicli.quantization.gram import GramSum
+from phicli.quantization.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
+from phicli.quantization.rounding import DAMPING, _inverse_factor, round_block_plain, round_gptq, round_nearest
+from phicli.quantization.search import output_error, search_clip, search_scale
 
 SHAPE = GridShape(4, 32)
 
@@ -181,7 +181,7 @@ def test_gptq_with_dead_and_dependent_channels(problem):
 
 @pytest.mark.gpu
 def test_triton_block_is_the_plain_block():
-    from phicli.awq.rounding_triton import round_block
+    from phicli.quantization.rounding_triton import round_block
 
     g = torch.Generator().manual_seed(2)
     weight = torch.randn(300, 384, generator=g).cuda()

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from random_models import random_model
 from safetensors.torch import load_file
 
-from phicli.awq import distill, trainable
-from phicli.awq.calibration import calibration_tokens
-from phicli.awq.grid import GridShape
-from phicli.awq.quantize import quantize_checkpoint
-from phicli.awq.trainable import FRACTION, Stretch, TrainableLinear, direction
 from phicli.checkpoints.int4 import Int4Linear, pack
 from phicli.checkpoints.loading import load_base
 from phicli.progress import Silent
+from phicli.quantization import distill, trainable
+from phicli.quantization.calibration import calibration_tokens
+from phicli.quantization.grid import GridShape
+from phicli.quantization.quantize import quantize_checkpoint
+from phicli.quantization.trainable import FRACTION, Stretch, TrainableLinear, direction
 from phicli.text import TextCodec, TextTemplate
 
 
