@@ -8,11 +8,11 @@ import pytest
 
 from phicli.inference.conversation import Conversation
 from phicli.inference.session import Session
-from phicli.lora.rows import prepare_rows
 from phicli.quantization.calibration import calibration_tokens
 from phicli.settings import DEFAULT_TEMPLATE
 from phicli.steps.evaluate import _encode
 from phicli.text import TextCodec, TextTemplate
+from phicli.training.rows import prepare_rows
 
 TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)
 ATTACKS = [

@@ -11,15 +11,15 @@ from phicli.artifacts import stages
 from phicli.dataset import load_rows
 from phicli.errors import BadInput, UsageError
 from phicli.hardware.devices import choose_device, open_gpu
-from phicli.lora.defaults import choose_targets, default_learning_rate
 from phicli.models import find_base, resolve_model
 from phicli.needs import announce, of_finetune, size_of_folder
 from phicli.progress import SILENT, Progress
 from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
+from phicli.training.defaults import choose_targets, default_learning_rate
 from phicli.workflow.plan import Plan
 
-LIBRARIES = ("torch", "phicli.lora.passes", "transformers.modeling_layers")  # that the work begins with
+LIBRARIES = ("torch", "phicli.training.passes", "transformers.modeling_layers")  # that the work begins with
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -101,7 +101,7 @@ class _Work:
     def check(self, rows: list[dict[str, str]], template: Any, device: str) -> None:
         """All that can be found wrong before the model is loaded."""
         from phicli.checkpoints.loading import check_base, linear_names
-        from phicli.lora.rows import prepare_rows
+        from phicli.training.rows import prepare_rows
 
         self.device = choose_device(device)
         quantization = check_base(self.folder).get("quantization_config") or {}
@@ -117,8 +117,8 @@ class _Work:
 
     def train(self) -> stages.Manifest:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums exactly with it
-        from phicli.lora.checkpoint import Checkpoint
-        from phicli.lora.passes import PASSES, Job
+        from phicli.training.checkpoint import Checkpoint
+        from phicli.training.passes import PASSES, Job
         from phicli.workflow.olive import run_pass
 
         key = {"inputs": self.plan.inputs, "settings": self.settings, "device": self.device,

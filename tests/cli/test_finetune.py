@@ -20,10 +20,10 @@ from phicli.artifacts.stages import read_manifest
 from phicli.checkpoints.loading import load_base
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
-from phicli.lora.loss import RowLoss, count_targets, make_batch
-from phicli.lora.rows import prepare_rows
 from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextCodec, TextTemplate
+from phicli.training.loss import RowLoss, count_targets, make_batch
+from phicli.training.rows import prepare_rows
 
 DATA = Path(__file__).parent.parent / "data"
 QUICK = ("--data", DATA / "data_sample_travel.jsonl", "--lora-r", "8", "--device", "cpu")
@@ -110,7 +110,7 @@ def test_methods_and_bases(cli, root, tiny, tmp_path_factory, method, base):
 def test_loftq_starts_nearer_to_the_original_and_refuses_awq(cli, root, tiny, tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    from phicli.lora.loftq import start_from_residual
+    from phicli.training.loftq import start_from_residual
 
     folder = quantized(tiny, tmp_path, algorithm="rtn")
     adapted = get_peft_model(load_base(folder, "cpu", torch.float32),

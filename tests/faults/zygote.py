@@ -18,8 +18,8 @@ import peft  # noqa: F401
 
 import phicli.quantization.olive_pass
 import phicli.steps.evaluate
-import phicli.lora.passes
-import phicli.lora.training
+import phicli.training.passes
+import phicli.training.training
 import phicli.onnx.olive_pass
 import phicli.runtime.conversation  # noqa: F401
 # isort: on

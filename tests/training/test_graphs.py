@@ -5,11 +5,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from phicli.checkpoints.loading import load_base
-from phicli.lora.checkpoint import trainable
-from phicli.lora.loss import make_even_batch
-from phicli.lora.rows import Rows
-from phicli.lora.training import Recipe, Trainer
 from phicli.text import Encoded
+from phicli.training.checkpoint import trainable
+from phicli.training.loss import make_even_batch
+from phicli.training.rows import Rows
+from phicli.training.training import Recipe, Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")]
 ROWS = Rows([Encoded([(7 * i + j) % 400 + 8 for j in range(12 + 3 * i)], 4) for i in range(24)], [], 0, 0)
@@ -26,7 +26,7 @@ def test_graphs_give_the_same_weights(awq, dense, monkeypatch):
         model = get_peft_model(base, LoraConfig(r=8, lora_dropout=0.1, target_modules=["qkv_proj", "down_proj"]))
         trainer = Trainer(model, ROWS, recipe)
         if not use_graphs:
-            monkeypatch.setattr("phicli.lora.training.make_batch", make_even_batch)
+            monkeypatch.setattr("phicli.training.training.make_batch", make_even_batch)
             trainer.gradients.drop()
         trainer.run()
         graphs.append(len(trainer.gradients.graphs))

@@ -18,14 +18,14 @@ from olive.passes.pass_config import BasePassConfig
 from olive.passes.pytorch import lora as olive_lora
 
 from phicli.checkpoints.loading import linear_names, load_base
-from phicli.lora.checkpoint import Checkpoint
-from phicli.lora.defaults import ALL_LINEAR, choose_targets, default_learning_rate
-from phicli.lora.loftq import start_from_residual
-from phicli.lora.rows import Rows, prepare_rows
-from phicli.lora.training import Recipe, Trainer
 from phicli.progress import SILENT, Progress
 from phicli.settings import SETTINGS
 from phicli.text import TextCodec, TextTemplate
+from phicli.training.checkpoint import Checkpoint
+from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
+from phicli.training.loftq import start_from_residual
+from phicli.training.rows import Rows, prepare_rows
+from phicli.training.training import Recipe, Trainer
 
 _FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
                   "mask_prompt", "eval_split")

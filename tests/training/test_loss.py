@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from phicli.lora import loss
-from phicli.lora.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.text import Encoded
+from phicli.training import loss
+from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 
 ROWS = [Encoded(list(range(10, 40)), 12), Encoded(list(range(50, 62)), 1), Encoded(list(range(70, 99)), 28)]
 

@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model
 
 from phicli.checkpoints.loading import load_base
 from phicli.errors import BadInput, Missing
-from phicli.lora.checkpoint import Checkpoint, trainable
-from phicli.lora.rows import Rows
-from phicli.lora.training import Recipe, Trainer, schedule_factor
 from phicli.progress import Silent
 from phicli.text import Encoded
+from phicli.training.checkpoint import Checkpoint, trainable
+from phicli.training.rows import Rows
+from phicli.training.training import Recipe, Trainer, schedule_factor
 
 RECIPE = Recipe(max_steps=4, batch_size=4, learning_rate=1e-3, schedule="linear", seed=0, checkpoint_steps=1)
 TRAIN = [Encoded([7 * i + j for j in range(9 + i)], 4) for i in range(12)]

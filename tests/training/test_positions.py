@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, masking_utils
 
 from phicli.errors import Missing
-from phicli.lora.graphs import _Positions
-from phicli.lora.loss import RowLoss, make_even_batch
 from phicli.text import Encoded
+from phicli.training.graphs import _Positions
+from phicli.training.loss import RowLoss, make_even_batch
 from phicli.workflow.patching import replaced
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

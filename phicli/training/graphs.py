@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from phicli.errors import Missing
-from phicli.lora.loss import Batch, RowLoss
+from phicli.training.loss import Batch, RowLoss
 from phicli.workflow.patching import replaced
 
 MOST_GRAPHS = 16  # each holds the activations of its shape; further shapes run without

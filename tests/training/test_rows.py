@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 
 from phicli.errors import BadInput
-from phicli.lora.rows import batches, prepare_rows
 from phicli.text import TextCodec, TextTemplate
+from phicli.training.rows import batches, prepare_rows
 
 TEMPLATE = TextTemplate("<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>")
 OPTIONS = {"seq_len": 64, "mask_prompt": True, "eval_split": 0.0, "seed": 0}

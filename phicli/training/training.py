@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from phicli.errors import BadInput, Missing
-from phicli.lora.checkpoint import Checkpoint, trainable
-from phicli.lora.graphs import Gradients
-from phicli.lora.loss import RowLoss, count_targets, make_batch, make_even_batch
-from phicli.lora.rows import Rows, batches
-from phicli.lora.surroundings import ctrl_c, repeatable
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
+from phicli.training.checkpoint import Checkpoint, trainable
+from phicli.training.determinism import ctrl_c, repeatable
+from phicli.training.graphs import Gradients
+from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
+from phicli.training.rows import Rows, batches
 
 WARMUP = 0.1  # of the steps
 CLIP = 1.0  # largest norm of the gradient
