@@ -30,12 +30,12 @@ from safetensors.numpy import save_file
 from synthetic import SHAPE, random_awq_checkpoint
 
 from phicli.checkpoints.peft_folder import read_peft
+from phicli.export import resident
+from phicli.export.adapters import convert_adapter, install_adapters
+from phicli.export.layouts import LAYOUTS
+from phicli.export.slots import MODEL, add_slots
 from phicli.hardware.devices import usable_cores
 from phicli.kernels.build import products_faster
-from phicli.onnx import resident
-from phicli.onnx.adapters import convert_adapter, install_adapters
-from phicli.onnx.layouts import LAYOUTS
-from phicli.onnx.slots import MODEL, add_slots
 from phicli.steps.optimize import optimize
 
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU

@@ -15,8 +15,8 @@ def build(model: Path, folder: Path, cache: Path) -> None:
     Not int4: its kernels round activations to 8 bits, and where one value falls on the other side of a step the
     logits jump by several hundredths, which would hide what tests of a cache look for.
     """
-    from phicli.onnx.layouts import LAYOUTS
-    from phicli.onnx.slots import add_slots
+    from phicli.export.layouts import LAYOUTS
+    from phicli.export.slots import add_slots
 
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", model, "-o", folder, "-p", "fp32",
                "-e", "cpu", "-c", cache]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from phicli.errors import Missing
+from phicli.export.fused import DOMAIN
 from phicli.kernels.build import ops_library, products_faster, products_missing
-from phicli.onnx.fused import DOMAIN
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 

@@ -198,6 +198,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_adapter(folder: Path, path: Path) -> None:
-    from phicli.onnx.adapters import check_adapter
+    from phicli.export.adapters import check_adapter
 
     check_adapter(folder, path)

@@ -113,7 +113,7 @@ class Lab:
         return self.staged("finetune", finetune, self.root / "ft" / name, gave)
 
     def optimize(self) -> Step:
-        from phicli.onnx.plan import FOLDER
+        from phicli.export.plan import FOLDER
         from phicli.steps.optimize import optimize
 
         def gave(manifest: Manifest) -> str:
@@ -133,9 +133,9 @@ class Lab:
         return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
 
     def chat(self, prompt: str | None) -> Step:
+        from phicli.export.plan import FOLDER
         from phicli.inference.conversation import Conversation
         from phicli.inference.session import Sampling, Session
-        from phicli.onnx.plan import FOLDER
         from phicli.steps.finetune import finetune
 
         chat = self.settings.resolve("chat", dict.fromkeys((

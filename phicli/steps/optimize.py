@@ -10,16 +10,16 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.checkpoints.linears import linear_shapes
 from phicli.errors import BadInput
+from phicli.export import resident
+from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
+from phicli.export.plan import OptimizePlan, plan_optimize
+from phicli.export.slots import MODEL
+from phicli.export.sources import PREFIX, Source, earlier_sources
 from phicli.needs import announce, of_optimize, size_of_folder
-from phicli.onnx import resident
-from phicli.onnx.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
-from phicli.onnx.plan import OptimizePlan, plan_optimize
-from phicli.onnx.slots import MODEL
-from phicli.onnx.sources import PREFIX, Source, earlier_sources
 from phicli.progress import SILENT, Progress
 from phicli.steps.importing import imports
 
-LIBRARIES = ("torch", "phicli.onnx.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with
+LIBRARIES = ("torch", "phicli.export.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
 # of 2.6e-3 to torch and fp32 one of 1e-11; on a CPU, int8 decodes a model of 0.75 GB fourteen times as fast.
 ACCURACY_LEVELS = {"int8": 4, "fp32": 1}
@@ -101,7 +101,7 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
 
 
 def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: Progress) -> None:
-    from phicli.onnx.olive_pass import SlottedModelBuilder
+    from phicli.export.olive_pass import SlottedModelBuilder
     from phicli.workflow.olive import run_pass
 
     config: dict[str, Any] = {"precision": "int4", "enable_cuda_graph": settings["cuda_graph"]}

@@ -44,7 +44,7 @@ class _Chain:
 
     def links(self) -> Iterator[Link]:
         from phicli.evaluation.plan import RESULT, plan_evaluate
-        from phicli.onnx.plan import FOLDER, plan_optimize
+        from phicli.export.plan import FOLDER, plan_optimize
         from phicli.steps.finetune import plan_finetune
         from phicli.steps.quantize import plan_quantize
 

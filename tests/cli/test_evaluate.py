@@ -33,7 +33,7 @@ def lab(optimized, tiny, tmp_path_factory):
 
     from phicli.checkpoints.peft_folder import read_peft
     from phicli.cli.main import main
-    from phicli.onnx.adapters import convert_adapter
+    from phicli.export.adapters import convert_adapter
 
     root = tmp_path_factory.mktemp("lab")
     assert main(["quantize", "--model", "tiny", "--root", str(root), *FEW]) == 0

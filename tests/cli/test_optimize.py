@@ -13,8 +13,8 @@ from onnx_checkpoints import nearest_awq, random_adapter, random_model
 from safetensors.torch import load_file, save_file
 
 from phicli.artifacts import stages
+from phicli.export.plan import plan_optimize
 from phicli.inference.session import Session
-from phicli.onnx.plan import plan_optimize
 from phicli.text import TextCodec
 
 ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -110,7 +110,7 @@ def test_on_a_cpu_adapters_are_fused_where_the_sizes_allow_it(tiny, tmp_path, ke
 
 @pytest.mark.parametrize("device", ["dml", "webgpu"])
 def test_adapters_have_the_targets_float_type(cli, root, device):
-    from phicli.onnx.adapters import check_adapter
+    from phicli.export.adapters import check_adapter
 
     done = cli("optimize", "--root", root, "--device", device)
     folder = root / "onnx-ao"

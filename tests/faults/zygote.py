@@ -20,7 +20,7 @@ import phicli.quantization.olive_pass
 import phicli.steps.evaluate
 import phicli.training.passes
 import phicli.training.training
-import phicli.onnx.olive_pass
+import phicli.export.olive_pass
 import phicli.runtime.conversation  # noqa: F401
 # isort: on
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest
 from phicli.checkpoints.peft_folder import read_peft
+from phicli.export.adapters import check_adapter
+from phicli.export.slots import read_slots
 from phicli.models import check_model, check_safetensors
 from phicli.needs import size_of_config, size_of_folder
-from phicli.onnx.adapters import check_adapter
-from phicli.onnx.slots import read_slots
 from phicli.text import TextCodec
 from phicli.workflow.plan import State, judge
 

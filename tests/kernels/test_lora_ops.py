@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq, random_adapter
 
 from phicli.errors import BadInput, Missing
+from phicli.export.fused import DOMAIN
+from phicli.export.matrices import in_blocks
+from phicli.export.portable import functions
 from phicli.inference.devices import gpu_count
 from phicli.inference.session import Session
 from phicli.kernels import build
-from phicli.onnx.fused import DOMAIN
-from phicli.onnx.matrices import in_blocks
-from phicli.onnx.portable import functions
 from phicli.steps.optimize import optimize
 
 RANKS = [16, 64, 48]

@@ -86,7 +86,7 @@ def test_telemetry_is_off_before_a_library_is_imported(tmp_path, environment):
         "assert not any(m in sys.modules for m in ('olive', 'onnxruntime', 'onnxruntime_genai', 'huggingface_hub')); "
         "from huggingface_hub import constants; "
         "from olive.telemetry.telemetry import Telemetry; "
-        "import phicli.quantization.olive_pass, phicli.training.passes, phicli.onnx.olive_pass; "
+        "import phicli.quantization.olive_pass, phicli.training.passes, phicli.export.olive_pass; "
         "names = [n for n in os.environ if 'TELEMETRY' in n]; "
         "print(json.dumps({'set': {n: os.environ[n] for n in names}, 'hub': constants.HF_HUB_DISABLE_TELEMETRY, "
         "'olive': getattr(Telemetry, '_instance', None) is not None}))"

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from phicli.onnx.groups import Columns, Group, ResidentGraph, fitted
-from phicli.onnx.matrices import BLOCKS, eight_bits
+from phicli.export.groups import Columns, Group, ResidentGraph, fitted
+from phicli.export.matrices import BLOCKS, eight_bits
 
 FIRST, LAST = "adapter_first", "adapter_last"  # int64 (1,): rows of the table to take, a Slice's bounds
 TABLE = "adapter_table"  # (adapters + 1, 1, width): row 0 lets nothing through

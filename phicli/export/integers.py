@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from phicli.onnx.slots import MODEL, find_slots
+from phicli.export.slots import MODEL, find_slots
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from onnx_checkpoints import nearest_awq
 
 from phicli.errors import Missing
-from phicli.onnx.external_data import streamed_saving
+from phicli.export.external_data import streamed_saving
 from phicli.steps.optimize import optimize
 from phicli.workflow.patching import replaced
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from phicli.errors import BadInput
 
 if TYPE_CHECKING:
-    from phicli.onnx.layouts import Layout
+    from phicli.export.layouts import Layout
 
 NODE = re.compile(r"/model/layers\.(\d+)/(?:\w+/)*(\w+)/MatMul\w*")  # as genai's builder names projections
 MODEL = "model.onnx"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, random_adapter, random_model
 
+from phicli.export.integers import read_integers
 from phicli.inference.session import Session
-from phicli.onnx.integers import read_integers
 from phicli.steps.optimize import optimize
 
 EXACT = {"activations": "fp32", "head": "float"}

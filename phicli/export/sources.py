@@ -9,7 +9,7 @@ from pathlib import Path
 from phicli.artifacts import stages
 from phicli.checkpoints.peft_folder import Lora, read_peft
 from phicli.errors import BadInput, UsageError
-from phicli.onnx.adapters import FOLDER, SUFFIX
+from phicli.export.adapters import FOLDER, SUFFIX
 from phicli.progress import Progress
 
 PREFIX = FOLDER + "/"  # of adapters among a manifest's inputs and files

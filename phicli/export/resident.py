@@ -17,12 +17,12 @@ import numpy as np
 
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.onnx.fused import FusedGraph
-from phicli.onnx.groups import Columns, Group
-from phicli.onnx.masked import MaskedGraph
-from phicli.onnx.matching import match
-from phicli.onnx.matrices import MatrixFile
-from phicli.onnx.slots import LAYOUT_KEY, MODEL, Slot, find_slots
+from phicli.export.fused import FusedGraph
+from phicli.export.groups import Columns, Group
+from phicli.export.masked import MaskedGraph
+from phicli.export.matching import match
+from phicli.export.matrices import MatrixFile
+from phicli.export.slots import LAYOUT_KEY, MODEL, Slot, find_slots
 
 # The layouts: of onnxruntime's ops alone; with two of our own.
 GRAPHS: dict[str, type[MaskedGraph | FusedGraph]] = {"resident": MaskedGraph, "fused": FusedGraph}

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from phicli.errors import BadInput
+from phicli.export.external_data import ExternalData
+from phicli.export.matching import ALIASES, FUSED
+from phicli.export.repacking import LAYOUTS
 from phicli.models import check_safetensors, read_config, weight_files
-from phicli.onnx.external_data import ExternalData
-from phicli.onnx.matching import ALIASES, FUSED
-from phicli.onnx.repacking import LAYOUTS
 from phicli.workflow.patching import replaced
 
 METHODS = tuple(LAYOUTS)

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.errors import BadInput
-from phicli.onnx.adapters import check_adapter, convert_adapter
-from phicli.onnx.layouts import LAYOUTS
-from phicli.onnx.matching import assemble, match
-from phicli.onnx.slots import Slot, add_slots, read_slots
+from phicli.export.adapters import check_adapter, convert_adapter
+from phicli.export.layouts import LAYOUTS
+from phicli.export.matching import assemble, match
+from phicli.export.slots import Slot, add_slots, read_slots
 
 SIZES = {"qkv_proj": (8, 16), "o_proj": (8, 8), "gate_proj": (8, 12), "up_proj": (8, 12)}
 QKV = (8, 4, 4)

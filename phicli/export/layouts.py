@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
-from phicli.onnx.slots import Slot
+from phicli.export.slots import Slot
 
 
 class Layout(Protocol):

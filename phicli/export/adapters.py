@@ -14,10 +14,10 @@ import numpy as np
 
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.onnx import resident
-from phicli.onnx.layouts import LAYOUTS, Layout
-from phicli.onnx.matching import assemble, match
-from phicli.onnx.slots import LAYOUT_KEY, Slot, read_graph, read_slots
+from phicli.export import resident
+from phicli.export.layouts import LAYOUTS, Layout
+from phicli.export.matching import assemble, match
+from phicli.export.slots import LAYOUT_KEY, Slot, read_graph, read_slots
 
 SUFFIX = ".onnx_adapter"
 FOLDER = "adapters"

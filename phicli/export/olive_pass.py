@@ -19,11 +19,11 @@ from olive.passes.olive_pass import PassConfigParam
 from olive.passes.onnx import model_builder
 from olive.passes.pass_config import BasePassConfig
 
+from phicli.export.external_data import streamed_saving
+from phicli.export.layouts import LAYOUTS
+from phicli.export.loading import float_projections, streamed_loading
+from phicli.export.slots import add_slots
 from phicli.models import read_config
-from phicli.onnx.external_data import streamed_saving
-from phicli.onnx.layouts import LAYOUTS
-from phicli.onnx.loading import float_projections, streamed_loading
-from phicli.onnx.slots import add_slots
 from phicli.progress import SILENT, Progress, Task
 
 BUILDER_PREFIX = "int4_"  # Olive's older names of what the builder now calls accuracy_level, block_size, …

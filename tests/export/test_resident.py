@@ -11,13 +11,13 @@ from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, rand
 from optimized import write_adapter
 
 from phicli.errors import BadInput
+from phicli.export import fused, masked, resident
+from phicli.export.adapters import check_adapter
+from phicli.export.slots import LAYOUT_KEY, read_graph
 from phicli.inference.conversation import Conversation
 from phicli.inference.devices import gpu_count
 from phicli.inference.session import Session
 from phicli.kernels.build import missing
-from phicli.onnx import fused, masked, resident
-from phicli.onnx.adapters import check_adapter
-from phicli.onnx.slots import LAYOUT_KEY, read_graph
 from phicli.steps.optimize import optimize
 
 TEXT = "Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early. " * 4

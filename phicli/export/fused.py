@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput
-from phicli.onnx.groups import Columns, Group, ResidentGraph, fitted
-from phicli.onnx.matrices import in_blocks
-from phicli.onnx.portable import functions
-from phicli.onnx.slots import Slot
+from phicli.export.groups import Columns, Group, ResidentGraph, fitted
+from phicli.export.matrices import in_blocks
+from phicli.export.portable import functions
+from phicli.export.slots import Slot
 
 DOMAIN = "phicli"
 ID = "adapter_id"  # int64 (1,), or one for each row of a batch: 0 is no adapter, 1 the first

@@ -13,7 +13,7 @@ import numpy as np
 
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.onnx.slots import Slot
+from phicli.export.slots import Slot
 
 MODULE = re.compile(r"(?:.+\.)?layers\.(\d+)\.(?:\w+\.)*(\w+)")
 

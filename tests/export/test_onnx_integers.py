@@ -6,9 +6,9 @@ import torch
 from onnx_checkpoints import nearest_awq, random_model
 from safetensors.torch import load_file
 
-from phicli.onnx.integers import read_integers
-from phicli.onnx.loading import float_projections
-from phicli.onnx.repacking import from_awq, from_olive
+from phicli.export.integers import read_integers
+from phicli.export.loading import float_projections
+from phicli.export.repacking import from_awq, from_olive
 from phicli.steps.optimize import optimize
 
 PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # output that each 4-bit place of AWQ's int32 words holds, from the lowest

@@ -7,13 +7,13 @@ from pathlib import Path
 from phicli.artifacts import stages
 from phicli.checkpoints.linears import linear_shapes
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.export import fused, resident
+from phicli.export.adapters import SUFFIX
+from phicli.export.sources import PREFIX, Source, choose_sources
+from phicli.export.targets import choose_target
 from phicli.inference.devices import compute_capability
 from phicli.kernels.build import ops_library
 from phicli.models import find_base, resolve_model
-from phicli.onnx import fused, resident
-from phicli.onnx.adapters import SUFFIX
-from phicli.onnx.sources import PREFIX, Source, choose_sources
-from phicli.onnx.targets import choose_target
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import Plan, State, Verdict, judge
 

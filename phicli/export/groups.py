@@ -9,8 +9,8 @@ import numpy as np
 
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.onnx.matching import Parts
-from phicli.onnx.slots import Slot
+from phicli.export.matching import Parts
+from phicli.export.slots import Slot
 
 MULTIPLE = 16  # of all ranks together, so that matrix products take their fast path
 
