@@ -21,7 +21,7 @@ from phicli.checkpoints.int4 import Int4Linear, pack, unpack
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
 from phicli.models import check_model, check_safetensors
-from phicli.needs import keeps_unpacked
+from phicli.resources import keeps_unpacked
 
 DTYPES = {"I32": torch.int32, "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 

@@ -24,7 +24,7 @@ def doctor(
     settings = Settings()
     chosen = settings.resolve("doctor", {"model": model, "root": root, "device": device})
     with console.working("doctor", chosen.root) as progress:
-        from phicli.health.checks import examine, worst
+        from phicli.doctor.checks import examine, worst
 
         found = examine(settings=settings, **vars(chosen), online=online, progress=progress)
     if json:

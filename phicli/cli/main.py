@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: Exception, traceback: bool) -> int:
     from phicli.cli import console
-    from phicli.needs.shortage import ran_out, shortage
+    from phicli.resources.shortage import ran_out, shortage
 
     if traceback:
         import traceback as tb

@@ -10,7 +10,7 @@ import numpy as np
 
 from phicli.evaluation.stages import Stage
 from phicli.models import read_config, weight_files
-from phicli.needs.shortage import ran_out
+from phicli.resources.shortage import ran_out
 from phicli.text import Encoded
 
 # float [response tokens, vocabulary]; row i is the distribution of the response's token i

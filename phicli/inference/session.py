@@ -14,7 +14,7 @@ from phicli.errors import BadInput, Missing, PhicliError
 from phicli.hardware.devices import usable_cores
 from phicli.inference.devices import built_for, select_provider
 from phicli.inference.ops import ops_of
-from phicli.needs.shortage import within_memory
+from phicli.resources.shortage import within_memory
 from phicli.text import TextCodec
 
 ADAPTER_SUFFIX = ".onnx_adapter"

@@ -12,8 +12,8 @@ from phicli.dataset import load_rows
 from phicli.errors import BadInput, UsageError
 from phicli.hardware.devices import choose_device, open_gpu
 from phicli.models import find_base, resolve_model
-from phicli.needs import announce, of_finetune, size_of_folder
 from phicli.progress import SILENT, Progress
+from phicli.resources import announce, of_finetune, size_of_folder
 from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.defaults import choose_targets, default_learning_rate

@@ -15,8 +15,8 @@ from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, insta
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
-from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.progress import SILENT, Progress
+from phicli.resources import announce, of_optimize, size_of_folder
 from phicli.steps.importing import imports
 
 LIBRARIES = ("torch", "phicli.export.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with

@@ -14,8 +14,8 @@ from phicli.artifacts import stages
 from phicli.artifacts.locks import held
 from phicli.artifacts.stages import Manifest
 from phicli.errors import BadInput
-from phicli.needs.shortage import within_memory
 from phicli.progress import Progress
+from phicli.resources.shortage import within_memory
 
 
 class State(StrEnum):

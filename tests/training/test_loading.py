@@ -13,7 +13,7 @@ from transformers.quantizers import auto
 from phicli.checkpoints.int4 import Int4Linear
 from phicli.checkpoints.loading import linear_names, load_base
 from phicli.errors import BadInput
-from phicli.needs import steps
+from phicli.resources import steps
 
 TOKENS = torch.arange(10, 90).view(2, 40)
 

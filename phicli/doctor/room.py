@@ -5,13 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from phicli import needs
+from phicli import resources as needs
 from phicli.azure.target import cache_folder
 from phicli.cli.console import size
+from phicli.doctor.finding import Finding, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
-from phicli.health.finding import Finding, Light, Subject
 from phicli.models import check_model, local_folder
-from phicli.needs import Need, existing, free_disk
+from phicli.resources import Need, existing, free_disk
 
 UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red
 SMALLER = "a smaller model (--model tiny is built in), or a larger machine"

@@ -1,6 +1,6 @@
 """Looking at native libraries from a process of their own, since a broken one may end the process that loads it.
 
-`python -m phicli.health.probes NAME` prints one JSON document; what the libraries print goes to stderr.
+`python -m phicli.doctor.probes NAME` prints one JSON document; what the libraries print goes to stderr.
 """
 
 import json

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from phicli.azure.login import on_azure
 from phicli.azure.target import QUESTIONS, find_target, line_from_settings
+from phicli.doctor.finding import Finding, Light, Subject
+from phicli.doctor.room import hub_home, local_here
 from phicli.errors import Missing, PhicliError
-from phicli.health.finding import Finding, Light, Subject
-from phicli.health.room import hub_home, local_here
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 OPEN = ("microsoft/",)  # whose models anyone may fetch

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from phicli import needs
+from phicli import resources as needs
 from phicli.errors import BadInput, Missing
 from phicli.hardware.devices import container_limit
-from phicli.needs import Need
-from phicli.needs.shortage import within_memory
 from phicli.quantization import distill, quantize
+from phicli.resources import Need
+from phicli.resources.shortage import within_memory
 
 
 class Said:
@@ -101,7 +101,7 @@ def test_the_base_keeps_its_weights_unpacked_where_the_line_says_so(tiny_awq, tm
     import torch
 
     from phicli.checkpoints import loading
-    from phicli.needs import announcing
+    from phicli.resources import announcing
 
     for module in (loading, announcing):
         monkeypatch.setattr(module, "available_memory", lambda device: free)

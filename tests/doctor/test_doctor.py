@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from phicli.health import CHECKS, Light, accounts, software
-from phicli.health.gpu import why_not_cuda
-from phicli.health.probes import CUDA, Outcome
+from phicli.doctor import CHECKS, Light, accounts, software
+from phicli.doctor.gpu import why_not_cuda
+from phicli.doctor.probes import CUDA, Outcome
 from phicli.inference.devices import gpu_count
 
 no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from phicli.cli.console import size
 from phicli.hardware.devices import available_memory
-from phicli.needs.steps import Need
 from phicli.progress import Progress
+from phicli.resources.steps import Need
 
 
 def announce(step: str, need: Need, target: Path, progress: Progress) -> None:

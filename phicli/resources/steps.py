@@ -6,7 +6,7 @@ to people beforehand and refuse nothing; within a factor of about 1.5 where they
 
 from dataclasses import dataclass, replace
 
-from phicli.needs.sizes import ModelSize
+from phicli.resources.sizes import ModelSize
 
 GB = 10**9
 IMPORTS = {"torch": 0.5 * GB, "genai": 0.2 * GB}  # resident memory of a process that has loaded these libraries

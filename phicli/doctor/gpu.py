@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from phicli.doctor.finding import Finding, Light, Subject
+from phicli.doctor.probes import CUDA, Outcome
 from phicli.errors import Missing
-from phicli.health.finding import Finding, Light, Subject
-from phicli.health.probes import CUDA, Outcome
 from phicli.kernels.build import missing, ops_library, products_faster, products_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from phicli.health.probes import Probes
+from phicli.doctor.probes import Probes
 from phicli.inference.devices import gpu_count
-from phicli.needs import ModelSize, size_of_model
+from phicli.resources import ModelSize, size_of_model
 from phicli.settings import Settings
 
 

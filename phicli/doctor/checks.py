@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from phicli.doctor import accounts, gpu, room, software
+from phicli.doctor.finding import Check, Finding, Light, Subject
+from phicli.doctor.probes import Probes
 from phicli.errors import PhicliError
-from phicli.health import accounts, gpu, room, software
-from phicli.health.finding import Check, Finding, Light, Subject
-from phicli.health.probes import Probes
 from phicli.progress import SILENT, Progress
 from phicli.settings import Settings, default_root
 

@@ -6,8 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 import phicli
-from phicli.health.finding import Finding, Light, Subject
-from phicli.health.probes import CPU
+from phicli.doctor.finding import Finding, Light, Subject
+from phicli.doctor.probes import CPU
 
 TESTED = "constraints.txt"  # in the package where it was installed from a wheel, beside it in a checkout
 CORE = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "onnxruntime-gpu", "onnxruntime", "torch",

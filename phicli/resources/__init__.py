@@ -1,8 +1,8 @@
 """What each step of the lab needs of memory and disk, told from the size of the model before work starts."""
 
-from phicli.needs.announcing import announce, existing, free_disk
-from phicli.needs.sizes import ModelSize, size_of_config, size_of_folder, size_of_model
-from phicli.needs.steps import (
+from phicli.resources.announcing import announce, existing, free_disk
+from phicli.resources.sizes import ModelSize, size_of_config, size_of_folder, size_of_model
+from phicli.resources.steps import (
            Need,
            after_quantizing,
            keeps_unpacked,
