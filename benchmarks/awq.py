@@ -24,7 +24,7 @@ from torch import Tensor
 import phicli  # noqa: F401  (turns telemetry off)
 
 sys.path.pop(0)  # this folder, whose awq.py would hide the package awq
-from phicli.models import resolve_model
+from phicli.hub.models import resolve_model
 from phicli.quantization.calibration import calibration_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint

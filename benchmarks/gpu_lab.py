@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
-from phicli.models import resolve_model
+from phicli.hub.models import resolve_model
 from phicli.settings import DEFAULT_TEMPLATE
 from phicli.steps.quantize import CALIBRATION
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from phicli.checkpoints.awq import PER_WORD, quantization_config
-from phicli.models import BUILT_IN
+from phicli.hub.models import BUILT_IN
 from phicli.quantization.shards import ShardWriter
 
 SHAPE: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Makes the built-in tiny model: writes its corpus, trains its tokenizer and its weights, saves the folder.
 
-    python scripts/train_tiny.py --out phicli/models/tiny --steps 6000 --batch 128
+    python scripts/train_tiny.py --out phicli/hub/models/tiny --steps 6000 --batch 128
 
 A GPU is used where there is one. The same seed gives the same corpus and the same tokenizer.
 """
@@ -127,7 +127,7 @@ def save(model: Phi3ForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dic
 def main() -> None:
     """Runs the whole of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("phicli/models/tiny"))
+    parser.add_argument("--out", type=Path, default=Path("phicli/hub/models/tiny"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

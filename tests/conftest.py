@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phicli.models import BUILT_IN
+from phicli.hub.models import BUILT_IN
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; processes made here inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from phicli.models import weight_files
+from phicli.hub.models import weight_files
 
 
 def dequantized_state(folder: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from phicli.errors import BadInput
-from phicli.models import check_model, check_safetensors, weight_files
+from phicli.hub.models import check_model, check_safetensors, weight_files
 
 LAYER = re.compile(r"(?:.+\.)?(layers\.\d+\..+)\.(qweight|weight)")
 

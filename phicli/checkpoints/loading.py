@@ -20,7 +20,7 @@ from phicli.checkpoints.awq import unpack_columns
 from phicli.checkpoints.int4 import Int4Linear, pack, unpack
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
-from phicli.models import check_model, check_safetensors
+from phicli.hub.models import check_model, check_safetensors
 from phicli.resources import keeps_unpacked
 
 DTYPES = {"I32": torch.int32, "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from phicli.errors import BadInput
-from phicli.models import check_safetensors
+from phicli.hub.models import check_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}

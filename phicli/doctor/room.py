@@ -10,7 +10,7 @@ from phicli.azure.target import cache_folder
 from phicli.cli.console import size
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
-from phicli.models import check_model, local_folder
+from phicli.hub.models import check_model, local_folder
 from phicli.resources import Need, existing, free_disk
 
 UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from phicli.evaluation.stages import Stage
-from phicli.models import read_config, weight_files
+from phicli.hub.models import read_config, weight_files
 from phicli.resources.shortage import ran_out
 from phicli.text import Encoded
 

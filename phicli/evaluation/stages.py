@@ -7,8 +7,8 @@ from pathlib import Path
 
 from phicli.artifacts.stages import MANIFEST
 from phicli.errors import BadInput, Missing, RemoteError
+from phicli.hub.models import resolve_model
 from phicli.inference.session import ADAPTER_SUFFIX
-from phicli.models import resolve_model
 from phicli.progress import SILENT, Progress
 from phicli.settings import QUANTIZE_ALGORITHMS
 

@@ -21,7 +21,7 @@ from phicli.errors import BadInput
 from phicli.export.external_data import ExternalData
 from phicli.export.matching import ALIASES, FUSED
 from phicli.export.repacking import LAYOUTS
-from phicli.models import check_safetensors, read_config, weight_files
+from phicli.hub.models import check_safetensors, read_config, weight_files
 from phicli.workflow.patching import replaced
 
 METHODS = tuple(LAYOUTS)

@@ -23,7 +23,7 @@ from phicli.export.external_data import streamed_saving
 from phicli.export.layouts import LAYOUTS
 from phicli.export.loading import float_projections, streamed_loading
 from phicli.export.slots import add_slots
-from phicli.models import read_config
+from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress, Task
 
 BUILDER_PREFIX = "int4_"  # Olive's older names of what the builder now calls accuracy_level, block_size, …

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from phicli.checkpoints.loading import load_base
-from phicli.models import weight_files
+from phicli.hub.models import weight_files
 from phicli.progress import Progress
 from phicli.quantization.shards import save_tensors
 from phicli.quantization.trainable import TrainableLinear, TrainableNorm

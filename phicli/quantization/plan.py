@@ -16,7 +16,7 @@ from torch import Tensor
 import phicli
 from phicli.artifacts.stages import writing
 from phicli.errors import BadInput
-from phicli.models import check_safetensors
+from phicli.hub.models import check_safetensors
 from phicli.quantization.grid import GridShape
 from phicli.quantization.shards import save_tensors
 from phicli.quantization.streaming import Weights

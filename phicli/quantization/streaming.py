@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phicli.errors import BadInput
-from phicli.models import check_safetensors, weight_files
+from phicli.hub.models import check_safetensors, weight_files
 
 ROWS_AT_ONCE = 16  # of tokens, that are embedded together
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phicli.models import check_safetensors, local_folder, weight_files
+from phicli.hub.models import check_safetensors, local_folder, weight_files
 
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 PACKED = 8  # int4 in an int32

@@ -11,7 +11,7 @@ from phicli.artifacts import stages
 from phicli.dataset import load_rows
 from phicli.errors import BadInput, UsageError
 from phicli.hardware.devices import choose_device, open_gpu
-from phicli.models import find_base, resolve_model
+from phicli.hub.models import find_base, resolve_model
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, of_finetune, size_of_folder
 from phicli.steps.importing import imports

@@ -10,7 +10,7 @@ from phicli.dataset.inspector import Batch, Inspector
 from phicli.dataset.lines import LineReader
 from phicli.dataset.rows import Defect, parse
 from phicli.errors import BadInput
-from phicli.models import local_tokenizer
+from phicli.hub.models import local_tokenizer
 from phicli.progress import SILENT, Progress
 from phicli.text import TextCodec, TextTemplate
 

@@ -9,7 +9,7 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
-from phicli.models import read_config, resolve_model, weight_files
+from phicli.hub.models import read_config, resolve_model, weight_files
 from phicli.progress import SILENT, Progress
 from phicli.quantization.warming import warm_up
 from phicli.resources import announce, of_quantize, size_of_folder

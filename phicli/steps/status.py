@@ -95,7 +95,7 @@ class _Chain:
 
 def _local(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with models by their folders: nothing is fetched to tell a state. Raises Missing."""
-    from phicli.models import local_tokenizer
+    from phicli.hub.models import local_tokenizer
 
     found = dict(arguments)
     for name in ("model", "base"):

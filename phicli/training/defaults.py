@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from phicli.errors import BadInput
-from phicli.models import read_config
+from phicli.hub.models import read_config
 
 ALL_LINEAR = "all-linear"
 

@@ -7,7 +7,7 @@ from azure_files import contents
 from azure_stub import Fault
 
 from phicli.errors import BadInput
-from phicli.models import local_tokenizer, resolve_model
+from phicli.hub.models import local_tokenizer, resolve_model
 
 NAME = "ft-for-travel"
 

@@ -62,7 +62,7 @@ def damaged_stages(bench: Bench, tries: int, harms: tuple[Callable, ...] = (trun
 
 def damaged_inputs(bench: Bench, tries: int) -> int:
     """The original's weights and tokenizer, rows and calibration: named, exit code 3, nothing made of them."""
-    from phicli.models import BUILT_IN
+    from phicli.hub.models import BUILT_IN
 
     cases = (
         ("quantize", "model/model.safetensors", "model.safetensors"),

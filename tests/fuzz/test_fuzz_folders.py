@@ -14,7 +14,7 @@ from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export.adapters import check_adapter
 from phicli.export.slots import read_slots
-from phicli.models import check_model, check_safetensors
+from phicli.hub.models import check_model, check_safetensors
 from phicli.resources import size_of_config, size_of_folder
 from phicli.text import TextCodec
 from phicli.workflow.plan import State, judge

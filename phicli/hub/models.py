@@ -13,7 +13,7 @@ from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.progress import SILENT, Progress
 from phicli.settings import QUANTIZE_ALGORITHMS
 
-BUILT_IN = Path(__file__).parent / "models"
+BUILT_IN = Path(__file__).parents[1] / "models"
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16,
               "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}  # of safetensors
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code

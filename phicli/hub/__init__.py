@@ -1,0 +1,1 @@
+"""What a user calls a model, and the folder that holds it."""
