@@ -21,7 +21,7 @@ import phicli.steps.evaluate
 import phicli.training.passes
 import phicli.training.training
 import phicli.export.olive_pass
-import phicli.runtime.conversation  # noqa: F401
+import phicli.inference.conversation  # noqa: F401
 # isort: on
 
 
