@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora.bases import quantized
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from training.bases import quantized
 from transformers import AutoModelForCausalLM
 
 from phicli.artifacts.stages import read_manifest
@@ -25,7 +25,7 @@ from phicli.text import TextCodec, TextTemplate
 from phicli.training.loss import RowLoss, count_targets, make_batch
 from phicli.training.rows import prepare_rows
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 QUICK = ("--data", DATA / "data_sample_travel.jsonl", "--lora-r", "8", "--device", "cpu")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 ROWS = [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(30)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "onnx"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 from onnx_checkpoints import nearest_awq, random_adapter, random_model
 from safetensors.torch import load_file, save_file
 

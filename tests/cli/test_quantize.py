@@ -26,7 +26,7 @@ def held_out(tiny):
     """Tokens of text that no calibration here has seen, int64 (16, 128)."""
     from pathlib import Path
 
-    file = Path(__file__).parent.parent / "data" / "data_eval_travel.jsonl"
+    file = Path(__file__).parents[2] / "data" / "data_eval_travel.jsonl"
     return calibration_tokens(TextCodec(tiny), file, ROWS, 16, 128, 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 from phicli.artifacts.stages import read_manifest
 from phicli.cli.main import COMMANDS
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 SMALL = {
     "PHICLI_QUANTIZE_SAMPLES": "8", "PHICLI_QUANTIZE_SEQ_LEN": "128", "PHICLI_EVALUATE_ROWS": "4",
     "PHICLI_CHAT_MAX_NEW_TOKENS": "8", "PHICLI_FINETUNE_LORA_R": "4",
