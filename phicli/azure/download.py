@@ -14,9 +14,9 @@ from phicli.azure.registry import Registry
 from phicli.azure.storage import Container
 from phicli.azure.target import Ask, Line, Target, cache_folder, find_target, line_from_settings, nobody
 from phicli.azure.workspace import Workspace
+from phicli.config.layers import Settings
 from phicli.errors import BadInput, RemoteError
 from phicli.progress import SILENT, Progress
-from phicli.settings import Settings
 
 
 @dataclass

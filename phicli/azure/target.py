@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.cache import user_cache
 from phicli.artifacts.stages import write_text
+from phicli.config.layers import CONFIG_NAME, Settings
+from phicli.config.steps import TransferConfig, WorkspaceConfig
 from phicli.errors import BadInput, Missing
-from phicli.settings import CONFIG_NAME, Settings
 
 SDK_CONFIG = Path(".azureml") / "config.json"  # what the Azure portal and `az ml` give out
 QUESTIONS = {"subscription": "Azure subscription id", "resource_group": "Resource group",
@@ -45,13 +46,13 @@ class Line:
 
 
 def line_from_settings(settings: Settings) -> Line:
-    names = [f.name for f in fields(Line)]
-    return Line(**vars(settings.resolve("azure", dict.fromkeys(names))))
+    found = settings.resolve(TransferConfig)
+    return Line(found.connections, found.retries, found.timeout)
 
 
 def cache_folder(settings: Settings) -> Path:
     """Where downloaded models are kept: the setting, else the user's cache folder."""
-    chosen = settings.resolve("azure", {"cache": None}).cache
+    chosen = settings.resolve(TransferConfig).cache
     return Path(chosen).expanduser() if chosen else user_cache() / "azure"
 
 
@@ -67,7 +68,7 @@ def find_target(settings: Settings, given: dict[str, str | None], ask: Ask = nob
         Missing: a name is nowhere to be found. BadInput: `.azureml/config.json` is damaged.
     """
     flags = {name: given.get(name) for name in QUESTIONS}
-    names = {k: v for k, v in vars(settings.resolve("azure", flags)).items() if v}
+    names = {k: v for k, v in asdict(settings.resolve(WorkspaceConfig, flags)).items() if v}
     if len(names) < len(QUESTIONS):
         names = {**_from_sdk_config(), **names}
     names = {name: names.get(name) or ask(question) or "" for name, question in QUESTIONS.items()}

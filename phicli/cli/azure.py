@@ -1,28 +1,28 @@
 """`phicli azure show` and `phicli azure use`: which workspace the other commands mean, and what is behind it."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from phicli.cli import console, options
-from phicli.settings import Settings
+from phicli.config.layers import Settings
+from phicli.config.steps import WorkspaceConfig
 
 app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")
 
 
 @app.command()
+@options.command
 def show(
-    workspace_name: options.WorkspaceName = None,
-    resource_group: options.ResourceGroup = None,
-    subscription: options.Subscription = None,
+    workspace: WorkspaceConfig,
     json: options.Json = False,
 ) -> None:
     """Show account, workspace, region and storage, like `az ml workspace show`."""
     from phicli.azure.target import find_target, line_from_settings
 
     settings = Settings()
-    target = find_target(settings, {"subscription": subscription, "resource_group": resource_group,
-                                    "workspace_name": workspace_name}, console.ask)
+    target = find_target(settings, asdict(workspace), console.ask)
     with console.working("azure", "."):
         from phicli.azure.workspace import Workspace
 
@@ -34,18 +34,16 @@ def show(
 
 
 @app.command()
+@options.command
 def use(
-    workspace_name: options.WorkspaceName = None,
-    resource_group: options.ResourceGroup = None,
-    subscription: options.Subscription = None,
+    workspace: WorkspaceConfig,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Look whether the workspace is there first")] = True,
 ) -> None:
     """Write the workspace into phicli.toml, so that no command has to be told again."""
     from phicli.azure.target import find_target, line_from_settings, remember
 
     settings = Settings()
-    target = find_target(settings, {"subscription": subscription, "resource_group": resource_group,
-                                    "workspace_name": workspace_name}, console.ask)
+    target = find_target(settings, asdict(workspace), console.ask)
     if check:
         with console.working("azure", "."):
             from phicli.azure.workspace import Workspace

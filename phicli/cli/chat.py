@@ -4,53 +4,35 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phicli.cli import console, options
-from phicli.cli.options import option
+from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
-from phicli.settings import Settings
 
 if TYPE_CHECKING:
     from phicli.inference.conversation import Answer, Conversation
 
 
 def chat(
-    model: options.Model = None,
-    root: options.Root = None,
-    path: Annotated[Path | None, typer.Option("--path", help="Folder of the model, instead of ROOT/onnx-ao")] = None,
-    adapter: Annotated[str | None, option("", "adapter", "--adapter", "-a")] = None,
+    config: ChatConfig,
     no_adapter: Annotated[bool, typer.Option("--no-adapter", help="None, even if the settings name one")] = False,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and end")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answers with and without the adapter")] = False,
-    system: Annotated[str | None, option("chat", "system")] = None,
-    max_new_tokens: Annotated[int | None, option("chat", "max_new_tokens")] = None,
-    temperature: Annotated[float | None, option("chat", "temperature")] = None,
-    top_p: Annotated[float | None, option("chat", "top_p")] = None,
-    top_k: Annotated[int | None, option("chat", "top_k")] = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    kernels: options.Kernels = None,
+    flags: options.Flags = {},  # noqa: B006 (never changed)
     json: options.Json = False,
 ) -> None:
     """Chat with the optimized model: one question with --prompt or on stdin, else a conversation."""
-    s = Settings().resolve("chat", {
-        "model": model, "root": root, "adapter": adapter, "system": system, "max_new_tokens": max_new_tokens,
-        "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "device": device,
-        "kernels": kernels})
-    if no_adapter and adapter is not None:
+    if no_adapter and "adapter" in flags:
         raise UsageError("--adapter and --no-adapter exclude each other")
-    if not 0 < s.top_p <= 1:
-        raise UsageError(f"must be over 0 and at most 1, not {s.top_p}", where="--top-p")
     question = _question(prompt if prompt is None else console.typed(prompt))
-    s.system = s.system and console.typed(s.system)
     if json and question is None:
         raise UsageError("--json needs --prompt or a prompt on stdin")
-    s.adapter = None if no_adapter else s.adapter
-    talks = _conversations(path or Path(s.root) / "onnx-ao", s, compare)
+    config = config.but(system=config.system and console.typed(config.system),
+                        adapter=None if no_adapter else config.adapter)
+    talks = _conversations(Path(config.path or config.root_folder / "onnx-ao"), config, compare)
     answer = _compare_on(talks) if compare else _stream_on(talks[0])
     if question is None:
         _converse(talks, answer)
@@ -75,14 +57,14 @@ def _question(prompt: str | None) -> str | None:
     return prompt
 
 
-def _conversations(folder: Path, s: SimpleNamespace, compare: bool) -> "list[Conversation]":
+def _conversations(folder: Path, s: ChatConfig, compare: bool) -> "list[Conversation]":
     """The conversation; for a comparison one with no adapter, and one with the adapter named or with each there is."""
     from phicli.inference.conversation import Conversation
     from phicli.inference.session import Sampling, Session
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
-    with console.working("chat", s.root):
+    with console.working("chat", s.root_folder):
         session = Session(folder, s.device, s.kernels)
         adapters: list[str | None] = [s.adapter]
         if compare:

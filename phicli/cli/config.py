@@ -1,7 +1,7 @@
 """`phicli config`: every setting, its value, and where the value comes from."""
 
 from phicli.cli import console, options
-from phicli.settings import SETTINGS, Settings
+from phicli.config.layers import SETTINGS, Settings
 
 
 def config(json: options.Json = False) -> None:

@@ -6,14 +6,13 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
+from phicli.config.layers import Settings
+from phicli.config.steps import DoctorConfig
 from phicli.errors import ExitCode
-from phicli.settings import Settings
 
 
 def doctor(
-    model: options.Model = None,
-    root: options.Root = None,
-    device: options.Device = None,
+    config: DoctorConfig,
     online: Annotated[bool, typer.Option("--online", help="Try the logins too; otherwise no network is used")] = False,
     json: options.Json = False,
 ) -> None:
@@ -21,15 +20,13 @@ def doctor(
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
     """
-    settings = Settings()
-    chosen = settings.resolve("doctor", {"model": model, "root": root, "device": device})
-    with console.working("doctor", chosen.root) as progress:
+    with console.working("doctor", config.root_folder) as progress:
         from phicli.doctor.checks import examine, worst
 
-        found = examine(settings=settings, **vars(chosen), online=online, progress=progress)
+        found = examine(config, Settings(), online, progress)
     if json:
         checks = [{"check": name, **asdict(finding)} for name, finding in found.items()]
-        console.result_json({"light": worst(found), **vars(chosen), "checks": checks})
+        console.result_json({"light": worst(found), **asdict(config), "checks": checks})
     else:
         console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())
     if worst(found) == "red":

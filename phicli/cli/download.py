@@ -7,18 +7,17 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
-from phicli.settings import Settings
+from phicli.config.layers import Settings
+from phicli.config.steps import UploadConfig, WorkspaceConfig
 
 
 def download(
+    workspace: WorkspaceConfig,
     reference: Annotated[str | None, typer.Argument(
         help="azureml://registries/R/models/N/versions/V, azureml://workspaces/W/models/N/labels/latest, azureml:N:V "
              "[default: the latest of what upload registers]", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(
         "--output", "-o", help="Folder for the model [default: a cache that later runs use]")] = None,
-    workspace_name: options.WorkspaceName = None,
-    resource_group: options.ResourceGroup = None,
-    subscription: options.Subscription = None,
     json: options.Json = False,
 ) -> None:
     """Download a model from Azure ML; an interrupted download goes on where it stopped."""
@@ -26,11 +25,10 @@ def download(
     from phicli.azure.target import cache_folder, line_from_settings
 
     settings = Settings()
-    wanted = parse_reference(reference or f"azureml:{settings.resolve('upload', {'name': None}).name}@latest")
-    given = {"subscription": subscription, "resource_group": resource_group, "workspace_name": workspace_name}
+    wanted = parse_reference(reference or f"azureml:{settings.resolve(UploadConfig).name}@latest")
     from phicli.azure.download import download_model, target_of
 
-    target = None if wanted.registry else target_of(wanted, settings, given, console.ask)
+    target = None if wanted.registry else target_of(wanted, settings, asdict(workspace), console.ask)
     cache = cache_folder(settings)
     with console.working("download", cache) as progress:
         done = download_model(wanted, target, cache=cache, output=output, line=line_from_settings(settings),

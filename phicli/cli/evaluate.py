@@ -1,37 +1,20 @@
 """`phicli evaluate`: how well each stage does on held-out rows."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from phicli.cli import console, options
-from phicli.cli.options import option
-from phicli.settings import Settings
+from phicli.config.steps import EvaluateConfig
 
 COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original", "KL to torch", "top-1 as torch",
            "seconds")
 
 
-def evaluate(
-    model: options.Model = None,
-    root: options.Root = None,
-    eval_data: options.EvalData = None,
-    text_template: options.TextTemplate = None,
-    algorithm: Annotated[str | None, option("quantize", "algorithm")] = None,
-    adapter: Annotated[str | None, option("", "adapter", "--adapter", "-a")] = None,
-    rows: Annotated[int | None, option("evaluate", "rows")] = None,
-    seq_len: Annotated[int | None, option("evaluate", "seq_len")] = None,
-    device: options.Device = None,
-    kernels: options.Kernels = None,
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
+def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
     """Measure every stage on held-out rows: perplexity, and agreement with the original."""
-    flags = {k: v for k, v in locals().items() if k not in ("json", "algorithm")}
-    s = Settings().resolve("evaluate", flags)
-    s.algorithm = Settings().resolve("quantize", {"algorithm": algorithm}).algorithm
-    with console.working("evaluate", s.root) as progress:
-        from phicli.evaluation import evaluate as evaluate_stages
+    with console.working("evaluate", config.root_folder) as progress:
+        from phicli.steps.evaluate import evaluate as evaluate_stages
 
-        document = evaluate_stages(**vars(s), progress=progress)
+        document = evaluate_stages(config, progress)
     if json:
         console.result_json(document)
         return

@@ -1,40 +1,20 @@
 """`phicli inspect`: what is in a file of rows, and what is wrong with it."""
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from phicli.cli import console, options
-from phicli.cli.options import option
+from phicli.config.steps import InspectConfig
 from phicli.errors import BadInput
-from phicli.settings import Settings
 
 PREVIEW = 160  # characters shown of a field
 
 
-def inspect(
-    file: Annotated[str | None, typer.Argument(
-        metavar="FILE", show_default=False,
-        help="Rows, JSONL (.gz too), or - for stdin; without it what the setting data names")] = None,
-    model: options.Model = None,
-    text_template: options.TextTemplate = None,
-    max_tokens: Annotated[int | None, option("inspect", "max_tokens")] = None,
-    rows: Annotated[int | None, option("inspect", "rows")] = None,
-    fix: Annotated[Path | None, typer.Option(
-        "--fix", metavar="OUT", help="Write a clean copy: restore what can be restored, leave out the rest")] = None,
-    root: options.Root = None,
-    json: options.Json = False,
-) -> None:
+def inspect(config: InspectConfig, json: options.Json = False) -> None:
     """Show the first rows, figures about fields and tokens, and everything that may be wrong with the data."""
-    s = Settings().resolve("inspect", {
-        "data": file, "model": model, "text_template": text_template, "max_tokens": max_tokens, "rows": rows,
-        "root": root})
     from phicli.steps.inspect import inspect_file
 
-    with console.working("inspect", s.root) as progress:
-        report = inspect_file(s.data, model=s.model, text_template=s.text_template, max_tokens=s.max_tokens,
-                              rows=s.rows, fix=fix, progress=progress)
+    with console.working("inspect", config.root_folder) as progress:
+        report = inspect_file(config, progress)
     if json:
         console.result_json(report)
     else:

@@ -14,6 +14,7 @@ import typer
 import typer.core
 
 import phicli
+from phicli.cli import options
 from phicli.errors import ExitCode, PhicliError
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of every fault the parser finds; typer does not export it
@@ -74,7 +75,7 @@ for _name in COMMANDS:
     if _name in GROUPS:
         app.add_typer(import_module(f"phicli.cli.{_name}").app, name=_name)
     else:
-        app.command(_name)(getattr(import_module(f"phicli.cli.{_name}"), _name))
+        app.command(_name)(options.command(getattr(import_module(f"phicli.cli.{_name}"), _name)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,42 +1,66 @@
-"""Option types that several commands share, and the one way to make an option from a setting."""
+"""Options of the commands: made from the settings classes, and the few that are no settings."""
 
-from pathlib import Path
+import inspect
+import typing
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from phicli.settings import find
+from phicli.config.layers import Settings
+from phicli.config.setting import Setting, StepConfig, settings_of
+
+Flags = dict[str, Any]  # a command's parameter of this type gets the settings that were given as flags, by name
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters annotated with a settings class become that class's options.
+
+    The object that the command gets has flags, environment and phicli.toml in it; other parameters stay as they are.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    own = inspect.signature(function).parameters
+    configs = {name: hints[name] for name in own if _is_config(hints[name])}
+    flags = [name for name in own if hints[name] == Flags]
+    plain = {name: p.replace(annotation=hints[name], kind=p.KEYWORD_ONLY)
+             for name, p in own.items() if name not in configs and name not in flags}
+    made = {name: _parameter(name, setting)
+            for config in reversed(configs.values()) for name, setting in settings_of(config).items()}
+
+    def run(**given: Any) -> None:
+        settings = Settings()
+        resolved = {name: settings.resolve(config, given) for name, config in configs.items()}
+        raw = {name: given[name] for name in made if given[name] is not None}
+        function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
+
+    run.__doc__, run.__name__ = function.__doc__, function.__name__
+    run.__signature__ = inspect.Signature(list((made | plain).values()))  # type: ignore[attr-defined]
+    return run
+
+
+def _is_config(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, StepConfig)
+
+
+def _parameter(name: str, setting: Setting) -> inspect.Parameter:
+    kind: Any = list[str] if setting.kind is tuple else setting.kind
+    annotation = Annotated[kind | None, option(name, setting)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def option(name: str, setting: Setting) -> Any:
+    """A Typer option, or argument, whose help, choices and shown default are those of the setting."""
+    if setting.argument:
+        return typer.Argument(help=_plain(setting.help), show_default=False, metavar=setting.metavar)
+    text = setting.help + (f" ({' | '.join(setting.choices)})" if setting.choices else "")
+    shown = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
+    if setting.key and setting.default is not None and "\n" not in str(shown):
+        text += f" [default: {shown}]"
+    return typer.Option(*(setting.flags or ("--" + name.replace("_", "-"),)), help=_plain(text), show_default=False,
+                        metavar=setting.metavar)
 
 
 def _plain(text: str) -> str:
     """The text with its brackets kept: Typer's help reads them as rich's markup."""
     return text.replace("[", r"\[")
-
-
-def option(command: str, name: str, *flags: str) -> Any:
-    """A Typer option whose help, choices and shown default are those of the setting."""
-    setting = find(command, name)
-    text = setting.help + (f" ({' | '.join(setting.choices)})" if setting.choices else "")
-    default = setting.default
-    shown = ",".join(default) if isinstance(default, list) else default
-    if default is not None and "\n" not in str(default):
-        text += f" [default: {shown}]"
-    return typer.Option(*(flags or ("--" + name.replace("_", "-"),)), help=_plain(text), show_default=False)
-
-
-Model = Annotated[str | None, option("", "model", "--model", "-m")]
-Root = Annotated[str | None, option("", "root")]
-Device = Annotated[str | None, option("", "device")]
-Kernels = Annotated[str | None, option("", "kernels")]
-Data = Annotated[str | None, option("", "data", "--data", "-d")]
-EvalData = Annotated[str | None, option("", "eval_data")]
-TextTemplate = Annotated[str | None, option("", "text_template")]
-Seed = Annotated[int | None, option("", "seed")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help=_plain("Folder for the result [default: under the root]"))
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
-Force = Annotated[bool, typer.Option("--force", help="Do it again even if the result is up to date")]
-WorkspaceName = Annotated[str | None, option("azure", "workspace_name")]
-ResourceGroup = Annotated[str | None, option("azure", "resource_group")]
-Subscription = Annotated[str | None, option("azure", "subscription")]

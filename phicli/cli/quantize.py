@@ -1,42 +1,17 @@
 """`phicli quantize`: a model's weights to int4."""
 
 from dataclasses import asdict
-from typing import Annotated
 
 from phicli.cli import console, options
-from phicli.cli.options import option
-from phicli.settings import Settings
+from phicli.config.steps import QuantizeConfig
 
 
-def quantize(
-    model: options.Model = None,
-    algorithm: Annotated[str | None, option("quantize", "algorithm", "--algorithm", "-a")] = None,
-    implementation: Annotated[str | None, option("quantize", "implementation")] = None,
-    bits: Annotated[int | None, option("quantize", "bits")] = None,
-    group_size: Annotated[int | None, option("quantize", "group_size")] = None,
-    symmetric: Annotated[bool | None, option("quantize", "symmetric", "--symmetric/--asymmetric")] = None,
-    skip: Annotated[list[str] | None, option("quantize", "skip")] = None,
-    rounding: Annotated[str | None, option("quantize", "rounding")] = None,
-    distill: Annotated[int | None, option("quantize", "distill")] = None,
-    calibration: Annotated[str | None, option("quantize", "calibration")] = None,
-    text_template: options.TextTemplate = None,
-    samples: Annotated[int | None, option("quantize", "samples")] = None,
-    seq_len: Annotated[int | None, option("quantize", "seq_len")] = None,
-    plan: Annotated[str | None, option("quantize", "plan")] = None,
-    save_plan: Annotated[str | None, option("quantize", "save_plan")] = None,
-    device: options.Device = None,
-    seed: options.Seed = None,
-    root: options.Root = None,
-    output: options.Output = None,
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
+def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
     """Quantize a model to int4 (AWQ by default)."""
-    settings = Settings().resolve("quantize", {k: v for k, v in locals().items() if k != "json"})
-    with console.working("quantize", settings.root) as progress:
+    with console.working("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
 
-        folder, manifest = quantize_model(**vars(settings), progress=progress)
+        folder, manifest = quantize_model(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return

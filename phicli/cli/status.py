@@ -6,28 +6,19 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
-from phicli.cli.options import option
-from phicli.settings import Settings
+from phicli.config.layers import Settings
+from phicli.config.steps import LabConfig
 
 COLUMNS = ("step", "state", "why", "where", "made", "size")
 
 
 def status(
-    model: options.Model = None,
-    data: options.Data = None,
-    eval_data: options.EvalData = None,
-    text_template: options.TextTemplate = None,
-    name: Annotated[str | None, option("finetune", "name", "--name", "-n")] = None,
-    algorithm: Annotated[str | None, option("quantize", "algorithm", "--algorithm", "-a")] = None,
-    max_steps: Annotated[int | None, option("finetune", "max_steps")] = None,
-    device: options.Device = None,
-    seed: options.Seed = None,
-    root: options.Root = None,
+    config: LabConfig,
+    flags: options.Flags,
     reread: Annotated[bool, typer.Option("--reread", help="Read every file, also those that look unchanged")] = False,
     json: options.Json = False,
 ) -> None:
     """Show every stage under the root: up to date, stale and why, broken and where, or not made."""
-    flags = {k: v for k, v in locals().items() if k not in ("reread", "json")}
     from phicli.steps.status import chain
 
     links = chain(Settings(), flags, reread)

@@ -1,13 +1,12 @@
 """The table of checks, and examining a machine by it."""
 
-from pathlib import Path
-
+from phicli.config.layers import Settings
+from phicli.config.steps import DoctorConfig
 from phicli.doctor import accounts, gpu, room, software
 from phicli.doctor.finding import Check, Finding, Light, Subject
 from phicli.doctor.probes import Probes
 from phicli.errors import PhicliError
 from phicli.progress import SILENT, Progress
-from phicli.settings import Settings, default_root
 
 CHECKS: dict[str, Check] = {
     "Python": software.python,
@@ -28,18 +27,19 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def examine(*, settings: Settings, model: str, root: str | None, device: str, online: bool = False,
+def examine(config: DoctorConfig, settings: Settings, online: bool = False,
             progress: Progress = SILENT) -> dict[str, Finding]:
     """Look at this machine for a model, a root and a device.
 
     Args:
-        device: "auto", "cuda" (its lack is red then) or "cpu". online: try the logins; otherwise no network is used.
+        config: with device "cuda" its lack is red. settings: of the steps, from which they are told what they need.
+        online: try the logins; otherwise no network is used.
 
     Returns:
         check -> what it found, in the order of `CHECKS`.
     """
     probes = Probes()
-    subject = Subject(model, Path(root or default_root(model)), device, settings, online, probes)
+    subject = Subject(config.model, config.root_folder, config.device, settings, online, probes)
     found = {}
     try:
         with progress.task("doctor", len(CHECKS), "checks") as task:

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from phicli.config.layers import Settings
 from phicli.doctor.probes import Probes
 from phicli.inference.devices import gpu_count
 from phicli.resources import ModelSize, size_of_model
-from phicli.settings import Settings
 
 
 class Light(StrEnum):

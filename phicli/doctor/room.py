@@ -8,6 +8,7 @@ from typing import Any
 from phicli import resources as needs
 from phicli.azure.target import cache_folder
 from phicli.cli.console import size
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
@@ -94,9 +95,7 @@ def step_needs(subject: Subject) -> dict[str, Need]:
     if subject.size is None:
         return {}
     known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
-    quantize = resolve("quantize", {"samples": None, "seq_len": None, "distill": None})
-    finetune = resolve("finetune", {"lora_r": None, "batch_size": None})
-    evaluate = resolve("evaluate", {"seq_len": None})
+    quantize, finetune, evaluate = resolve(QuantizeConfig), resolve(FinetuneConfig), resolve(EvaluateConfig)
     return {
         "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
         "finetune": needs.of_finetune(needs.after_quantizing(known), device, finetune.lora_r, finetune.batch_size),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.stages import check_whole, read_sealed
+from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput
 from phicli.evaluation.stages import Stage, find_stages
 from phicli.progress import SILENT, Progress
@@ -37,19 +38,18 @@ class EvaluationPlan(Plan):
         return Verdict(State.STALE, changed) if changed else CURRENT
 
 
-def plan_evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_template: str, algorithm: str = "awq",
-                  adapter: str | None = None, rows: int | None = None, seq_len: int = 1024,
-                  progress: Progress = SILENT) -> EvaluationPlan:
-    """What `evaluate` would measure of the same arguments.
+def plan_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> EvaluationPlan:
+    """What `evaluate` would measure of the same settings.
 
     Raises:
         Missing: nothing made under root yet. BadInput: no such adapter; a damaged stage.
     """
-    stages = find_stages(Path(root), model, algorithm, adapter, progress)
+    root, eval_data = config.root_folder, Path(config.eval_data)
+    stages = find_stages(root, config.model, config.algorithm, config.adapter, progress)
     present = [stage for stage in stages if not stage.missing]
-    sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | {"eval_data": Path(eval_data)}
+    sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | {"eval_data": eval_data}
     for folder in dict.fromkeys(path for path in sources.values() if path.is_dir()):
         check_whole(folder)
-    settings = {"text_template": text_template, "rows": rows, "seq_len": seq_len,
+    settings = {"text_template": config.text_template, "rows": config.rows, "seq_len": config.seq_len,
                 "missing": [stage.name for stage in stages if stage.missing]}
-    return EvaluationPlan("evaluate", Path(root) / RESULT, sources, settings, stages)
+    return EvaluationPlan("evaluate", root / RESULT, sources, settings, stages)

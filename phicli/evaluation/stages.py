@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phicli.artifacts.stages import MANIFEST
+from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.hub.models import resolve_model
 from phicli.inference.session import ADAPTER_SUFFIX
 from phicli.progress import SILENT, Progress
-from phicli.settings import QUANTIZE_ALGORITHMS
 
 ONNX = "onnx-ao"
 

@@ -1,11 +1,11 @@
 """What `optimize` would make, and how much of it is there: the model and its adapters are judged apart."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from phicli.artifacts import stages
 from phicli.checkpoints.linears import linear_shapes
+from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export import fused, resident
 from phicli.export.adapters import SUFFIX
@@ -60,33 +60,31 @@ class OptimizePlan(Plan):
         return late
 
 
-def plan_optimize(
-    *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
-    output: Path | None, adapter_layout: str | None = None, adapter_weights: str = "float",
-    cuda_graph: bool | None = None, progress: Progress = SILENT,
-) -> OptimizePlan:
-    """What `optimize` would make of the same arguments; raises what it raises for options and base."""
-    target = choose_target(device, progress)
-    if cuda_graph and target != "cuda":
+def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> OptimizePlan:
+    """What `optimize` would make of the same settings; raises what it raises for options and base."""
+    target, root = choose_target(config.device, progress), config.root_folder
+    if config.cuda_graph and target != "cuda":
         raise UsageError(f"--cuda-graph goes with --device cuda, not {target}")
-    layout = adapter_layout or _choose_layout(target, adapter_weights, progress)
-    if cuda_graph and layout not in resident.GRAPHS:
+    weights, chosen = config.adapter_weights, config.adapter_layout != "auto"
+    layout = config.adapter_layout if chosen else _choose_layout(target, weights, progress)
+    if config.cuda_graph and layout not in resident.GRAPHS:
         raise UsageError("--cuda-graph goes with --adapter-layout fused or resident: a graph takes no new inputs")
-    if adapter_weights != "float" and layout != "resident" and (layout, target) != ("fused", "cpu"):
-        raise UsageError(f"--adapter-weights {adapter_weights} goes with --adapter-layout resident, or on a CPU fused")
+    if weights != "float" and layout != "resident" and (layout, target) != ("fused", "cpu"):
+        raise UsageError(f"--adapter-weights {weights} goes with --adapter-layout resident, or on a CPU fused")
     if layout == "fused" and target not in ("cpu", "cuda"):
         raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
-    if cuda_graph is None:
-        cuda_graph = target == "cuda" and layout in resident.GRAPHS
-    model = resolve_model(base, progress) if base else find_base(Path(root))
-    if not adapter_layout and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
-        layout = "inputs" if adapter_weights == "float" else "resident"
-    settings = {"device": target, "head": head, "cuda_graph": cuda_graph,
+    graph = config.cuda_graph
+    if graph is None:
+        graph = target == "cuda" and layout in resident.GRAPHS
+    model = resolve_model(config.base, progress) if config.base else find_base(root)
+    if not chosen and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
+        layout = "inputs" if weights == "float" else "resident"
+    settings = {"device": target, "head": config.head, "cuda_graph": graph,
                 "adapter_layout": layout,
-                "adapter_weights": "fp16" if (layout, adapter_weights) == ("fused", "float") else adapter_weights,
-                "activations": activations if target in ("cpu", "webgpu") else "fp16"}
-    plan = OptimizePlan("optimize", Path(output or Path(root) / FOLDER), {"base": model}, settings)
-    for source in choose_sources(adapters, Path(root) / "ft").values():
+                "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
+                "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}
+    plan = OptimizePlan("optimize", Path(config.output or root / FOLDER), {"base": model}, settings)
+    for source in choose_sources(config.adapters, root / "ft").values():
         plan.add(source)
     return plan
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.stages import check_whole, read_manifest
+from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.progress import SILENT, Progress
-from phicli.settings import QUANTIZE_ALGORITHMS
 
 BUILT_IN = Path(__file__).parents[1] / "models"
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16,

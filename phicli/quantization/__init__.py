@@ -5,3 +5,7 @@ their inner loops on CUDA; architectures says which weights may share a scale; l
 what was found for it; calibration, streaming and shards feed a model through; quantize is the whole, olive_pass its
 Olive form, stage the step.
 """
+
+from pathlib import Path
+
+CALIBRATION = Path(__file__).with_name("calibration.txt")  # where the user gives none

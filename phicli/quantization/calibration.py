@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
-from phicli.steps.quantize import CALIBRATION
+from phicli.quantization import CALIBRATION
 from phicli.text import TextCodec, TextTemplate
 
 

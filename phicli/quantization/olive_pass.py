@@ -14,12 +14,16 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.passes.pytorch.common import inherit_hf_from_hf
 from torch.utils.data import Dataset
 
+from phicli.config.steps import QuantizeConfig
 from phicli.progress import SILENT, Progress
 from phicli.quantization.calibration import calibration_tokens, tokens_digest
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextCodec, TextTemplate
+from phicli.workflow.olive import pass_parameters
+
+PASS_SETTINGS = ("group_size", "symmetric", "rounding", "calibration", "text_template", "samples", "seq_len", "plan",
+                 "save_plan", "distill", "seed")
 
 
 class PhicliAwq(Pass):
@@ -32,32 +36,9 @@ class PhicliAwq(Pass):
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
-        return {
-            "group_size": PassConfigParam(type_=int, default_value=128, description="Inputs that share one scale"),
-            "symmetric": PassConfigParam(type_=bool, default_value=False, description="Zero point in the middle"),
-            "rounding": PassConfigParam(type_=str, default_value="gptq", description="gptq or nearest"),
-            "modules_to_not_convert": PassConfigParam(
-                type_=list, default_value=[], description="Parts of module names to leave in float"
-            ),
-            "calibration": PassConfigParam(
-                type_=str, default_value=None, description="JSONL or plain text; by default a text in the package"
-            ),
-            "text_template": PassConfigParam(
-                type_=str, default_value=DEFAULT_TEMPLATE, description="How a JSONL row becomes text"
-            ),
-            "samples": PassConfigParam(type_=int, default_value=128, description="Calibration sequences"),
-            "seq_len": PassConfigParam(type_=int, default_value=512, description="Tokens of a sequence"),
-            "plan": PassConfigParam(
-                type_=str, default_value=None, description="A plan's file, whose scales and ranges are taken"
-            ),
-            "save_plan": PassConfigParam(
-                type_=str, default_value=None, description="Where to put the scales and ranges that were found"
-            ),
-            "distill": PassConfigParam(
-                type_=int, default_value=0, description="Steps of training on the original's output afterwards"
-            ),
-            "seed": PassConfigParam(type_=int, default_value=0, description="Of the calibration's order"),
-        }
+        return {**pass_parameters(QuantizeConfig, PASS_SETTINGS),
+                "modules_to_not_convert": PassConfigParam(
+                    type_=list, default_value=[], description="Parts of module names to leave in float")}
 
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str

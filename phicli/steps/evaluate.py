@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from phicli.artifacts.stages import versions, write_sealed
+from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput
 from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_softmax
 from phicli.evaluation.plan import plan_evaluate
@@ -18,20 +19,11 @@ from phicli.progress import SILENT, Progress
 from phicli.text import Encoded, TextCodec, TextTemplate
 
 
-def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_template: str, algorithm: str = "awq",
-             adapter: str | None = None, rows: int | None = None, seq_len: int = 1024, device: str = "auto",
-             kernels: str = "auto", force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure every stage under `root` on held-out rows, and write the result to `root`/evaluation.json.
 
     Perplexity, KL and top-1 agreement are over the tokens of the response (the template's last field and the end
     token after it), given all before them. ONNX stages are also compared with the torch stage they were made from.
-
-    Args:
-        model: the original. algorithm: the quantization that the ONNX model was made from.
-        adapter: name of the only adapter to measure; None for all there are.
-        rows: take only that many. seq_len: longer rows are cut to this many tokens.
-        device, kernels: as `open_reader` takes them.
-        force: measure even if the result that is there was measured on the very same things.
 
     Returns:
         {"rows", "cut_rows", "tokens" (of responses), "stages": [{"stage", "perplexity", "kl", "top1", "kl_torch",
@@ -40,27 +32,27 @@ def evaluate(*, root: str | Path, model: str, eval_data: str | Path, text_templa
     Raises:
         Missing: nothing made under root yet; no room for temporary files. BadInput: rows, adapter or a stage.
     """
-    plan = plan_evaluate(**{k: v for k, v in locals().items() if k not in ("device", "kernels", "force")})
-    done = plan.finished(force, progress)
+    plan = plan_evaluate(config, progress)
+    done = plan.finished(config.force, progress)
     if done:
         return done
     from phicli.dataset import load_rows
 
-    root = Path(root)
-    template = TextTemplate(text_template)
-    table = load_rows(Path(eval_data), template)[:rows]
+    template = TextTemplate(config.text_template)
+    table = load_rows(Path(config.eval_data), template)[:config.rows]
     present = [stage for stage in plan.stages if not stage.missing]
-    encoded, cut = _encode(table, template, seq_len, [stage.folder for stage in present])
-    with plan.turn(force, progress) as done:
+    encoded, cut = _encode(table, template, config.seq_len, [stage.folder for stage in present])
+    with plan.turn(config.force, progress) as done:
         if done:
             return done
-        measured = _measure_all(present, encoded, (device, kernels), root, progress)
+        how = (config.device, config.kernels)
+        measured = _measure_all(present, encoded, how, config.root_folder, progress)
         plan.check_unchanged()
         document = {
-            "model": model, "eval_data": str(eval_data), "rows": len(encoded), "cut_rows": cut,
+            "model": config.model, "eval_data": config.eval_data, "rows": len(encoded), "cut_rows": cut,
             "tokens": sum(len(row.ids) - row.response_start for row in encoded),
-            "text_template": text_template, "seq_len": seq_len, "device": device, "kernels": kernels,
-            "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
+            "text_template": config.text_template, "seq_len": config.seq_len, "device": config.device,
+            "kernels": config.kernels, "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
             "inputs": plan.inputs, "settings": plan.settings, "versions": versions(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

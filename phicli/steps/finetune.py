@@ -2,14 +2,12 @@
 
 import os
 import re
-from functools import partial
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 from phicli.artifacts import stages
+from phicli.config.steps import FinetuneConfig
 from phicli.dataset import load_rows
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput
 from phicli.hardware.devices import choose_device, open_gpu
 from phicli.hub.models import find_base, resolve_model
 from phicli.progress import SILENT, Progress
@@ -17,23 +15,14 @@ from phicli.resources import announce, of_finetune, size_of_folder
 from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.defaults import choose_targets, default_learning_rate
-from phicli.workflow.plan import Plan
+from phicli.workflow.plan import Plan, StageResult
 
 LIBRARIES = ("torch", "phicli.training.passes", "transformers.modeling_layers")  # that the work begins with
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def finetune(
-    *, model: str, root: str | Path, base: str | None, data: str, text_template: str, name: str, method: str,
-    max_steps: int, batch_size: int, learning_rate: float | None, schedule: str, lora_r: int, lora_alpha: float | None,
-    lora_dropout: float, target_modules: list[str], seq_len: int, mask_prompt: bool, eval_split: float,
-    checkpoint_steps: int, device: str, seed: int, force: bool = False, progress: Progress = SILENT,
-) -> tuple[Path, stages.Manifest]:
+def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult:
     """Train an adapter on a base model.
-
-    Args:
-        base: folder or id; None takes the quantized model under `root`. model: the unquantized one (LoftQ needs it).
-        learning_rate: peak; None takes `default_learning_rate`. lora_alpha: None takes twice the rank.
 
     Returns:
         the adapter's folder, `root`/ft/`name`, and its manifest.
@@ -43,67 +32,54 @@ def finetune(
         Missing: no quantized base yet, no GPU, not enough memory or space.
         KeyboardInterrupt: Ctrl-C; the same call goes on from where it stopped.
     """
-    plan = plan_finetune(**{k: v for k, v in locals().items() if k not in ("checkpoint_steps", "device", "force")})
-    done = plan.finished(force, progress)
+    plan = plan_finetune(config, progress)
+    done = plan.finished(config.force, progress)
     if done:
-        return plan.target, done
-    template = TextTemplate(text_template)
-    rows = load_rows(Path(data), template)
-    with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, device)) as imported:
+        return StageResult(plan.target, done)
+    template = TextTemplate(config.text_template)
+    with imports(*LIBRARIES, at_once=True, beside=open_gpu if config.device != "cpu" else bool) as imported:
+        rows = load_rows(Path(config.data), template)
         imported()
-    work = _Work(plan, checkpoint_steps, progress)
-    work.check(rows, template, device)
+    work = _Work(plan, config, progress)
+    work.check(rows, template)
     longest = max(len(row.ids) for row in work.rows.train)
-    need = of_finetune(size_of_folder(work.folder), work.device, lora_r, batch_size, longest)
+    need = of_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
     announce("finetune", need, plan.target, progress)
-    with plan.turn(force, progress) as done:
-        return plan.target, done or work.train()
+    with plan.turn(config.force, progress) as done:
+        return StageResult(plan.target, done or work.train())
 
 
-def plan_finetune(
-    *, model: str, root: str | Path, base: str | None, data: str, text_template: str, name: str, method: str,
-    max_steps: int, batch_size: int, learning_rate: float | None, schedule: str, lora_r: int, lora_alpha: float | None,
-    lora_dropout: float, target_modules: list[str], seq_len: int, mask_prompt: bool, eval_split: float, seed: int,
-    progress: Progress = SILENT,
-) -> Plan:
-    """What `finetune` would make of the same arguments; raises what it raises for names, options and base."""
-    if not NAME.fullmatch(name):
-        raise BadInput("an adapter's name has letters, digits, '.', '_' and '-' only", where=name)
-    if not 0 <= eval_split < 1 or not 0 <= lora_dropout < 1:
-        raise UsageError("--eval-split and --lora-dropout are shares: at least 0 and below 1")
-    folder = resolve_model(base, progress) if base else find_base(Path(root))
-    sources = {"base": folder, "data": Path(data)}
-    if method == "loftq":
-        sources["original"] = resolve_model(model, progress)
-    return Plan("finetune", Path(root) / "ft" / name, sources, {
-        "method": method, "text_template": text_template, "max_steps": max_steps, "batch_size": batch_size,
-        "learning_rate": default_learning_rate(folder) if learning_rate is None else learning_rate,
-        "schedule": schedule, "lora_r": lora_r,
-        "lora_alpha": 2.0 * lora_r if lora_alpha is None else lora_alpha, "lora_dropout": lora_dropout,
-        "target_modules": sorted(target_modules), "seq_len": seq_len, "mask_prompt": mask_prompt,
-        "eval_split": eval_split, "seed": seed,
+def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
+    """What `finetune` would make of the same settings; raises what it raises for names, options and base."""
+    if not NAME.fullmatch(config.name):
+        raise BadInput("an adapter's name has letters, digits, '.', '_' and '-' only", where=config.name)
+    root = config.root_folder
+    folder = resolve_model(config.base, progress) if config.base else find_base(root)
+    sources = {"base": folder, "data": Path(config.data)}
+    if config.method == "loftq":
+        sources["original"] = resolve_model(config.model, progress)
+    rate, alpha = config.learning_rate, config.lora_alpha
+    return Plan("finetune", root / "ft" / config.name, sources, config.recorded() | {
+        "learning_rate": default_learning_rate(folder) if rate is None else rate,
+        "lora_alpha": 2.0 * config.lora_r if alpha is None else alpha,
+        "target_modules": sorted(config.target_modules),
     })
-
-
-def _gpu(device: str, ended: Event) -> None:
-    if device != "cpu":
-        open_gpu()
 
 
 class _Work:
     """What is left to do once names, files and settings are clear: check against the model, train, publish."""
 
-    def __init__(self, plan: Plan, checkpoint_steps: int, progress: Progress):
-        self.plan, self.checkpoint_steps, self.progress = plan, checkpoint_steps, progress
+    def __init__(self, plan: Plan, config: FinetuneConfig, progress: Progress):
+        self.plan, self.config, self.progress = plan, config, progress
         self.folder, self.original = plan.sources["base"], plan.sources.get("original")
         self.target, self.settings = plan.target, plan.settings
 
-    def check(self, rows: list[dict[str, str]], template: Any, device: str) -> None:
+    def check(self, rows: list[dict[str, str]], template: TextTemplate) -> None:
         """All that can be found wrong before the model is loaded."""
         from phicli.checkpoints.loading import check_base, linear_names
         from phicli.training.rows import prepare_rows
 
-        self.device = choose_device(device)
+        self.device = choose_device(self.config.device)
         quantization = check_base(self.folder).get("quantization_config") or {}
         if self.original and quantization.get("quant_method") != "olive":
             raise BadInput("LoftQ needs a base that is a plain rounding of the original (AWQ scales it first)",
@@ -127,7 +103,7 @@ class _Work:
         names = ("max_steps", "batch_size", "learning_rate", "schedule", "seed")
         config = {n: self.settings[n] for n in names} | {
             "r": self.settings["lora_r"], "alpha": self.settings["lora_alpha"], "target_modules": self.targets,
-            "lora_dropout": self.settings["lora_dropout"], "checkpoint_steps": self.checkpoint_steps,
+            "lora_dropout": self.settings["lora_dropout"], "checkpoint_steps": self.config.checkpoint_steps,
             "original": str(self.original) if self.original else None, "job": Job(self.rows, checkpoint),
         }
         with self.plan.publishing() as (fresh, manifest):

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from phicli.config.steps import InspectConfig
 from phicli.dataset.cleaning import FORM, Cleaner, cleaning
 from phicli.dataset.inspector import Batch, Inspector
 from phicli.dataset.lines import LineReader
@@ -17,23 +18,10 @@ from phicli.text import TextCodec, TextTemplate
 BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 
 
-def inspect_file(
-    data: str,
-    *,
-    model: str,
-    text_template: str,
-    max_tokens: int = 1024,
-    rows: int = 3,
-    fix: Path | None = None,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """Inspect a JSON Lines file in one pass and bounded memory.
+def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str, Any]:
+    """Inspect a JSON Lines file, or stdin as "-", in one pass and bounded memory.
 
-    Args:
-        data: the file, plain or gzip; "-" is stdin.
-        model: whose tokenizer counts; it is never fetched, and without it the report has no tokens.
-        max_tokens: length limit of a templated row. rows: how many first rows the report shows.
-        fix: file for a clean copy; None writes nothing.
+    The model's tokenizer counts; it is never fetched, and without it the report has no tokens.
 
     Returns:
         The report, ready for JSON: file, bytes, lines, rows (that can be used), bad_rows, fields, characters and tokens
@@ -44,10 +32,10 @@ def inspect_file(
             template or the model is wrong.
         UsageError: `fix` is the input. Missing: `fix` cannot be written.
     """
-    template = TextTemplate(text_template)
-    inspector = Inspector(template, _codec(model, progress), max_tokens, rows)
-    with LineReader(data) as reader, ExitStack() as stack:
-        cleaner = stack.enter_context(cleaning(fix, data, template)) if fix else None
+    template, fix = TextTemplate(config.text_template), Path(config.fix) if config.fix else None
+    inspector = Inspector(template, _codec(config.model, progress), config.max_tokens, config.rows)
+    with LineReader(config.data) as reader, ExitStack() as stack:
+        cleaner = stack.enter_context(cleaning(fix, config.data, template)) if fix else None
         with progress.task(f"reading {reader.name}", reader.size, "B") as task:
             done = 0
             for batch in _batches(reader, inspector):

@@ -1,7 +1,6 @@
 """The whole lab in order. Each step is the library function behind its own command, with that command's settings."""
 
 import difflib
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,9 +9,18 @@ from typing import Any
 
 from phicli.artifacts.stages import MANIFEST, Manifest
 from phicli.cli.console import duration, size
+from phicli.config.layers import Config, Settings
+from phicli.config.steps import (
+    ChatConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    InspectConfig,
+    OptimizeConfig,
+    QuantizeConfig,
+)
 from phicli.errors import UsageError
 from phicli.progress import Progress
-from phicli.settings import Settings
+from phicli.workflow.plan import StageResult
 
 STEPS = ("inspect", "quantize", "finetune", "optimize", "evaluate", "chat")
 
@@ -60,35 +68,28 @@ def _number(option: str, step: str | None, default: int) -> int:
 
 
 class Lab:
-    """The steps with the arguments that flags and settings give them."""
+    """The steps with the settings that flags and the layers below give them."""
 
     def __init__(self, settings: Settings, flags: dict[str, Any], progress: Progress):
         self.settings, self.flags, self.progress = settings, flags, progress
-        self.root = Path(settings.resolve("run", {"model": flags.get("model"), "root": flags.get("root")}).root)
+        self.root = self.config(QuantizeConfig).root_folder
 
-    def arguments(self, command: str, function: Callable[..., Any]) -> dict[str, Any]:
-        """The function's arguments from flags and settings, and the progress."""
-        wanted = [name for name in inspect.signature(function).parameters if name != "progress"]
-        given = {name: self.flags.get(name) for name in {*wanted, "model", "root"}}
-        resolved = vars(self.settings.resolve(command, given))
-        if "algorithm" in wanted:  # `evaluate` means the one of `quantize`
-            resolved |= vars(self.settings.resolve("quantize", {"algorithm": self.flags.get("algorithm")}))
-        return {name: resolved[name] for name in wanted if name in resolved} | {"progress": self.progress}
+    def config(self, kind: type[Config]) -> Config:
+        """A step's settings."""
+        return self.settings.resolve(kind, self.flags)
 
-    def staged(self, command: str, function: Callable[..., tuple[Path, Manifest]], folder: Path,
-               gave: Callable[[Manifest], str]) -> Step:
+    def staged(self, name: str, folder: Path, run: Callable[[], StageResult], gave: Callable[[Manifest], str]) -> Step:
         """Run a step that publishes a folder with a manifest."""
         before, begun = _stamp(folder / MANIFEST), time.monotonic()
-        folder, manifest = function(**self.arguments(command, function))
+        folder, manifest = run()
         state = "up to date" if _stamp(folder / MANIFEST) == before else "made"
-        return Step(command, state, time.monotonic() - begun, gave(manifest), str(folder))
+        return Step(name, state, time.monotonic() - begun, gave(manifest), str(folder))
 
     def inspect(self) -> Step:
         from phicli.steps.inspect import inspect_file
 
         begun = time.monotonic()
-        arguments = self.arguments("inspect", inspect_file)
-        report = inspect_file(**{**arguments, "rows": 0, "fix": None})
+        report = inspect_file(self.config(InspectConfig).but(rows=0), self.progress)
         found = ", ".join(f"{w['code']} ({w['count']})" for w in report["warnings"]) or "nothing wrong"
         return Step("inspect", "made", time.monotonic() - begun, f"{report['rows']} rows, {found}", report["file"])
 
@@ -98,8 +99,8 @@ class Lab:
         def gave(manifest: Manifest) -> str:
             return f"{size(manifest.quality['source_bytes'])} -> {size(manifest.bytes)}"
 
-        algorithm = self.arguments("quantize", quantize)["algorithm"]
-        return self.staged("quantize", quantize, self.root / algorithm, gave)
+        config = self.config(QuantizeConfig)
+        return self.staged("quantize", self.root / config.algorithm, lambda: quantize(config, self.progress), gave)
 
     def finetune(self) -> Step:
         from phicli.steps.finetune import finetune
@@ -109,8 +110,8 @@ class Lab:
             before, after = (manifest.quality[f"{kind}_loss_{when}"] for when in ("before", "after"))
             return f"{kind.replace('_', '-')} loss {before:.2f} -> {after:.2f}"
 
-        name = self.arguments("finetune", finetune)["name"]
-        return self.staged("finetune", finetune, self.root / "ft" / name, gave)
+        config = self.config(FinetuneConfig)
+        return self.staged("finetune", self.root / "ft" / config.name, lambda: finetune(config, self.progress), gave)
 
     def optimize(self) -> Step:
         from phicli.export.plan import FOLDER
@@ -119,7 +120,8 @@ class Lab:
         def gave(manifest: Manifest) -> str:
             return f"{size(manifest.bytes)}, adapters: {', '.join(sorted(manifest.quality['adapters'])) or 'none'}"
 
-        return self.staged("optimize", optimize, self.root / FOLDER, gave)
+        config = self.config(OptimizeConfig)
+        return self.staged("optimize", self.root / FOLDER, lambda: optimize(config, self.progress), gave)
 
     def evaluate(self) -> Step:
         from phicli.evaluation.plan import RESULT
@@ -127,7 +129,7 @@ class Lab:
 
         place = self.root / RESULT
         before, begun = _stamp(place), time.monotonic()
-        document = evaluate(**self.arguments("evaluate", evaluate))
+        document = evaluate(self.config(EvaluateConfig), self.progress)
         figures = [f"{s['stage']} {s['perplexity']:.4g}" for s in document["stages"] if not s["missing"]]
         state = "up to date" if _stamp(place) == before else "made"
         return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
@@ -136,12 +138,9 @@ class Lab:
         from phicli.export.plan import FOLDER
         from phicli.inference.conversation import Conversation
         from phicli.inference.session import Sampling, Session
-        from phicli.steps.finetune import finetune
 
-        chat = self.settings.resolve("chat", dict.fromkeys((
-            "system", "max_new_tokens", "temperature", "top_p", "top_k", "device", "kernels", "seed", "adapter"
-        )) | _known(self.flags))
-        adapter = chat.adapter or self.arguments("finetune", finetune)["name"]
+        chat = self.config(ChatConfig)
+        adapter = chat.adapter or self.config(FinetuneConfig).name
         begun = time.monotonic()
         session = Session(self.root / FOLDER, chat.device, chat.kernels)
         talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
@@ -158,15 +157,11 @@ class Lab:
         from phicli.dataset import load_rows
         from phicli.text import TextTemplate
 
-        found = self.settings.resolve("run", dict.fromkeys(("eval_data", "text_template")) | _known(self.flags))
-        template = TextTemplate(found.text_template)
-        return load_rows(Path(found.eval_data), template)[0][template.fields[0]]
+        config = self.config(EvaluateConfig)
+        template = TextTemplate(config.text_template)
+        return load_rows(Path(config.eval_data), template)[0][template.fields[0]]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     """Differs as soon as the file is written again."""
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-def _known(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}

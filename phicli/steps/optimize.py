@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
 from phicli.checkpoints.linears import linear_shapes
+from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput
 from phicli.export import resident
 from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
@@ -18,6 +18,7 @@ from phicli.export.sources import PREFIX, Source, earlier_sources
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, of_optimize, size_of_folder
 from phicli.steps.importing import imports
+from phicli.workflow.plan import StageResult
 
 LIBRARIES = ("torch", "phicli.export.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
@@ -32,26 +33,10 @@ HEADS: dict[str, dict[str, Any]] = {
 TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # genai's builder rewrites them
 
 
-def optimize(
-    *, root: str | Path, base: str | None, adapters: Sequence[str] | None, device: str, activations: str, head: str,
-    output: Path | None, adapter_layout: str | None = None, adapter_weights: str = "float",
-    cuda_graph: bool | None = None, force: bool = False, progress: Progress = SILENT,
-) -> tuple[Path, stages.Manifest]:
+def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult:
     """Build the ONNX model of a checkpoint, with slots for adapters, and write the adapters' files beside it.
 
-    Where the model is up to date, only the files of new or changed adapters are written.
-
-    Args:
-        base: folder or id; None takes the quantized model under `root`.
-        adapters: "NAME=PEFT folder" each, or a name under `root`/ft; None or empty takes all of those.
-            Adapters that the model has already stay.
-        device: "auto", "cpu", "cuda", "dml" or "webgpu". activations: "int8" or "fp32"; only for cpu and webgpu.
-        head: weights of the output projection, "int4", "int8" or "float".
-        adapter_layout: "inputs" (of the graph, of any rank; adding one adds a file), "resident" (in the graph) or
-            "fused" (in the graph, with kernels of our own), see `resident`; None takes the last for cuda where it can
-            be run here, and for a CPU where the sizes allow it. adapter_weights: of those in the graph, "float" or
-            "int8" (fused: for cpu only).
-        cuda_graph: let genai capture one; None where it can.
+    Where the model is up to date, only the files of new or changed adapters are written. Adapters that it has stay.
 
     Returns:
         the model's folder, `output` or `root`/onnx-ao, and its manifest.
@@ -60,12 +45,12 @@ def optimize(
         UsageError: options that do not go together. BadInput: base or adapters unusable.
         Missing: no quantized base yet, an NPU, no space.
     """
-    plan = plan_optimize(**{k: v for k, v in locals().items() if k != "force"})
+    plan, force = plan_optimize(config, progress), config.force
     model, sources = plan.sources["base"], plan.adapters
     with imports(*LIBRARIES, at_once=force or not plan.target.exists()) as imported:
         done = plan.finished(force, progress)
         if done:
-            return plan.target, done
+            return StageResult(plan.target, done)
         shapes = linear_shapes(model)
         for source in sources.values():
             source.check(shapes, plan.inputs["base"], progress)
@@ -73,14 +58,14 @@ def optimize(
             imported()
     with plan.turn(force, progress) as done:
         if done:
-            return plan.target, done
+            return StageResult(plan.target, done)
         if not force and plan.model_verdict().current:
-            return plan.target, _add_adapters(plan, progress)
+            return StageResult(plan.target, _add_adapters(plan, progress))
         for name, source in earlier_sources(plan.target, progress).items():
             if name not in sources:
                 source.check(shapes, plan.inputs["base"], progress)
                 plan.add(source)
-        return plan.target, _build(plan, progress)
+        return StageResult(plan.target, _build(plan, progress))
 
 
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:

@@ -1,40 +1,30 @@
 """The quantize stage: from a model to a checked, published folder of int4 weights with its manifest."""
 
 import tempfile
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
+from phicli.config.steps import QuantizeConfig
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.hardware.devices import choose_device
+from phicli.hardware.devices import choose_device, open_gpu
 from phicli.hub.models import read_config, resolve_model, weight_files
 from phicli.progress import SILENT, Progress
-from phicli.quantization.warming import warm_up
+from phicli.quantization import CALIBRATION
 from phicli.resources import announce, of_quantize, size_of_folder
 from phicli.steps.importing import imports
-from phicli.workflow.plan import Plan
+from phicli.workflow.plan import Plan, StageResult
 
 OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
 CALIBRATED = {"gptq", "quarot"}
-CALIBRATION = Path(__file__).parent.parent / "calibration.txt"  # where the user gives none
 AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
 LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "transformers.modeling_layers",
              "phicli.quantization.olive_pass")  # that the work begins with
 
 
-def quantize(
-    *, model: str, root: str | Path, output: Path | None, device: str, algorithm: str, implementation: str, bits: int,
-    group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
-    rounding: str, skip: list[str], seed: int, distill: int = 0, plan: str | None = None, save_plan: str | None = None,
-    force: bool = False, progress: Progress = SILENT,
-) -> tuple[Path, stages.Manifest]:
+def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult:
     """Quantize a model's decoder layers to int4.
-
-    Args:
-        distill: steps of training afterwards, see `phicli.quantization.distill`.
-        plan: file of AWQ scales and ranges to take instead of searching. save_plan: file to put those found into.
 
     Returns:
         the stage folder (`output`, or `root`/`algorithm`) and its manifest.
@@ -43,63 +33,57 @@ def quantize(
         UsageError: options that do not go together. BadInput: model or calibration unusable.
         Missing: no GPU, no package, no space.
     """
-    stage = plan_quantize(**{k: v for k, v in locals().items() if k not in ("device", "force", "save_plan")})
-    if save_plan:
-        check_save_plan(save_plan, plan, algorithm, implementation)
-        force = force or not _is_saved(Path(save_plan), stage.result())
-    own = (algorithm, implementation) == ("awq", "phicli")
+    stage, force = plan_quantize(config, progress), config.force
+    if config.save_plan:
+        check_save_plan(config)
+        force = force or not _is_saved(Path(config.save_plan), stage.result())
     folder = stage.sources["model"]
-    warm = partial(warm_up, device, folder, read_config(folder), stage.settings)
-    with imports(*LIBRARIES, at_once=force or not stage.target.exists(), beside=warm if own else None) as imported:
+    with imports(*LIBRARIES, at_once=force or not stage.target.exists(),
+                 beside=open_gpu if config.device != "cpu" else bool) as imported:
         done = stage.finished(force, progress)
         if done:
-            return stage.target, done
-        device = choose_device(device)
-        need = of_quantize(size_of_folder(folder), device, samples, seq_len, distill)
+            return StageResult(stage.target, done)
+        device = choose_device(config.device)
+        need = of_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
         announce("quantize", need, stage.target, progress)
         imported()
-    work = _phicli_awq if own else _olive
-    given = {"calibration": calibration, "plan": plan, "save_plan": save_plan}
+    work = _phicli_awq if _own(config) else _olive
     with stage.turn(force, progress) as done:
         if done:
-            return stage.target, done
+            return StageResult(stage.target, done)
         with stage.publishing() as (fresh, manifest):
-            manifest.quality = work(folder, fresh, device, {**stage.settings, **given}, progress)
+            manifest.quality = work(folder, fresh, device, config, progress)
             manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
-    return stage.target, manifest
+    return StageResult(stage.target, manifest)
 
 
-def plan_quantize(
-    *, model: str, root: str | Path, output: Path | None, algorithm: str, implementation: str, bits: int,
-    group_size: int, symmetric: bool, calibration: str | None, text_template: str, samples: int, seq_len: int,
-    rounding: str, skip: list[str], seed: int, distill: int = 0, plan: str | None = None,
-    progress: Progress = SILENT,
-) -> Plan:
-    """What `quantize` would make of the same arguments; raises what it raises for options, model and calibration."""
-    check_options(algorithm, implementation, bits, group_size)
-    for option, given in (("--plan", plan), ("--distill", distill)):
-        if given and (algorithm, implementation) != ("awq", "phicli"):
-            raise UsageError(f"{option} goes with phicli's own AWQ")
-    folder = resolve_model(model, progress)
+def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
+    """What `quantize` would make of the same settings; raises what it raises for options, model and calibration."""
+    check_options(config)
+    folder = resolve_model(config.model, progress)
     if "quantization_config" in read_config(folder):
         raise BadInput("already quantized", where=folder, hint="start from the original model")
-    if calibration and not Path(calibration).is_file():
+    calibration = Path(config.calibration) if config.calibration else CALIBRATION
+    if not calibration.is_file():
         raise BadInput("no such calibration file", where=calibration)
-    sources = {"model": folder, "calibration": Path(calibration) if calibration else CALIBRATION}
-    if plan:
-        if not Path(plan).is_file():
-            raise BadInput("no such plan", where=plan, hint="phicli quantize --save-plan FILE makes one")
-        sources["plan"] = Path(plan)
-    return Plan("quantize", Path(output or Path(root) / algorithm), sources, {
-        "algorithm": algorithm, "implementation": implementation, "bits": bits, "group_size": group_size,
-        "symmetric": symmetric, "text_template": text_template, "samples": samples, "seq_len": seq_len,
-        "rounding": rounding, "skip": skip, "seed": seed, "distill": distill,
-    })
+    sources = {"model": folder, "calibration": calibration}
+    if config.plan:
+        if not Path(config.plan).is_file():
+            raise BadInput("no such plan", where=config.plan, hint="phicli quantize --save-plan FILE makes one")
+        sources["plan"] = Path(config.plan)
+    target = Path(config.output or config.root_folder / config.algorithm)
+    return Plan("quantize", target, sources, config.recorded())
 
 
-def check_options(algorithm: str, implementation: str, bits: int, group_size: int) -> None:
+def _own(config: QuantizeConfig) -> bool:
+    """Whether phicli's own AWQ does the work, and not one of Olive's passes."""
+    return (config.algorithm, config.implementation) == ("awq", "phicli")
+
+
+def check_options(config: QuantizeConfig) -> None:
     """Raise UsageError or Missing for what cannot work, before anything is loaded."""
-    if algorithm == "awq":
+    bits, group_size = config.bits, config.group_size
+    if config.algorithm == "awq":
         if bits != 4:
             raise UsageError(f"the AWQ format has 4 bits, not {bits}", hint="--algorithm rtn, kquant or gptq has 8")
         if group_size not in AWQ_GROUPS:
@@ -108,21 +92,24 @@ def check_options(algorithm: str, implementation: str, bits: int, group_size: in
         raise UsageError(f"--bits must be 4 or 8, not {bits}")
     elif group_size & (group_size - 1):
         raise UsageError(f"--group-size must be a power of two, not {group_size}")
-    if implementation == "autoawq":
-        if algorithm != "awq":
+    if config.implementation == "autoawq":
+        if config.algorithm != "awq":
             raise UsageError("--implementation autoawq goes with --algorithm awq")
         if not find_spec("awq"):
             raise Missing("the package autoawq is not installed", hint="pip install 'phicli[autoawq]'")
+    for option, given in (("--plan", config.plan), ("--distill", config.distill)):
+        if given and not _own(config):
+            raise UsageError(f"{option} goes with phicli's own AWQ")
 
 
-def check_save_plan(file: str, plan: str | None, algorithm: str, implementation: str) -> None:
+def check_save_plan(config: QuantizeConfig) -> None:
     """Raise UsageError where no plan can be saved."""
-    if (algorithm, implementation) != ("awq", "phicli"):
+    if not _own(config):
         raise UsageError("--save-plan goes with phicli's own AWQ")
-    if plan:
+    if config.plan:
         raise UsageError("--save-plan saves what is searched, and with --plan nothing is")
-    if Path(file).is_dir():
-        raise UsageError(f"--save-plan needs a file, and {file} is a folder")
+    if config.save_plan and Path(config.save_plan).is_dir():
+        raise UsageError(f"--save-plan needs a file, and {config.save_plan} is a folder")
 
 
 def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
@@ -132,17 +119,15 @@ def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
     return manifest is not None and file.is_file() and saved_checksum(file) == manifest.quality.get("plan")
 
 
-def _phicli_awq(folder: Path, output: Path, device: str, settings: dict, progress: Progress):
-    from phicli.quantization.olive_pass import PhicliAwq
+def _phicli_awq(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress):
+    from phicli.quantization.olive_pass import PASS_SETTINGS, PhicliAwq
     from phicli.workflow.olive import run_pass
 
-    names = ("group_size", "symmetric", "rounding", "text_template", "samples", "seq_len", "seed", "calibration",
-             "plan", "save_plan", "distill")
-    config = {name: settings[name] for name in names} | {"modules_to_not_convert": settings["skip"]}
-    return run_pass(PhicliAwq, config, folder, output, device=device, progress=progress).model_attributes["quality"]
+    given = {name: getattr(config, name) for name in PASS_SETTINGS} | {"modules_to_not_convert": list(config.skip)}
+    return run_pass(PhicliAwq, given, folder, output, device=device, progress=progress).model_attributes["quality"]
 
 
-def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Progress):
+def _olive(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress):
     """One of Olive's passes, or two in a row, on the same calibration tokens."""
     from safetensors.torch import save_file
 
@@ -151,7 +136,7 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
     from phicli.text import TextCodec, TextTemplate
     from phicli.workflow.olive import run_pass
 
-    algorithm, calibration = settings["algorithm"], settings["calibration"]
+    algorithm, calibration = config.algorithm, config.calibration
     if algorithm == "awq" and device != "cuda":
         raise Missing("Olive runs AutoAWQ on CUDA only", hint="--implementation phicli works on any machine")
     with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
@@ -159,24 +144,24 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
         quality: dict[str, Any] = {}
         if algorithm == "awq" or algorithm in CALIBRATED:
             tokens = calibration_tokens(
-                TextCodec(folder), Path(calibration) if calibration else None, TextTemplate(settings["text_template"]),
-                settings["samples"], settings["seq_len"], settings["seed"], progress,
+                TextCodec(folder), Path(calibration) if calibration else None, TextTemplate(config.text_template),
+                config.samples, config.seq_len, config.seed, progress,
             )
             quality |= {"calibration_tokens": tokens_digest(tokens), "calibration_sequences": len(tokens)}
         if algorithm == "awq":
             data = {"name": "calibration", "load_dataset_config": {"params": {"data_name": tokens.tolist()}}}
-            config = {"q_group_size": settings["group_size"], "data_config": data,
-                      "modules_to_not_convert": settings["skip"]}
-            run_pass("AutoAWQQuantizer", config, folder, output, device=device)
+            given = {"q_group_size": config.group_size, "data_config": data,
+                     "modules_to_not_convert": list(config.skip)}
+            run_pass("AutoAWQQuantizer", given, folder, output, device=device)
             return quality
         if algorithm in CALIBRATED:
             save_file({"tokens": tokens}, f"{scratch}/tokens.safetensors")
             common["data_config"] = tokens_data_config(Path(scratch) / "tokens.safetensors")
-        grid = {"bits": settings["bits"], "group_size": settings["group_size"], "sym": settings["symmetric"]}
+        grid = {"bits": config.bits, "group_size": config.group_size, "sym": config.symmetric}
         *before, last = OLIVE_PASSES[algorithm]
         with progress.task(f"quantize with Olive's {last}", total=len(before) + 1, unit="passes") as task:
             for i, name in enumerate(before):
-                run_pass(name, {"seed": settings["seed"]}, folder, Path(scratch) / str(i), device=device)
+                run_pass(name, {"seed": config.seed}, folder, Path(scratch) / str(i), device=device)
                 folder = Path(scratch) / str(i)
                 task.advance()
             run_pass(last, {**grid, **common}, folder, output, device=device)

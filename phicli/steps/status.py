@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
+from phicli.config.layers import Config, Settings
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
 from phicli.progress import SILENT
-from phicli.settings import Settings
 from phicli.steps.lab import Lab
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict
 
@@ -48,20 +50,17 @@ class _Chain:
         from phicli.steps.finetune import plan_finetune
         from phicli.steps.quantize import plan_quantize
 
-        arguments = {name: self.lab.arguments(name, plan) for name, plan in (
-            ("quantize", plan_quantize), ("finetune", plan_finetune), ("optimize", plan_optimize),
-            ("evaluate", plan_evaluate))}
-        adapter = self.root / "ft" / str(arguments["finetune"]["name"])
-        yield self.data(Path(arguments["finetune"]["data"]), arguments["finetune"]["text_template"])
-        yield self.link("quantize", self.root / arguments["quantize"]["algorithm"], plan_quantize,
-                        arguments["quantize"])
-        yield self.link("finetune", adapter, plan_finetune, arguments["finetune"])
-        base = self.root / arguments["quantize"]["algorithm"]
+        quantize, finetune = self.lab.config(QuantizeConfig), self.lab.config(FinetuneConfig)
+        adapter, base = self.root / "ft" / finetune.name, self.root / quantize.algorithm
+        yield self.data(Path(finetune.data), finetune.text_template)
+        yield self.link("quantize", base, lambda: plan_quantize(_local(quantize)))
+        yield self.link("finetune", adapter, lambda: plan_finetune(_local(finetune)))
         for folder in sorted(p.parent for p in self.root.glob(f"ft/[!.]*/{stages.MANIFEST}")):
             if folder != adapter:
-                yield self.link("finetune", folder, _as_it_was, {"folder": folder, "base": base})
-        yield self.link("optimize", self.root / FOLDER, plan_optimize, arguments["optimize"])
-        yield self.link("evaluate", self.root / RESULT, plan_evaluate, arguments["evaluate"])
+                yield self.link("finetune", folder, partial(_as_it_was, folder, base))
+        optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
+        yield self.link("optimize", self.root / FOLDER, lambda: plan_optimize(_local(optimize)))
+        yield self.link("evaluate", self.root / RESULT, lambda: plan_evaluate(_local(evaluate)))
 
     def data(self, path: Path, template: str) -> Link:
         from phicli.dataset import load_rows
@@ -73,11 +72,11 @@ class _Chain:
             return Link("data", State.BROKEN if path.exists() else State.MISSING, str(e), str(path))
         return Link("data", CURRENT.state, f"{len(rows)} rows", str(path), bytes=path.stat().st_size)
 
-    def link(self, step: str, target: Path, make_plan: Callable[..., Plan], arguments: dict[str, Any]) -> Link:
+    def link(self, step: str, target: Path, make_plan: Callable[[], Plan]) -> Link:
         """A stage's own verdict; one that is up to date but made from what will be made again is stale."""
         waits = list(self.late.values())
         try:
-            plan = make_plan(**_local(arguments))
+            plan = make_plan()
             verdict = plan.verdict()
             waits = [name for place, name in self.late.items() if place in plan.sources.values()
                      or step == "evaluate" or (step == "optimize" and name.startswith("finetune"))]
@@ -93,18 +92,18 @@ class _Chain:
         return Link(step, verdict.state, f"{now} works on it" if now else verdict.reason, str(target), made, size)
 
 
-def _local(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with models by their folders: nothing is fetched to tell a state. Raises Missing."""
+def _local(config: Config) -> Config:
+    """The settings with models by their folders: nothing is fetched to tell a state. Raises Missing."""
     from phicli.hub.models import local_tokenizer
 
-    found = dict(arguments)
+    found = {}
     for name in ("model", "base"):
-        if isinstance(found.get(name), str):
-            folder = local_tokenizer(found[name])
+        if reference := getattr(config, name, None):
+            folder = local_tokenizer(reference)
             if folder is None:
-                raise Missing(f"{found[name]} is not on this machine yet")
+                raise Missing(f"{reference} is not on this machine yet")
             found[name] = str(folder)
-    return found
+    return config.but(**found)
 
 
 def _as_it_was(folder: Path, base: Path) -> Plan:

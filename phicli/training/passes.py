@@ -18,17 +18,18 @@ from olive.passes.pass_config import BasePassConfig
 from olive.passes.pytorch import lora as olive_lora
 
 from phicli.checkpoints.loading import linear_names, load_base
+from phicli.config.steps import FinetuneConfig
 from phicli.progress import SILENT, Progress
-from phicli.settings import SETTINGS
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.checkpoint import Checkpoint
 from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
 from phicli.training.loftq import start_from_residual
 from phicli.training.rows import Rows, prepare_rows
 from phicli.training.training import Recipe, Trainer
+from phicli.workflow.olive import pass_parameters
 
 _FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
-                  "mask_prompt", "eval_split")
+                  "mask_prompt", "eval_split", "data", "text_template", "seed")
 
 
 class Job:
@@ -52,12 +53,7 @@ class Int4Base:
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         config = super()._default_config(accelerator_spec)  # type: ignore[misc]
         config["train_data_config"] = config["train_data_config"].model_copy(update={"required": False})
-        for name in _FROM_SETTINGS:
-            setting = SETTINGS[f"finetune.{name}"]
-            config[name] = PassConfigParam(type_=setting.kind, default_value=setting.default, description=setting.help)
-        for name in ("data", "text_template", "seed"):
-            setting = SETTINGS[name]
-            config[name] = PassConfigParam(type_=setting.kind, default_value=setting.default, description=setting.help)
+        config |= pass_parameters(FinetuneConfig, _FROM_SETTINGS)
         config["original"] = PassConfigParam(type_=str, default_value=None, description="LoftQ: unquantized model")
         config["job"] = PassConfigParam(
             type_=Any, default_value=None, description="A Job, in place of data")

@@ -1,12 +1,23 @@
 """Running one Olive pass on one model: no engine, no cache, no telemetry; exceptions come through."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from phicli.config.setting import StepConfig, settings_of
 from phicli.progress import SILENT, Progress
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
              "webgpu": "WebGpuExecutionProvider"}
+
+
+def pass_parameters(config: type[StepConfig], names: Sequence[str]) -> dict[str, Any]:
+    """Settings of a step as what Olive calls a pass's parameters, by name."""
+    from olive.passes.pass_config import PassConfigParam
+
+    known = settings_of(config)
+    return {name: PassConfigParam(type_=list if known[name].kind is tuple else known[name].kind,
+                                  default_value=known[name].default, description=known[name].help) for name in names}
 
 
 def run_pass(

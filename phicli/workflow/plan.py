@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from phicli.artifacts import stages
 from phicli.artifacts.locks import held
@@ -16,6 +16,13 @@ from phicli.artifacts.stages import Manifest
 from phicli.errors import BadInput
 from phicli.progress import Progress
 from phicli.resources.shortage import within_memory
+
+
+class StageResult(NamedTuple):
+    """What a step gives back: the folder with its result, and what that was made from, how, and how well."""
+
+    folder: Path
+    manifest: Manifest
 
 
 class State(StrEnum):

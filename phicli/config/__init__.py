@@ -1,0 +1,16 @@
+"""What can be set: one frozen dataclass a step, and the layers that their values come from."""
+
+from phicli.config.layers import Settings, Value
+from phicli.config.setting import Setting, StepConfig
+from phicli.config.steps import (
+    ChatConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    InspectConfig,
+    OptimizeConfig,
+    QuantizeConfig,
+    UploadConfig,
+)
+
+__all__ = ["ChatConfig", "EvaluateConfig", "FinetuneConfig", "InspectConfig", "OptimizeConfig", "QuantizeConfig",
+           "Setting", "Settings", "StepConfig", "UploadConfig", "Value"]

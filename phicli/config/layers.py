@@ -1,0 +1,104 @@
+"""Where each value comes from: flag, environment, phicli.toml, default."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from phicli.config.setting import Setting, StepConfig, settings_of
+from phicli.config.steps import CONFIGS
+from phicli.errors import BadInput
+
+CONFIG_NAME = "phicli.toml"
+SETTINGS: dict[str, Setting] = {
+    found.key: found
+    for config in CONFIGS for found in sorted(settings_of(config).values(), key=lambda s: "." in s.key) if found.key
+}
+Config = TypeVar("Config", bound=StepConfig)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A setting's value and its origin: "flag", "PHICLI_…", the settings file or "default"."""
+
+    value: Any
+    origin: str
+
+
+class Settings:
+    """The three layers under the flags: environment, settings file, defaults.
+
+    Args:
+        path: the settings file; None takes $PHICLI_CONFIG, else `phicli.toml` of the working folder if it is there.
+
+    Raises:
+        BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type.
+    """
+
+    def __init__(self, path: Path | None = None):
+        named = path or os.environ.get("PHICLI_CONFIG")
+        self.path = Path(named) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
+        self.file = _read_file(self.path) if self.path else {}
+
+    def get(self, setting: Setting, flag: Any = None, option: str = "") -> Value:
+        """The value that holds, and its origin. option: the flag as it was given, for messages.
+
+        Raises:
+            UsageError: a flag out of range. BadInput: the same from the environment or the file.
+        """
+        if flag is not None:
+            if setting.kind is tuple and not isinstance(flag, str):  # given several times, or with commas
+                flag = [part for item in flag for part in _from_text(setting, item)]
+            flag = str(flag) if isinstance(flag, Path) else flag
+            return Value(setting.checked(flag, option or "--" + setting.name.replace("_", "-")), "flag")
+        if setting.key and setting.env in os.environ:
+            value = _from_text(setting, os.environ[setting.env])
+            return Value(setting.checked(value, setting.env, BadInput), setting.env)
+        if setting.key and setting.key in self.file:
+            where = f"{self.path}: {setting.key}"
+            return Value(setting.checked(self.file[setting.key], where, BadInput), str(self.path))
+        return Value(setting.default, "default")
+
+    def resolve(self, config: type[Config], flags: Mapping[str, Any] | None = None) -> Config:
+        """A step's settings: each flag that was given, the rest from the layers below. Other names in `flags` are left.
+
+        Raises as `get`.
+        """
+        flags = flags or {}
+        return config(**{name: self.get(found, flags.get(name), f"--{name.replace('_', '-')}").value
+                         for name, found in settings_of(config).items()})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise BadInput("no such settings file", where=path) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+        raise BadInput(f"not readable as TOML: {e}", where=path) from None
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    for key in flat:
+        if key not in SETTINGS:
+            near = difflib.get_close_matches(key, SETTINGS, 1, 0.5)
+            raise BadInput(f"unknown setting '{key}'", where=path,
+                           hint=f"did you mean '{near[0]}'?" if near else "see: phicli config")
+    return flat
+
+
+def _from_text(setting: Setting, text: str) -> Any:
+    if setting.kind is bool:
+        lowered = text.lower()
+        if lowered not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            raise BadInput(f"'{text}' is neither true nor false", where=setting.env)
+        return lowered in ("1", "true", "yes", "on")
+    if setting.kind is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return setting.kind(text)
+    except ValueError:
+        raise BadInput(f"'{text}' is no {setting.kind.__name__}", where=setting.env) from None

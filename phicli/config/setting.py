@@ -1,0 +1,152 @@
+"""One setting, and the frozen dataclasses whose fields are settings: all that is to be known of one stands there."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Self
+
+from phicli.errors import PhicliError, UsageError
+
+_METADATA = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What there is to know of a setting.
+
+    key: its name in phicli.toml: `name` where several commands share it, `command.name` where one owns it; empty for
+        what can be given for one run only.
+    kind: bool, int, float, str or tuple (of strings; with commas in the environment).
+    help: for people, one line. choices: all values there are. minimum, maximum: of a number.
+    above, below: the number has to be larger, smaller than that.
+    flags: how the option is spelt, where it is not `--name`. argument: given by its place, without a flag.
+    recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
+        only changes how the result is come by.
+    """
+
+    key: str
+    kind: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    argument: bool = False
+    recorded: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition(".")[2]
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets it."""
+        return "PHICLI_" + self.key.upper().replace(".", "_")
+
+    def checked(self, value: Any, where: str, error: type[PhicliError] = UsageError) -> Any:
+        """The value, a list as a tuple and an int as a float where a float is wanted.
+
+        Raises:
+            PhicliError: of the given class: another type, none of the choices, or out of range.
+        """
+        if value is None and self.default is None:
+            return None
+        if self.kind is tuple and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
+            wanted = "a list of texts" if self.kind is tuple else self.kind.__name__
+            raise error(f"needs {wanted}, not {value!r}", where=where)
+        if self.choices and value not in self.choices:
+            near = difflib.get_close_matches(value, self.choices, 1)
+            raise error(f"'{value}' is not one of {', '.join(self.choices)}", where=where,
+                        hint=f"did you mean '{near[0]}'?" if near else None)
+        self._check_range(value, where, error)
+        return value
+
+    def _check_range(self, value: Any, where: str, error: type[PhicliError]) -> None:
+        """NaN is in no range."""
+        if self.minimum is not None and not value >= self.minimum:
+            raise error(f"must be at least {self.minimum}, not {value}", where=where)
+        if self.maximum is not None and not value <= self.maximum:
+            raise error(f"must be at most {self.maximum}, not {value}", where=where)
+        if self.above is not None and not value > self.above:
+            raise error(f"must be over {self.above}, not {value}", where=where)
+        if self.below is not None and not value < self.below:
+            raise error(f"must be below {self.below}, not {value}", where=where)
+
+
+def setting(default: Any, help: str, *, key: str | None = None, shared: bool = False, once: bool = False,
+            **more: Any) -> Any:
+    """A field of a step's configuration that is a setting; the further arguments are those of `Setting`.
+
+    shared: other commands have it too, so that its key has no command's name before it. once: given for one run only,
+    by a flag or an argument. key: of another step's setting, which is meant here too.
+    """
+    known = {"default": default, "help": help, "key": "" if once else key, "shared": shared, **more}
+    return field(default=default, metadata={_METADATA: known})
+
+
+def again(config: "type[StepConfig]", name: str) -> Any:
+    """A field that is another step's setting of the same name."""
+    known = next(f for f in fields(config) if f.name == name).metadata[_METADATA]
+    return field(default=known["default"], metadata={_METADATA: {**known, "key": settings_of(config)[name].key}})
+
+
+def settings_of(config: "type[StepConfig]") -> Mapping[str, Setting]:
+    """Name of a field -> its setting, in the order in which the class has them."""
+    return _settings_of(config)
+
+
+@cache
+def _settings_of(config: Any) -> Mapping[str, Setting]:
+    hints = typing.get_type_hints(config)
+    found = {}
+    for f in fields(config):
+        known = dict(f.metadata[_METADATA])
+        shared = known.pop("shared")
+        if known["key"] is None:
+            known["key"] = f.name if shared else f"{config.STEP}.{f.name}"
+        found[f.name] = Setting(kind=_kind(hints[f.name]), **known)
+    return found
+
+
+def _kind(hint: Any) -> type:
+    """`str | None` -> str, `tuple[str, ...]` -> tuple."""
+    if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The settings of one step. Every field is a setting; each is checked when an object is made.
+
+    Raises:
+        UsageError: a value of another type, none of the choices, or out of range; the message names the setting.
+    """
+
+    STEP: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, found in settings_of(type(self)).items():
+            value = found.checked(getattr(self, name), where=f"--{name.replace('_', '-')}")
+            object.__setattr__(self, name, value)
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings on which the result depends, as a manifest tells them."""
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in ((n, getattr(self, n)) for n, s in settings_of(type(self)).items() if s.recorded)}
+
+    def but(self, **changes: Any) -> Self:
+        """The same settings, some of them changed."""
+        return dataclasses.replace(self, **changes)
