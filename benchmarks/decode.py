@@ -29,6 +29,7 @@ from onnx import helper
 from safetensors.numpy import save_file
 from synthetic import SHAPE, random_awq_checkpoint
 
+from phicli import optimize
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export import resident
 from phicli.export.adapters import convert_adapter, install_adapters
@@ -36,7 +37,6 @@ from phicli.export.layouts import LAYOUTS
 from phicli.export.slots import MODEL, add_slots
 from phicli.hardware.devices import usable_cores
 from phicli.kernels.build import products_faster
-from phicli.steps.optimize import optimize
 
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
 
@@ -58,8 +58,8 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="phicli-decode-"))
     try:
         base = args.base or random_awq_checkpoint(scratch / "awq", args.layers, seed=0)
-        built, _ = optimize(root=scratch, base=str(base), adapters=None, device=args.device, activations="int8",
-                            head="int8", output=None, adapter_layout="resident")
+        built, _ = optimize(root=scratch, base=str(base), device=args.device, activations="int8",
+                            head="int8", adapter_layout="resident")
         args.bytes = bytes_read(built, args.prompt + args.new / 2)
         variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
         if args.device == "cpu":

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.hub.models import resolve_model
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.steps.quantize import CALIBRATION
 
 ROWS = Path(__file__).parent.parent / "data" / "data_sample_travel.jsonl"

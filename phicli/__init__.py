@@ -1,19 +1,52 @@
-"""phicli: the Microsoft Olive lab as one command line."""
+"""phicli: the Microsoft Olive lab as a Python library and a command line.
 
-import os
+    from phicli import quantize, finetune, optimize, Session
+
+    base = quantize("tiny", samples=32).folder
+
+Importing it loads no other library and changes nothing of the process.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Libraries read these at import, so they are set before any of them can be imported.
-# A value the user has set is kept, except that telemetry is never turned on by default.
-for _name, _value in {
-    "OLIVE_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",  # models.py lifts it when the user names a remote model
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Waiting threads sleep instead of spinning: a few percent slower alone, twice as fast with another program beside.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}.items():
-    os.environ.setdefault(_name, _value)
+if TYPE_CHECKING:
+    from phicli.api import evaluate, finetune, inspect, optimize, quantize
+    from phicli.config import (
+        ChatConfig,
+        EvaluateConfig,
+        FinetuneConfig,
+        InspectConfig,
+        OptimizeConfig,
+        QuantizeConfig,
+    )
+    from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
+    from phicli.inference.conversation import Answer, Conversation
+    from phicli.inference.session import Sampling, Session
+    from phicli.workflow.plan import StageResult
+
+_HOME = {
+    "phicli.api": ("inspect", "quantize", "finetune", "optimize", "evaluate"),
+    "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "OptimizeConfig", "ChatConfig",
+                      "EvaluateConfig"),
+    "phicli.inference.session": ("Session", "Sampling"),
+    "phicli.inference.conversation": ("Conversation", "Answer"),
+    "phicli.workflow.plan": ("StageResult",),
+    "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),
+}
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
+__all__ = ["Answer", "BadInput", "ChatConfig", "Conversation", "EvaluateConfig", "FinetuneConfig", "InspectConfig",
+           "Missing", "OptimizeConfig", "PhicliError", "QuantizeConfig", "RemoteError", "Sampling", "Session",
+           "StageResult", "UsageError", "__version__", "evaluate", "finetune", "inspect", "optimize", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'phicli' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,6 +1,8 @@
 """How library code reports progress: it is handed an object and never prints."""
 
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 
@@ -47,3 +49,36 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Bars:
+    """Bars of tqdm, which are pictures in a notebook and lines elsewhere; what is said stands between them."""
+
+    @contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=title, total=total, unit=unit or "it", unit_scale=unit == "B") as bar:
+            yield _Bar(bar)
+
+    def note(self, text: str) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+
+    warn = note
+
+
+class _Bar:
+    def __init__(self, bar: Any):
+        self._bar = bar
+
+    def advance(self, n: float = 1, **figures: Any) -> None:
+        if figures:
+            self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(n)
+
+
+def automatic() -> Progress:
+    """Bars in a notebook, silence elsewhere."""
+    return Bars() if "ipykernel" in sys.modules else SILENT

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from phicli.hub.models import BUILT_IN
+from phicli.libraries import subdued
+
+subdued().__enter__()  # no test asks a hub, whatever it imports
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; processes made here inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,13 +78,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny_awq(tmp_path_factory, tiny) -> Path:
     """The built-in model, quantized by the command's own library function with few samples."""
-    from phicli.settings import Settings
-    from phicli.steps.quantize import quantize
+    from phicli import quantize
 
-    names = ("algorithm", "implementation", "bits", "group_size", "symmetric", "calibration", "text_template",
-             "rounding", "skip", "seed")
-    settings = vars(Settings().resolve("quantize", dict.fromkeys(names)))
     root = tmp_path_factory.mktemp("tiny")
-    few = {"model": "tiny", "device": "cpu", "samples": 32, "seq_len": 256}
-    folder, _ = quantize(**{**settings, **few}, root=root, output=None)
-    return folder
+    return quantize("tiny", device="cpu", samples=32, seq_len=256, root=root).folder

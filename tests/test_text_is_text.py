@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.inference.conversation import Conversation
 from phicli.inference.session import Session
 from phicli.quantization.calibration import calibration_tokens
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.steps.evaluate import _encode
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.rows import prepare_rows

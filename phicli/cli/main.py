@@ -16,6 +16,7 @@ import typer.core
 import phicli
 from phicli.cli import options
 from phicli.errors import ExitCode, PhicliError
+from phicli.libraries import subdued
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of every fault the parser finds; typer does not export it
 
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?", not a crash
     try:
-        code = app(argv, prog_name="phicli", standalone_mode=False)
+        with subdued():
+            code = app(argv, prog_name="phicli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else ExitCode.OK
     except BrokenPipeError:

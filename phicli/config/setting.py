@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -59,15 +60,19 @@ class Setting:
         """
         if value is None and self.default is None:
             return None
-        if self.kind is tuple and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-            return tuple(value)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if self.kind is tuple and isinstance(value, list | tuple):
+            value = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)
+            if all(isinstance(part, str) for part in value):
+                return value
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             wanted = "a list of texts" if self.kind is tuple else self.kind.__name__
             raise error(f"needs {wanted}, not {value!r}", where=where)
         if self.choices and value not in self.choices:
-            near = difflib.get_close_matches(value, self.choices, 1)
+            near = difflib.get_close_matches(str(value), self.choices, 1)
             raise error(f"'{value}' is not one of {', '.join(self.choices)}", where=where,
                         hint=f"did you mean '{near[0]}'?" if near else None)
         self._check_range(value, where, error)
@@ -104,7 +109,7 @@ def again(config: "type[StepConfig]", name: str) -> Any:
 
 def settings_of(config: "type[StepConfig]") -> Mapping[str, Setting]:
     """Name of a field -> its setting, in the order in which the class has them."""
-    return _settings_of(config)
+    return _settings_of(typing.cast(Any, config))
 
 
 @cache

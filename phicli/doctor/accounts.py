@@ -10,6 +10,7 @@ from phicli.azure.target import QUESTIONS, find_target, line_from_settings
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.doctor.room import hub_home, local_here
 from phicli.errors import Missing, PhicliError
+from phicli.libraries import online
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 OPEN = ("microsoft/",)  # whose models anyone may fetch
@@ -80,12 +81,11 @@ def azure_way() -> str | None:
 
 
 def _ask_hugging_face(place: str) -> Finding:
-    os.environ.pop("HF_HUB_OFFLINE", None)
-    from huggingface_hub import constants, whoami
+    from huggingface_hub import whoami
 
-    constants.HF_HUB_OFFLINE = False
     try:
-        name = whoami()["name"]
+        with online():
+            name = whoami()["name"]
     except Exception as e:
         return Finding(Light.RED, f"the token in {place} is not accepted: {str(e).splitlines()[0]}", HF_LOGIN)
     return Finding(Light.GREEN, f"signed in as {name} by {place}")

@@ -38,7 +38,6 @@ def open_gpu() -> bool:
 
     torch would make the same context, and keep Python's other threads from running meanwhile.
     """
-    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # as torch does; read once, here
     device, context = ctypes.c_int(), ctypes.c_void_p()
     with contextlib.suppress(OSError, AttributeError):  # no driver
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import struct
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
+from phicli.libraries import online
 from phicli.progress import SILENT, Progress
 
 BUILT_IN = Path(__file__).parents[1] / "models"
@@ -189,15 +189,13 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
 
 def _fetch(reference: str, progress: Progress) -> Path:
     """Download a model by its Hugging Face id, or take it from the hub's cache."""
-    os.environ.pop("HF_HUB_OFFLINE", None)
     import huggingface_hub
-    from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    constants.HF_HUB_OFFLINE = False
     progress.note(f"fetching {reference} from huggingface.co (or its cache)")
     try:
-        return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))
+        with online():
+            return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))
     except hub.GatedRepoError:
         raise Missing("access has to be asked for", where=reference,
                       hint=f"https://huggingface.co/{reference}") from None

@@ -15,10 +15,12 @@ from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_so
 from phicli.evaluation.plan import plan_evaluate
 from phicli.evaluation.readers import open_reader
 from phicli.evaluation.stages import Stage
+from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded, TextCodec, TextTemplate
 
 
+@subdued()
 def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure every stage under `root` on held-out rows, and write the result to `root`/evaluation.json.
 

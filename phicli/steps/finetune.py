@@ -1,6 +1,5 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from phicli.dataset import load_rows
 from phicli.errors import BadInput
 from phicli.hardware.devices import choose_device, open_gpu
 from phicli.hub.models import find_base, resolve_model
+from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, of_finetune, size_of_folder
 from phicli.steps.importing import imports
@@ -21,6 +21,7 @@ LIBRARIES = ("torch", "phicli.training.passes", "transformers.modeling_layers") 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+@subdued()
 def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult:
     """Train an adapter on a base model.
 
@@ -92,7 +93,6 @@ class _Work:
             self.progress.warn(f"{self.rows.cut} of {len(rows)} rows cut to {self.settings['seq_len']} tokens{more}")
 
     def train(self) -> stages.Manifest:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums exactly with it
         from phicli.training.checkpoint import Checkpoint
         from phicli.training.passes import PASSES, Job
         from phicli.workflow.olive import run_pass

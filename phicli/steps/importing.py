@@ -33,9 +33,13 @@ def imports(*modules: str, at_once: bool, beside: Callable[[], object] = bool) -
         with contextlib.suppress(Exception):  # `ready` meets the error again
             load()
 
+    def short() -> None:
+        with contextlib.suppress(Exception):
+            beside()
+
     new = any(name not in sys.modules for name in modules)
     collects = gc.isenabled() and new
-    threads = [threading.Thread(target=load_early), threading.Thread(target=beside)] if new and at_once else []
+    threads = [threading.Thread(target=load_early), threading.Thread(target=short)] if new and at_once else []
 
     def ready() -> None:
         for thread in threads:

@@ -12,12 +12,14 @@ from phicli.dataset.lines import LineReader
 from phicli.dataset.rows import Defect, parse
 from phicli.errors import BadInput
 from phicli.hub.models import local_tokenizer
+from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.text import TextCodec, TextTemplate
 
 BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 
 
+@subdued()
 def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Inspect a JSON Lines file, or stdin as "-", in one pass and bounded memory.
 

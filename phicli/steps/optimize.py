@@ -15,6 +15,7 @@ from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, insta
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
+from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, of_optimize, size_of_folder
 from phicli.steps.importing import imports
@@ -33,6 +34,7 @@ HEADS: dict[str, dict[str, Any]] = {
 TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # genai's builder rewrites them
 
 
+@subdued()
 def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult:
     """Build the ONNX model of a checkpoint, with slots for adapters, and write the adapters' files beside it.
 

@@ -10,6 +10,7 @@ from phicli.config.steps import QuantizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device, open_gpu
 from phicli.hub.models import read_config, resolve_model, weight_files
+from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
 from phicli.resources import announce, of_quantize, size_of_folder
@@ -23,6 +24,7 @@ LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "t
              "phicli.quantization.olive_pass")  # that the work begins with
 
 
+@subdued()
 def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult:
     """Quantize a model's decoder layers to int4.
 

@@ -14,8 +14,9 @@ from phicli.azure.register import choose_version
 from phicli.azure.staging import LARGEST_BLOCK, MOST_BLOCKS, SMALLEST_BLOCK, block_size
 from phicli.azure.storage import _end_of
 from phicli.azure.target import Target, find_target
+from phicli.config.layers import Settings
+from phicli.config.shared import default_root
 from phicli.errors import BadInput, Missing
-from phicli.settings import Settings, default_root
 
 LONG = "azureml://subscriptions/s-1/resourceGroups/g(1)/workspaces/w/models/Phi-3.5/versions/2"
 

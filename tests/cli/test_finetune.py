@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from phicli.artifacts.stages import read_manifest
 from phicli.checkpoints.loading import load_base
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.loss import RowLoss, count_targets, make_batch
 from phicli.training.rows import prepare_rows

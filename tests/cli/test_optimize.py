@@ -13,6 +13,7 @@ from onnx_checkpoints import nearest_awq, random_adapter, random_model
 from safetensors.torch import load_file, save_file
 
 from phicli.artifacts import stages
+from phicli.config import OptimizeConfig
 from phicli.export.plan import plan_optimize
 from phicli.inference.session import Session
 from phicli.text import TextCodec
@@ -103,8 +104,7 @@ def test_on_a_cpu_adapters_are_fused_where_the_sizes_allow_it(tiny, tmp_path, ke
     tensors = load_file(base / "model.safetensors")
     tensors[name] = tensors[name][:, : int(kept * tensors[name].shape[1]) // 2 * 2].contiguous()
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    plan = plan_optimize(root=tmp_path, base=str(base), adapters=None, device="cpu", activations="int8", head="int8",
-                         output=None, adapter_weights=weights)
+    plan = plan_optimize(OptimizeConfig(root=tmp_path, base=base, device="cpu", adapter_weights=weights))
     assert plan.settings["adapter_layout"] == layout
 
 

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.steps.inspect import inspect_file
 from phicli.text import TextTemplate
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+import phicli
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.dataset.findings import KINDS, SHOWN_LINES
 from phicli.errors import BadInput
-from phicli.settings import DEFAULT_TEMPLATE
-from phicli.steps.inspect import inspect_file
 from phicli.text import TextCodec, TextTemplate
 
 GOOD = [{"prompt": f"Question {i} about Zürich?", "response": f"Answer {i}, “quoted” – 日本 🙂."} for i in range(20)]
@@ -65,7 +65,7 @@ SETTINGS = {
 def inspect(tmp_path, content, **settings):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    return inspect_file(str(path), **{"model": "tiny", "text_template": DEFAULT_TEMPLATE, **settings})
+    return phicli.inspect(path, **{"model": "tiny", **settings})
 
 
 def test_every_kind_is_provoked_below():
@@ -162,5 +162,5 @@ def test_an_empty_file_is_refused(tmp_path, content):
 
 def test_stdin(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(CLEAN))))
-    report = inspect_file("-", model="tiny", text_template=DEFAULT_TEMPLATE)
+    report = phicli.inspect("-", model="tiny")
     assert (report["file"], report["rows"]) == ("stdin", 20)

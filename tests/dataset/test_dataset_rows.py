@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import Row, load_rows, read_rows
 from phicli.errors import BadInput
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextTemplate
 
 TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset.tokens import TokenCounter
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextCodec, TextTemplate
 
 ROWS = [

@@ -7,9 +7,9 @@ import pytest
 import torch
 from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, random_adapter, random_model
 
+from phicli import optimize
 from phicli.export.integers import read_integers
 from phicli.inference.session import Session
-from phicli.steps.optimize import optimize
 
 EXACT = {"activations": "fp32", "head": "float"}
 TEXT = ("Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early, "
@@ -19,7 +19,7 @@ TEXT = ("Rome is a city in Italy. Where should I eat there, and what should I se
 def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path:
     defaults = {"device": "cpu", "activations": "int8", "head": "int8", "cuda_graph": False}
     folder, _ = optimize(root=root, base=str(base), adapters=[f"{k}={v}" for k, v in adapters.items()],
-                         output=None, **{**defaults, **settings})
+                         **{**defaults, **settings})
     return folder
 
 

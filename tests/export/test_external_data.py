@@ -6,9 +6,9 @@ import onnx_ir as ir
 import pytest
 from onnx_checkpoints import nearest_awq
 
+from phicli import optimize
 from phicli.errors import Missing
 from phicli.export.external_data import streamed_saving
-from phicli.steps.optimize import optimize
 from phicli.workflow.patching import replaced
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(5, dtype=np.uint8),
@@ -64,8 +64,8 @@ def test_a_library_that_lost_what_is_replaced():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_build_writes_each_byte_once(tmp_path, tiny, device):
     """Between the tensors of the data file there is nothing, and they do not share anything."""
-    folder, _ = optimize(root=tmp_path, base=str(nearest_awq(tiny, tmp_path / "awq")), adapters=None, device=device,
-                         activations="int8", head="int8", cuda_graph=False, output=None)
+    folder, _ = optimize(root=tmp_path, base=str(nearest_awq(tiny, tmp_path / "awq")), device=device,
+                         activations="int8", head="int8", cuda_graph=False)
     end = 0
     tensors = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.initializer
     entries = [{e.key: e.value for e in t.external_data} for t in tensors if t.external_data]

@@ -6,10 +6,10 @@ import torch
 from onnx_checkpoints import nearest_awq, random_model
 from safetensors.torch import load_file
 
+from phicli import optimize
 from phicli.export.integers import read_integers
 from phicli.export.loading import float_projections
 from phicli.export.repacking import from_awq, from_olive
-from phicli.steps.optimize import optimize
 
 PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # output that each 4-bit place of AWQ's int32 words holds, from the lowest
 
@@ -32,8 +32,8 @@ def of_checkpoint(tensors: dict, module: str) -> tuple[np.ndarray, ...]:
 def test_phi_integers_are_those_of_the_awq_checkpoint(tmp_path, tiny, device):
     """qkv is one matrix in both (on DirectML three), gate_up_proj is split by the builder."""
     base = nearest_awq(tiny, tmp_path / "awq")
-    folder, _ = optimize(root=tmp_path, base=str(base), adapters=None, device=device, activations="int8",
-                         head="int8", cuda_graph=False, output=None)
+    folder, _ = optimize(root=tmp_path, base=str(base), device=device, activations="int8",
+                         head="int8", cuda_graph=False)
     tensors = load_file(base / "model.safetensors")
     found = dict(read_integers(folder))
     parts = ("q_proj", "k_proj", "v_proj") if device == "dml" else ("qkv_proj",)
@@ -51,8 +51,8 @@ def test_llama_integers_are_those_of_the_awq_checkpoint(tmp_path, tiny):
     """q, k and v are fused by the builder; what the checkpoint leaves in float is not quantized."""
     original = random_model(tmp_path / "original", tiny, "llama")
     base = nearest_awq(original, tmp_path / "awq", skip=("1.mlp.up_proj",))
-    folder, _ = optimize(root=tmp_path, base=str(base), adapters=None, device="cpu", activations="int8",
-                         head="int8", cuda_graph=False, output=None)
+    folder, _ = optimize(root=tmp_path, base=str(base), device="cpu", activations="int8",
+                         head="int8", cuda_graph=False)
     tensors, found = load_file(base / "model.safetensors"), dict(read_integers(folder))
     assert "1.up_proj" not in found and "1.gate_proj" in found
     assert float_projections(base) == ["/model/layers.1/mlp/up_proj/MatMul"]

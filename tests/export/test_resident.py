@@ -10,6 +10,7 @@ import pytest
 from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, random_adapter
 from optimized import write_adapter
 
+from phicli import optimize
 from phicli.errors import BadInput
 from phicli.export import fused, masked, resident
 from phicli.export.adapters import check_adapter
@@ -18,14 +19,13 @@ from phicli.inference.conversation import Conversation
 from phicli.inference.devices import gpu_count
 from phicli.inference.session import Session
 from phicli.kernels.build import missing
-from phicli.steps.optimize import optimize
 
 TEXT = "Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early. " * 4
 
 
 def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path:
     defaults = {"device": "cpu", "activations": "fp32", "head": "float", "adapter_layout": "resident"}
-    folder, _ = optimize(root=root, base=str(base), adapters=[f"{k}={v}" for k, v in adapters.items()], output=None,
+    folder, _ = optimize(root=root, base=str(base), adapters=[f"{k}={v}" for k, v in adapters.items()],
                          **{**defaults, **settings})
     return folder
 

@@ -82,7 +82,7 @@ class Bench:
             source = "data_sample_travel" if name == "rows" else "data_eval_travel"
             lines = (REPOSITORY / "data" / f"{source}.jsonl").read_bytes().splitlines(keepends=True)[:count]
             (folder / f"{name}.jsonl").write_bytes(b"".join(lines))
-        text = (REPOSITORY / "phicli" / "calibration.txt").read_text(encoding="utf-8")
+        text = (REPOSITORY / "phicli" / "quantization" / "calibration.txt").read_text(encoding="utf-8")
         (folder / "calibration.txt").write_text(text[:20_000], encoding="utf-8")
         self.server = subprocess.Popen([sys.executable, Path(__file__).with_name("zygote.py")], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)

@@ -9,20 +9,14 @@ import resource
 import signal
 import sys
 import traceback
+from importlib import import_module
 
-# isort: off
-from phicli.cli import main as cli  # first: it sets what libraries read when they are imported
+from phicli.cli import main as cli
+from phicli.libraries import subdued
 
-import onnxruntime_genai  # noqa: F401
-import peft  # noqa: F401
-
-import phicli.quantization.olive_pass
-import phicli.steps.evaluate
-import phicli.training.passes
-import phicli.training.training
-import phicli.export.olive_pass
-import phicli.inference.conversation  # noqa: F401
-# isort: on
+IMPORTED = ("onnxruntime_genai", "peft", "phicli.quantization.olive_pass", "phicli.steps.evaluate",
+            "phicli.training.passes", "phicli.training.training", "phicli.export.olive_pass",
+            "phicli.inference.conversation")
 
 
 def child(request: dict) -> None:
@@ -48,6 +42,9 @@ def child(request: dict) -> None:
 
 
 def serve() -> None:
+    subdued().__enter__()  # libraries read the environment when they are imported
+    for name in IMPORTED:
+        import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

@@ -8,9 +8,9 @@ from fuzzing import EXPECTED, fuzzed, mutated, text, to_json, values
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.dataset.tokens import TokenCounter
-from phicli.settings import DEFAULT_TEMPLATE
 from phicli.steps.inspect import inspect_file
 from phicli.text import TextCodec, TextTemplate
 

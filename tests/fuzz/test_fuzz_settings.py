@@ -6,7 +6,8 @@ import os
 from fuzzing import EXPECTED, fuzzed, mutated, text, values
 from hypothesis import strategies as st
 
-from phicli.settings import SETTINGS, Settings, default_root
+from phicli.config.layers import SETTINGS, Settings
+from phicli.config.shared import default_root
 
 GOOD = b"""model = "tiny"
 device = "cpu"

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq, random_adapter
 
+from phicli import optimize
 from phicli.errors import BadInput, Missing
 from phicli.export.fused import DOMAIN
 from phicli.export.matrices import in_blocks
@@ -17,7 +18,6 @@ from phicli.export.portable import functions
 from phicli.inference.devices import gpu_count
 from phicli.inference.session import Session
 from phicli.kernels import build
-from phicli.steps.optimize import optimize
 
 RANKS = [16, 64, 48]
 needs_compiler = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")
@@ -135,7 +135,7 @@ def made(tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("fused")
     adapter = random_adapter(tiny, root / "peft", r=4, lora_alpha=8, target_modules=["o_proj"])
     folder, _ = optimize(root=root, base=str(nearest_awq(tiny, root / "awq")), adapters=[f"late={adapter}"],
-                         device="cpu", activations="int8", head="int8", output=None, adapter_layout="fused")
+                         device="cpu", activations="int8", head="int8", adapter_layout="fused")
     return folder
 
 
@@ -184,7 +184,7 @@ def test_a_library_that_a_folder_brings_is_never_loaded(made, tmp_path):
 def test_a_model_for_cuda_runs_on_a_cpu_too(made, tmp_path, monkeypatch):
     adapter = made.parent / "peft"
     folders = [optimize(root=tmp_path / layout, base=str(made.parent / "awq"), adapters=[f"late={adapter}"],
-                        device="cuda", activations="int8", head="int8", output=None, adapter_layout=layout)[0]
+                        device="cuda", activations="int8", head="int8", adapter_layout=layout)[0]
                for layout in ("fused", "resident")]
     sessions = [Session(folder, "cpu") for folder in folders]
     ids = sessions[0].codec.encode_text("Rome is a city in Italy. Where should I eat there?")
@@ -200,7 +200,7 @@ def test_what_the_kernels_cannot_take(made, tiny, tmp_path, cli):
     wide = random_adapter(tiny, tmp_path / "wide", r=1040, target_modules=["o_proj"])
     with pytest.raises(BadInput, match="a rank above 1024"):
         optimize(root=tmp_path, base=str(made.parent / "awq"), adapters=[f"wide={wide}"], device="cpu",
-                 activations="int8", head="int8", output=None, adapter_layout="fused")
+                 activations="int8", head="int8", adapter_layout="fused")
     for wrong in (("--device", "webgpu"), ("--device", "cuda", "--adapter-weights", "int8")):
         done = cli("optimize", "--root", tmp_path, "--adapter-layout", "fused", *wrong)
         assert done.code == 2 and "--adapter-layout" in done.err

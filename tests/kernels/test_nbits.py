@@ -9,11 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
+from phicli import optimize
 from phicli.inference.ops import BLOCKS, takes_products
 from phicli.inference.session import Session
 from phicli.kernels import build
 from phicli.kernels.build import ops_library, products_missing
-from phicli.steps.optimize import optimize
 from phicli.steps.quantize import CALIBRATION
 
 needs_products = pytest.mark.skipif(bool(products_missing()), reason=f"{products_missing()}")
@@ -134,7 +134,7 @@ def test_graphs_that_ours_is_not_for():
 def built(tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("products")
     base = str(nearest_awq(tiny, root / "awq"))
-    return {activations: optimize(root=root, base=base, adapters=None, device="cpu", activations=activations,
+    return {activations: optimize(root=root, base=base, device="cpu", activations=activations,
                                   head="int8", output=root / activations)[0] for activations in ("int8", "fp32")}
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from reference import kl_and_agreement, reference_model
 
+from phicli import optimize
 from phicli.inference.session import Session
 from phicli.quantization.calibration import calibration_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
-from phicli.steps.optimize import optimize
 from phicli.text import TextCodec, TextTemplate
 
 CASES = {"32": GridShape(4, 32), "64": GridShape(4, 64), "128": GridShape(4, 128),
@@ -60,7 +60,7 @@ class _Onnx:
 
 @pytest.mark.parametrize("case", ["32", "64", "128", "128 symmetric"])
 def test_the_onnx_model_keeps_the_kl(tiny, made, tokens, original, tmp_path, case):
-    folder, _ = optimize(root=tmp_path, base=str(made[case]), adapters=[], output=None, device="cpu",
+    folder, _ = optimize(root=tmp_path, base=str(made[case]), adapters=[], device="cpu",
                          activations="fp32", head="float", cuda_graph=False)
     ours, _ = kl_and_agreement(original, _Onnx(Session(folder)), tokens[1])
     torchs, _ = kl_and_agreement(original, reference_model(made[case], tiny), tokens[1])
@@ -78,7 +78,7 @@ def test_skipped_modules_stay_float_and_the_onnx_model_keeps_the_kl(tiny, tokens
     names = load_file(base / "model.safetensors").keys()
     assert "model.layers.0.mlp.down_proj.weight" in names and "model.layers.2.self_attn.o_proj.weight" in names
     assert "model.layers.2.mlp.down_proj.qweight" in names
-    folder, _ = optimize(root=tmp_path, base=str(base), adapters=[], output=None, device="cpu", activations="fp32",
+    folder, _ = optimize(root=tmp_path, base=str(base), adapters=[], device="cpu", activations="fp32",
                          head="float", cuda_graph=False)
     ours, _ = kl_and_agreement(original, _Onnx(Session(folder)), tokens[1])
     torchs, _ = kl_and_agreement(original, reference_model(base, tiny), tokens[1])

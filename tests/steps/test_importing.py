@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from phicli.steps.importing import Imports, imports
+from phicli.steps.importing import imports
 
 
 @pytest.fixture
@@ -31,14 +31,10 @@ def test_all_is_imported_when_it_says_so(modules, at_once):
     import_it = "import gc, threading; collecting, thread = gc.isenabled(), threading.current_thread()"
     first, second = modules(importing_a=import_it, importing_b=import_it)
     done = []
-
-    def beside(state: Imports) -> None:
-        done.append((state.reached(first), state.over.is_set()))
-
-    with imports(first, second, at_once=at_once, beside=beside) as imported:
+    with imports(first, second, at_once=at_once, beside=lambda: done.append(threading.current_thread())) as imported:
         imported()
-        assert sys.modules[first].thread is not threading.main_thread() and not sys.modules[second].collecting
-        assert done == [(True, False)] and gc.isenabled()
+        assert (sys.modules[first].thread is not threading.main_thread()) == at_once
+        assert not sys.modules[second].collecting and len(done) == at_once and threading.main_thread() not in done
     assert gc.isenabled()
 
 
@@ -58,21 +54,6 @@ def test_an_error_stops_after_the_module_in_progress(modules):
     assert first in sys.modules and second not in sys.modules and gc.isenabled()
 
 
-@pytest.mark.parametrize("end", ["over", "broken"])
-def test_work_beside_that_waits_for_a_module_does_not_wait_for_ever(modules, end):
-    first, second = modules(importing_h="import time; time.sleep(0.2)", importing_i="raise RuntimeError")
-    found = []
-    with pytest.raises((KeyboardInterrupt, RuntimeError)), \
-            imports(first, second, at_once=True, beside=lambda state: found.append(state.reached(second))) as imported:
-        if end == "over":
-            raise KeyboardInterrupt
-        imported()
-    deadline = time.monotonic() + 10
-    while not found and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert found == [end == "broken"]
-
-
 @pytest.mark.parametrize("at_once", [True, False])
 def test_what_importing_raises_is_raised(modules, at_once):
     (name,) = modules(importing_f="raise RuntimeError('broken')")
@@ -84,7 +65,7 @@ def test_what_importing_raises_is_raised(modules, at_once):
 def test_what_goes_wrong_beside_is_not_the_steps(modules):
     (name,) = modules(importing_g="")
 
-    def fails(state: Imports) -> None:
+    def fails() -> None:
         raise RuntimeError
 
     with imports(name, at_once=True, beside=fails) as imported:

@@ -1,13 +1,15 @@
 import pytest
 
+from phicli.config.layers import SETTINGS, Settings
+from phicli.config.shared import default_root
+from phicli.config.steps import QuantizeConfig
 from phicli.errors import BadInput, UsageError
-from phicli.settings import SETTINGS, Settings, default_root, find
 
 
 def resolve(tmp_path, text="", **flags):
     path = tmp_path / "phicli.toml"
     path.write_text(text)
-    return Settings(path).resolve("quantize", flags)
+    return Settings(path).resolve(QuantizeConfig, flags)
 
 
 def test_flag_beats_environment_beats_file_beats_default(tmp_path, monkeypatch):
@@ -54,12 +56,12 @@ def test_bad_file(tmp_path, text, message, hint):
 
 def test_bad_flag_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="not one of"):
-        Settings().get(find("quantize", "algorithm"), "awk")
+        Settings().resolve(QuantizeConfig, {"algorithm": "awk"})
 
 
 def test_a_list_may_be_given_with_commas_or_several_times():
-    assert Settings().get(find("quantize", "skip"), ["o_proj, down_proj", "lm_head"]).value == [
-        "o_proj", "down_proj", "lm_head"]
+    assert Settings().get(SETTINGS["quantize.skip"], ["o_proj, down_proj", "lm_head"]).value == (
+        "o_proj", "down_proj", "lm_head")
 
 
 def test_whole_numbers_are_floats_too(tmp_path):

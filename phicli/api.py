@@ -1,0 +1,92 @@
+"""The steps as a program or a notebook calls them: a model and the settings that differ from their defaults.
+
+Each function takes the settings of the command of the same name (`docs/python.md`, or `help(QuantizeConfig)`), either
+as keywords or as one configuration object. Neither phicli.toml nor the environment is read. Errors are exceptions
+(`phicli.errors`); nothing exits, nothing of the process is changed for longer than the call.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from phicli.config import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig, StepConfig
+from phicli.config.setting import settings_of
+from phicli.errors import UsageError
+from phicli.progress import Progress, automatic
+from phicli.workflow.plan import StageResult
+
+Config = TypeVar("Config", bound=StepConfig)
+
+
+def inspect(data: str | Path | InspectConfig | None = None, *, progress: Progress | None = None,
+            **settings: Any) -> dict[str, Any]:
+    """What is in a file of rows, and what may be wrong with it; see `phicli.steps.inspect.inspect_file`."""
+    from phicli.steps.inspect import inspect_file
+
+    return inspect_file(_config(InspectConfig, "data", data, settings), progress or automatic())
+
+
+def quantize(model: str | Path | QuantizeConfig | None = None, *, progress: Progress | None = None,
+             **settings: Any) -> StageResult:
+    """Quantize a model's decoder layers to int4, AWQ (Lin et al., 2023, arXiv:2306.00978) by default.
+
+    Args:
+        model: Hugging Face id, folder, or "tiny" (built in); or all settings as one object.
+        progress: where it is reported; None shows it in a notebook and is silent elsewhere.
+        settings: fields of `QuantizeConfig`.
+
+    Returns:
+        the folder with the AWQ checkpoint and its manifest; what is up to date is not made again.
+
+    Raises:
+        PhicliError: as `phicli.steps.quantize.quantize` does.
+    """
+    from phicli.steps.quantize import quantize as step
+
+    return step(_config(QuantizeConfig, "model", model, settings), progress or automatic())
+
+
+def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Progress | None = None,
+             **settings: Any) -> StageResult:
+    """Train an adapter, LoRA (Hu et al., 2021, arXiv:2106.09685) by default, on the quantized model under the root.
+
+    As `quantize`, with the fields of `FinetuneConfig`; gives the folder of the PEFT adapter.
+    """
+    from phicli.steps.finetune import finetune as step
+
+    return step(_config(FinetuneConfig, "model", model, settings), progress or automatic())
+
+
+def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Progress | None = None,
+             **settings: Any) -> StageResult:
+    """Build the ONNX model that `Session` runs, with the adapters beside it.
+
+    As `quantize`, with the fields of `OptimizeConfig`; gives the folder of the ONNX model.
+    """
+    from phicli.steps.optimize import optimize as step
+
+    return step(_config(OptimizeConfig, "model", model, settings), progress or automatic())
+
+
+def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Progress | None = None,
+             **settings: Any) -> dict[str, Any]:
+    """Measure every stage under the root on held-out rows.
+
+    As `quantize`, with the fields of `EvaluateConfig`; gives the document that is written to ROOT/evaluation.json.
+    """
+    from phicli.steps.evaluate import evaluate as step
+
+    return step(_config(EvaluateConfig, "model", model, settings), progress or automatic())
+
+
+def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:
+    """The settings object that a call means. Raises UsageError: a setting that there is not, or both ways at once."""
+    if isinstance(given, StepConfig):
+        if not isinstance(given, kind) or settings:
+            raise UsageError(f"takes a {kind.__name__} alone, or settings as keywords")
+        return given
+    if given is not None:
+        settings = {first: given, **settings}
+    unknown = sorted(settings.keys() - settings_of(kind).keys())
+    if unknown:
+        raise UsageError(f"no setting {unknown[0]!r}; there are: {', '.join(settings_of(kind))}")
+    return kind(**settings)
