@@ -10,7 +10,7 @@ Importing it loads no other library and changes nothing of the process.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from phicli.version import __version__
 
 if TYPE_CHECKING:
     from phicli.api import evaluate, finetune, inspect, optimize, quantize

@@ -25,6 +25,7 @@ WHILE_WORKING = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its sums exactly with it
     OFFLINE: "1",  # `online` lifts it for what a user names
 }
+LEFT_BEHIND = ("TORCHINDUCTOR_CACHE_DIR",)  # by torch
 _lock = threading.RLock()
 _depth = 0
 _before: dict[str, Any] = {}
@@ -36,7 +37,8 @@ def subdued() -> Iterator[None]:
     global _depth
     with _lock:
         if not _depth:
-            _before.update(environment={name: os.environ.get(name) for name in WHILE_WORKING}, verbosity=_verbosity())
+            _before["environment"] = {name: os.environ.get(name) for name in (*WHILE_WORKING, *LEFT_BEHIND)}
+            _before["verbosity"] = _verbosity()
             for name, value in WHILE_WORKING.items():
                 os.environ.setdefault(name, value)
             _set_hub_offline(True)

@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import phicli
 from phicli.artifacts.hashing import file_hashes
 from phicli.artifacts.locks import alive
 from phicli.errors import BadInput, Missing, PhicliError
+from phicli.version import __version__
 
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
@@ -115,7 +115,7 @@ def _seal(document: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of phicli and of the libraries that make a difference to results."""
-    found = {"phicli": phicli.__version__}
+    found = {"phicli": __version__}
     for name in TOOLS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

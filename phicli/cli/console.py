@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from phicli.errors import BadInput, Missing, PhicliError
+from phicli.units import duration as duration
+from phicli.units import size as size
 
 PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is cut
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
@@ -113,20 +115,6 @@ def ask(question: str) -> str | None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     return _stderr().input(f"{escape(question)}: ").strip() or None
-
-
-def size(count: float) -> str:
-    """Bytes for people: "2.4 GB", powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: "8.3 s", "2 min 05 s"."""
-    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
 def _stderr(file: TextIO | None = None) -> Console:

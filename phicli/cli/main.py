@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-import phicli
 from phicli.cli import options
 from phicli.errors import ExitCode, PhicliError
 from phicli.libraries import subdued
+from phicli.version import __version__
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of every fault the parser finds; typer does not export it
 
@@ -56,7 +56,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(phicli.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 

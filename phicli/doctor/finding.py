@@ -9,7 +9,7 @@ from typing import Any
 
 from phicli.config.layers import Settings
 from phicli.doctor.probes import Probes
-from phicli.inference.devices import gpu_count
+from phicli.hardware.driver import gpu_count
 from phicli.resources import ModelSize, size_of_model
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from phicli import resources as needs
 from phicli.azure.target import cache_folder
-from phicli.cli.console import size
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
 from phicli.resources import Need, existing, free_disk
+from phicli.units import size
 
 UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red
 SMALLER = "a smaller model (--model tiny is built in), or a larger machine"

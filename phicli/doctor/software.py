@@ -5,7 +5,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import phicli
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.doctor.probes import CPU
 
@@ -80,7 +79,7 @@ def genai(subject: Subject) -> Finding:
 
 def tested_versions() -> dict[str, str]:
     """Package -> version that the tests ran with; empty where the list is not at hand."""
-    package = Path(phicli.__file__).parent
+    package = Path(__file__).parents[1]
     for path in (package / TESTED, package.parent / TESTED):
         if path.is_file():
             return dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.M))

@@ -11,8 +11,8 @@ from phicli.export import fused, resident
 from phicli.export.adapters import SUFFIX
 from phicli.export.sources import PREFIX, Source, choose_sources
 from phicli.export.targets import choose_target
+from phicli.hardware.driver import compute_capability
 from phicli.hub.models import find_base, resolve_model
-from phicli.inference.devices import compute_capability
 from phicli.kernels.build import ops_library
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import Plan, State, Verdict, judge

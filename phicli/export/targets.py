@@ -3,7 +3,7 @@
 import difflib
 
 from phicli.errors import Missing, UsageError
-from phicli.inference.devices import gpu_count
+from phicli.hardware.driver import gpu_count
 from phicli.progress import SILENT, Progress
 
 TARGETS = ("cpu", "cuda", "dml", "webgpu")

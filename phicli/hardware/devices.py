@@ -1,9 +1,6 @@
 """Which device torch computes on, and what memory it has."""
 
-import contextlib
-import ctypes
 import os
-import sys
 from pathlib import Path
 
 from phicli.errors import Missing
@@ -31,19 +28,6 @@ def choose_device(wanted: str) -> str:
         built = "no NVIDIA GPU or driver found" if torch.version.cuda else "this torch is built without CUDA"
         raise Missing(f"CUDA is not usable: {built}", hint="--device cpu, or install torch's CUDA build")
     return "cpu"
-
-
-def open_gpu() -> bool:
-    """Have the driver make its context on the first GPU, if there is one; it takes about a second.
-
-    torch would make the same context, and keep Python's other threads from running meanwhile.
-    """
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    with contextlib.suppress(OSError, AttributeError):  # no driver
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        return not (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
-                    or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
-    return False
 
 
 def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:

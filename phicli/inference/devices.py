@@ -1,37 +1,11 @@
 """Which execution provider a model runs on, and the libraries that the CUDA one needs."""
 
 import contextlib
-import ctypes
 import io
-import sys
 from typing import Any
 
 from phicli.errors import Missing
-
-COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute: major, minor
-
-
-def gpu_count() -> int:
-    """NVIDIA GPUs that the driver sees. Asks the driver itself, since importing torch for it takes seconds."""
-    return _ask_driver("cuDeviceGetCount") or 0
-
-
-def compute_capability() -> tuple[int, int] | None:
-    """Of the first GPU, such as (9, 0); None where there is none."""
-    major, minor = (_ask_driver("cuDeviceGetAttribute", which, 0) for which in COMPUTE_CAPABILITY)
-    return None if major is None or minor is None else (major, minor)
-
-
-def _ask_driver(function: str, *arguments: int) -> int | None:
-    """The number that a function of the CUDA driver gives; None where there is no GPU or no driver."""
-    found = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        if driver.cuInit(0) != 0 or getattr(driver, function)(ctypes.byref(found), *arguments) != 0:
-            return None
-    except (OSError, AttributeError):
-        return None
-    return found.value
+from phicli.hardware.driver import gpu_count
 
 
 def built_for(config: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from phicli.artifacts.cache import user_cache
 from phicli.errors import Missing
-from phicli.inference.devices import compute_capability
+from phicli.hardware.driver import compute_capability
 
 HERE = Path(__file__).parent
 AMPERE = (8, 0)

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import phicli
 from phicli.artifacts.stages import writing
 from phicli.errors import BadInput
 from phicli.hub.models import check_safetensors
 from phicli.quantization.grid import GridShape
 from phicli.quantization.shards import save_tensors
 from phicli.quantization.streaming import Weights
+from phicli.version import __version__
 
 KIND = "phicli-awq-plan-1"
 SAMPLE_ROWS = 1  # of each tensor, that identify a model
@@ -53,7 +53,7 @@ class Plan:
 def describe(weights: Weights, shape: GridShape, skip: Iterable[str], calibration: str) -> dict[str, str]:
     """What a plan is for: the model, the grid, what is left in float, and a hash of the calibration tokens."""
     return {
-        "kind": KIND, "phicli": phicli.__version__, "model": model_digest(weights), "bits": str(shape.bits),
+        "kind": KIND, "phicli": __version__, "model": model_digest(weights), "bits": str(shape.bits),
         "group_size": str(shape.group_size), "symmetric": str(shape.symmetric).lower(),
         "skip": ",".join(sorted(skip)), "calibration": calibration,
     }

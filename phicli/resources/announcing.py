@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from phicli.cli.console import size
 from phicli.hardware.devices import available_memory
 from phicli.progress import Progress
 from phicli.resources.steps import Need
+from phicli.units import size
 
 
 def announce(step: str, need: Need, target: Path, progress: Progress) -> None:

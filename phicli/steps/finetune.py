@@ -7,7 +7,8 @@ from phicli.artifacts import stages
 from phicli.config.steps import FinetuneConfig
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
-from phicli.hardware.devices import choose_device, open_gpu
+from phicli.hardware.devices import choose_device
+from phicli.hardware.driver import open_gpu
 from phicli.hub.models import find_base, resolve_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.stages import MANIFEST, Manifest
-from phicli.cli.console import duration, size
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import (
     ChatConfig,
@@ -20,6 +19,7 @@ from phicli.config.steps import (
 )
 from phicli.errors import UsageError
 from phicli.progress import Progress
+from phicli.units import duration, size
 from phicli.workflow.plan import StageResult
 
 STEPS = ("inspect", "quantize", "finetune", "optimize", "evaluate", "chat")

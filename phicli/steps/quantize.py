@@ -8,7 +8,8 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.config.steps import QuantizeConfig
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.hardware.devices import choose_device, open_gpu
+from phicli.hardware.devices import choose_device
+from phicli.hardware.driver import open_gpu
 from phicli.hub.models import read_config, resolve_model, weight_files
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress

@@ -7,10 +7,10 @@ import os
 
 import pytest
 
+import phicli
 from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.steps.inspect import inspect_file
 from phicli.text import TextTemplate
 
 GOOD = b'{"prompt":  "Sound?", "response": "Yes \\u00e9.", "id": 1.10}\n'
@@ -20,7 +20,7 @@ def clean(tmp_path, content, out="out.jsonl"):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(content)
     out = tmp_path / out
-    report = inspect_file(str(source), model="tiny", text_template=DEFAULT_TEMPLATE, fix=out)
+    report = phicli.inspect(source, model="tiny", text_template=DEFAULT_TEMPLATE, fix=out)
     return report["fix"], out
 
 
@@ -82,7 +82,7 @@ def test_the_clean_copy_of_anything_has_nothing_left_to_fix(tmp_path):
     dirty = codecs.BOM_UTF8 + GOOD + b"".join(
         [row("a", "CafÃ© &amp;\x00"), row("b", "&#0;"), row("c", "&amp;amp; &lt;|end|&gt;"), b"junk\n", row("d", "")])
     _, out = clean(tmp_path, dirty)
-    again = inspect_file(str(out), model="tiny", text_template=DEFAULT_TEMPLATE, fix=tmp_path / "again.jsonl")
+    again = phicli.inspect(out, model="tiny", text_template=DEFAULT_TEMPLATE, fix=tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
     assert again["fix"]["changed"] == again["fix"]["dropped"] == {}
 

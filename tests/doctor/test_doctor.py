@@ -10,7 +10,7 @@ import pytest
 from phicli.doctor import CHECKS, Light, accounts, software
 from phicli.doctor.gpu import why_not_cuda
 from phicli.doctor.probes import CUDA, Outcome
-from phicli.inference.devices import gpu_count
+from phicli.hardware.driver import gpu_count
 
 no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
 

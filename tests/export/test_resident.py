@@ -15,8 +15,8 @@ from phicli.errors import BadInput
 from phicli.export import fused, masked, resident
 from phicli.export.adapters import check_adapter
 from phicli.export.slots import LAYOUT_KEY, read_graph
+from phicli.hardware.driver import gpu_count
 from phicli.inference.conversation import Conversation
-from phicli.inference.devices import gpu_count
 from phicli.inference.session import Session
 from phicli.kernels.build import missing
 

@@ -8,10 +8,10 @@ from fuzzing import EXPECTED, fuzzed, mutated, text, to_json, values
 from hypothesis import assume
 from hypothesis import strategies as st
 
+import phicli
 from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.dataset.tokens import TokenCounter
-from phicli.steps.inspect import inspect_file
 from phicli.text import TextCodec, TextTemplate
 
 TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)
@@ -51,7 +51,7 @@ def test_inspection_and_its_clean_copy(tmp_path, data):
     path.write_bytes(data)
     clean.unlink(missing_ok=True)
     try:
-        report = inspect_file(str(path), model="tiny", text_template=DEFAULT_TEMPLATE, fix=clean)
+        report = phicli.inspect(path, model="tiny", text_template=DEFAULT_TEMPLATE, fix=clean)
     except EXPECTED:
         assert not clean.exists()
         return

@@ -8,7 +8,8 @@ import pytest
 from optimized import write_adapter
 
 from phicli.errors import BadInput, Missing
-from phicli.inference.devices import built_for, gpu_count
+from phicli.hardware.driver import gpu_count
+from phicli.inference.devices import built_for
 from phicli.inference.session import Sampling, Session
 
 

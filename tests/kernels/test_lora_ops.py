@@ -15,7 +15,7 @@ from phicli.errors import BadInput, Missing
 from phicli.export.fused import DOMAIN
 from phicli.export.matrices import in_blocks
 from phicli.export.portable import functions
-from phicli.inference.devices import gpu_count
+from phicli.hardware.driver import gpu_count
 from phicli.inference.session import Session
 from phicli.kernels import build
 

@@ -1,0 +1,43 @@
+"""What NVIDIA's driver says, asked directly: importing torch for it takes seconds."""
+
+import contextlib
+import ctypes
+import sys
+
+COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute: major, minor
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs that the driver sees."""
+    return _ask_driver("cuDeviceGetCount") or 0
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """Of the first GPU, such as (9, 0); None where there is none."""
+    major, minor = (_ask_driver("cuDeviceGetAttribute", which, 0) for which in COMPUTE_CAPABILITY)
+    return None if major is None or minor is None else (major, minor)
+
+
+def _ask_driver(function: str, *arguments: int) -> int | None:
+    """The number that a function of the CUDA driver gives; None where there is no GPU or no driver."""
+    found = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) != 0 or getattr(driver, function)(ctypes.byref(found), *arguments) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return found.value
+
+
+def open_gpu() -> bool:
+    """Have the driver make its context on the first GPU, if there is one; it takes about a second.
+
+    torch would make the same context, and keep Python's other threads from running meanwhile.
+    """
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    with contextlib.suppress(OSError, AttributeError):  # no driver
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return not (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+                    or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+    return False
