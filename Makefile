@@ -24,6 +24,7 @@ torture: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check phicli tests benchmarks scripts
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # pip comes first: older resolvers fail on this set of packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
