@@ -5,6 +5,7 @@ they were. What a user has set in the environment holds, except that telemetry i
 """
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -25,7 +26,7 @@ WHILE_WORKING = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its sums exactly with it
     OFFLINE: "1",  # `online` lifts it for what a user names
 }
-LEFT_BEHIND = ("TORCHINDUCTOR_CACHE_DIR",)  # by torch
+LEFT_BEHIND = ("TORCHINDUCTOR_CACHE_DIR", "ORT_LIB_PATH")  # by torch, by onnxruntime-genai
 _lock = threading.RLock()
 _depth = 0
 _before: dict[str, Any] = {}
@@ -39,6 +40,7 @@ def subdued() -> Iterator[None]:
         if not _depth:
             _before["environment"] = {name: os.environ.get(name) for name in (*WHILE_WORKING, *LEFT_BEHIND)}
             _before["verbosity"] = _verbosity()
+            _before["logging"] = (logging.root.level, logging.root.handlers[:])
             for name, value in WHILE_WORKING.items():
                 os.environ.setdefault(name, value)
             _set_hub_offline(True)
@@ -53,6 +55,8 @@ def subdued() -> Iterator[None]:
                 _restore(_before["environment"])
                 _set_hub_offline(_user_is_offline())
                 _set_verbosity(_before["verbosity"] or 30)
+                level, logging.root.handlers[:] = _before["logging"]  # genai's builder sets up its own
+                logging.root.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -90,11 +94,11 @@ def _set_hub_offline(value: bool) -> None:
 
 
 def _verbosity() -> int | None:
-    logging = sys.modules.get("transformers.utils.logging")
-    return logging.get_verbosity() if logging else None  # type: ignore[attr-defined]
+    theirs = sys.modules.get("transformers.utils.logging")
+    return theirs.get_verbosity() if theirs else None  # type: ignore[attr-defined]
 
 
 def _set_verbosity(value: int | None) -> None:
-    logging = sys.modules.get("transformers.utils.logging")
-    if logging and value:
-        logging.set_verbosity(value)  # type: ignore[attr-defined]
+    theirs = sys.modules.get("transformers.utils.logging")
+    if theirs and value:
+        theirs.set_verbosity(value)  # type: ignore[attr-defined]

@@ -47,6 +47,12 @@ def tiny() -> Path:
 
 
 @pytest.fixture(scope="session")
+def data_file() -> Path:
+    """The travel rows of the lab."""
+    return Path(__file__).parents[1] / "data" / "data_sample_travel.jsonl"
+
+
+@pytest.fixture(scope="session")
 def optimized(tiny, tmp_path_factory) -> Path:
     """A root with `onnx-ao`, made from the built-in model, with two adapters. To be left as it is."""
     from optimized import build

@@ -1,0 +1,81 @@
+"""phicli as a library: what a program or a notebook imports, and what that does to its process: nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import phicli
+from phicli.config import QuantizeConfig
+from phicli.errors import UsageError
+from phicli.progress import SILENT
+
+PROGRAM = """
+import gc, json, logging, os, signal, sys, threading
+
+def state():
+    hub = sys.modules.get("huggingface_hub.constants")
+    return {
+        "environment": dict(os.environ), "folder": os.getcwd(), "collects": gc.isenabled(),
+        "frozen": gc.get_freeze_count(), "threshold": gc.get_threshold(),
+        "logging": (logging.root.level, len(logging.root.handlers), logging.root.manager.disable),
+        "signals": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "streams": [sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__],
+        "offline": hub.HF_HUB_OFFLINE if hub else OFFLINE,
+    }
+
+OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
+before, loaded = state(), set(sys.modules)
+import phicli
+new = sorted({name.partition(".")[0] for name in set(sys.modules) - loaded} - set(sys.stdlib_module_names))
+changed = {"import": state() != before}
+assert not threading.active_count() > 1
+steps = {
+    "inspect": lambda: phicli.inspect(DATA, model="tiny"),
+    "quantize": lambda: phicli.quantize("tiny", root="lab", samples=8, seq_len=64, device="cpu"),
+    "finetune": lambda: phicli.finetune("tiny", root="lab", data=DATA, max_steps=2, device="cpu"),
+    "optimize": lambda: phicli.optimize("tiny", root="lab", device="cpu"),
+    "evaluate": lambda: phicli.evaluate("tiny", root="lab", eval_data=DATA, rows=2, device="cpu"),
+}
+for name, step in steps.items():
+    step()
+    changed[name] = {k: (before[k], v) for k, v in state().items() if v != before[k]}
+print(json.dumps({"new": new, "changed": changed}))
+"""
+
+
+@pytest.mark.parametrize("offline", [None, "1"])
+def test_neither_importing_nor_any_step_changes_the_process(tmp_path, offline, data_file):
+    (tmp_path / "program.py").write_text(f"DATA = {str(data_file)!r}\n{PROGRAM}")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PHICLI_", "HF_", "OMP_", "OLIVE_", "ORT_",
+                   "CUBLAS_", "CUDA_", "TRANSFORMERS_", "TOKENIZERS_", "TORCHINDUCTOR_"))}
+    if offline:
+        environment["HF_HUB_OFFLINE"] = offline
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["new"] == ["phicli"]
+    assert not any(found["changed"].values()), found["changed"]
+
+
+def test_all_that_is_promised_is_there():
+    for name in phicli.__all__:
+        assert getattr(phicli, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = phicli.quantise
+
+
+def test_settings_are_keywords_or_one_object(tmp_path, tiny):
+    settings = {"root": tmp_path, "samples": 4, "seq_len": 32, "rounding": "nearest", "device": "cpu"}
+    made = phicli.quantize("tiny", **settings)
+    assert made.folder == tmp_path / "awq" and made.manifest.settings["samples"] == 4
+    again = phicli.quantize(QuantizeConfig(model="tiny", **settings), progress=SILENT)
+    assert again.manifest == made.manifest  # up to date, so it was not made again
+    for call in (lambda: phicli.quantize("tiny", sample=3), lambda: phicli.quantize(QuantizeConfig(), samples=3),
+                 lambda: phicli.quantize("tiny", samples=0), lambda: phicli.quantize("tiny", bits="4"),
+                 lambda: phicli.quantize(3), lambda: phicli.quantize("tiny", algorithm="awk")):
+        with pytest.raises(UsageError):
+            call()
