@@ -1,3 +1,3 @@
-from phicli.cli import entry
+from phicli.process import entry
 
 entry()

@@ -96,7 +96,7 @@ def test_what_goes_wrong_beside_is_not_the_steps(modules):
 def test_the_end_calls_what_libraries_have_registered_and_takes_nothing_apart(arguments, code):
     text = f"""
 import atexit, sys, threading, time
-from phicli import cli
+from phicli import cli, process
 real = cli.main
 class Loaded:
     def __del__(self): print("taken apart", flush=True)
@@ -106,7 +106,7 @@ def main():
     threading.Thread(target=lambda: (time.sleep(0.3), print("a thread"))).start()
     return real({arguments!r})
 cli.main = main
-cli.entry()
+process.entry()
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.returncode == code
