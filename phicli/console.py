@@ -226,7 +226,7 @@ class _Figures(ProgressColumn):
 
 class _Done(ProgressColumn):
     def render(self, task: Any) -> Text:
-        return Text(_amount(task.completed, task.total, task.fields.get("unit", "")), style="green")
+        return _text(_amount(task.completed, task.total, task.fields.get("unit", "")), style="green")
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:

@@ -25,13 +25,13 @@ class _Signals:
     """What SIGINT, SIGTERM and SIGHUP do: at first and at last they end the process, meanwhile they raise."""
 
     def __init__(self) -> None:
-        self.raising, self.number, self.at = False, 0, float("-inf")
+        self.raising, self.number, self.at = False, signal.SIGINT, float("-inf")
 
     def __call__(self, number: int, frame: Any) -> None:
         if not self.raising:
             os._exit(SHELL + number)
         if time.monotonic() - self.at > HELD:
-            self.number, self.at = number, time.monotonic()
+            self.number, self.at = signal.Signals(number), time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated(SHELL + number)
 
     def install(self) -> None:
@@ -47,7 +47,13 @@ class _Signals:
             sys.__unraisablehook__(found)
             return
         self.at = float("-inf")
-        threading.Timer(0.05, _thread.interrupt_main, [self.number]).start()
+        threading.Timer(0.05, self.again).start()
+
+    def again(self) -> None:
+        if os.name == "nt":
+            _thread.interrupt_main(self.number)
+        else:
+            signal.pthread_kill(threading.main_thread().ident or 0, self.number)  # wakes it, if it waits for something
 
 
 _signals = _Signals()

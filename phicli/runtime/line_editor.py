@@ -38,7 +38,17 @@ def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
         prompt_continuation=lambda width, line, wrapped: "" if wrapped else CONTINUED,
         output=create_output(stdout=sys.stderr),  # stdout is for answers
     )
-    return lambda: session.prompt(PROMPT)
+
+    def read() -> str:
+        try:
+            return session.prompt(PROMPT)
+        except SystemExit:  # of a signal, in the middle of the line: the modes of the terminal are still the prompt's
+            session.app.renderer.reset()
+            session.app.output.write_raw("\n")
+            session.app.output.flush()
+            raise
+
+    return read
 
 
 def history_file() -> Path:
