@@ -49,7 +49,7 @@ def _finite(value: Any) -> Any:
 def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
     """A table on stdout. Columns whose cells are all numbers or figures like "12.3 s" are set right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    table = Table(title=title and _text(title), title_justify="left", title_style="bold")
+    table = Table(title=title and Text(_line(title)), title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
         figures = bool(cells) and all(not row[i] or row[i][0] in "0123456789-+.<" for row in cells)
         table.add_column(_text(name), justify="right" if figures and i else "left", overflow="fold")
