@@ -105,9 +105,10 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number)
             if null != number:
+                os.dup2(null, number)
                 os.close(null)
+            os.set_inheritable(number, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     sys.stdout, sys.stderr = patient(1, sys.stdout, BrokenPipeError), patient(2, sys.stderr)

@@ -16,6 +16,7 @@ import pytest
 from phicli import console
 from phicli.errors import BadInput
 from phicli.printable import printable
+from phicli.runtime import line_editor
 from phicli.stages import check_whole
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals, no such signals")
@@ -282,10 +283,15 @@ def test_closed_files(tmp_path):
     """Stdout and stderr closed, so that files opened next have their numbers: nothing is written into these."""
     assert shell(f"$P {' '.join(QUANTIZE)} <&- >&- 2>&-", tmp_path).returncode == 0
     check_whole(tmp_path / "lab" / "awq")
-    done = shell(f"{sys.executable} -c 'from phicli import process; process.open_streams(); "
-                 "import os; os.write(3 if os.open(\"x\", os.O_CREAT | os.O_WRONLY) == 3 else 1, b\"x\")' <&- >&- 2>&-",
-                 tmp_path)
-    assert done.returncode == 0 and (tmp_path / "x").read_text() == "x"
+    (tmp_path / "opens.py").write_text("""
+import os
+from phicli import process
+process.open_streams()
+assert all(map(os.get_inheritable, range(3))) and os.open("x", os.O_CREAT | os.O_WRONLY) > 2
+os.write(1, b"said"); os.write(2, b"said"); print("said")
+""")
+    done = shell(f"{sys.executable} opens.py <&- >&- 2>&-", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "x").read_text() == ""
 
 
 @pytest.mark.parametrize("error", ["StopIteration()", "AssertionError()", "KeyError('rope_type')", "Panic()"])
@@ -298,6 +304,18 @@ def test_no_words(tmp_path, error):
     Repl([None], None, read, None, None).run()""")
     wanted = f"phicli.runtime.repl.run: unexpected {error.partition('(')[0]}"
     assert done.returncode == 1 and wanted in done.stderr and "Traceback" not in done.stderr, done
+
+
+def test_history_of_others(tmp_path, monkeypatch):
+    """The chat's history in a folder that others can write to, with a link in its place: kept in memory."""
+    (tmp_path / "phicli").mkdir()
+    (tmp_path / "phicli" / "chat_history").symlink_to(tmp_path / "victim")
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    line_editor._history().append_string("secret")
+    assert not (tmp_path / "victim").exists()
+    monkeypatch.setenv("XDG_STATE_HOME", "here")
+    assert line_editor.history_file().is_absolute()
 
 
 def test_answer_to_a_reader_who_left(tmp_path, optimized):
