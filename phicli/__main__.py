@@ -1,3 +1,3 @@
-from phicli.cli.main import entry
+from phicli.cli.entry import entry
 
 entry()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phicli.cli import console, options
+from phicli.cli import console, options, process
+from phicli.cli.printable import printable
 from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 
@@ -80,7 +81,7 @@ def _conversations(folder: Path, s: ChatConfig, compare: bool) -> "list[Conversa
 def _stream_on(talk: "Conversation") -> Callable[[str, Callable[[], bool]], None]:
     def answer(question: str, stopped: Callable[[], bool]) -> None:
         try:
-            found = talk.ask(question, _write, stopped)
+            found = talk.ask(question, _write, lambda: stopped() or process.reader_gone())
         except KeyboardInterrupt:
             console.result("")
             raise
@@ -96,7 +97,7 @@ def _compare_on(talks: "list[Conversation]") -> Callable[[str, Callable[[], bool
         for talk in talks:
             answers.append(talk.ask(question, stopped=stopped))
             console.note(f"{_title(talk)}: done")
-        console.result_table([_title(talk) for talk in talks], [[_printable(a.text) for a in answers]])
+        console.result_table([_title(talk) for talk in talks], [[a.text for a in answers]])
         for found in answers:
             _remark(found, f"{found.adapter or 'no adapter'}: ")
 
@@ -107,8 +108,13 @@ def _converse(talks: "list[Conversation]", answer: Callable[[str, Callable[[], b
     from phicli.cli.line_editor import line_reader
     from phicli.cli.repl import Repl
 
-    repl = Repl(talks, answer, lambda: read(), console.note, console.failure)
-    read = line_reader(repl.words)
+    def read() -> str:
+        if process.reader_gone():
+            raise EOFError
+        return reader()
+
+    repl = Repl(talks, answer, read, console.note, console.failure)
+    reader = line_reader(repl.words)
     console.note(f"adapter: {talks[-1].adapter or 'none'}; /help lists the commands, Ctrl-D leaves")
     repl.run()
 
@@ -133,10 +139,5 @@ def _title(talk: "Conversation") -> str:
 
 def _write(text: str) -> None:
     """A piece of an answer on stdout, at once."""
-    sys.stdout.write(_printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def _printable(text: str) -> str:
-    """Without the control characters that could command a terminal."""
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -12,11 +13,12 @@ from typing import Any, TextIO
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from phicli.cli import process
+from phicli.cli.printable import printable, printable_json
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.units import duration as duration
 from phicli.units import size as size
@@ -25,48 +27,64 @@ PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is c
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
-class _Stdout(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # `cli` knows what to do; rich itself would end the process with code 1
-
-
 def result(text: str) -> None:
-    """One line of result on stdout, as it is: never wrapped, coloured or interpreted."""
-    sys.stdout.write(text + "\n")
+    """One line of result on stdout, never wrapped or coloured; as it is, unless a terminal would interpret it."""
+    sys.stdout.write((printable(text) if sys.stdout.isatty() else text) + "\n")
     sys.stdout.flush()
 
 
 def result_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    result(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on stdout; figures that JSON does not know are null."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=not unicode, allow_nan=False, default=str)
+    result(printable_json(text))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
     """A table on stdout. Columns whose cells are all numbers or figures like "12.3 s" are set right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title and Text(_line(title)), title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
         figures = bool(cells) and all(not row[i] or row[i][0] in "0123456789-+.<" for row in cells)
-        table.add_column(name, justify="right" if figures and i else "left", overflow="fold")
+        table.add_column(_text(name), justify="right" if figures and i else "left", overflow="fold")
     for row in cells:
-        table.add_row(*map(escape, row))
-    console = _Stdout(file=sys.stdout, highlight=False)
+        table.add_row(*map(_text, row))
+    console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        console = _Stdout(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
+        console = Console(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
     console.print(table)
 
 
 def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:
     """Rows of (green, yellow or red; name; what was found; what cures it) on stdout: a table, or lines."""
-    console = _Stdout(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         for light, name, found, cure in rows:
-            result(f"{light:6}  {name}: {found}" + (f"\n        try: {cure}" if cure else ""))
+            result(f"{light:6}  {_line(name)}: {_line(found)}" + (f"\n        try: {_line(cure)}" if cure else ""))
         return
     table = Table("", "", "found", "try", box=SIMPLE)
     for light, name, found, cure in rows:
-        table.add_row(Text(light, style=f"bold {light}"), name, Text(found), Text(cure or "", style="cyan"))
+        table.add_row(Text(light, style=f"bold {light}"), _text(name), _text(found),
+                      _text(cure or "", style="cyan"))
     console.print(table)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Strangers' text for rich: nothing in it is markup, nothing commands the terminal."""
+    return Text(printable(text), style=style)
+
+
+def _line(text: str) -> str:
+    """Strangers' text for a line of ours; its own further lines are set in, so that none looks like one of ours."""
+    return printable(text.replace("\r\n", "\n")).replace("\n", "\n    ")
 
 
 def _cell(value: Any) -> str:
@@ -75,27 +93,27 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def note(text: str) -> None:
+def note(text: str, console: Console | None = None) -> None:
     """One line on stderr that a person may want to know."""
-    _stderr().print(Text(text, style="dim"), soft_wrap=True)
+    (console or _stderr()).print(Text(_line(text), style="dim"), soft_wrap=True)
 
 
-def warn(text: str) -> None:
+def warn(text: str, console: Console | None = None) -> None:
     """One line on stderr that a person should know."""
-    _stderr().print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+    (console or _stderr()).print(Text.assemble(("warning: ", "yellow"), _line(text)), soft_wrap=True)
 
 
 def failure(error: PhicliError) -> None:
     """What went wrong, where, and what helps."""
     console = _stderr()
-    console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), _line(str(error))), soft_wrap=True)
     if error.hint:
-        console.print(Text.assemble(("  try: ", "cyan"), error.hint), soft_wrap=True)
+        console.print(Text.assemble(("  try: ", "cyan"), _line(error.hint)), soft_wrap=True)
     if isinstance(error, Missing):
         console.print(Text.assemble(("  see: ", "cyan"), "phicli doctor"), soft_wrap=True)
     log = getattr(error, "log", None)
     if log:
-        console.print(Text(f"  log: {log}", style="dim"), soft_wrap=True)
+        console.print(Text(_line(f"  log: {log}"), style="dim"), soft_wrap=True)
 
 
 def typed(text: str) -> str:
@@ -112,9 +130,9 @@ def typed(text: str) -> str:
 
 def ask(question: str) -> str | None:
     """The answer that a person types, or None where nobody can be asked."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    return _stderr().input(f"{escape(question)}: ").strip() or None
+    return _stderr().input(_text(f"{question}: ")).strip() or None
 
 
 def _stderr(file: TextIO | None = None) -> Console:
@@ -174,8 +192,7 @@ def _diverted(log: TextIO) -> Iterator[TextIO]:
             stdout.flush()
             stderr.flush()
             saved = [os.dup(1), os.dup(2)]
-            terminal = undo.enter_context(os.fdopen(os.dup(2), "w", encoding=stderr.encoding, errors="replace",
-                                                    buffering=1))
+            terminal = undo.enter_context(process.patient(os.dup(2), stderr))
             undo.callback(_restore, saved)
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -192,12 +209,12 @@ def _restore(saved: list[int]) -> None:
 
 class _Figures(ProgressColumn):
     def render(self, task: Any) -> Text:
-        return Text("  ".join(f"{k} {_cell(v)}" for k, v in task.fields.get("figures", {}).items()), style="cyan")
+        return _text("  ".join(f"{k} {_cell(v)}" for k, v in task.fields.get("figures", {}).items()), style="cyan")
 
 
 class _Done(ProgressColumn):
     def render(self, task: Any) -> Text:
-        return Text(_amount(task.completed, task.total, task.fields.get("unit", "")), style="green")
+        return _text(_amount(task.completed, task.total, task.fields.get("unit", "")), style="green")
 
 
 def _amount(done: float, total: float | None, unit: str) -> str:
@@ -210,8 +227,8 @@ class Reporter:
 
     def __init__(self, stream: TextIO):
         self.console = _stderr(stream)
-        self.bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), _Done(), _Figures(),
-                             TimeElapsedColumn(), TimeRemainingColumn(compact=True),
+        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), _Done(),
+                             _Figures(), TimeElapsedColumn(), TimeRemainingColumn(compact=True),
                              console=self.console, disable=not self.console.is_terminal,
                              redirect_stdout=False, redirect_stderr=False)  # libraries' output is for the log
 
@@ -228,16 +245,16 @@ class Reporter:
         return _Lines(self.console, title, total, unit)
 
     def note(self, text: str) -> None:
-        self.console.print(Text(text, style="dim"), soft_wrap=True)
+        note(text, self.console)
 
     def warn(self, text: str) -> None:
-        self.console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+        warn(text, self.console)
 
 
 class _Bar(contextlib.AbstractContextManager):
     def __init__(self, bars: Progress, title: str, total: float | None, unit: str):
         self.bars = bars
-        self.id = bars.add_task(title, total=total, unit=unit, figures={})
+        self.id = bars.add_task(_line(title), total=total, unit=unit, figures={})
 
     def advance(self, n: float = 1, **figures: Any) -> None:
         shown = {**self.bars.tasks[self.bars.task_ids.index(self.id)].fields["figures"], **figures}
@@ -265,7 +282,7 @@ class _Lines(contextlib.AbstractContextManager):
         figures = "".join(f"  {k} {_cell(v)}" for k, v in self.figures.items())
         amount = _amount(self.done, self.total, self.unit)
         line = f"{self.title}: {amount}{figures}  {duration(self.last - self.begun)}"
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(Text(_line(line)), soft_wrap=True)
 
     def __exit__(self, *exc: object) -> None:
         self._line()

@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.private import private_folder
+from phicli.cli.printable import printable
+from phicli.errors import Missing
+
 PROMPT, CONTINUED = "> ", ". "
 
 
@@ -27,7 +31,8 @@ def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
         def get_completions(self, document: Any, complete_event: Any) -> Any:
             typed = document.text
             if typed.startswith("/"):
-                yield from (Completion(word, start_position=-len(typed)) for word in words() if word.startswith(typed))
+                yield from (Completion(word, start_position=-len(typed), display=printable(word))
+                            for word in words() if word.startswith(typed))
 
     keys = KeyBindings()
     for send in ("enter", "c-j"):  # the latter is what Enter becomes when typed ahead, while an answer streams
@@ -38,7 +43,17 @@ def line_reader(words: Callable[[], Sequence[str]]) -> Callable[[], str]:
         prompt_continuation=lambda width, line, wrapped: "" if wrapped else CONTINUED,
         output=create_output(stdout=sys.stderr),  # stdout is for answers
     )
-    return lambda: session.prompt(PROMPT)
+
+    def read() -> str:
+        try:
+            return session.prompt(PROMPT)
+        except SystemExit:  # of a signal, in the middle of the line: the modes of the terminal are still the prompt's
+            session.app.renderer.reset()
+            session.app.output.write_raw("\n")
+            session.app.output.flush()
+            raise
+
+    return read
 
 
 def history_file() -> Path:
@@ -46,17 +61,18 @@ def history_file() -> Path:
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        state = Path(os.environ.get("XDG_STATE_HOME", ""))
+        base = state if state.is_absolute() else Path.home() / ".local" / "state"
     return base / "phicli" / "chat_history"
 
 
 def _history() -> Any:
-    """The history in its file, readable by its owner only; in memory where it cannot be written."""
+    """The history in its file, which is its owner's only; in memory where it cannot be written or others could."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home folder
+    with contextlib.suppress(OSError, RuntimeError, Missing):  # RuntimeError: no home folder
         path = history_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
         return FileHistory(str(path))
     return InMemoryHistory()

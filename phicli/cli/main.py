@@ -1,20 +1,21 @@
 """The table of commands, in the order of the lab, and the one place where errors become messages and exit codes."""
 
-import atexit
-import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from traceback import walk_tb
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from phicli.cli import options
-from phicli.errors import ExitCode, PhicliError
+from phicli.cli import options, process
+from phicli.cli.printable import printable
+from phicli.errors import ExitCode, Missing, PhicliError
 from phicli.libraries import subdued
 from phicli.version import __version__
 
@@ -82,72 +83,57 @@ for _name in COMMANDS:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Messages go to stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us: nobody reads it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 (for as long as we run)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?", not a crash
+            stream.reconfigure(errors="phicli")  # a terminal without Unicode gets "?", not a crash
     try:
         with subdued():
             code = app(argv, prog_name="phicli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else ExitCode.OK
-    except BrokenPipeError:
-        _drop_stdout()
-        return ExitCode.OK
     except SystemExit as e:
         if not isinstance(e.__context__, BrokenPipeError):
             raise
-        _drop_stdout()  # the parser turns a reader that went away into exit code 1
-        return ExitCode.OK
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except typer.Abort:
+        return _report(e.__context__, argv)  # the parser takes each of them for a reader of stdout that went away
+    except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except USAGE_ERROR as e:
+        said = printable(e.format_message())  # which repeats what was typed
+        e.format_message = lambda: said
         e.show()
         return ExitCode.USAGE
-    except Exception as e:
-        return _report(e, "--traceback" in argv)
+    except BaseException as e:  # a panic in Rust is no Exception
+        return process.signalled() or _report(e, argv)
 
 
-def _report(error: Exception, traceback: bool) -> int:
+def _report(error: BaseException, argv: Sequence[str]) -> int:
     from phicli.cli import console
     from phicli.resources.shortage import ran_out, shortage
 
-    if traceback:
+    if "--traceback" in argv:
         import traceback as tb
 
-        sys.stderr.write("".join(tb.format_exception(error)))
+        sys.stderr.write(printable("".join(tb.format_exception(error))))
     if not isinstance(error, PhicliError):
-        known = shortage(error) if ran_out(error) else PhicliError(
-            f"{type(error).__name__}: {error}", hint="the same with: phicli --traceback …")
+        known = shortage(error) if ran_out(error) else _no_space(error) or _fault(error)
         known.log = getattr(error, "log", None)  # type: ignore[attr-defined]
         error = known
     console.failure(error)
     return error.exit_code
 
 
-def _drop_stdout() -> None:
-    """The reader of our output is gone: keep Python from complaining about it at exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _no_space(error: BaseException) -> PhicliError | None:
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return Missing(f"cannot be written: {error.strerror}", where=error.filename,
+                   hint="free some space where the result, or stdout, goes")
 
 
-def entry() -> None:
-    """The console script. Leaves out Python's taking apart of what was imported, a second for torch and transformers.
-
-    Threads and libraries end as always: what is registered first for the end is called last.
-    """
-    codes: list[int] = []
-    atexit.register(lambda: _leave(codes[0]) if codes and not (sys.gettrace() or sys.getprofile()) else None)
-    codes.append(main())
-    sys.exit(codes[0])
-
-
-def _leave(code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+def _fault(error: BaseException) -> PhicliError:
+    """A fault of ours, with the place of ours that it came through: many exceptions have no words, or too few."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    ours = [(frame.f_globals["__name__"], frame.f_code.co_name) for frame in frames
+            if frame.f_globals.get("__name__", "").startswith("phicli.")]
+    module, function = ours[-1] if ours else ("phicli", "main")
+    text = f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
+    return PhicliError(f"unexpected {text}", where=f"{module}.{function}", hint="the same with: phicli --traceback …")

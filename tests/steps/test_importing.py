@@ -78,6 +78,7 @@ def test_the_end_calls_what_libraries_have_registered_and_takes_nothing_apart(ar
     text = f"""
 import atexit, sys, threading, time
 from phicli.cli import main as cli
+from phicli.cli.entry import entry
 real = cli.main
 class Loaded:
     def __del__(self): print("taken apart", flush=True)
@@ -87,7 +88,7 @@ def main():
     threading.Thread(target=lambda: (time.sleep(0.3), print("a thread"))).start()
     return real({arguments!r})
 cli.main = main
-cli.entry()
+entry()
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.returncode == code
