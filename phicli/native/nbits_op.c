@@ -73,21 +73,27 @@ static void multiply(void *self, size_t chunk) {
 
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
-  Tensor in, weights, scales, zeros = {0}, bias = {0}, out;
-  TRY(input(context, 0, &in));
-  TRY(input(context, 1, &weights));
-  TRY(input(context, 2, &scales));
-  TRY(optional_input(context, 3, &zeros));
-  TRY(optional_input(context, 5, &bias));
+  Tensor in, weights, scales, zeros = {0}, order = {0}, bias = {0}, out;
+  TRY(input(context, 0, FLOAT, &in));
+  TRY(input(context, 1, UINT8, &weights));
+  TRY(input(context, 2, FLOAT, &scales));
+  TRY(optional_input(context, 3, UINT8, &zeros));
+  TRY(optional_input(context, 4, INT32, &order));
+  TRY(optional_input(context, 5, FLOAT, &bias));
   if (!in.rank || in.dims[in.rank - 1] != kernel->inputs)
     return failure(INVALID_ARGUMENT, "MatMulNBits: the last dimension is not K");
+  const int64_t blocks = kernel->inputs / kernel->block, bytes = kernel->inputs * kernel->bits / 8;
+  if (order.data) return failure(INVALID_ARGUMENT, "MatMulNBits: an order of inputs (g_idx) is not for this op");
+  if (weights.count != kernel->outputs * bytes || scales.count != kernel->outputs * blocks ||
+      (zeros.data && zeros.count != kernel->outputs * ((blocks * kernel->bits + 7) / 8)) ||
+      (bias.data && bias.count != kernel->outputs))
+    return failure(INVALID_ARGUMENT, "MatMulNBits: weights, scales, zero points or bias of another size than N, K, bits "
+                                     "and block_size say");
   out = in;
   out.dims[out.rank - 1] = kernel->outputs;
   TRY(output(context, &out));
-  Work work = {.kernel = kernel, .in = in.data, .out = out.data, .rows = 1};
-  for (size_t i = 0; i + 1 < in.rank; i++) work.rows *= in.dims[i];
+  Work work = {.kernel = kernel, .in = in.data, .out = out.data, .rows = in.count / kernel->inputs};
   if (!work.rows) return NULL;
-  const int64_t blocks = kernel->inputs / kernel->block, bytes = kernel->inputs * kernel->bits / 8;
   work.matrix = (Matrix){weights.data, zeros.data, scales.data, bias.data, kernel->outputs, blocks};
   work.lanes = work.rows == 1 ? 1 : work.rows <= 4 ? 4 : 8;
   work.padded = (work.rows + work.lanes - 1) / work.lanes * work.lanes;
@@ -112,6 +118,9 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
   if (!status) status = integer(info, "bits", &kernel->bits);
   if (!status) status = integer(info, "block_size", &kernel->block);
   if (!status) kernel->product = product_of(kernel->bits, kernel->block);
+  if (!status && (kernel->outputs < 1 || kernel->outputs > INT32_MAX || kernel->inputs < 1 ||
+                  kernel->inputs > INT32_MAX))
+    status = failure(INVALID_ARGUMENT, "MatMulNBits: N or K that no weights have");
   if (!status && (!kernel->product || kernel->inputs % kernel->block))
     status = failure(INVALID_ARGUMENT, "MatMulNBits: no product for these bits and blocks");
   if (status) free(kernel);
