@@ -32,6 +32,7 @@ typedef struct { /* of one run; padded: rows, to a multiple of lanes; chunk: out
 PRODUCT(4, 32) PRODUCT(4, 64) PRODUCT(4, 128) PRODUCT(8, 16) PRODUCT(8, 32) PRODUCT(8, 64) PRODUCT(8, 128)
 
 static Product *product_of(int64_t bits, int64_t block) {
+  if (bits < 1 || bits > 8 || block < 1 || block > 128) return NULL;
   switch (bits * 1000 + block) {
     case 4032: return product_4_32;
     case 4064: return product_4_64;
