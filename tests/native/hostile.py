@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 HUGE = 1 << 40
 NUMBERS = (-HUGE, -17, -16, -1, 0, 1, 7, 8, 15, 17, 33, 48, 1000, 1024, 1040, 65536, 2**31 - 1, 2**31, HUGE, 2**63 - 1)

@@ -144,7 +144,7 @@ def test_the_library_is_built_once_and_a_failing_compiler_is_named(monkeypatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = build.ops_library("cpu")
     assert built.is_relative_to(tmp_path) and build.ops_library("cpu") == built
-    assert [p.name for p in built.parent.iterdir()] == ["libops.so"]
+    assert [*built.parent.iterdir()] == [built]
     before = built.stat().st_mtime_ns
     assert build.ops_library("cpu").stat().st_mtime_ns == before
     (tmp_path / "file").touch()

@@ -38,9 +38,8 @@ def compiled(folder: Path, own: list[str], planted: tuple[str, str, str] | None 
         assert before.count(text) == 1
         (sources / name).write_text(before.replace(text, other))
     (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 0))
-    names = ["ops.c", "lora_op.c", "cubin.c", *(["nbits_op.c"] if own else [])]
-    subprocess.run(["gcc", *FLAGS, *own, *(sources / name for name in names), "-o", folder / "libops.so", "-ldl", "-lm"],
-                   check=True)
+    files = [sources / name for name in ("ops.c", "lora_op.c", "cubin.c", *(["nbits_op.c"] if own else []))]
+    subprocess.run(["gcc", *FLAGS, *own, *files, "-o", folder / "libops.so", "-ldl", "-lm"], check=True)
     return folder / "libops.so"
 
 
