@@ -164,8 +164,8 @@ static int aligned(const Tensor *tensor, const Op *op, size_t size) {
 /* All that the kernels believe of x, A and of each base and B. */
 static Status check(const Kernel *kernel, const Tensor *wide, const Tensor *matrix, int sides) {
   const Op *op = kernel->op;
-  const int64_t *dims = wide[0].dims, width = dims[2];
   if (wide[0].rank != 3) return failure(INVALID_ARGUMENT, "(batch, tokens, numbers) wanted");
+  const int64_t *dims = wide[0].dims, width = dims[2];
   if (width < 1 || width > MAX_WIDTH || width % (op->kind == DOWN ? 32 : 8) || dims[0] * dims[1] > MAX_ROWS)
     return failure(INVALID_ARGUMENT, "a size that the kernels of adapters cannot take");
   for (int i = 0; i < sides; i++) {
