@@ -78,12 +78,13 @@ def _question(prompt: str | None) -> str | None:
 
 def _conversations(folder: Path, s: SimpleNamespace, compare: bool) -> "list[Conversation]":
     """The conversation; for a comparison one with no adapter, and one with the adapter named or with each there is."""
+    from phicli.native.build import why_slow
     from phicli.runtime.conversation import Conversation
     from phicli.runtime.session import Sampling, Session
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
-    with console.working("chat", s.root):
+    with console.working("chat", s.root) as progress:
         session = Session(folder, s.device, s.kernels)
         adapters: list[str | None] = [s.adapter]
         if compare:
@@ -92,8 +93,11 @@ def _conversations(folder: Path, s: SimpleNamespace, compare: bool) -> "list[Con
                 raise BadInput("no adapter to compare with", where=folder,
                                hint="phicli optimize --adapter NAME=FOLDER")
         sampling = Sampling(s.temperature, s.top_p, s.top_k, s.seed)
-        return [Conversation(session, adapter=name, system=s.system, sampling=sampling,
-                             max_new_tokens=s.max_new_tokens) for name in adapters]
+        talks = [Conversation(session, adapter=name, system=s.system, sampling=sampling,
+                              max_new_tokens=s.max_new_tokens) for name in adapters]
+        if trouble := why_slow():
+            progress.note(f"slower than it need be: {trouble}; phicli doctor says what helps")
+        return talks
 
 
 def _stream_on(talk: "Conversation") -> Callable[[str, Callable[[], bool]], None]:
