@@ -12,6 +12,7 @@ import numpy as np
 
 from phicli.errors import BadInput
 from phicli.models import check_safetensors
+from phicli.text.bounds import check_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
@@ -111,6 +112,10 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     if str(config.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
         raise BadInput(f"started by {config['init_lora_weights']}, which changes the base model's weights", where=path,
                        hint="save it with PEFT's path_initial_model_for_weight_conversion")
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(name)
+        for pattern in patterns if isinstance(patterns, dict) else ():
+            check_pattern(pattern, f"{path}: {name}", most=2)
     return config
 
 

@@ -43,17 +43,18 @@ class ChatLayout:
             BadInput: the template fails, refuses the messages, or takes too much time or memory.
         """
         with self._lock:
-            self._environment.begin(alphabet or Alphabet(), sum(len(m["content"]) for m in messages))
+            shown = alphabet or Alphabet()
             if alphabet is not None:
                 messages = [{**m, "content": alphabet.trace(alphabet.hide(m["content"]))} for m in messages]
+            self._environment.begin(messages := list(messages), shown)
             try:
-                return self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt,
+                return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt,
                                              **self._given)
             except PhicliError:
                 raise
             except Exception as e:  # a template can fail in any way that Python can
-                said = str(e) or type(e).__name__
-                raise BadInput(f"chat template: {alphabet.show(said) if alphabet else said}", where=self.folder) from None
+                said = shown.show(str(e) or type(e).__name__)
+                raise BadInput(f"chat template: {said}", where=self.folder) from None
 
     def foreign(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, Alphabet]:
         """The conversation as text in which every foreign character is one of the alphabet's. Raises as `render`."""

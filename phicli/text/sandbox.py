@@ -20,9 +20,9 @@ from jinja2.visitor import NodeTransformer
 
 from phicli.text.foreign import Alphabet
 
-ALLOWANCE = 1 << 26  # characters and the like; a template of the usual kind takes some 10,000 for a conversation
-A_CHARACTER = 64  # allowed in addition for each character of the messages
-A_STEP = 256
+ALLOWANCE = 1 << 25  # characters and the like; a template of the usual kind takes some 10,000 for a conversation
+A_CHARACTER, A_MESSAGE = 64, 1 << 15  # allowed in addition for each of them
+A_STEP = 512
 MULTIPLYING = {"batch", "center", "expandtabs", "format", "format_map", "indent", "join", "ljust", "replace", "rjust",
                "round", "slice", "sum", "to_bytes", "tojson", "translate", "zfill"}
 NEEDLESS = ("filesizeformat", "forceescape", "groupby", "pprint", "random", "striptags", "urlencode", "urlize",
@@ -38,7 +38,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=_output, optimized=False,
                          extensions=["jinja2.ext.loopcontrols", _Generation])
-        self.begin(Alphabet(), 0)
+        self.begin([], Alphabet())
         for name in NEEDLESS:
             del self.filters[name]
         filters: dict[str, Any] = self.filters | {"tojson": self._to_json}
@@ -49,9 +49,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.globals = {"range": self.globals["range"], "dict": dict, "namespace": self.globals["namespace"],
                         "raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
 
-    def begin(self, alphabet: Alphabet, characters: int) -> None:
-        """Before each rendering: what stands for foreign text in it, and how much of that there is."""
-        self.alphabet, self.left = alphabet, ALLOWANCE + A_CHARACTER * characters
+    def begin(self, messages: list[Any], alphabet: Alphabet) -> None:
+        """Before each rendering: what will be rendered, and what stands for foreign text in it."""
+        self.messages, self.alphabet = messages, alphabet
+        self.left = ALLOWANCE + sum(A_MESSAGE + A_CHARACTER * len(m["content"]) for m in messages)
 
     def pay(self, price: int) -> None:
         """Raises TemplateError: nothing left."""
@@ -63,7 +64,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """A value as a template may look at it, paid for by its size."""
         if isinstance(value, GeneratorType):
             value = list(self._each(value))
-        self.pay(self._size(value))
+        self.pay(A_STEP if value is self.messages else self._size(value))  # templates ask for it again and again
         return self.alphabet.trace(value) if type(value) is str else value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -71,8 +72,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             self._formats(left, right)
         elif operator == "**" or (operator == "*" and isinstance(left, int) and isinstance(right, int)):
-            bits = int(left).bit_length() * abs(int(right)) if operator == "**" else left.bit_length() + right.bit_length()
-            self.pay(bits * bits >> 6)
+            times = abs(int(right)) if operator == "**" else 2
+            self.pay((max(int(left).bit_length(), int(right).bit_length()) * times) ** 2 >> 6)
         elif operator == "*":
             self._multiplies(left, right)
         return self.seen(super().call_binop(context, operator, left, right))
