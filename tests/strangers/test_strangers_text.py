@@ -9,6 +9,7 @@ import pytest
 
 from phicli.errors import BadInput
 from phicli.lora.rows import prepare_rows
+from phicli.onnx.peft_folder import check_weights
 from phicli.settings import DEFAULT_TEMPLATE
 from phicli.text import TextCodec, TextTemplate
 
@@ -133,14 +134,13 @@ def test_damaged_tokenizers(cli, folder, tmp_path, content):
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS[:5], "(", "a" * 5000])
-def test_patterns_of_adapters(tmp_path, bounded, pattern):
-    """An adapter whose alpha_pattern takes for ever or is none: refused when it is read, exit code 3."""
-    from phicli.onnx.peft_folder import read_peft_config
-
-    (tmp_path / "adapter_config.json").write_text(json.dumps(
-        {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "alpha_pattern": {pattern: 16}}))
-    with pytest.raises(BadInput, match="alpha_pattern"):
-        read_peft_config(tmp_path)
+@pytest.mark.parametrize("setting", ["alpha_pattern", "rank_pattern", "target_modules", "layers_pattern"])
+def test_patterns_of_adapters(tmp_path, bounded, setting, pattern):
+    """An adapter with a pattern that takes for ever, or that is none: refused when it is read, exit code 3."""
+    value = {pattern: 16} if setting.endswith("k_pattern") or setting == "alpha_pattern" else pattern
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, setting: value}))
+    with pytest.raises(BadInput, match=f"{setting}: the regular expression"):
+        check_weights(tmp_path)
 
 
 @pytest.mark.parametrize("mark", ["<|tool|>", "</s>", "<think>", "<｜User｜>", "[INST]", "<|end|>"])
