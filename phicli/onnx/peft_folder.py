@@ -20,7 +20,8 @@ DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 PLAIN = "phicli finetune --method lora"
 
-PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "alpha_pattern", "rank_pattern")  # as PEFT takes them
+# Settings that PEFT takes for regular expressions.
+PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "alpha_pattern", "rank_pattern")
 # Settings with which an adapter is more than (x A) B added to a projection, and what they are.
 MORE_THAN_LORA = {
     "use_dora": "DoRA scales each row of the weight itself",

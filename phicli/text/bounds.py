@@ -1,5 +1,6 @@
 """What a stranger's regular expressions and rules of replacement may cost, judged before they are used."""
 
+import base64
 import json
 import re
 import warnings
@@ -8,6 +9,7 @@ from pathlib import Path
 from re import _constants, _parser  # type: ignore[attr-defined]  # the only parser of patterns at hand
 from typing import Any
 
+from phicli.artifacts.reading import parse_json
 from phicli.errors import BadInput
 
 LONGEST = 4096  # characters of a pattern; those of known tokenizers have some 500
@@ -17,6 +19,7 @@ GROWTH = 64  # characters that a tokenizer's rules of replacement may make of on
 # What Python's parser does not know of Oniguruma's: sets and escapes (any character will do), names, flags.
 SETS = re.compile(r"\[\^?(?:\\.|\[(?:\\.|[^\]\\])*\]|[^\]\\])*\]|\\[pPx]\{[^}]*\}|\\.", re.DOTALL)
 NAMED, FLAGS = re.compile(r"\(\?<(?=\w)"), re.compile(r"\(\?[a-zA-Z-]+\)")
+MAP, ESCAPED = "precompiled_charsmap", re.compile(r"\\u00[2-7]")  # letters in escapes could spell its name
 REPEATS = {_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT}
 
 
@@ -62,6 +65,26 @@ def _cost(tree: Iterable[tuple[Any, Any]]) -> tuple[int, int]:
             found = (0, 0)
         unbounded, choices = unbounded + found[0], choices + found[1]
     return unbounded, choices
+
+
+def check_maps(content: str, where: Path) -> None:
+    """Refuse a tokenizer.json with a map of characters that ends the process or makes thousands of one.
+
+    Raises:
+        BadInput: such a map, or no JSON.
+    """
+    if MAP not in content and not ESCAPED.search(content):
+        return  # it has none, and need not be read twice
+    for rule in _rules(parse_json(content, where)):
+        if MAP not in rule:
+            continue
+        try:
+            found = base64.b64decode(rule[MAP], validate=True)
+        except (TypeError, ValueError):
+            raise BadInput("a damaged map of characters", where=where) from None
+        size = int.from_bytes(found[:4], "little")  # of the index; what characters become stands behind it
+        if size > len(found) - 4 or max(map(len, found[4 + size :].split(b"\0"))) > 4 * GROWTH:
+            raise BadInput("a damaged map of characters", where=where)
 
 
 def check_rules(tokenizer: Any, where: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from phicli.artifacts.reading import parse_json, read_text
 from phicli.errors import BadInput
-from phicli.text.bounds import check_rules
+from phicli.text.bounds import check_maps, check_rules
 
 Result = TypeVar("Result")
 
@@ -60,6 +60,8 @@ class Tokens:
         """What `call` returns; errors and panics of the tokenizer's, which are no Exception, become BadInput."""
         try:
             return call()
+        except BadInput:
+            raise
         except TypeError:
             raise BadInput("the text has half of a character in it (a lone surrogate)") from None
         except BaseException as e:
@@ -86,6 +88,7 @@ class Tokens:
         from tokenizers import Tokenizer, processors
 
         def load() -> Any:
+            check_maps(content, self.path)
             found = Tokenizer.from_str(content)
             check_rules(found, self.path)
             found.no_truncation()

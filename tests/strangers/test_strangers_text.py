@@ -1,5 +1,6 @@
 """Templates of chat, tokenizers and regular expressions that a stranger made to hang, to fill memory or to crash."""
 
+import base64
 import json
 import shutil
 import sys
@@ -123,6 +124,19 @@ def test_a_tokenizer_that_panics(folder):
         codec.encode_text(" " * 200_000)
 
 
+@pytest.mark.parametrize("blob", [b"\xff" * 4 + b"12345", b"\0" * 4 + b"a" * 10_000, b"", "no base64", 5])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_maps_of_characters(folder, bounded, blob, escaped):
+    """A tokenizer whose map of characters claims gigabytes, makes thousands of one, or is none: exit code 3."""
+    value = base64.b64encode(blob).decode() if isinstance(blob, bytes) else blob
+    with_part(folder, normalizer={"type": "Precompiled", "precompiled_charsmap": value})
+    if escaped:
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text().replace("precompiled_charsmap", "\\u0070recompiled_charsmap"))
+    with pytest.raises(BadInput, match=r"tokenizer\.json: "):
+        TextCodec(folder).encode_text("ab")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": null}', b"[" * 100_000])
 def test_damaged_tokenizers(cli, folder, tmp_path, content):
     """A damaged tokenizer.json: its name and what is wrong, exit code 3."""
@@ -137,7 +151,7 @@ def test_damaged_tokenizers(cli, folder, tmp_path, content):
 @pytest.mark.parametrize("setting", ["alpha_pattern", "rank_pattern", "target_modules", "layers_pattern"])
 def test_patterns_of_adapters(tmp_path, bounded, setting, pattern):
     """An adapter with a pattern that takes for ever, or that is none: refused when it is read, exit code 3."""
-    value = {pattern: 16} if setting.endswith("k_pattern") or setting == "alpha_pattern" else pattern
+    value = {pattern: 16} if setting in ("alpha_pattern", "rank_pattern") else pattern
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, setting: value}))
     with pytest.raises(BadInput, match=f"{setting}: the regular expression"):
         check_weights(tmp_path)

@@ -73,7 +73,7 @@ TEMPLATES = {
 {%- for m in messages if m.role != 'system' %}{{ turn(m.role, m.content) }}{% else %}nothing{% endfor %}
 {{- messages | map(attribute='content') | join(' / ') }}{{ {'last': messages[-1].content} | tojson(indent=2) }}
 {{- messages | selectattr('role', 'equalto', 'user') | list | length }}""",
-    "generation": """{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant
+    "generation": """{{ strftime_now('%Y') }}{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant
 {% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% continue %}{% endif %}<|im_start|>{{ m.role | lower }}
 {{ m.content.title() if m.role == 'tool' else m.content[:500] }}<|im_end|>{% endfor %}""",
 }
