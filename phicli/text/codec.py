@@ -77,10 +77,11 @@ class TextCodec:
         """
         plain = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
         text, alphabet = self._layout.foreign(messages, add_generation_prompt)
-        if alphabet.show(text) != plain and not any(self.tokens.pattern.search(m["content"]) for m in messages):
-            text, alphabet = plain, Alphabet()  # the template does what a traced text does not follow
+        control = self.tokens.pattern
+        if alphabet.show(text) != plain and control.findall(text) == control.findall(plain):
+            text, alphabet = plain, Alphabet()  # a template that traced text does not follow, and no foreign marks
         pieces, at = [], 0
-        for match in self.tokens.pattern.finditer(text):
+        for match in control.finditer(text):
             pieces += [alphabet.show(text[at : match.start()]), self.tokens.aliased(match[0])]
             at = match.end()
         return self.tokens.ids(self.tokens.encode("".join(pieces) + alphabet.show(text[at:])))

@@ -10,7 +10,7 @@ from phicli.errors import BadInput, PhicliError
 from phicli.text.foreign import Alphabet
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-LONGEST = 1 << 18  # bytes of a template; those in use have up to 30,000
+LONGEST = 1 << 16  # bytes of a template; those in use have up to 30,000
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 

@@ -8,14 +8,15 @@ multiply (`"a" * 10**9`, `replace`, `center`), the product of all sizes and numb
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from datetime import datetime
-from types import GeneratorType
 from typing import Any
 
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.ext import Extension
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from phicli.text.foreign import Alphabet
@@ -62,7 +63,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def seen(self, value: Any) -> Any:
         """A value as a template may look at it, paid for by its size."""
-        if isinstance(value, GeneratorType):
+        if isinstance(value, Iterator | KeysView | ValuesView | ItemsView) and not isinstance(value, LoopContext):
             value = list(self._each(value))
         self.pay(A_STEP if value is self.messages else self._size(value))  # templates ask for it again and again
         return self.alphabet.trace(value) if type(value) is str else value
@@ -113,8 +114,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 self._formats(*args)
             elif name in MULTIPLYING:
                 self._multiplies(*args, *kwargs.values(), *(args if name == "sum" else ()))
-            found = do(*args, **kwargs)
-            return found if isinstance(found, GeneratorType) else self.seen(found)
+            return self.seen(do(*args, **kwargs))
 
         return paid
 
@@ -150,6 +150,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             size += len(found) if isinstance(found, str | bytes) else 64
             if isinstance(found, int):
                 size += found.bit_length() // 3
+            elif isinstance(found, Namespace):
+                stack.append(object.__getattribute__(found, "_Namespace__attrs"))
             elif isinstance(found, dict):
                 stack += [*found.keys(), *found.values()]
             elif isinstance(found, list | tuple | set | frozenset | range):

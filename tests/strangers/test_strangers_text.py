@@ -21,6 +21,10 @@ ENDLESS = {
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
     "lists in lists": "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}"
                       "{% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}",
+    "a namespace of them": "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}"
+                           "{% endfor %}{{ ns }}",
+    "dictionaries in dictionaries": "{% set ns = namespace(x=1) %}{% for i in range(99) %}"
+                                    "{% set ns.x = dict(a=ns.x, b=ns.x).values() %}{% endfor %}{{ ns.x }}",
     "slices": "{% set r = range(100000) | list %}{% for i in r %}{% set x = r[1:] %}{% endfor %}",
     "powers": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
 }
@@ -32,6 +36,7 @@ HUGE = {
     "center": "{{ 'a' | center(10**10) }}", "ljust": "{{ 'a'.ljust(10**10) }}",
     "replace": "{% set x = 'a' * 1000000 %}{{ x | replace('a', x) }}",
     "join": "{% set x = 'a' * 1000000 %}{{ range(100000) | map('string') | join(x) }}",
+    "reversed": "{% set x = 'a' * 100000 %}{{ range(100000) | list | reverse | join(x) }}",
     "batch": "{{ [1] | batch(10**10, 'x') | list }}", "indent": "{{ [[1]] | tojson(indent=10**10) }}",
     "doubling": "{% set ns = namespace(x='abc') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
     "doubling by set": "{% set ns = namespace(x='abc') %}{% for i in range(99) %}{% set y %}{{ ns.x }}{{ ns.x }}"
