@@ -108,10 +108,13 @@ class Tokens:
         return tokenizer
 
     def _reaches(self, names: Sequence[str]) -> bool:
-        """Whether the model's own vocabulary makes a control token of its characters, as Unigram ones do."""
+        """Whether the model's own vocabulary may make a control token of its characters, as Unigram ones do."""
         controls = {ident for ident, _ in self.special.values()}
         tried = [*names, *(f"a {name}a" for name in names)]
-        return any(not controls.isdisjoint(encoding.ids) for encoding in self.encode_batch(tried))
+        try:
+            return any(not controls.isdisjoint(encoding.ids) for encoding in self.encode_batch(tried))
+        except BadInput:  # a vocabulary without the characters of its own tokens
+            return True
 
     def _alias(self, name: str) -> str:
         from tokenizers import AddedToken
