@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL ?= tiny
 
-.PHONY: install lab test fuzz torture lint clean
+.PHONY: install lab test fuzz sanitize torture lint clean
 
 install: $(VENV)/.installed
 
@@ -17,6 +17,9 @@ test: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	FUZZ=4000 $(BIN)/python -m pytest tests/fuzz --timeout 1800
+
+sanitize: $(VENV)/.installed-dev
+	HOSTILE=2000 $(BIN)/python -m pytest tests/kernels/test_sanitized.py
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python scripts/torture.py

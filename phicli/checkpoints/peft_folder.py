@@ -10,14 +10,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from phicli.artifacts.reading import read_json
 from phicli.errors import BadInput
 from phicli.hub.models import check_safetensors
+from phicli.text.bounds import check_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 PLAIN = "phicli finetune --method lora"
 
+# Settings that PEFT takes for regular expressions.
+PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "alpha_pattern", "rank_pattern")
 # Settings with which an adapter is more than (x A) B added to a projection, and what they are.
 MORE_THAN_LORA = {
     "use_dora": "DoRA scales each row of the weight itself",
@@ -114,8 +118,19 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_patterns(folder: Path) -> None:
+    """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end."""
+    path = folder / "adapter_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    for name in PATTERNS if isinstance(settings, dict) else ():
+        found = settings.get(name) or ()
+        for pattern in [found] if isinstance(found, str) else found if isinstance(found, dict | list) else ():
+            check_pattern(str(pattern), f"{path}: {name}", most=2)
+
+
 def check_weights(folder: Path) -> dict[str, Any]:
     """The header of an adapter's weights. Raises BadInput: damaged, or there are none in safetensors form."""
+    check_patterns(folder)
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = path.with_suffix(".bin").is_file()

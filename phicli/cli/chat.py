@@ -62,10 +62,11 @@ def _conversations(folder: Path, s: ChatConfig, compare: bool) -> "list[Conversa
     """The conversation; for a comparison one with no adapter, and one with the adapter named or with each there is."""
     from phicli.inference.conversation import Conversation
     from phicli.inference.session import Sampling, Session
+    from phicli.kernels.build import why_slow
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
-    with console.working("chat", s.root_folder):
+    with console.working("chat", s.root_folder) as progress:
         session = Session(folder, s.device, s.kernels)
         adapters: list[str | None] = [s.adapter]
         if compare:
@@ -74,8 +75,11 @@ def _conversations(folder: Path, s: ChatConfig, compare: bool) -> "list[Conversa
                 raise BadInput("no adapter to compare with", where=folder,
                                hint="phicli optimize --adapter NAME=FOLDER")
         sampling = Sampling(s.temperature, s.top_p, s.top_k, s.seed)
-        return [Conversation(session, adapter=name, system=s.system, sampling=sampling,
-                             max_new_tokens=s.max_new_tokens) for name in adapters]
+        talks = [Conversation(session, adapter=name, system=s.system, sampling=sampling,
+                              max_new_tokens=s.max_new_tokens) for name in adapters]
+        if trouble := why_slow():
+            progress.note(f"slower than it need be: {trouble}; phicli doctor says what helps")
+        return talks
 
 
 def _stream_on(talk: "Conversation") -> Callable[[str, Callable[[], bool]], None]:

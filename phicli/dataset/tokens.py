@@ -1,15 +1,13 @@
 """Token counts of many rows at once, equal to those of `TextCodec.encode_row`."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from phicli.text import TextCodec, TextTemplate
 
 LONG = 1 << 18  # characters; a longer text is counted in pieces, as the tokenizer takes some 500 bytes a token
-Part = tuple[str, str | None]  # literal text and None, or "" and a field's name
 
 
 class TokenCounter:
@@ -17,89 +15,63 @@ class TokenCounter:
 
     Of a text over LONG characters the count may be a token per piece too high.
 
-    A token that reaches over the edge of a field belongs to the side it ends on, as in "\\n" + "Hello".
+    A token that reaches over the edge of a field belongs to the side it ends on, as in "\\n" + "Hello". Blanks that a
+    control token takes from beside it belong to that token.
     """
 
     def __init__(self, codec: TextCodec, template: TextTemplate):
-        self._tokenizer = codec.tokenizer
+        self._tokens = codec.tokens
         self.fields = list(dict.fromkeys(template.fields))
-        self._fixed = 0  # tokens that every row has
-        self._segments: list[Segment] = []
-        names = re.compile("|".join(map(re.escape, sorted(codec.special, key=len, reverse=True))) or r"(?!)")
-        parts: list[Part] = []
-        strip_left = False
-        for literal, field in template.parts:
-            at = 0
-            for match in names.finditer(literal):
-                token = codec.special[match[0]][1]
-                self._close(Segment([*parts, (literal[at : match.start()], None)], strip_left, token.lstrip))
-                self._fixed += 1
-                parts, strip_left, at = [], token.rstrip, match.end()
-            parts += [(literal[at:], None)] + ([("", field)] if field is not None else [])
-        self._close(Segment(parts, strip_left, False))
-
-    def _close(self, segment: "Segment") -> None:
-        """Keep a segment that differs from row to row; count any other now."""
-        if any(name for _, name in segment.parts):
-            self._segments.append(segment)
-        else:
-            self._fixed += len(self._tokenizer.encode(segment.fill({})[1], add_special_tokens=False))
+        self._parts = [(codec.tokens.aliased(literal), name) for literal, name in template.parts]
 
     def count(self, rows: Sequence[Mapping[str, str]]) -> tuple[list[int], dict[str, list[int]]]:
-        """Tokens of each row, special tokens of the template included; and for each field, tokens in each row."""
-        totals = [self._fixed] * len(rows)
+        """Tokens of each row, control tokens of the template included; and for each field, tokens in each row.
+
+        Raises:
+            BadInput: a text that the tokenizer cannot encode.
+        """
+        totals: list[int] = []
         per_field = {name: [0] * len(rows) for name in self.fields}
-        for segment in self._segments:
-            filled = [segment.fill(row) for row in rows]
-            with _threads():
-                encodings = self._tokenizer.encode_batch(
-                    [text if len(text) <= LONG else "" for _, text in filled], add_special_tokens=False)
-            for i, (encoding, (edges, text)) in enumerate(zip(encodings, filled, strict=True)):
-                if len(text) > LONG:
-                    totals[i] += self._in_pieces(text)
-                    for name, begin, end in edges:
-                        per_field[name][i] += self._in_pieces(text[begin:end])
-                    continue
-                totals[i] += len(encoding)
+        filled = [self._fill(row) for row in rows]
+        with _threads():
+            encodings = self._tokens.encode_batch([text if len(text) <= LONG else "" for _, text in filled])
+        for i, (encoding, (edges, text)) in enumerate(zip(encodings, filled, strict=True)):
+            if len(text) > LONG:
+                totals.append(sum(self._in_pieces(literal) for literal, _ in self._parts))
                 for name, begin, end in edges:
-                    last = _token_at(encoding, end, len(text))
-                    per_field[name][i] += last - _token_at(encoding, begin, len(text))
+                    found = self._in_pieces(text[begin:end])
+                    per_field[name][i] += found
+                    totals[i] += found
+                continue
+            ids = encoding.ids
+            totals.append(len(ids))
+            for name, begin, end in edges:
+                last = self._token_at(encoding, ids, end, text)
+                per_field[name][i] += last - self._token_at(encoding, ids, begin, text)
         return totals, per_field
 
-    def _in_pieces(self, text: str) -> int:
-        return sum(len(self._tokenizer.encode(text[at : at + LONG], add_special_tokens=False))
-                   for at in range(0, len(text), LONG))
-
-
-class Segment(NamedTuple):
-    """A stretch of the template between special tokens, some of which take away the blanks beside them."""
-
-    parts: list[Part]
-    strip_left: bool
-    strip_right: bool
-
-    def fill(self, row: Mapping[str, str]) -> tuple[list[tuple[str, int, int]], str]:
+    def _fill(self, row: Mapping[str, str]) -> tuple[list[tuple[str, int, int]], str]:
         """(field, begin, end) for each field, and the text in which they stand there."""
-        texts = [literal if name is None else row[name] for literal, name in self.parts]
-        whole = "".join(texts)
-        text = whole.lstrip() if self.strip_left else whole
-        edges, end = [], len(text) - len(whole)
-        for (_, name), part in zip(self.parts, texts, strict=True):
-            begin, end = end, end + len(part)
+        edges, text = [], ""
+        for literal, name in self._parts:
+            text += literal
             if name is not None:
-                edges.append((name, max(begin, 0), max(end, 0)))
-        return edges, text.rstrip() if self.strip_right else text
+                edges.append((name, len(text), len(text) + len(row[name])))
+                text += row[name]
+        return edges, text
 
+    def _in_pieces(self, text: str) -> int:
+        return sum(len(self._tokens.encode(text[at : at + LONG])) for at in range(0, len(text), LONG))
 
-def _token_at(encoding: Any, position: int, length: int) -> int:
-    """Index of the first token at or after a position; blanks may belong to no token."""
-    if position == 0:
-        return 0
-    for at in range(position, length):
-        token = encoding.char_to_token(at)
-        if token is not None:
-            return token
-    return len(encoding)
+    def _token_at(self, encoding: Any, ids: Sequence[int], position: int, text: str) -> int:
+        """Index of the first token at or after a position; blanks may belong to no token, or to a control token."""
+        if position == 0:
+            return 0
+        for at in range(position, len(text)):
+            token = encoding.char_to_token(at)
+            if token is not None and not (ids[token] in self._tokens.real and text[at].isspace()):
+                return token
+        return len(ids)
 
 
 @contextmanager

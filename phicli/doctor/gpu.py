@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.doctor.probes import CUDA, Outcome
 from phicli.errors import Missing
-from phicli.kernels.build import missing, ops_library, products_faster, products_missing
+from phicli.kernels.build import WHERE, find_library, products_faster, products_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -74,16 +74,20 @@ def onnxruntime_cuda(subject: Subject) -> Finding:
 def own_kernels(subject: Subject) -> Finding:
     """The library of ops of our own, built here; without it onnxruntime's are taken, which cost more time."""
     cuda = subject.wants_cuda
-    if not cuda and missing("cpu") is None and not products_faster():
-        reason = products_missing() or "they are the faster ones"
-        return Finding(Light.GREEN, f"onnxruntime's products are taken on this CPU: {reason}")
+    products = not cuda and products_faster()
     try:
-        path = ops_library("cuda") if cuda else ops_library("cpu", products=True)
+        path, trouble = find_library("cuda" if cuda else "cpu", products)
     except Missing as e:
         what = "adapters on a GPU take" if cuda else "decoding and adapters take"
-        cure = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
+        installed = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
+        cure = installed if e.where == WHERE else e.hint
         return Finding(Light.YELLOW, f"cannot be built, so {what} more time: {e}", cure)
-    return Finding(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}")
+    if trouble:
+        return Finding(Light.YELLOW, f"built again at each start, which takes seconds: {trouble}",
+                       trouble.hint or "XDG_CACHE_HOME=FOLDER, one that is yours alone")
+    why = products_missing() or "they are the faster ones"
+    beside = "" if cuda or products else f"; onnxruntime's products are taken: {why}"
+    return Finding(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}{beside}")
 
 
 def why_not_cuda(done: Outcome) -> str:

@@ -1,4 +1,4 @@
-"""The library of ops, built on the machine that runs it and kept in the user's cache folder.
+"""The library of ops, built on the machine that runs it and kept there (see `keeping`).
 
 C by the machine's compiler, CUDA by NVRTC (of torch's and onnxruntime's CUDA wheels) for the GPU that is there.
 """
@@ -12,18 +12,18 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from phicli.artifacts.cache import user_cache
 from phicli.errors import Missing
 from phicli.hardware.driver import compute_capability
+from phicli.kernels.keeping import kept_library
 
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
 AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
+_troubles: list[Missing] = []
 EMBEDDED = """#include <stddef.h>
 const unsigned char lora_cubin[] __attribute__((aligned(64))) = {%s};
 const size_t lora_cubin_size = %d;
@@ -54,8 +54,13 @@ def ops_library(device: str, products: bool = False) -> Path:
         products: with MatMulNBits, which takes the place of onnxruntime's; see `products_missing`.
 
     Raises:
-        Missing: no compiler, or it failed.
+        Missing: no compiler, or it failed, or no folder that is safe to load a library from.
     """
+    return find_library(device, products)[0]
+
+
+def find_library(device: str, products: bool = False) -> tuple[Path, Missing | None]:
+    """As `ops_library`, and why the next process has to build it again; None where it has not to."""
     if lack := missing(device) or (products and products_missing()):
         raise Missing(lack, where=WHERE, hint=HINT)
     capability = compute_capability() if device == "cuda" else None
@@ -63,17 +68,24 @@ def ops_library(device: str, products: bool = False) -> Path:
     digest = hashlib.sha256(repr(made_for).encode())
     for source in sorted(p for p in HERE.iterdir() if p.suffix in (".c", ".h", ".cu")):
         digest.update(source.read_bytes())
-    path = user_cache() / f"ops-{digest.hexdigest()[:16]}" / "libops.so"
-    if path.is_file():
-        return path
-    cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
+
+    def build(scratch: Path) -> bytes:
+        cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
+        return _compile_library(cubin, products, scratch)
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{os.getpid()}.so")
-        _compile_library(cubin, products, beside)
-        return beside.replace(path)
-    except OSError:  # no cache folder that can be written
-        return _compile_library(cubin, products, Path(tempfile.mkdtemp(prefix="phicli-")) / path.name)
+        path, trouble = kept_library(f"ops-{digest.hexdigest()[:16]}", build)
+    except Missing as e:
+        _troubles.append(e)
+        raise Missing(e.message, where=e.where or WHERE, hint=e.hint or HINT) from None
+    if trouble:
+        _troubles.append(trouble)
+    return path, trouble
+
+
+def why_slow() -> Missing | None:
+    """Why the library had to be built again, or could not be built, in this process; None where neither was so."""
+    return _troubles[0] if _troubles else None
 
 
 def products_missing() -> str | None:
@@ -108,18 +120,18 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(found[1].split()) if found else frozenset()
 
 
-def _compile_library(cubin: bytes, products: bool, output: Path) -> Path:
-    with tempfile.TemporaryDirectory() as scratch:
-        embedded = Path(scratch) / "cubin.c"
-        embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
-        own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
-        own += ["-DPRODUCTS", HERE / "nbits_op.c"] if products else []
-        command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
-                   HERE / "ops.c", HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True)
+def _compile_library(cubin: bytes, products: bool, scratch: Path) -> bytes:
+    embedded, output = scratch / "cubin.c", scratch / "libops.so"
+    embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
+    own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
+    own += ["-DPRODUCTS", HERE / "nbits_op.c"] if products else []
+    command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
+               HERE / "ops.c", HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                          env={**os.environ, "TMPDIR": str(scratch)})
     if done.returncode:
         raise Missing(f"the C compiler failed: {done.stderr.strip()[:500]}", where=WHERE, hint=HINT)
-    return output
+    return output.read_bytes()
 
 
 def _compiler() -> str | None:

@@ -52,7 +52,7 @@ static Status kernels_here(void ***functions) {
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static int64_t parts_of(int64_t rows) {
-  const int64_t parts = rows == 1 ? 1 : 128 / ceil_div(rows, 16);  /* enough blocks for all multiprocessors */
+  const int64_t parts = rows < 2 ? 1 : 128 / ceil_div(rows, 16);  /* enough blocks for all multiprocessors */
   return parts < 1 ? 1 : parts > MAX_PARTS ? MAX_PARTS : parts;
 }
 

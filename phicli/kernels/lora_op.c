@@ -6,7 +6,7 @@
  * Inputs   adapters, int64 (1,) or (batch,), in CPU memory: 0 is none, 1 the first
  *          then for LoraDown x (batch, tokens, inputs), A; for LoraUp h, base (batch, tokens, outputs), B;
  *          for LoraGatedUp h, gate, B, up, B'
- * Attribute ranks: of each adapter, multiples of 16.
+ * Attribute ranks: of each adapter, multiples of 16, at most 1024. The inputs of A are a multiple of 32, outputs of 8.
  * h is float, (batch, tokens, parts * rank), with the largest rank of the batch.
  *
  * A and B are in halves, or in int8 beside activations in fp32. A is (sum of ranks, inputs). B has each adapter's part
@@ -15,10 +15,14 @@
  */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "ort_api.h"
 
 #define MAX_ADAPTERS 1024
+#define MAX_RANK 1024
+#define MAX_WIDTH (1 << 24) /* with these two all sizes fit into 64 bits, and what the kernels count into 32 */
+#define MAX_ROWS (1 << 30)
 #define PART 8192 /* numbers of a matrix that a thread of a CPU takes at a time, */
 #define PART_ROWS 32 /* and the most rows for them */
 #define SCALE 4 /* bytes */
@@ -134,13 +138,43 @@ static Status cpu_product(const Product *p, const Op *op, Handle context) {
 /* ---- a run ---- */
 
 static Status largest_rank(const Kernel *kernel, const Tensor *ids, int64_t batch, int64_t *rank) {
-  const int64_t count = ids->rank == 1 ? ids->dims[0] : 0;
-  if (count != 1 && count != batch) return failure(INVALID_ARGUMENT, "one adapter, or one for each row of the batch");
+  const int64_t count = ids->count;
+  if (ids->rank != 1 || (count != 1 && count != batch))
+    return failure(INVALID_ARGUMENT, "one adapter, or one for each row of the batch");
   *rank = 0;
   for (int64_t i = 0; i < count; i++) {
     const int64_t id = ((const int64_t *)ids->data)[i];
     if (id < 0 || id > (int64_t)kernel->adapters) return failure(INVALID_ARGUMENT, "no adapter of this number");
     if (id && kernel->ranks[id - 1] > *rank) *rank = kernel->ranks[id - 1];
+  }
+  return NULL;
+}
+
+/* Numbers of a matrix with all adapters; the scales count in bytes, as the matrix does then. */
+static int64_t matrix_size(const Kernel *kernel, int64_t width) {
+  const int64_t total = kernel->starts[kernel->adapters], scales = kernel->op->kind == DOWN ? total
+                                                                   : width * (int64_t)kernel->adapters;
+  return total * width + (kernel->op->int8 ? SCALE * scales : 0);
+}
+
+static int aligned(const Tensor *tensor, const Op *op, size_t size) {
+  return (uintptr_t)tensor->data % (op->cuda ? 16 : size) == 0;
+}
+
+/* All that the kernels believe of x, A and of each base and B. */
+static Status check(const Kernel *kernel, const Tensor *wide, const Tensor *matrix, int sides) {
+  const Op *op = kernel->op;
+  if (wide[0].rank != 3) return failure(INVALID_ARGUMENT, "(batch, tokens, numbers) wanted");
+  const int64_t *dims = wide[0].dims, width = dims[2];
+  if (width < 1 || width > MAX_WIDTH || width % (op->kind == DOWN ? 32 : 8) || dims[0] * dims[1] > MAX_ROWS)
+    return failure(INVALID_ARGUMENT, "a size that the kernels of adapters cannot take");
+  for (int i = 0; i < sides; i++) {
+    if (wide[i].rank != 3 || memcmp(wide[i].dims, dims, 3 * sizeof *dims))
+      return failure(INVALID_ARGUMENT, "bases of different sizes");
+    if (matrix[i].count != matrix_size(kernel, width))
+      return failure(INVALID_ARGUMENT, "a matrix of another size than that of all adapters' ranks");
+    if (!aligned(&wide[i], op, op->half ? 2 : 4) || !aligned(&matrix[i], op, op->int8 ? 4 : 2))
+      return failure(INVALID_ARGUMENT, "numbers at a place that cannot be read");
   }
   return NULL;
 }
@@ -151,22 +185,27 @@ static Status compute(void *self, Handle context) {
   const int kind = op->kind, cuda = op->cuda, half = op->half, int8 = op->int8;
   const int64_t number = half ? 2 : 4, in_size = kind == DOWN ? number : 4, out_size = kind == DOWN ? 4 : number;
   Tensor ids, in, base[2], matrix[2], out;
+#define INPUT(index, tensor) TRY(input(context, index, op->input_type(op, index), tensor))
   void *stream = NULL;
   int64_t widest = 0;
-  TRY(input(context, 0, &ids));
-  TRY(input(context, 1, &in));
-  if (kind == DOWN) TRY(input(context, 2, &matrix[0]));
+  INPUT(0, &ids);
+  INPUT(1, &in);
+  if (kind == DOWN) INPUT(2, &matrix[0]);
   for (int i = 0; i < kind; i++) {
-    TRY(input(context, 2 + i * 2, &base[i]));
-    TRY(input(context, 3 + i * 2, &matrix[i]));
+    INPUT(2 + i * 2, &base[i]);
+    INPUT(3 + i * 2, &matrix[i]);
   }
+#undef INPUT
+  TRY(check(kernel, kind == DOWN ? &in : base, matrix, kind == GATED ? 2 : 1));
   if (cuda) TRY(ORT(GPU_STREAM, Handle, void **)(context, &stream));
   out = kind == DOWN ? in : base[0];
-  if (out.rank != 3) return failure(INVALID_ARGUMENT, "(batch, tokens, numbers) wanted");
-  const int64_t batch = out.dims[0], tokens = out.dims[1], width = out.dims[2], groups = ids.dims[0];
+  const int64_t batch = out.dims[0], tokens = out.dims[1], width = out.dims[2], groups = ids.count;
   TRY(largest_rank(kernel, &ids, batch, &widest));
   const int64_t rows = groups == 1 ? batch * tokens : tokens, parts = cuda ? parts_of(rows) : 1;
   if (kind == DOWN) out.dims[2] = widest * parts;
+  else if (in.rank != 3 || in.dims[0] != batch || in.dims[1] != tokens || in.dims[2] != widest * parts ||
+           !aligned(&in, op, 4))
+    return failure(INVALID_ARGUMENT, "h is not what LoraDown makes with these adapters");
   TRY(output(context, &out));
   for (int64_t g = 0; g < groups && rows; g++) {
     const int64_t id = ((const int64_t *)ids.data)[g], at = g * rows, start = id ? kernel->starts[id - 1] : 0;
@@ -189,7 +228,6 @@ static Status compute(void *self, Handle context) {
 
 static Status create(const Op *op, const void *api, Handle info, void **made) {
   size_t count = 0;
-  int64_t total = 0;
   Kernel *kernel = calloc(1, sizeof *kernel);
   (void)api;
   if (!kernel) return failure(RUNTIME_EXCEPTION, "not enough memory");
@@ -197,14 +235,16 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
   Status status = ints(info, "ranks", NULL, &count);
   if (!status && count > MAX_ADAPTERS) status = failure(INVALID_ARGUMENT, "too many adapters");
   if (!status) status = ints(info, "ranks", kernel->ranks, &count);
-  if (status) {
-    free(kernel);
-    return status;
+  for (size_t i = 0; !status && i < count; i++) {
+    const int64_t rank = kernel->ranks[i];
+    if (rank < 16 || rank > MAX_RANK || rank % 16)
+      status = failure(INVALID_ARGUMENT, "ranks of adapters are multiples of 16, at most 1024");
+    kernel->starts[i + 1] = kernel->starts[i] + rank;
   }
   kernel->adapters = count;
-  for (size_t i = 0; i < count; i++) kernel->starts[i] = total, total += kernel->ranks[i];
-  *made = kernel;
-  return NULL;
+  if (status) free(kernel);
+  else *made = kernel;
+  return status;
 }
 
 static const char *name(const Op *op) {

@@ -32,6 +32,7 @@ typedef struct { /* of one run; padded: rows, to a multiple of lanes; chunk: out
 PRODUCT(4, 32) PRODUCT(4, 64) PRODUCT(4, 128) PRODUCT(8, 16) PRODUCT(8, 32) PRODUCT(8, 64) PRODUCT(8, 128)
 
 static Product *product_of(int64_t bits, int64_t block) {
+  if (bits < 1 || bits > 8 || block < 1 || block > 128) return NULL;
   switch (bits * 1000 + block) {
     case 4032: return product_4_32;
     case 4064: return product_4_64;
@@ -73,21 +74,27 @@ static void multiply(void *self, size_t chunk) {
 
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
-  Tensor in, weights, scales, zeros = {0}, bias = {0}, out;
-  TRY(input(context, 0, &in));
-  TRY(input(context, 1, &weights));
-  TRY(input(context, 2, &scales));
-  TRY(optional_input(context, 3, &zeros));
-  TRY(optional_input(context, 5, &bias));
+  Tensor in, weights, scales, zeros = {0}, order = {0}, bias = {0}, out;
+  TRY(input(context, 0, FLOAT, &in));
+  TRY(input(context, 1, UINT8, &weights));
+  TRY(input(context, 2, FLOAT, &scales));
+  TRY(optional_input(context, 3, UINT8, &zeros));
+  TRY(optional_input(context, 4, INT32, &order));
+  TRY(optional_input(context, 5, FLOAT, &bias));
   if (!in.rank || in.dims[in.rank - 1] != kernel->inputs)
     return failure(INVALID_ARGUMENT, "MatMulNBits: the last dimension is not K");
+  const int64_t blocks = kernel->inputs / kernel->block, bytes = kernel->inputs * kernel->bits / 8;
+  if (order.data) return failure(INVALID_ARGUMENT, "MatMulNBits: an order of inputs (g_idx) is not for this op");
+  if (weights.count != kernel->outputs * bytes || scales.count != kernel->outputs * blocks ||
+      (zeros.data && zeros.count != kernel->outputs * ((blocks * kernel->bits + 7) / 8)) ||
+      (bias.data && bias.count != kernel->outputs))
+    return failure(INVALID_ARGUMENT, "MatMulNBits: weights, scales, zero points or bias of another size than N, K, bits "
+                                     "and block_size say");
   out = in;
   out.dims[out.rank - 1] = kernel->outputs;
   TRY(output(context, &out));
-  Work work = {.kernel = kernel, .in = in.data, .out = out.data, .rows = 1};
-  for (size_t i = 0; i + 1 < in.rank; i++) work.rows *= in.dims[i];
+  Work work = {.kernel = kernel, .in = in.data, .out = out.data, .rows = in.count / kernel->inputs};
   if (!work.rows) return NULL;
-  const int64_t blocks = kernel->inputs / kernel->block, bytes = kernel->inputs * kernel->bits / 8;
   work.matrix = (Matrix){weights.data, zeros.data, scales.data, bias.data, kernel->outputs, blocks};
   work.lanes = work.rows == 1 ? 1 : work.rows <= 4 ? 4 : 8;
   work.padded = (work.rows + work.lanes - 1) / work.lanes * work.lanes;
@@ -112,6 +119,9 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
   if (!status) status = integer(info, "bits", &kernel->bits);
   if (!status) status = integer(info, "block_size", &kernel->block);
   if (!status) kernel->product = product_of(kernel->bits, kernel->block);
+  if (!status && (kernel->outputs < 1 || kernel->outputs > INT32_MAX || kernel->inputs < 1 ||
+                  kernel->inputs > INT32_MAX))
+    status = failure(INVALID_ARGUMENT, "MatMulNBits: N or K that no weights have");
   if (!status && (!kernel->product || kernel->inputs % kernel->block))
     status = failure(INVALID_ARGUMENT, "MatMulNBits: no product for these bits and blocks");
   if (status) free(kernel);

@@ -13,8 +13,8 @@
 typedef void *Status; /* NULL: all is well */
 typedef void *Handle;
 
-enum { CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, DIM_COUNT = 61,
-       DIMS = 62, TENSOR_SHAPE = 65, ATTRIBUTE_INT = 86, INPUT_COUNT = 88, GET_INPUT = 90, GET_OUTPUT = 91,
+enum { CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, ELEMENT_TYPE = 60,
+       DIM_COUNT = 61, DIMS = 62, TENSOR_SHAPE = 65, ATTRIBUTE_INT = 86, GET_INPUT = 90, GET_OUTPUT = 91,
        RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163, GPU_STREAM = 193, PARALLEL_FOR = 274 };
 enum { FLOAT = 1, UINT8 = 2, INT32 = 6, INT64 = 7, FLOAT16 = 10, REQUIRED = 0, OPTIONAL = 1, INVALID_ARGUMENT = 2,
        RUNTIME_EXCEPTION = 6, CPU_INPUT = -2 };
@@ -26,41 +26,47 @@ static inline Status failure(int code, const char *message) { return ORT(CREATE_
 
 #define TRY(call) do { Status failed = (call); if (failed) return failed; } while (0)
 
-/* ---- tensors of a run ---- */
+/* ---- tensors of a run: a graph is a stranger's, so an op asks for all that it relies on ---- */
 
-typedef struct { void *data; int64_t dims[MAX_DIMS]; size_t rank; } Tensor;
+typedef struct { void *data; int64_t dims[MAX_DIMS], count; size_t rank; } Tensor; /* count: of all its numbers */
 
-static inline Status read_dims(Handle value, Tensor *tensor) {
+static inline Status read_shape(Handle value, int type, Tensor *tensor) {
   Handle shape;
+  int found = 0;
   TRY(ORT(TENSOR_SHAPE, Handle, Handle *)(value, &shape));
-  Status status = ORT(DIM_COUNT, Handle, size_t *)(shape, &tensor->rank);
+  Status status = ORT(ELEMENT_TYPE, Handle, int *)(shape, &found);
+  if (!status && found != type) status = failure(INVALID_ARGUMENT, "an input of another type");
+  if (!status) status = ORT(DIM_COUNT, Handle, size_t *)(shape, &tensor->rank);
   if (!status && tensor->rank > MAX_DIMS) status = failure(INVALID_ARGUMENT, "too many dimensions");
   if (!status) status = ORT(DIMS, Handle, int64_t *, size_t)(shape, tensor->dims, tensor->rank);
   ((void (*)(Handle))ort[RELEASE_SHAPE])(shape);
+  tensor->count = 1;
+  for (size_t i = 0; !status && i < tensor->rank; i++)
+    if (tensor->dims[i] < 0 || __builtin_mul_overflow(tensor->count, tensor->dims[i], &tensor->count))
+      status = failure(INVALID_ARGUMENT, "dimensions that no memory has");
   return status;
 }
 
-static inline Status input(Handle context, size_t index, Tensor *tensor) {
-  Handle value;
+/* One that is not there leaves `tensor` as it is. */
+static inline Status optional_input(Handle context, size_t index, int type, Tensor *tensor) {
+  Handle value = NULL;
   TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, index, &value));
-  TRY(read_dims(value, tensor));
+  if (!value) return NULL;
+  TRY(read_shape(value, type, tensor));
   return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);
 }
 
-/* One that may not be there leaves `tensor` as it is. */
-static inline Status optional_input(Handle context, size_t index, Tensor *tensor) {
-  Handle value = NULL;
-  size_t count;
-  TRY(ORT(INPUT_COUNT, Handle, size_t *)(context, &count));
-  if (index >= count) return NULL;
-  TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, index, &value));
-  return value ? input(context, index, tensor) : NULL;
+static inline Status input(Handle context, size_t index, int type, Tensor *tensor) {
+  tensor->rank = SIZE_MAX;
+  TRY(optional_input(context, index, type, tensor));
+  return tensor->rank == SIZE_MAX ? failure(INVALID_ARGUMENT, "an input is missing") : NULL;
 }
 
 static inline Status output(Handle context, Tensor *tensor) {
-  Handle value;
+  Handle value = NULL;
   TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 0, tensor->dims, tensor->rank,
                                                                          &value));
+  if (!value) return failure(INVALID_ARGUMENT, "the output is missing");
   return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);
 }
 

@@ -1,0 +1,158 @@
+"""Foreign text that stays recognisable, character by character, whatever a chat template does with it.
+
+Each character of foreign text gets a stand-in from Unicode's private use. What the template puts out is then its own
+where it has ordinary characters, and foreign where it has stand-ins. Where a template looks at a text (`split`,
+`strip`, `in`, `==`), it must see what stands there: that is what `Traced` is for.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from phicli.errors import BadInput
+
+PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+
+class Alphabet:
+    """Stand-ins, one for each character that is met.
+
+    Args:
+        own: text whose private-use characters are no stand-ins.
+    """
+
+    def __init__(self, own: str = ""):
+        used = set(own)
+        self._free = (c for span in PRIVATE for c in map(chr, span) if c not in used)
+        self._hidden: dict[int, str] = {}
+        self.shown: dict[int, str] = {}
+
+    def hide(self, text: str) -> str:
+        """The text in stand-ins. Raises BadInput: it has more characters than Unicode has for private use."""
+        for character in set(text).difference(map(chr, self._hidden)):
+            stand_in = next(self._free, None)
+            if stand_in is None:
+                raise BadInput("a text with more different characters than can be told apart")
+            self._hidden[ord(character)] = stand_in
+            self.shown[ord(stand_in)] = character
+        return text.translate(self._hidden)
+
+    def show(self, text: str) -> str:
+        """The text with every stand-in as what it stands for."""
+        return text.translate(self.shown)
+
+    def trace(self, text: str) -> str:
+        """The text, as one that a template may look at."""
+        return Traced(text, self) if not text.isascii() and self.shown else text
+
+    def in_json(self, document: str) -> str:
+        """A JSON document in whose strings foreign quotes, backslashes and control characters are escaped."""
+        escapes = {c: "\\" + (c if c in '"\\' else f"u{ord(c):04x}") for c in self.shown.values()
+                   if c in '"\\' or c < " "} | {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
+        return document.translate({h: self.hide(escapes[c]) for h, c in list(self.shown.items()) if c in escapes})
+
+
+class Traced(str):
+    """A text with stand-ins in it, which answers as if the characters themselves stood there.
+
+    What it gives back has stand-ins at the same places. Joined, formatted or printed it is the text with stand-ins.
+    """
+
+    _alphabet: Alphabet
+    _shown: str
+
+    def __new__(cls, text: str, alphabet: Alphabet) -> "Traced":
+        made = super().__new__(cls, text)
+        made._alphabet, made._shown = alphabet, alphabet.show(text)
+        return made
+
+    def __str__(self) -> str:
+        return self
+
+    def __repr__(self) -> str:
+        return f"'{str.__str__(self)}'"
+
+    def __hash__(self) -> int:
+        return hash(self._shown)
+
+    def __getitem__(self, index: Any) -> "Traced":
+        return Traced(super().__getitem__(index), self._alphabet)
+
+    def __iter__(self) -> Iterator["Traced"]:
+        return (Traced(c, self._alphabet) for c in super().__iter__())
+
+    def lstrip(self, chars: str | None = None, /) -> "Traced":
+        return self[len(self) - len(self._shown.lstrip(_plain(chars))) :]
+
+    def rstrip(self, chars: str | None = None, /) -> "Traced":
+        return self[: len(self._shown.rstrip(_plain(chars)))]
+
+    def strip(self, chars: str | None = None, /) -> "Traced":
+        return self.lstrip(chars).rstrip(chars)
+
+    def removeprefix(self, prefix: str, /) -> "Traced":
+        return self[len(self) - len(self._shown.removeprefix(_plain(prefix))) :]
+
+    def removesuffix(self, suffix: str, /) -> "Traced":
+        return self[: len(self._shown.removesuffix(_plain(suffix)))]
+
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list["Traced"]:  # type: ignore[override]
+        return self._at(self._shown.split(_plain(sep), maxsplit), len(sep or ""))
+
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list["Traced"]:  # type: ignore[override]
+        return self._at(self._shown.rsplit(_plain(sep), maxsplit), len(sep or ""))
+
+    def splitlines(self, keepends: bool = False) -> list["Traced"]:  # type: ignore[override]
+        return self._at(self._shown.splitlines(keepends), 0)
+
+    def partition(self, sep: str, /) -> tuple["Traced", ...]:  # type: ignore[override]
+        return tuple(self._at(self._shown.partition(_plain(sep)), 0))
+
+    def rpartition(self, sep: str, /) -> tuple["Traced", ...]:  # type: ignore[override]
+        return tuple(self._at(self._shown.rpartition(_plain(sep)), 0))
+
+    def replace(self, old: str, new: str, count: int = -1, /) -> "Traced":  # type: ignore[override]
+        parts = self.split(old, count) if old else [self[:0], *self, self[:0]]
+        return Traced(str.join(new, parts), self._alphabet)
+
+    def _at(self, parts: Sequence[str], step: int) -> list["Traced"]:
+        """The parts as they stand here, each behind the other and `step` characters between them, or blanks."""
+        found, at = [], 0
+        for part in parts:
+            at = self._shown.index(part, at)
+            found.append(self[at : at + len(part)])
+            at += len(part) + step
+        return found
+
+    def _changed(self, change: Callable[[str], str]) -> "Traced":
+        """Another case of the text, where foreign characters give foreign ones."""
+        whole: Iterable[str] = change(self._shown)
+        if len(change(self._shown)) != len(self):
+            whole = map(change, self._shown)
+        pairs = zip(super().__iter__(), whole, strict=True)
+        hidden = (self._alphabet.hide(c) if ord(h) in self._alphabet.shown else c for h, c in pairs)
+        return Traced("".join(hidden), self._alphabet)
+
+
+def _plain(value: Any) -> Any:
+    """A traced text, or those of a tuple, as what stands there."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value._shown if isinstance(value, Traced) else value
+
+
+def _looking(name: str) -> Callable[..., Any]:
+    method = getattr(str, name)
+    return lambda self, *given: method(self._shown, *map(_plain, given))
+
+
+def _changing(name: str) -> Callable[[Traced], Traced]:
+    method = getattr(str, name)
+    return lambda self: self._changed(method)
+
+
+for _name in ("startswith", "endswith", "find", "rfind", "index", "rindex", "count", "isalnum", "isalpha", "isascii",
+              "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
+              "isupper", "__contains__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
+    setattr(Traced, _name, _looking(_name))
+for _name in ("lower", "upper", "casefold", "swapcase", "title", "capitalize"):
+    setattr(Traced, _name, _changing(_name))
