@@ -25,7 +25,7 @@ from phicli.azure.target import (
     nobody,
 )
 from phicli.azure.workspace import Workspace
-from phicli.errors import BadInput, RemoteError
+from phicli.errors import BadInput, Missing, RemoteError
 from phicli.locks import held
 from phicli.progress import SILENT, Progress
 from phicli.settings import Settings
@@ -61,9 +61,11 @@ def cached_reference(text: str) -> Path | None:
     if reference.version is None:
         return None
     target = None if reference.registry else target_of(reference, settings)
-    model = identity_of(reference, target, reference.version)
-    with contextlib.suppress(BadInput):
-        have = _there(_place(cache_folder(settings), reference, target, reference.version), model)
+    cache = cache_folder(settings)
+    with contextlib.suppress(BadInput, Missing):  # which fetching says, with words
+        check_cache(cache)
+        have = _there(_place(cache, reference, target, reference.version),
+                      identity_of(reference, target, reference.version))
         return Path(have.path) if have else None
     return None
 
@@ -127,10 +129,12 @@ def _there(folder: Path, model: Identity, mine: bool = False) -> Downloaded | No
     """
     try:
         files = files_of(folder, model)
-    except BadInput:
-        if mine:
+    except (BadInput, OSError) as e:
+        if not mine:
+            return None
+        if isinstance(e, BadInput):
             raise
-        return None
+        raise BadInput(f"cannot be read: {e.strerror}", where=folder) from None
     if files is None:
         return None
     return Downloaded("already there", model.name, model.version, str(folder), sum(files.values()), 0, files)

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "azure"))
 from azure_proxy import Proxy
 from azure_servers import SERVICE_HOSTS, STORAGE_HOST, TARGET, Servers, prepare
-from azure_stub import Azure, serve
+from azure_stub import Azure, arm_id, serve
 from hostile_storage import Storage, serve_storage
 
 REFERENCE = "azureml://registries/azureml/models/Phi/versions/4"
@@ -257,7 +257,7 @@ def test_answers_of_a_registry(cli, azure, storage, monkeypatch, answer):
 
 def test_answers_of_a_workspace(cli, azure, storage):
     """A workspace's answer lacks what the SDK takes for granted: exit code 5, in words."""
-    azure.models["m", "1"] = {"id": "x", "name": "1", "properties": {}}
+    azure.models["m", "1"] = {"id": arm_id("models", "m", "versions", "1"), "name": "1", "properties": {}}
     done = cli("download", "azureml:m:1", *TARGET)
     assert done.code == 5 and "not understood" in done.err, done.err
 
@@ -303,7 +303,7 @@ def test_storage_over_http(cli, azure, storage):
 
 def test_a_login_for_strangers(cli, azure, storage, monkeypatch):
     """A workspace's datastore without a secret is on a host that is not Azure's: exit code 5, the login stays here."""
-    from azure_stub import arm_id, datastore
+    from azure_stub import datastore
 
     def elsewhere(credentials):
         found = datastore(credentials)
