@@ -46,11 +46,14 @@ def files_of(folder: Path, model: Identity) -> dict[str, int] | None:
     Raises:
         BadInput: something else is there, or not as it was downloaded.
     """
+    record = record_path(folder)
+    if os.path.lexists(record) and not stat.S_ISREG(record.lstat().st_mode):
+        raise BadInput("is there and is no record of a download", where=record, hint=f"remove it, or {ANOTHER}")
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not folder.is_dir():
         raise BadInput("is there and is no folder", where=folder, hint=ANOTHER)
-    document = _read(record_path(folder))
+    document = _read(record)
     if document is None or any(document.get(key) != value for key, value in vars(model).items()):
         raise BadInput(f"is there and holds something else than {model.name}:{model.version} of {model.source}",
                        where=folder, hint=ANOTHER)
@@ -78,8 +81,7 @@ def _wrong(folder: Path, sizes: dict[str, int], hashes: dict[str, str]) -> str |
 def _read(path: Path) -> dict | None:
     """The record, if this user or root wrote it."""
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or (os.name != "nt" and found.st_uid not in (0, os.getuid())):
+        if os.name != "nt" and path.lstat().st_uid not in (0, os.getuid()):
             return None
         document = read_sealed(path, "")
         assert document is not None

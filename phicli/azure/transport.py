@@ -44,6 +44,7 @@ class _Body(io.BytesIO):
 
 def _adapter(line: Line) -> Any:
     from requests.adapters import HTTPAdapter
+    from urllib3.util.retry import Retry
 
     class Bounded(HTTPAdapter):
         def send(self, request: Any, stream: bool = False, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +64,8 @@ def _adapter(line: Line) -> Any:
             answer.raw.seek(0)
             return answer
 
-    return Bounded(pool_maxsize=max(10, line.connections))
+    none = Retry(total=False, redirect=False, raise_on_status=False)  # the SDK's policies try again
+    return Bounded(pool_maxsize=max(10, line.connections), max_retries=none)
 
 
 def _pieces(raw: Any, until: float, decode: bool) -> Any:

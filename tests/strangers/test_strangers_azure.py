@@ -148,20 +148,22 @@ PLANTS = {
     "a link to a folder": lambda part, victim: part.symlink_to(victim.parent),
     "a file": lambda part, victim: part.write_text("mine"),
     "a folder of the user's": lambda part, victim: (part.mkdir(), (part / "journal").write_text("dear diary")),
+    "a link in the record's place": lambda part, victim: part.with_name(".out.download.json").symlink_to(victim),
+    "a FIFO in the record's place": lambda part, victim: os.mkfifo(part.with_name(".out.download.json")),
     "a FIFO as journal": lambda part, victim: (part.mkdir(), os.mkfifo(part / "journal")),
 }
 
 
 @pytest.mark.parametrize("what", PLANTS)
 def test_planted_part(cli, storage, tmp_path, what):
-    """`.out.part` is a link, a file, a FIFO's place or somebody's folder: exit code 3, nothing followed or changed."""
+    """What `--output out` needs beside it is a link, a FIFO or somebody's folder: exit code 3, nothing changed."""
     (tmp_path / "home").mkdir()
     victim = tmp_path / "home" / "victim"
     victim.write_text("mine")
     PLANTS[what](tmp_path / ".out.part", victim)
     before = sorted(map(str, tmp_path.rglob("*")))
     done = cli("download", REFERENCE, "--output", "out")
-    assert done.code == 3 and "is no download of yours" in done.err and victim.read_text() == "mine"
+    assert done.code == 3 and "is there and is no " in done.err and victim.read_text() == "mine"
     assert [p for p in sorted(map(str, tmp_path.rglob("*"))) if "cache" not in p] == [
         p for p in before if "cache" not in p]
 
