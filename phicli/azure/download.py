@@ -105,7 +105,8 @@ def download_model(
             return have
     with faults.explained("download"):
         version, container, prefix = _locate(reference, target, line)
-        check_name(version, "version")
+        if check_name(version, "version") != (reference.version or version):
+            raise RemoteError(f"version {version} was given for {reference.version}", where=reference.name)
         folder, model = output or _place(cache, reference, target, version), identity_of(reference, target, version)
         with held(folder, progress):
             have = _there(folder, model, mine=bool(output))  # the latest, or fetched by another while we waited

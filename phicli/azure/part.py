@@ -21,7 +21,6 @@ from phicli.stages import writing
 
 _HEAD = "phicli download 2"
 _MOST = 256 << 20  # bytes of a journal; enough for 7 TB
-_READ = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Part:
         """
         if not self._fits(files):
             with writing(self.path):
-                shutil.rmtree(self.files, ignore_errors=True)
+                shutil.rmtree(self.files)
         noted = self._read_journal(files, step)
         self._digests = {key: digest for key, digest in noted if self._hash(*key[1:]) == digest}
         needed = sum(file.size for file in files) - sum(length for _, _, _, length in self._digests)

@@ -14,7 +14,8 @@ from phicli.errors import BadInput, RemoteError
 
 T = TypeVar("T")
 USED_UP = 0.9  # share of a signature's life after which a new one is asked for
-CLOUDS = re.compile(r"(.+\.)?(core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn)|storage\.azure\.net)")
+AZURES = re.compile(r"https://[a-z0-9]{3,24}\.blob\.([a-z0-9-]+\.)*"
+                    r"(core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn)|storage\.azure\.net)/[a-z0-9$-]+")
 
 
 class Access(NamedTuple):
@@ -101,7 +102,7 @@ def datastore_access(client: Any, credential: Any, name: str | None) -> Access:
         raise BadInput(f"datastore '{store.name}' is no blob storage")
     secrets = store.credentials
     kept = getattr(secrets, "sas_token", None) or getattr(secrets, "account_key", None)
-    if not re.fullmatch("[a-z0-9]{3,24}", store.account_name) or not (kept or CLOUDS.fullmatch(store.endpoint)):
-        raise RemoteError(f"datastore '{store.name}' is in a storage that is not Azure's", where=store.endpoint)
     url = f"{store.protocol}://{store.account_name}.blob.{store.endpoint}/{box}"
+    if not kept and not AZURES.fullmatch(url):
+        raise RemoteError(f"datastore '{store.name}' is in a storage that is not Azure's", where=url)
     return Access(url, kept or credential, store.name)

@@ -303,13 +303,16 @@ def test_storage_over_http(cli, azure, storage):
     assert done.code == 5 and "not reached over https" in done.err and "sig=" not in done.err, done.err
 
 
-def test_a_login_for_strangers(cli, azure, storage, monkeypatch):
+@pytest.mark.parametrize(("key", "value"), [
+    ("endpoint", "example.com"), ("endpoint", "example.com/x.core.windows.net"), ("protocol", "http"),
+    ("protocol", "https://example.com/x"), ("accountName", "example.com/")])
+def test_a_login_for_strangers(cli, azure, storage, monkeypatch, key, value):
     """A workspace's datastore without a secret is on a host that is not Azure's: exit code 5, the login stays here."""
     from azure_stub import datastore
 
     def elsewhere(credentials):
         found = datastore(credentials)
-        found["properties"]["endpoint"] = "example.com"
+        found["properties"][key] = value
         return found
 
     monkeypatch.setattr("azure_stub.datastore", elsewhere)
