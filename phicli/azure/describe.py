@@ -1,11 +1,11 @@
 """What the stages' manifests say about a model, as the tags and properties of its version."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.reading import read_json
 from phicli.errors import BadInput
 from phicli.stages import MANIFEST, check_whole, fingerprint, read_manifest
 
@@ -57,14 +57,14 @@ def _adapters(folder: Path) -> dict[str, str]:
 
 def _read_evaluation(path: Path) -> Any:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if not all("stage" in stage for stage in document.get("stages", [])):
             raise ValueError("a stage without a name")
         return document
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as e:
-        raise BadInput(f"damaged: {e}", where=path, hint="phicli evaluate") from None
+    except (BadInput, ValueError, AttributeError, TypeError) as e:
+        raise BadInput(f"damaged: {getattr(e, 'message', e)}", where=path, hint="phicli evaluate") from None
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,12 @@ def test_upload_stores_and_registers_everything(cloud, start, model):
     assert "not uploaded, since it is hidden: .amlignore" in err
 
 
+def test_a_link_inside_counts_as_its_file(cloud, cli, model):
+    (model / "copy.onnx").symlink_to("model.onnx")
+    assert cli("upload", *cloud.target).code == 0
+    assert cloud.stored(NAME, "1") == contents(model) and "copy.onnx" in contents(model)
+
+
 def test_same_content_is_already_there(cloud, cli, model):
     assert cli("upload", *cloud.target).code == 0
     cloud.proxy.reset()
