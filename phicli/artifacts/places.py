@@ -26,7 +26,7 @@ def check_folder_place(place: Path) -> None:
 def check_file_place(place: Path) -> None:
     """Raise BadInput unless nothing stands there or a regular file; a link is neither."""
     if place.is_symlink() or (place.exists() and not place.is_file()):
-        what = "a link" if place.is_symlink() else "no regular file"
+        what = "a link" if place.is_symlink() else "a folder" if place.is_dir() else "no regular file"
         raise BadInput(f"what stands there is {what}, and a file is to be written", where=place, hint=_HINT)
 
 

@@ -18,6 +18,7 @@ from phicli.dataset.damage import damage, has_mojibake, repair
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import Defect, defects, parse
 from phicli.errors import BadInput, UsageError
+from phicli.settings import expand
 from phicli.stages import publishing_file
 from phicli.text import TextTemplate
 
@@ -119,7 +120,7 @@ def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Clea
         BadInput: no row was left; what is there is another file, a link, a folder or a device, and stays.
         Missing: it cannot be written.
     """
-    output = Path(output).expanduser()
+    output = Path(expand(str(output)))
     if str(output) == "-":
         raise UsageError("needs the name of a file to write", where=f"--fix {output}")
     if source != "-" and output.exists() and Path(source).expanduser().samefile(output):

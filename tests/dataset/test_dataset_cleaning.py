@@ -126,7 +126,7 @@ def test_a_device_or_pipe_is_never_replaced(tmp_path):
 
 
 def test_where_nothing_can_be_written(tmp_path):
-    with pytest.raises(BadInput, match="no regular file"):
+    with pytest.raises(BadInput, match="a folder"):
         clean(tmp_path, GOOD, ".")
     with pytest.raises(Missing, match="cannot be written"):
         clean(tmp_path, GOOD, "rows.jsonl/out")
