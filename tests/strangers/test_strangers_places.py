@@ -300,7 +300,7 @@ def test_an_option_given_twice(cli, arguments):
 
 
 def test_a_page_written_through_a_memory_map(tmp_path, monkeypatch):
-    """A page written through a memory map when its write no longer changes the times: seen, nothing remembered is used."""
+    """A page written through a memory map when its write no longer changes the times: it is read again."""
     monkeypatch.setattr(hashing, "MEMORY", Memory(tmp_path / "cache" / "hashes"))
     path = tmp_path / "weights"
     path.write_bytes(bytes(2 << 20))
