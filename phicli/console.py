@@ -162,7 +162,8 @@ def working(command: str, root: str | Path) -> Iterator["Reporter"]:
             with _diverted(log) as terminal, Reporter(terminal) as reporter:
                 yield reporter
         except BaseException as e:
-            log.flush()
+            with contextlib.suppress(OSError):
+                log.flush()
             if os.fstat(log.fileno()).st_size:
                 e.log = log_path  # type: ignore[attr-defined]
             raise

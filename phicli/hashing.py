@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from phicli.artifacts.private import create_file
+from phicli.artifacts.private import create_file, others_can_write, private_folder
 from phicli.cache import user_cache
+from phicli.errors import Missing
 
 CHUNK = 16 << 20  # bytes that one thread hashes at a time
 BLOCK = 1 << 20  # bytes that a thread holds in memory
@@ -134,12 +135,14 @@ class Memory:
         if new and self.path:
             merged = sorted({**self._load(), **new}.items(), key=lambda entry: entry[1][1])[-MOST:]
             self._entries = dict(merged)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Missing):
                 self._save(self._entries)
 
     def _load(self) -> dict[str, tuple[str, int]]:
-        """The first line is the hash of the rest, so that damage is noticed."""
+        """The first line is the hash of the rest, so that damage is noticed. What others can write to says nothing."""
         try:
+            if self.path and others_can_write(self.path):
+                return {}
             digest, text = self.path.read_bytes().split(b"\n", 1) if self.path else (b"", b"{}")
             if self.path and digest.decode() != hashlib.sha256(text).hexdigest():
                 return {}
@@ -150,7 +153,7 @@ class Memory:
     def _save(self, entries: dict[str, tuple[str, int]]) -> None:
         assert self.path is not None
         text = json.dumps(entries).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.path.parent)
         beside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         try:
             with create_file(beside) as file:

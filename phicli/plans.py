@@ -69,13 +69,13 @@ class Plan:
             BadInput: what stands at the target is not a result of this step, and would be lost; or the target lies in
                 what it is made from.
         """
-        self.check_place()
         _ = self.inputs  # taken before anything is read, so that a later change is noticed
         verdict = self.verdict()
         if verdict.current and not force:
             progress.note(f"{self.target} is up to date")
             self._tidy(progress)
             return self.result()
+        self.check_place()
         if self.target.exists():
             progress.note(f"{self.target} is " + ("made again: asked for" if force and verdict.current else
                                                   f"{verdict.state}: {verdict.reason}"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from phicli.errors import BadInput, UsageError
 
-FILE = "model.json"  # in the root
+FILE = "phicli-model.json"  # in the root
 
 
 def remember_model(root: Path, model: str) -> None:

@@ -233,4 +233,4 @@ def test_no_space_left_keeps_what_was_there(cli, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert done.code == 4 and "written" in done.err
     assert (tmp_path / "awq" / "model.safetensors").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name not in ("logs", "model.json")) == ["awq"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name not in ("logs", "phicli-model.json")) == ["awq"]

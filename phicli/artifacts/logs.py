@@ -23,17 +23,20 @@ def log_file(command: str, root: Path) -> Iterator[tuple[Path, TextIO]]:
         OSError: there is no place for a log at all.
     """
     path, raw = _beside_stages(command, root) or _private(command)
-    with io.TextIOWrapper(raw, encoding="utf-8", errors="replace") as log:
-        try:
-            yield path, log
-        finally:
+    log = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
+    try:
+        yield path, log
+    finally:
+        with contextlib.suppress(OSError):  # a full disk: what ended the command is worth more than its log
             log.flush()
-            _remove_if_empty(path, os.fstat(log.fileno()))
+        _remove_if_empty(path, os.fstat(log.fileno()))
+        with contextlib.suppress(OSError):
+            log.close()
 
 
 def _beside_stages(command: str, root: Path) -> tuple[Path, BinaryIO] | None:
     """None where there is no root yet, where the root is a model's own folder, or where somebody else's things are."""
-    folder, path = root / "logs", root / "logs" / f"{command}.log"
+    folder, path = root / "logs", root / "logs" / f"phicli-{command}.log"
     if not root.is_dir() or (root / "config.json").exists():
         return None
     try:

@@ -1,5 +1,6 @@
 """Places of results, temporary folders, logs, locks and roots where strangers, or the user, have put something else."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -131,7 +132,7 @@ def test_only_the_dead_of_this_machine_are_cleared_away(tmp_path):
 @pytest.mark.parametrize("kind", ["link", "hard link", "link of the folder", "FIFO"])
 def test_a_planted_log(tmp_path, kind):
     """A log that was planted as a link, a hard link or a FIFO: nothing is written through it, the command goes on."""
-    root, victim = tmp_path / "root", tmp_path / "victims" / "run.log"
+    root, victim = tmp_path / "root", tmp_path / "victims" / "phicli-run.log"
     root.mkdir()
     victim.parent.mkdir()
     victim.write_text("precious")
@@ -139,7 +140,7 @@ def test_a_planted_log(tmp_path, kind):
         (root / "logs").symlink_to(victim.parent)
     else:
         (root / "logs").mkdir()
-        place = root / "logs" / "run.log"
+        place = root / "logs" / "phicli-run.log"
         {"link": lambda: place.symlink_to(victim), "hard link": lambda: os.link(victim, place),
          "FIFO": lambda: os.mkfifo(place)}[kind]()
     with log_file("run", root) as (path, log):
@@ -182,6 +183,25 @@ def test_a_lock_with_a_second_name(tmp_path):
     with held(tmp_path / "awq", SILENT) as got:
         assert got
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+@needs_posix
+def test_a_memory_of_hashes_that_others_can_write_to(tmp_path, monkeypatch):
+    """A memory of hashes that another user could have written: not believed, every file is read."""
+    monkeypatch.setattr(hashing, "SETTLED", -(10**12))
+    monkeypatch.setattr(hashing, "_in_memory", set)
+    path, kept = tmp_path / "weights", tmp_path / "cache" / "hashes"
+    path.write_bytes(bytes(2 << 20))
+    monkeypatch.setattr(hashing, "MEMORY", Memory(kept))
+    right = file_hashes([path])
+    text = kept.read_bytes().partition(b"\n")[2]
+    lie = text.replace(right[0].encode(), b"0" * 64)
+    kept.write_bytes(hashlib.sha256(lie).hexdigest().encode() + b"\n" + lie)
+    monkeypatch.setattr(hashing, "MEMORY", Memory(kept))
+    assert file_hashes([path]) == ["0" * 64]  # this user's own
+    kept.parent.chmod(0o777)
+    monkeypatch.setattr(hashing, "MEMORY", Memory(kept))
+    assert file_hashes([path]) == right
 
 
 @needs_posix
