@@ -45,7 +45,6 @@ def test_whole_lab_then_nothing_left_to_do_then_only_what_changed(cli, monkeypat
     assert again.code == 0 and again.err.count("is up to date") == 4
     assert [line for line in again.out.splitlines() if "quantize" in line and "up to date" in line]
 
-    monkeypatch.setenv("PHICLI_FINETUNE_SEED", "1")  # no such setting: environment names that are unknown do nothing
     quantized = read_manifest(lab / "awq").created
     changed = run_lab(cli, monkeypatch, lab, "--seed", "1", "--json")
     states = {step["name"]: step["state"] for step in json.loads(changed.out)}
