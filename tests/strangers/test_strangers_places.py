@@ -186,6 +186,40 @@ def test_a_lock_with_a_second_name(tmp_path):
 
 
 @needs_posix
+@pytest.mark.parametrize("kind", ["file", "folder with a file", "FIFO", "dangling link", "link to a file",
+                                  "link to a folder"])
+def test_a_planted_checkpoint(tmp_path, kind):
+    """Something else where finetune keeps its checkpoint: exit code 3, untouched."""
+    from phicli.lora.checkpoint import Checkpoint
+
+    place, victim = tmp_path / ".travel.checkpoint", tmp_path / "victim"
+    victim.write_text("precious")
+    put(kind, place, victim)
+    if kind == "link to a folder":
+        (tmp_path / "folder").mkdir()
+        place.symlink_to(tmp_path / "folder")
+    before = seen(tmp_path)
+    with pytest.raises(BadInput):
+        Checkpoint(place, {})
+    assert seen(tmp_path) == before
+
+
+@needs_posix
+def test_a_history_where_others_can_write(tmp_path, monkeypatch):
+    """chat's history planted as a link in a shared XDG_STATE_HOME: nothing is written through it."""
+    from phicli.runtime.line_editor import _history
+
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "state" / "phicli").mkdir(parents=True)
+    (tmp_path / "state" / "phicli" / "chat_history").symlink_to(victim)
+    (tmp_path / "state").chmod(0o777)
+    _history().append_string("Where to?")
+    assert victim.read_text() == "precious\n"
+
+
+@needs_posix
 def test_a_memory_of_hashes_that_others_can_write_to(tmp_path, monkeypatch):
     """A memory of hashes that another user could have written: not believed, every file is read."""
     monkeypatch.setattr(hashing, "SETTLED", -(10**12))
