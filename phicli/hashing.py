@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -13,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from phicli.artifacts.private import create_file, others_can_write, private_folder
+from phicli.artifacts.reading import read_bytes
 from phicli.cache import user_cache
-from phicli.errors import Missing
+from phicli.errors import BadInput, Missing
 
 CHUNK = 16 << 20  # bytes that one thread hashes at a time
 BLOCK = 1 << 20  # bytes that a thread holds in memory
@@ -108,8 +108,8 @@ class Memory:
     """Hashes of large files by what the file system says about them, kept in the user's cache folder.
 
     An entry counts only if the file had not changed for a while when it was read, and if the clock has not been set
-    back since: else another content could have the same times. A memory that cannot be read is empty, one that
-    cannot be written stays as it is.
+    back since: else another content could have the same times. A memory that cannot be read is empty, and so is one
+    that others can write to, as they could hide damage; one that cannot be written stays as it is.
     """
 
     def __init__(self, path: Path | None):
@@ -139,31 +139,38 @@ class Memory:
                 self._save(self._entries)
 
     def _load(self) -> dict[str, tuple[str, int]]:
-        """The first line is the hash of the rest, so that damage is noticed. What others can write to says nothing."""
+        """The first line is the hash of the rest, so that damage is noticed."""
         try:
-            if self.path and others_can_write(self.path):
+            if not self.path or self.path.is_symlink() or others_can_write(self.path):
                 return {}
-            digest, text = self.path.read_bytes().split(b"\n", 1) if self.path else (b"", b"{}")
-            if self.path and digest.decode() != hashlib.sha256(text).hexdigest():
+            digest, text = read_bytes(self.path).split(b"\n", 1)
+            if digest.decode() != hashlib.sha256(text).hexdigest():
                 return {}
             return {name: (str(known), int(read_at)) for name, (known, read_at) in json.loads(text).items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, BadInput, ValueError, TypeError, AttributeError):
             return {}
 
     def _save(self, entries: dict[str, tuple[str, int]]) -> None:
         assert self.path is not None
         text = json.dumps(entries).encode()
         private_folder(self.path.parent)
-        beside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            with create_file(beside) as file:
+            with create_file(beside, 0o600) as file:
                 file.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             beside.replace(self.path)
         finally:
             beside.unlink(missing_ok=True)
 
 
-MEMORY = Memory(user_cache() / "hashes")
+def _place() -> Path | None:
+    try:
+        return user_cache() / "hashes"
+    except Missing:
+        return None
+
+
+MEMORY = Memory(_place())
 
 
 def forget() -> None:

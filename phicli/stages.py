@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import phicli
-from phicli.artifacts.publishing import beside, leftovers, publishing, publishing_file, settle, write_text, writing
+from phicli.artifacts.publishing import leftovers, publishing, publishing_file, settle, write_text, writing
 from phicli.artifacts.reading import read_text
 from phicli.errors import BadInput
 from phicli.hashing import file_hashes
 
-__all__ = ["beside", "leftovers", "publishing", "publishing_file", "settle", "write_text", "writing"]  # of `publishing`
+__all__ = ["leftovers", "publishing", "publishing_file", "settle", "write_text", "writing"]  # of `publishing`
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
 _AGAIN = "phicli run, or the step's own command, makes it again"

@@ -1,5 +1,6 @@
 """The optimize stage: from a checkpoint and adapters to a checked, published ONNX model folder with its manifest."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,20 +123,23 @@ def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
              if _file(folder, name).is_file() and _file(folder, name).stat().st_size == entry["bytes"]}
     new = [plan.adapters[name] for name in plan.late_adapters()]
     progress.note(f"the model in {folder} is up to date; adding {', '.join(source.name for source in new)}")
-    with stages.beside(folder) as scratch, stages.writing(folder):
-        fresh = scratch / "new"
-        (fresh / PREFIX).mkdir(parents=True)
-        if plan.settings["adapter_layout"] in resident.GRAPHS:
-            earlier = earlier_sources(folder, progress)  # all live in one graph, the numbers stay
-            for name in earlier.keys() - plan.adapters.keys():
-                plan.add(earlier[name])
-            new = list((earlier | plan.adapters).values())
-            entries = _install(folder, fresh, new, plan.settings, progress)
-        else:
-            entries = there | _convert(folder, fresh / PREFIX, new, progress)
-        plan.check_unchanged()
-        (folder / PREFIX).mkdir(exist_ok=True)
-        _move_in(fresh, folder)
+    scratch = folder.absolute().with_name(f".{folder.name}.new-{os.getpid()}")  # `settle` knows the name
+    with stages.writing(folder):
+        try:
+            (scratch / PREFIX).mkdir(parents=True)
+            if plan.settings["adapter_layout"] in resident.GRAPHS:
+                earlier = earlier_sources(folder, progress)  # all live in one graph, the numbers stay
+                for name in earlier.keys() - plan.adapters.keys():
+                    plan.add(earlier[name])
+                new = list((earlier | plan.adapters).values())
+                entries = _install(folder, scratch, new, plan.settings, progress)
+            else:
+                entries = there | _convert(folder, scratch / PREFIX, new, progress)
+            plan.check_unchanged()
+            (folder / PREFIX).mkdir(exist_ok=True)
+            _move_in(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     fingerprints = have.inputs | {PREFIX + source.name: plan.inputs[PREFIX + source.name] for source in new}
     kept = {k: v for k, v in fingerprints.items() if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
     manifest = replace(have, inputs=kept, quality={**have.quality, "adapters": entries})
