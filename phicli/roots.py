@@ -34,7 +34,8 @@ def _known(root: Path) -> list[str]:
     from phicli.stages import read_sealed
 
     document = read_sealed(root / FILE, "remove it: phicli quantize writes it again") or {}
-    return list(map(str, document.get("names", [])))
+    names = document.get("names")
+    return list(map(str, names)) if isinstance(names, list) else []
 
 
 def _names(root: Path, model: str) -> list[str]:
