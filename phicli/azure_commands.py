@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from phicli import console, options
+from phicli import console, once, options
 from phicli.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")
 
 
-@app.command()
+@app.command(cls=once.Command)
 def show(
     workspace_name: options.WorkspaceName = None,
     resource_group: options.ResourceGroup = None,
@@ -33,7 +33,7 @@ def show(
         console.result_table(("", "Azure ML"), summary.items())
 
 
-@app.command()
+@app.command(cls=once.Command)
 def use(
     workspace_name: options.WorkspaceName = None,
     resource_group: options.ResourceGroup = None,

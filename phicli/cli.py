@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 import phicli
-from phicli import process
+from phicli import once, process
 from phicli.errors import ExitCode, Missing, PhicliError
 from phicli.printable import printable
 
@@ -44,6 +44,9 @@ class LabOrder(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+    def make_parser(self, ctx: Any) -> Any:
+        return once.checked(super().make_parser(ctx))
 
 
 app = typer.Typer(
@@ -76,7 +79,7 @@ for _name in COMMANDS:
     if _name in GROUPS:
         app.add_typer(import_module(f"phicli.{_name}_commands").app, name=_name)
     else:
-        app.command(_name)(getattr(import_module(f"phicli.{_name}"), _name))
+        app.command(_name, cls=once.Command)(getattr(import_module(f"phicli.{_name}"), _name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from phicli.errors import BadInput, UsageError
+from phicli.roots import check_root
 
 CONFIG_NAME = "phicli.toml"
 
@@ -20,6 +21,7 @@ class Setting:
 
     key: `name` when every command shares it, `command.name` when one command owns it.
     kind: bool, int, float, str or list (a list of strings; comma-separated in the environment).
+    path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
     """
 
     key: str
@@ -28,6 +30,7 @@ class Setting:
     help: str
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    path: bool = False
 
     @property
     def name(self) -> str:
@@ -52,13 +55,14 @@ FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
 
 _TABLE = [
     Setting("model", str, "microsoft/Phi-3.5-mini-instruct",
-            "Model: Hugging Face id, folder, or 'tiny' (built in)"),
-    Setting("root", str, None, "Folder of all stages [default: models/<short name of the model>]"),
+            "Model: Hugging Face id, folder, or 'tiny' (built in)", path=True),
+    Setting("root", str, None, "Folder of all stages [default: models/<short name of the model>]",
+            path=True),
     Setting("device", str, "auto", "Where to compute", choices=("auto", "cuda", "cpu")),
     Setting("kernels", str, "auto", "Whose products run on a CPU; auto: the faster ones",
             choices=("auto", "phicli", "onnxruntime")),
-    Setting("data", str, "data/data_sample_travel.jsonl", "Training rows, JSONL (.gz too)"),
-    Setting("eval_data", str, "data/data_eval_travel.jsonl", "Held-out rows, JSONL"),
+    Setting("data", str, "data/data_sample_travel.jsonl", "Training rows, JSONL (.gz too)", path=True),
+    Setting("eval_data", str, "data/data_eval_travel.jsonl", "Held-out rows, JSONL", path=True),
     Setting("text_template", str, DEFAULT_TEMPLATE, "How a row becomes text; {field} takes a row's field"),
     Setting("adapter", str, None, "Adapter's name"),
     Setting("seed", int, 0, "Seed of everything random", minimum=0),
@@ -72,18 +76,21 @@ _TABLE = [
     Setting("quantize.group_size", int, 128, "Inputs that share one scale", minimum=16),
     Setting("quantize.symmetric", bool, False, "Zero point fixed in the middle"),
     Setting("quantize.skip", list, [], "Parts of module names to leave in float"),
-    Setting("quantize.calibration", str, None, "Calibration file, JSONL or plain text [default: built-in text]"),
+    Setting("quantize.calibration", str, None, "Calibration file, JSONL or plain text [default: built-in text]",
+            path=True),
     Setting("quantize.samples", int, 128, "Calibration sequences", minimum=1),
     Setting("quantize.seq_len", int, 512, "Tokens of a calibration sequence", minimum=8),
     Setting("quantize.rounding", str, "gptq", "Rounding: to nearest, or with GPTQ's error feedback",
             choices=("gptq", "nearest")),
     Setting("quantize.distill", int, 0, "Steps of training integers and scales on the original's output afterwards",
             minimum=0),
-    Setting("quantize.plan", str, None, "File of AWQ scales and ranges, saved by --save-plan, to take; no search"),
-    Setting("quantize.save_plan", str, None, "File to save AWQ's scales and ranges to"),
+    Setting("quantize.plan", str, None, "File of AWQ scales and ranges, saved by --save-plan, to take; no search",
+            path=True),
+    Setting("quantize.save_plan", str, None, "File to save AWQ's scales and ranges to", path=True),
 
     Setting("finetune.name", str, "travel", "Name of the adapter"),
-    Setting("finetune.base", str, None, "Model to train on, folder or id [default: the quantized one under the root]"),
+    Setting("finetune.base", str, None, "Model to train on, folder or id [default: the quantized one under the root]",
+            path=True),
     Setting("finetune.method", str, "lora", "Adapter method", choices=FINETUNE_METHODS),
     Setting("finetune.max_steps", int, 100, "Optimizer steps", minimum=1),
     Setting("finetune.batch_size", int, 8, "Rows of an optimizer step", minimum=1),
@@ -100,7 +107,7 @@ _TABLE = [
     Setting("finetune.eval_split", float, 0.1, "Share of the rows held out to measure", minimum=0),
     Setting("finetune.checkpoint_steps", int, 20, "Steps between checkpoints", minimum=1),
 
-    Setting("optimize.base", str, None, "Model to build from, folder or id [default: the quantized one]"),
+    Setting("optimize.base", str, None, "Model to build from, folder or id [default: the quantized one]", path=True),
     Setting("optimize.device", str, "auto", "Where the model will run: auto, cpu, cuda, dml or webgpu"),
     Setting("optimize.activations", str, "int8", "Least precision of activations in products with int4 weights (cpu, "
             "webgpu)", choices=("int8", "fp32")),
@@ -129,7 +136,8 @@ _TABLE = [
     Setting("azure.subscription", str, None, "Azure subscription id"),
     Setting("azure.resource_group", str, None, "Azure resource group"),
     Setting("azure.workspace_name", str, None, "Azure ML workspace"),
-    Setting("azure.cache", str, None, "Folder of downloaded models [default: in the user's cache folder]"),
+    Setting("azure.cache", str, None, "Folder of downloaded models [default: in the user's cache folder]",
+            path=True),
     Setting("azure.connections", int, 8, "Transfers at once", minimum=1),
     Setting("azure.retries", int, 3, "Tries after a failed request", minimum=0),
     Setting("azure.timeout", float, 60.0, "Seconds to wait for an answer", minimum=0.1),
@@ -150,12 +158,14 @@ class Settings:
         path: the settings file; None takes $PHICLI_CONFIG, else `phicli.toml` of the working folder if it is there.
 
     Raises:
-        BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type.
+        BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type; a variable
+            PHICLI_… is no setting's.
     """
 
     def __init__(self, path: Path | None = None):
         named = path or os.environ.get("PHICLI_CONFIG")
-        self.path = Path(named) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
+        _check_environment()
+        self.path = Path(expand(str(named))) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
         self.file = _read_file(self.path) if self.path else {}
 
     def get(self, setting: Setting, flag: Any = None) -> Value:
@@ -177,14 +187,37 @@ class Settings:
         return Value(setting.default, "default")
 
     def resolve(self, command: str, flags: dict[str, Any]) -> SimpleNamespace:
-        """All of a command's flags, each filled from the layer below where it was not given."""
+        """All of a command's flags, each filled from the layer below where it was not given.
+
+        Raises:
+            UsageError: the default root holds another model's stages. What `get` raises.
+        """
         out = SimpleNamespace()
         for name, flag in flags.items():
             setting = SETTINGS.get(f"{command}.{name}") or SETTINGS.get(name)
+            flag = Path(expand(str(flag))) if isinstance(flag, Path) else flag
             setattr(out, name, self.get(setting, flag).value if setting else flag)
         if hasattr(out, "root") and hasattr(out, "model") and out.root is None:
             out.root = default_root(out.model)
+            check_root(out.root, out.model)
         return out
+
+
+def expand(path: str) -> str:
+    """The path with `~` and `~name` at its beginning as home folders. Raises BadInput: nobody has that name."""
+    found = os.path.expanduser(path)  # noqa: PTH111 (a Path would lose "./" and "azureml://")
+    if found.startswith("~"):
+        raise BadInput("no such home folder", where=path, hint=f"a folder of that name: ./{path}")
+    return found
+
+
+def _check_environment() -> None:
+    known = {"PHICLI_CONFIG", *(setting.env for setting in SETTINGS.values())}
+    for name in sorted(os.environ):
+        if name.startswith("PHICLI_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            raise BadInput("unknown setting in the environment", where=name,
+                           hint=f"did you mean {near[0]}?" if near else "see: phicli config")
 
 
 def default_root(model: str) -> str:
@@ -192,6 +225,8 @@ def default_root(model: str) -> str:
     if model.startswith("azureml:"):  # azureml://registries/R/models/NAME/versions/4, or azureml:NAME:4
         model = re.sub(r".*/models/([^/]+)/.*|azureml:([^:@]+).*", r"\1\2", model)
     name = model.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    if name in (".", ".."):
+        name = Path(model).resolve().name.lower()
     return "models/phi" if model.lower().startswith("microsoft/phi") else f"models/{name or 'model'}"
 
 
@@ -238,4 +273,4 @@ def _checked(setting: Setting, value: Any, error: type[UsageError] | type[BadInp
                     hint=f"did you mean '{near[0]}'?" if near else None)
     if setting.minimum is not None and not value >= setting.minimum:
         raise error(f"must be at least {setting.minimum}, not {value}", where=where)
-    return value
+    return expand(value) if setting.path else value

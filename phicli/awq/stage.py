@@ -15,6 +15,7 @@ from phicli.models import read_config, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
 from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
+from phicli.roots import remember_model
 
 OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
 CALIBRATED = {"gptq", "quarot"}
@@ -66,6 +67,8 @@ def quantize(
         with stage.publishing() as (fresh, manifest):
             manifest.quality = work(folder, fresh, device, {**stage.settings, **given}, progress)
             manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
+        if output is None:
+            remember_model(Path(root), model)
     return stage.target, manifest
 
 
@@ -116,13 +119,14 @@ def check_options(algorithm: str, implementation: str, bits: int, group_size: in
 
 
 def check_save_plan(file: str, plan: str | None, algorithm: str, implementation: str) -> None:
-    """Raise UsageError where no plan can be saved."""
+    """Raise UsageError where there is no plan to save, BadInput where it would replace something else."""
+    from phicli.awq.plan import check_plan_place
+
     if (algorithm, implementation) != ("awq", "phicli"):
         raise UsageError("--save-plan goes with phicli's own AWQ")
     if plan:
         raise UsageError("--save-plan saves what is searched, and with --plan nothing is")
-    if Path(file).is_dir():
-        raise UsageError(f"--save-plan needs a file, and {file} is a folder")
+    check_plan_place(Path(file))
 
 
 def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:

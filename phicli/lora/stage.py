@@ -17,6 +17,7 @@ from phicli.models import find_base, resolve_model
 from phicli.needs import announce, of_finetune, size_of_folder
 from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
+from phicli.roots import remember_model
 from phicli.text import TextCodec, TextTemplate
 
 LIBRARIES = ("torch", "phicli.lora.passes", "transformers.modeling_layers")  # that the work begins with
@@ -57,7 +58,9 @@ def finetune(
     need = of_finetune(size_of_folder(work.folder), work.device, lora_r, batch_size, longest)
     announce("finetune", need, plan.target, progress)
     with plan.turn(force, progress) as done:
-        return plan.target, done or work.train()
+        manifest = done or work.train()
+        remember_model(Path(root), model)
+    return plan.target, manifest
 
 
 def plan_finetune(

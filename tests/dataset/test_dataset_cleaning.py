@@ -120,13 +120,13 @@ def test_never_over_the_input(tmp_path):
 
 def test_a_device_or_pipe_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="name of a file"):
+    with pytest.raises(BadInput, match="no regular file"):
         clean(tmp_path, GOOD, "pipe")
     assert (tmp_path / "pipe").is_fifo()
 
 
 def test_where_nothing_can_be_written(tmp_path):
-    with pytest.raises(UsageError, match="name of a file"):
+    with pytest.raises(BadInput, match="a folder"):
         clean(tmp_path, GOOD, ".")
     with pytest.raises(Missing, match="cannot be written"):
         clean(tmp_path, GOOD, "rows.jsonl/out")
