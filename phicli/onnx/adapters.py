@@ -5,7 +5,6 @@ is generated. So a file always holds every tensor of every slot, rank 0 where th
 `check_adapter` looks at all of it before genai does.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from phicli.onnx.layouts import LAYOUTS, Layout
 from phicli.onnx.matching import assemble, match
 from phicli.onnx.peft_folder import Lora
 from phicli.onnx.slots import LAYOUT_KEY, Slot, read_graph, read_slots
+from phicli.runtime.genai_config import read_config
 
 SUFFIX = ".onnx_adapter"
 FOLDER = "adapters"
@@ -108,12 +108,8 @@ def _slots(folder: Path) -> tuple[Layout, list[Slot]]:
 
 def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     """Outputs of q, k and v, which the graph may hold as one projection."""
-    path = folder / "genai_config.json"
-    try:
-        decoder = json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]
-        q, kv = (decoder[f"num_{kind}_heads"] * decoder["head_size"] for kind in ("attention", "key_value"))
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"damaged: {e!r}", where=path, hint="phicli optimize --force") from None
+    decoder = read_config(folder)["model"]["decoder"]
+    q, kv = (decoder[f"num_{kind}_heads"] * decoder["head_size"] for kind in ("attention", "key_value"))
     return q, kv, kv
 
 

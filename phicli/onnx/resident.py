@@ -17,6 +17,7 @@ import numpy as np
 
 from phicli.errors import BadInput
 from phicli.onnx.fused import FusedGraph
+from phicli.onnx.graph_file import read_model
 from phicli.onnx.groups import Columns, Group
 from phicli.onnx.masked import MaskedGraph
 from phicli.onnx.matching import match
@@ -47,7 +48,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
     """
     import onnx
 
-    model = onnx.load(str(folder / BASE), load_external_data=False)
+    model = read_model(folder / BASE)
     found = list(find_slots(model.graph))
     if not found:
         raise BadInput("the builder's graph has no projections that adapters could be added to", where=folder / BASE)

@@ -159,7 +159,7 @@ def no_room(*args, **kwargs):
     ("quantize", "phicli.awq.olive_pass.quantize_checkpoint", "--samples"),
     ("finetune", "phicli.lora.passes.load_base", "--lora-r"),
     ("evaluate", "phicli.evaluation.measure.log_softmax", "--seq-len"),
-    ("chat", "phicli.runtime.session.ops_of", "end other programs")])
+    ("chat", "phicli.runtime.genai_model.ops_of", "end other programs")])
 def test_memory_that_ran_out_names_the_settings_to_change(
     cli, optimized, tiny, tmp_path, monkeypatch, step, place, setting
 ):
