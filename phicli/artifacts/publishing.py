@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.generations import exchange
 from phicli.artifacts.places import check_file_place, check_folder_place, real
 from phicli.artifacts.private import create_file
 from phicli.artifacts.reading import read_json
@@ -39,9 +40,10 @@ def publishing(folder: Path) -> Iterator[Path]:
         yield fresh
         _usual_modes(scratch, fresh)
         check_folder_place(folder)
-        if place.exists():
-            place.rename(scratch / OLD)
-        fresh.rename(place)
+        if not exchange(fresh, place):
+            if place.exists():
+                place.rename(scratch / OLD)
+            fresh.rename(place)
 
 
 @contextlib.contextmanager

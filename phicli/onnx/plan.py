@@ -11,7 +11,7 @@ from phicli.native.build import ops_library
 from phicli.onnx import fused, resident
 from phicli.onnx.adapters import SUFFIX
 from phicli.onnx.checkpoint import linear_shapes
-from phicli.onnx.sources import PREFIX, Source, choose_sources
+from phicli.onnx.sources import PREFIX, Kept, Source, choose_sources
 from phicli.onnx.targets import choose_target
 from phicli.plans import Plan, State, Verdict, judge
 from phicli.progress import SILENT, Progress
@@ -28,6 +28,10 @@ class OptimizePlan(Plan):
 
     def add(self, source: Source) -> None:
         """Put an adapter into the plan. Raises BadInput: no such folder, or a damaged stage."""
+        if isinstance(source, Kept):
+            self.adapters[source.name] = source
+            self.inputs[PREFIX + source.name] = source.fingerprint
+            return
         if not source.folder.is_dir():
             raise BadInput("no such adapter folder", where=source.folder, hint="phicli finetune makes one")
         stages.check_whole(source.folder)

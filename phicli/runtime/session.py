@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from phicli.artifacts.generations import generation, of_one_generation
 from phicli.errors import BadInput, PhicliError
 from phicli.needs.shortage import within_memory
 from phicli.runtime.genai_config import read_config
@@ -54,7 +55,15 @@ class Session:
     """
 
     def __init__(self, folder: Path, device: str = "auto", kernels: str = "auto"):
+        import onnxruntime_genai as og
+
+        self._og = og
         self.folder = Path(folder)
+        self._device, self._kernels = device, kernels
+        of_one_generation(self.folder, self._open)
+
+    def _open(self) -> None:
+        self._generation = generation(self.folder)
         self._settings = read_config(self.folder)
         check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
         self.codec = TextCodec(self.folder)
@@ -64,10 +73,6 @@ class Session:
         self.rope_border = ROPE_BORDER.get(model["type"], self.context)
         ends = model["eos_token_id"]
         self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        import onnxruntime_genai as og
-
-        self._og = og
-        self._device, self._kernels = device, kernels
         self._without = (self.folder / BASE_GRAPH).is_file()  # there is a graph without adapters
         self._load(adapters=False)
 
@@ -81,6 +86,13 @@ class Session:
             self._model, self.provider = open_graph(self._settings, self.folder / graph, self._device, self._kernels)
         self._takes_adapters = adapters or not self._without
 
+    def _turn_to(self, adapters: bool) -> None:
+        """Have a graph with or without adapters in memory, of the folder that is there now."""
+        if generation(self.folder) != self._generation:
+            self._open()
+        if self._without and adapters != self._takes_adapters:
+            self._load(adapters)
+
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
         return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"adapters/*{ADAPTER_SUFFIX}"))
@@ -91,8 +103,10 @@ class Session:
         Raises:
             BadInput: no such adapter, or one that is damaged or made for another model.
         """
-        if name in self._loaded:
-            return
+        if name not in self._loaded:
+            of_one_generation(self.folder, lambda: self._load_adapter(name))
+
+    def _load_adapter(self, name: str) -> None:
         known = self.adapter_names()
         if name not in known:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
@@ -100,8 +114,7 @@ class Session:
         path = self.folder / "adapters" / (name + ADAPTER_SUFFIX)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         _check_adapter(self.folder, path)
-        if not self._takes_adapters:
-            self._load(adapters=True)
+        self._turn_to(adapters=True)
         with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
             self._adapters = self._adapters or self._og.Adapters(self._model)
             self._adapters.load(str(path), name)
@@ -116,7 +129,7 @@ class Session:
         if adapter is not None:
             self.load_adapter(adapter)
         elif self._takes_adapters and self._without:
-            self._load(adapters=False)
+            of_one_generation(self.folder, lambda: self._turn_to(adapters=False))
         with self.running(adapter):
             params = self._og.GeneratorParams(self._model)
             params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
