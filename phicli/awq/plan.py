@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import phicli
+from phicli.artifacts.tensors import check_safetensors
 from phicli.awq.grid import GridShape
 from phicli.awq.shards import save_tensors
 from phicli.awq.streaming import Weights
 from phicli.errors import BadInput
-from phicli.models import check_safetensors
 from phicli.stages import writing
 
 KIND = "phicli-awq-plan-1"

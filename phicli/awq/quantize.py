@@ -20,6 +20,7 @@ from phicli.awq.shards import ShardWriter
 from phicli.awq.streaming import LayeredModel
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
+from phicli.wording import worded
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # that go through a layer at a time
@@ -146,7 +147,8 @@ class LayerJob:
                                hint="save the plan again")
 
     def start(self, tokens: Tensor) -> None:
-        rows, self.keywords = self.model.start(tokens)
+        with worded("transformers cannot run this model", self.model.weights.folder):
+            rows, self.keywords = self.model.start(tokens)
         size = max(1, BATCH_TOKENS[self.model.device.type] // tokens.shape[1])
         self.hidden = [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
 

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.models import check_safetensors, weight_files
+from phicli.models import weight_files
 
 LARGEST_ERROR = 0.5  # relative; 4-bit rounding gives about 0.1, another model's weights or rotated ones more than 1
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phicli.models import check_safetensors, local_folder, weight_files
+from phicli.artifacts.tensors import check_safetensors
+from phicli.fitting import LAYER
+from phicli.models import local_folder, weight_files
 
-LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 PACKED = 8  # int4 in an int32
 
 # hidden, layers, MLP width, heads, key-value heads, vocabulary, output projection apart from the embedding

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from phicli.artifacts.reading import read_json
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.models import check_safetensors
 from phicli.text.bounds import check_pattern
 
 WEIGHTS = "adapter_model.safetensors"
