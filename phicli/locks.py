@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from phicli.artifacts.reading import read_json
+from phicli.errors import BadInput
 from phicli.progress import Progress
 
 POLL = 0.2  # seconds
@@ -49,9 +51,9 @@ def held(folder: Path, progress: Progress, wait: bool = True) -> Iterator[bool]:
 def holder(folder: Path) -> str | None:
     """Who works on a stage folder now, in words; None where nobody does."""
     try:
-        found = json.loads(_lock_path(folder).read_text(encoding="utf-8"))
+        found = read_json(_lock_path(folder), limit=1 << 16)
         pid, host, text = int(found["pid"]), str(found["host"]), f"{found['command']}, since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (BadInput, OSError, ValueError, KeyError, TypeError):
         return None
     if host != socket.gethostname():
         return f"process {pid} on {host} ({text})"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from phicli.artifacts.reading import read_json
+from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.fitting import check_config, check_weights_fit
@@ -83,6 +83,7 @@ def check_model(folder: Path) -> dict[str, Any]:
             or another model's than the config's.
     """
     config = read_config(folder)
+    check_regular(folder)
     if config.get("auto_map"):
         check_no_code(config, folder)
     check_config(config, folder / "config.json")

@@ -216,8 +216,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     for key, value in flat.items():
         if key not in SETTINGS:
-            near = difflib.get_close_matches(key, SETTINGS, 1, 0.5)
-            raise BadInput(f"unknown setting '{key}'", where=path,
+            near = difflib.get_close_matches(key[:80], SETTINGS, 1, 0.5)
+            raise BadInput(f"unknown setting '{key[:80]}'", where=path,
                            hint=f"did you mean '{near[0]}'?" if near else "see: phicli config")
         whole = SETTINGS[key].kind is float and isinstance(value, int) and abs(value) <= LARGEST
         flat[key] = float(value) if whole else value
@@ -241,7 +241,7 @@ def _from_text(setting: Setting, text: str) -> Any:
 def _checked(setting: Setting, value: Any, error: type[UsageError] | type[BadInput], where: str) -> Any:
     right_type = isinstance(value, setting.kind) and (setting.kind is bool or not isinstance(value, bool))
     if not right_type:
-        raise error(f"needs {setting.kind.__name__}, not {str(value)[:80]!r}", where=where)
+        raise error(f"needs {setting.kind.__name__}, not {_short(value)}", where=where)
     if setting.kind is float and not math.isfinite(value):
         raise error(f"must be a finite number, not {value}", where=where)
     if setting.kind is int and abs(value) > LARGEST:
@@ -253,3 +253,8 @@ def _checked(setting: Setting, value: Any, error: type[UsageError] | type[BadInp
     if setting.minimum is not None and not value >= setting.minimum:
         raise error(f"must be at least {setting.minimum}, not {value}", where=where)
     return value
+
+
+def _short(value: Any) -> str:
+    """A value as a message can show it: not all of a long one, and only what a deep one is."""
+    return repr(value)[:80] if isinstance(value, str | float | bool) else type(value).__name__

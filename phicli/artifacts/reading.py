@@ -25,10 +25,18 @@ def open_regular(path: Path) -> BinaryIO:
         raise
     except (OSError, ValueError) as e:
         raise BadInput(f"cannot be read: {getattr(e, 'strerror', None) or e}", where=path) from None
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
         os.close(number)
-        raise BadInput("not a regular file", where=path)
+        raise BadInput("is a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file", where=path)
     return os.fdopen(number, "rb")
+
+
+def check_regular(folder: Path) -> None:
+    """Raise BadInput if anything in a folder is neither a file nor a folder: a library that opens it may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadInput("not a regular file", where=path)
 
 
 def read_bytes(path: Path, limit: int = SMALL) -> bytes:

@@ -125,9 +125,10 @@ def saved_checksum(file: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_safetensors(file)
         with safe_open(file, "pt") as opened:
             return (opened.metadata() or {}).get("checksum")
-    except (SafetensorError, OSError):
+    except (BadInput, SafetensorError, OSError):
         return None
 
 

@@ -19,6 +19,7 @@ from phicli.awq.plan import LayerPlan, Plan, describe, load_plan, save_plan
 from phicli.awq.shards import ShardWriter
 from phicli.awq.streaming import LayeredModel
 from phicli.errors import BadInput
+from phicli.models import read_config
 from phicli.progress import SILENT, Progress
 from phicli.wording import worded
 
@@ -189,9 +190,10 @@ def save_metadata(folder: Path, output: Path, quantization: dict) -> None:
     """Copy tokenizer and settings files, and write config.json with what the quantization is."""
     for pattern in COPIED:
         for path in folder.glob(pattern):
-            if path.name not in ("config.json", "phicli.json") and not path.name.endswith(".index.json"):
+            ours = path.name in ("config.json", "phicli.json") or path.name.endswith(".index.json")
+            if path.is_file() and not ours:
                 shutil.copyfile(path, output / path.name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     config["quantization_config"] = quantization
     config.pop("torch_dtype", None)
     config["dtype"] = config["torch_dtype"] = "float16"  # transformers reads the first, AutoAWQ the second

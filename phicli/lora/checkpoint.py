@@ -11,6 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phicli import stages
+from phicli.artifacts.reading import read_json
+from phicli.artifacts.tensors import check_safetensors
+from phicli.errors import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
@@ -39,13 +42,14 @@ class Checkpoint:
         """Put the saved weights and moments in place and return the state; None where there is none of this run."""
         stages.settle(self.folder)
         try:
-            document = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+            document = read_json(self.folder / "state.json")
             if document["key"] != self.key:
                 return None
+            check_safetensors(self.folder / "state.safetensors")
             with safe_open(self.folder / "state.safetensors", "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             self._restore(tensors, model, optimizer, document["state"]["step"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except (BadInput, OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
         return document["state"]
 
