@@ -13,6 +13,7 @@ from phicli.errors import BadInput
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
           "head_dim", "vocab_size", "max_position_embeddings", "n_embd", "n_head", "n_layer")
+LARGEST = 1 << 24  # of positions, say; builders make tables of that many rows
 PARTS = ("text_config", "vision_config", "audio_config", "encoder", "is_encoder_decoder")  # more than one decoder
 DTYPES = ("float16", "bfloat16", "float32", "float64", "auto")
 TASKS = ("ForCausalLM", "LMHeadModel")
@@ -38,12 +39,13 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         raise BadInput(f"{task} is no model that writes text", where=path, hint=ANOTHER)
     for name in COUNTS:
         value = config.get(name)
-        if value is not None and not (_whole(value) and 0 < value < 1 << 31):
+        if value is not None and not (_whole(value) and 0 < value <= LARGEST):
             raise BadInput(f"{name} is {str(value)[:40]}", where=path, hint="a whole number from 1 on")
     dtype = config.get("dtype") or config.get("torch_dtype") or "auto"
     if dtype not in DTYPES:
         raise BadInput(f"dtype is {str(dtype)[:40]!r}", where=path, hint=", ".join(DTYPES[:-1]))
-    _check_quantization(config.get("quantization_config"), path)
+    if "quantization_config" in config:
+        _check_quantization(config["quantization_config"], path)
     heads, kv = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if heads and kv and heads % kv:
         raise BadInput(f"{heads} attention heads cannot share {kv} of keys and values", where=path)
@@ -51,8 +53,6 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
 
 def _check_quantization(found: Any, path: Path) -> None:
     """Raise BadInput for a quantization_config whose number of bits, of all or of single linears, cannot be."""
-    if found is None:
-        return
     own = (found.get("overrides") or {}) if isinstance(found, dict) else None
     parts = [found, *own.values()] if isinstance(own, dict) else [None]
     if not all(isinstance(part, dict) and part.get("bits", 4) in (2, 3, 4, 8) for part in parts):

@@ -63,9 +63,9 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
             about = read_config(folder)
             if "quantization_config" not in about:
                 check_tensors(folder)
-            settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
-            with (self.progress.task("build", about.get("num_hidden_layers"), "layers") as task, _watching(task),
-                  worded("genai's builder cannot build this model", folder)):
+            with (worded("genai's builder cannot build this model", folder),
+                  self.progress.task("build", about.get("num_hidden_layers"), "layers") as task, _watching(task)):
+                settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
                 built = super()._run_for_config(model, settings, output_model_path)
         if layout in LAYOUTS:
             with self.progress.task("adapter slots", unit="slots") as task:

@@ -70,7 +70,7 @@ def read_peft(folder: Path) -> dict[str, Lora]:
         if not found:
             raise BadInput(f"{key}: not a matrix of plain LoRA", where=folder / WEIGHTS, hint=PLAIN)
         if not np.isfinite(tensor).all():
-            raise BadInput(f"NaN or infinity in {key}", where=folder / WEIGHTS, hint="phicli finetune")
+            raise BadInput(f"{key}: values that are not finite", where=folder / WEIGHTS, hint="phicli finetune")
         pairs.setdefault(found["module"], {})[found["side"]] = tensor
     if not pairs:
         raise BadInput("no LoRA matrices in it", where=folder / WEIGHTS, hint=PLAIN)
