@@ -1,8 +1,11 @@
 """Whether a tokenizer gives only tokens that its model has an embedding for."""
 
+from contextlib import suppress
+
 from phicli.errors import BadInput
 from phicli.models import read_config
 from phicli.text import TextCodec, TextTemplate
+from phicli.text.layout import ChatLayout
 
 
 def check_vocabulary(codec: TextCodec, template: TextTemplate) -> None:
@@ -16,7 +19,9 @@ def check_vocabulary(codec: TextCodec, template: TextTemplate) -> None:
     known = read_config(codec.folder).get("vocab_size")
     if not isinstance(known, int):
         return
-    layout = template.template + (codec._chat_template_source() or "")
+    layout = template.template
+    with suppress(BadInput):  # no chat template, or one that chat will refuse
+        layout += ChatLayout(codec.folder).source
     tokens = {**codec.tokenizer.get_vocab(with_added_tokens=False),
               **{text: ident for text, (ident, _) in codec.special.items() if text in layout}}
     unknown = {ident: text for text, ident in tokens.items() if ident >= known}
