@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from phicli.artifacts.private import create_file, others_can_write, private_folder
-from phicli.artifacts.reading import read_bytes
+from phicli.artifacts.reading import open_regular, read_bytes
 from phicli.cache import user_cache
 from phicli.errors import BadInput, Missing
 
@@ -61,7 +61,7 @@ def _hash_chunks(chunks: list[tuple[Path, int]]) -> Iterable[bytes]:
 
 def _hash_chunk(path: Path, start: int) -> bytes:
     digest, left = hashlib.sha256(), CHUNK
-    with path.open("rb", buffering=0) as f:
+    with open_regular(path) as f:
         f.seek(start)
         while left and (block := f.read(min(BLOCK, left))):  # reading and hashing let other threads run
             digest.update(block)

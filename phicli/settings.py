@@ -1,6 +1,7 @@
 """Settings: what there is to set, and where each value comes from (flag, environment, phicli.toml, default)."""
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -9,10 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from phicli.artifacts.reading import read_text
 from phicli.errors import BadInput, UsageError
 from phicli.roots import check_root
 
 CONFIG_NAME = "phicli.toml"
+LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
+LARGEST = 2**31 - 1  # of whole numbers; libraries keep some of them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -232,20 +236,26 @@ def default_root(model: str) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = read_text(path, LONGEST_FILE)
+        for number, line in enumerate(text.splitlines(), 1):  # tomllib takes a minute for a key of 30,000 parts
+            key = line if line.lstrip().startswith("[") else line.partition("=")[0] if "=" in line else ""
+            if len(key) > LONGEST_KEY:
+                raise BadInput(f"a key of more than {LONGEST_KEY} characters", where=f"{path}:{number}")
+        document = tomllib.loads(text)
     except FileNotFoundError:
         raise BadInput("no such settings file", where=path) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
-        raise BadInput(f"not readable as TOML: {e}", where=path) from None
+    except (ValueError, RecursionError) as e:  # ValueError itself: a number of thousands of digits
+        raise BadInput(f"not readable as TOML: {str(e)[:200]}", where=path) from None
     flat: dict[str, Any] = {}
     for key, value in document.items():
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     for key, value in flat.items():
         if key not in SETTINGS:
-            near = difflib.get_close_matches(key, SETTINGS, 1, 0.5)
-            raise BadInput(f"unknown setting '{key}'", where=path,
+            near = difflib.get_close_matches(key[:80], SETTINGS, 1, 0.5)
+            raise BadInput(f"unknown setting '{key[:80]}'", where=path,
                            hint=f"did you mean '{near[0]}'?" if near else "see: phicli config")
-        flat[key] = float(value) if SETTINGS[key].kind is float and isinstance(value, int) else value
+        whole = SETTINGS[key].kind is float and isinstance(value, int) and abs(value) <= LARGEST
+        flat[key] = float(value) if whole else value
     return flat
 
 
@@ -260,13 +270,17 @@ def _from_text(setting: Setting, text: str) -> Any:
     try:
         return setting.kind(text)
     except ValueError:
-        raise BadInput(f"'{text}' is no {setting.kind.__name__}", where=setting.env) from None
+        raise BadInput(f"'{text[:80]}' is no {setting.kind.__name__}", where=setting.env) from None
 
 
 def _checked(setting: Setting, value: Any, error: type[UsageError] | type[BadInput], where: str) -> Any:
     right_type = isinstance(value, setting.kind) and (setting.kind is bool or not isinstance(value, bool))
     if not right_type:
-        raise error(f"needs {setting.kind.__name__}, not {value!r}", where=where)
+        raise error(f"needs {setting.kind.__name__}, not {_short(value)}", where=where)
+    if setting.kind is float and not math.isfinite(value):
+        raise error(f"must be a finite number, not {value}", where=where)
+    if setting.kind is int and abs(value) > LARGEST:
+        raise error(f"must be at most {LARGEST}", where=where)
     if setting.choices and value not in setting.choices:
         near = difflib.get_close_matches(value, setting.choices, 1)
         raise error(f"'{value}' is not one of {', '.join(setting.choices)}", where=where,
@@ -274,3 +288,8 @@ def _checked(setting: Setting, value: Any, error: type[UsageError] | type[BadInp
     if setting.minimum is not None and not value >= setting.minimum:
         raise error(f"must be at least {setting.minimum}, not {value}", where=where)
     return expand(value) if setting.path else value
+
+
+def _short(value: Any) -> str:
+    """A value as a message can show it: not all of a long one, and only what a deep one is."""
+    return repr(value)[:80] if isinstance(value, str | float | bool) else type(value).__name__

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import phicli
 from phicli.artifacts.publishing import leftovers, publishing, publishing_file, settle, write_text, writing
-from phicli.artifacts.reading import read_text
+from phicli.artifacts.reading import read_json
 from phicli.errors import BadInput
 from phicli.hashing import file_hashes
 
@@ -21,6 +22,8 @@ MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
 _AGAIN = "phicli run, or the step's own command, makes it again"
 TOOLS = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "torch", "transformers", "peft")
+
+_NO_JSON = {"Infinity": sys.float_info.max, "-Infinity": -sys.float_info.max}  # of figures; NaN is then null
 
 
 @dataclass
@@ -86,7 +89,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_sealed(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document with a checksum of itself, atomically."""
-    plain = json.loads(json.dumps(document))  # as it will be read
+    plain = json.loads(json.dumps(document), parse_constant=_NO_JSON.get)  # as it will be read
     write_text(path, json.dumps({**plain, "check": _seal(plain)}, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -97,17 +100,15 @@ def read_sealed(path: Path, hint: str) -> dict[str, Any] | None:
         BadInput: damaged.
     """
     try:
-        document = json.loads(read_text(path))
+        document = read_json(path)
         check = document.pop("check", None)
         if check is not None and check != _seal(document):
             raise ValueError("its checksum does not fit")
         return document
     except FileNotFoundError:
         return None
-    except BadInput as e:
-        raise BadInput(f"damaged: {e.message}", where=path, hint=hint) from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise BadInput(f"damaged: {e}", where=path, hint=hint) from None
+    except (BadInput, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise BadInput(f"damaged: {getattr(e, 'message', e)}", where=path, hint=hint) from None
 
 
 def _seal(document: dict[str, Any]) -> str:

@@ -18,16 +18,18 @@ from phicli.awq.rounding import ROUNDINGS
 from phicli.awq.search import output_error, search_clip, search_scale
 from phicli.awq.streaming import check_all
 from phicli.awq.streams import side_by_side
+from phicli.wording import worded
 
 
 def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:
     """A decoder layer's output for hidden states (rows, length, hidden)."""
-    out = layer(x, **keywords)
+    with worded("transformers cannot run a layer of this model"):
+        out = layer(x, **keywords)
     return out[0] if isinstance(out, tuple) else out
 
 
-class _AllSeen(Exception):
-    """Ends a layer's forward pass once the inputs of all its linears have been seen."""
+class _AllSeen(BaseException):
+    """Ends a layer's forward pass once the inputs of all its linears have been seen; no fault to be put into words."""
 
 
 class LayerWork:

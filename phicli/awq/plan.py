@@ -15,11 +15,11 @@ from torch import Tensor
 
 import phicli
 from phicli.artifacts.places import check_file_place
+from phicli.artifacts.tensors import check_safetensors
 from phicli.awq.grid import GridShape
 from phicli.awq.shards import save_tensors
 from phicli.awq.streaming import Weights
 from phicli.errors import BadInput
-from phicli.models import check_safetensors
 from phicli.stages import publishing_file
 
 KIND = "phicli-awq-plan-1"
@@ -139,9 +139,10 @@ def _metadata(file: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_safetensors(file)
         with safe_open(file, "pt") as opened:
             return opened.metadata() or {}
-    except (SafetensorError, OSError):
+    except (BadInput, SafetensorError, OSError):
         return {}
 
 

@@ -10,8 +10,9 @@ from phicli import stages
 from phicli.awq.warming import warm_up
 from phicli.devices import choose_device
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.fitting import check_groups
 from phicli.importing import imports
-from phicli.models import read_config, resolve_model, weight_files
+from phicli.models import read_config, read_headers, resolve_model, weight_files
 from phicli.needs import announce, of_quantize, size_of_folder
 from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
@@ -55,6 +56,9 @@ def quantize(
         done = stage.finished(force, progress)
         if done:
             return stage.target, done
+        left = check_groups(read_headers(folder), group_size, skip, algorithm in OLIVE_PASSES, folder)
+        if left:
+            progress.warn(left)
         device = choose_device(device)
         need = of_quantize(size_of_folder(folder), device, samples, seq_len, distill)
         announce("quantize", need, stage.target, progress)
@@ -154,6 +158,7 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
     from phicli.awq.olive_pass import tokens_data_config
     from phicli.passes import run_pass
     from phicli.text import TextCodec, TextTemplate
+    from phicli.wording import worded
 
     algorithm, calibration = settings["algorithm"], settings["calibration"]
     if algorithm == "awq" and device != "cuda":
@@ -171,7 +176,8 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
             data = {"name": "calibration", "load_dataset_config": {"params": {"data_name": tokens.tolist()}}}
             config = {"q_group_size": settings["group_size"], "data_config": data,
                       "modules_to_not_convert": settings["skip"]}
-            run_pass("AutoAWQQuantizer", config, folder, output, device=device)
+            with worded("AutoAWQ cannot quantize this model", folder):
+                run_pass("AutoAWQQuantizer", config, folder, output, device=device)
             return quality
         if algorithm in CALIBRATED:
             save_file({"tokens": tokens}, f"{scratch}/tokens.safetensors")
@@ -180,9 +186,11 @@ def _olive(folder: Path, output: Path, device: str, settings: dict, progress: Pr
         *before, last = OLIVE_PASSES[algorithm]
         with progress.task(f"quantize with Olive's {last}", total=len(before) + 1, unit="passes") as task:
             for i, name in enumerate(before):
-                run_pass(name, {"seed": settings["seed"]}, folder, Path(scratch) / str(i), device=device)
+                with worded(f"Olive's {name} cannot take this model", folder):
+                    run_pass(name, {"seed": settings["seed"]}, folder, Path(scratch) / str(i), device=device)
                 folder = Path(scratch) / str(i)
                 task.advance()
-            run_pass(last, {**grid, **common}, folder, output, device=device)
+            with worded(f"Olive's {last} cannot quantize this model", folder):
+                run_pass(last, {**grid, **common}, folder, output, device=device)
             task.advance()
     return quality

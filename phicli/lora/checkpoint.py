@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from phicli import stages
 from phicli.artifacts.places import check_folder_place
+from phicli.artifacts.reading import read_json
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -47,13 +49,14 @@ class Checkpoint:
         """Put the saved weights and moments in place and return the state; None where there is none of this run."""
         stages.settle(self.folder)
         try:
-            document = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+            document = read_json(self.folder / STATE)
             if document["key"] != self.key:
                 return None
+            check_safetensors(self.folder / TENSORS)
             with safe_open(self.folder / TENSORS, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             self._restore(tensors, model, optimizer, document["state"]["step"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except (BadInput, OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
         return document["state"]
 

@@ -26,6 +26,7 @@ from phicli.lora.training import Recipe, Trainer
 from phicli.progress import SILENT, Progress
 from phicli.settings import SETTINGS
 from phicli.text import TextCodec, TextTemplate
+from phicli.wording import worded
 
 _FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
                   "mask_prompt", "eval_split")
@@ -78,8 +79,9 @@ class Int4Base:
             torch.cuda.reset_peak_memory_stats()
         base = load_base(folder, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
         torch.manual_seed(recipe.seed)  # of the adapter's first values
-        adapted = self.init_adapters(  # type: ignore[attr-defined]
-            base, config, task=model.task, use_dora=self.use_dora)
+        with worded("peft cannot put the adapter into this model", folder):
+            adapted = self.init_adapters(  # type: ignore[attr-defined]
+                base, config, task=model.task, use_dora=self.use_dora)
         figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress).run()
         kept = adapted.peft_config["default"]
         kept.target_modules = sorted(kept.target_modules)  # peft's set has another order in each process

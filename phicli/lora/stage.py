@@ -19,6 +19,7 @@ from phicli.plans import Plan
 from phicli.progress import SILENT, Progress
 from phicli.roots import remember_model
 from phicli.text import TextCodec, TextTemplate
+from phicli.vocabulary import check_vocabulary
 
 LIBRARIES = ("torch", "phicli.lora.passes", "transformers.modeling_layers")  # that the work begins with
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -112,8 +113,10 @@ class _Work:
             raise BadInput("LoftQ needs a base that is a plain rounding of the original (AWQ scales it first)",
                            where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
         self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
+        codec = TextCodec(self.folder)
+        check_vocabulary(codec, template)
         names = ("seq_len", "mask_prompt", "eval_split", "seed")
-        self.rows = prepare_rows(rows, template, TextCodec(self.folder), **{n: self.settings[n] for n in names})
+        self.rows = prepare_rows(rows, template, codec, **{n: self.settings[n] for n in names})
         if self.rows.cut:
             more = f", {self.rows.dropped} of them left out: nothing to learn in the rest" if self.rows.dropped else ""
             self.progress.warn(f"{self.rows.cut} of {len(rows)} rows cut to {self.settings['seq_len']} tokens{more}")

@@ -17,8 +17,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.models import check_safetensors, read_config, weight_files
+from phicli.models import read_config, weight_files
 from phicli.onnx.external_data import ExternalData
 from phicli.onnx.matching import ALIASES, FUSED
 from phicli.onnx.repacking import LAYOUTS
@@ -133,7 +134,10 @@ class StreamedCheckpoint:
         if name not in self.files:
             raise BadInput(f"{name} is missing", where=self.folder)
         with safe_open(self.files[name], "pt") as file:
-            return file.get_tensor(name)
+            tensor = file.get_tensor(name)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BadInput(f"NaN or infinity in {name}", where=self.folder, hint="phicli quantize --force")
+        return tensor
 
 
 def float_projections(folder: Path) -> list[str]:

@@ -25,6 +25,8 @@ from phicli.onnx.layouts import LAYOUTS
 from phicli.onnx.loading import float_projections, streamed_loading
 from phicli.onnx.slots import add_slots
 from phicli.progress import SILENT, Progress, Task
+from phicli.skeleton import check_tensors
+from phicli.wording import worded
 
 BUILDER_PREFIX = "int4_"  # Olive's older names of what the builder now calls accuracy_level, block_size, …
 
@@ -58,9 +60,12 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         saved.mkdir(parents=True, exist_ok=True)
         with (TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch),
               streamed_saving(saved) as data, streamed_loading(data)):
-            settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
-            layers = read_config(folder).get("num_hidden_layers")
-            with self.progress.task("build", layers, "layers") as task, _watching(task):
+            about = read_config(folder)
+            if "quantization_config" not in about:
+                check_tensors(folder)
+            with (worded("genai's builder cannot build this model", folder),
+                  self.progress.task("build", about.get("num_hidden_layers"), "layers") as task, _watching(task)):
+                settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
                 built = super()._run_for_config(model, settings, output_model_path)
         if layout in LAYOUTS:
             with self.progress.task("adapter slots", unit="slots") as task:

@@ -7,7 +7,6 @@ from typing import Any
 
 from phicli import stages
 from phicli.artifacts.generations import link_unchanged
-from phicli.errors import BadInput
 from phicli.importing import imports
 from phicli.needs import announce, of_optimize, size_of_folder
 from phicli.onnx import resident
@@ -107,10 +106,7 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     if settings["activations"] in ACCURACY_LEVELS:
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]]
-    try:
-        run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
-    except NotImplementedError as e:
-        raise BadInput(f"genai's builder cannot build it: {e}", where=model) from e
+    run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
 
 
 def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progress: Progress) -> stages.Manifest:

@@ -49,7 +49,7 @@ def test_what_is_restored(tmp_path, line, code, response):
 
 @pytest.mark.parametrize(("line", "code"), [
     (b"{broken\n", "bad_json"), (b"[]\n", "not_object"), (b'{"prompt": "a"}\n', "missing_field"),
-    (row("a", None), "not_text"), (row("a", True), "not_text"), (row("a", float("nan")), "not_text"),
+    (row("a", None), "not_text"), (row("a", True), "not_text"), (row("a", float("nan")), "bad_json"),
     (row("a", "half \ud83d"), "lone_surrogate"), (row("a", " "), "empty_field"), (row("a", "nan"), "nan_text"),
     (row("a", "caf\ufffd"), "replacement_character"), (GOOD, "duplicate_row"),
     (row("Sound? ", "Yes &eacute;."), "duplicate_row"),  # only once it is restored

@@ -10,7 +10,8 @@ import pytest
 from fuzzing import EXPECTED, changed, fuzzed, mutated, to_json, values
 from hypothesis import strategies as st
 
-from phicli.models import check_model, check_safetensors
+from phicli.artifacts.tensors import check_safetensors
+from phicli.models import check_model
 from phicli.needs import size_of_config, size_of_folder
 from phicli.onnx.adapters import check_adapter
 from phicli.onnx.peft_folder import read_peft
