@@ -164,23 +164,14 @@ DECODE = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-import onnxruntime
-onnxruntime.preload_dlls()
 import onnxruntime_genai as og
 folder, adapter, prompt, new = Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 kernels = sys.argv[5] if len(sys.argv) > 5 else "auto"
-providers = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
-device = "cuda" if "cuda" in str(providers.get("provider_options")).lower() else "cpu"
-config = og.Config(str(folder))
 graph = "base.onnx" if not adapter and (folder / "base.onnx").is_file() else "model.onnx"
-config.overlay(json.dumps({"model": {"decoder": {"filename": graph}}}))
-if device == "cpu":
-    from phicli.hardware.devices import usable_cores
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": usable_cores()}}}}))
-from phicli.inference.ops import ops_of
+from phicli.export.genai_config import read_config
+from phicli.inference.genai_model import open_graph
 begun = time.perf_counter()
-with ops_of(folder / graph, config, device, kernels):
-    model = og.Model(config)
+model, _ = open_graph(read_config(folder), folder / graph, kernels=kernels)
 load = time.perf_counter() - begun
 adapters = og.Adapters(model)
 if adapter:

@@ -80,13 +80,18 @@ def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Prog
 
 def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:
     """The settings object that a call means. Raises UsageError: a setting that there is not, or both ways at once."""
+    from phicli.hub.roots import check_default_root
+
     if isinstance(given, StepConfig):
         if not isinstance(given, kind) or settings:
             raise UsageError(f"takes a {kind.__name__} alone, or settings as keywords")
+        check_default_root(given)
         return given
     if given is not None:
         settings = {first: given, **settings}
     unknown = sorted(settings.keys() - settings_of(kind).keys())
     if unknown:
         raise UsageError(f"no setting {unknown[0]!r}; there are: {', '.join(settings_of(kind))}")
-    return kind(**settings)
+    config = kind(**settings)
+    check_default_root(config)
+    return config

@@ -1,6 +1,7 @@
 """Reading files of strangers: regular files only, of bounded size, JSON that means one thing only."""
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -24,10 +25,18 @@ def open_regular(path: Path) -> BinaryIO:
         raise
     except (OSError, ValueError) as e:
         raise BadInput(f"cannot be read: {getattr(e, 'strerror', None) or e}", where=path) from None
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
         os.close(number)
-        raise BadInput("not a regular file", where=path)
+        raise BadInput("is a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file", where=path)
     return os.fdopen(number, "rb")
+
+
+def check_regular(folder: Path) -> None:
+    """Raise BadInput if anything in a folder is neither a file nor a folder: a library that opens it may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadInput("not a regular file", where=path)
 
 
 def read_bytes(path: Path, limit: int = SMALL) -> bytes:
@@ -56,7 +65,7 @@ def read_json(path: Path, limit: int = SMALL) -> Any:
 
 
 def parse_json(text: str | bytes, where: str | Path) -> Any:
-    """A JSON document that every parser reads alike: no key twice, no NaN or Infinity, no number of 4,300 digits.
+    """A JSON document that every parser reads alike: no key twice, no NaN, no number beyond 4,300 digits or 1e308.
 
     Time and memory grow linearly with the text.
 
@@ -64,7 +73,7 @@ def parse_json(text: str | bytes, where: str | Path) -> Any:
         BadInput: not such a document, or nested more deeply than Python can follow.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=refuse_constant, parse_float=finite)
     except (ValueError, RecursionError) as e:
         raise BadInput(f"not readable as JSON: {e}", where=where) from None
 
@@ -72,11 +81,24 @@ def parse_json(text: str | bytes, where: str | Path) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {doubled[:80]!r} is there twice")
+        raise ValueError(f"the key {doubled(pairs)[:80]!r} is there twice")
     return found
 
 
-def _refuse(constant: str) -> Any:
+def doubled(pairs: list[tuple[str, Any]]) -> str:
+    """The first key of an object that was there before; there must be one."""
+    seen: set[str] = set()
+    return next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+
+
+def refuse_constant(constant: str) -> Any:
+    """For json's `parse_constant`: raises ValueError for NaN and Infinity, which Python alone takes for JSON."""
     raise ValueError(f"{constant} is no JSON")
+
+
+def finite(digits: str) -> float:
+    """For json's `parse_float`: the number. Raises ValueError where it is too large for a float."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number

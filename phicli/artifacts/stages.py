@@ -3,25 +3,27 @@
 import contextlib
 import hashlib
 import json
-import os
-import re
-import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.hashing import file_hashes
-from phicli.artifacts.locks import alive
-from phicli.errors import BadInput, Missing, PhicliError
+from phicli.artifacts.publishing import leftovers, publishing, publishing_file, settle, write_text, writing
+from phicli.artifacts.reading import read_json
+from phicli.errors import BadInput
 from phicli.version import __version__
 
+__all__ = ["leftovers", "publishing", "publishing_file", "settle", "write_text", "writing"]  # of `publishing`
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
 _AGAIN = "phicli run, or the step's own command, makes it again"
 TOOLS = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "torch", "transformers", "peft")
+
+_NO_JSON = {"Infinity": sys.float_info.max, "-Infinity": -sys.float_info.max}  # of figures; NaN is then null
 
 
 @dataclass
@@ -87,7 +89,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_sealed(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document with a checksum of itself, atomically."""
-    plain = json.loads(json.dumps(document))  # as it will be read
+    plain = json.loads(json.dumps(document), parse_constant=_NO_JSON.get)  # as it will be read
     write_text(path, json.dumps({**plain, "check": _seal(plain)}, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -98,15 +100,15 @@ def read_sealed(path: Path, hint: str) -> dict[str, Any] | None:
         BadInput: damaged.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         check = document.pop("check", None)
         if check is not None and check != _seal(document):
             raise ValueError("its checksum does not fit")
         return document
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise BadInput(f"damaged: {e}", where=path, hint=hint) from None
+    except (BadInput, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise BadInput(f"damaged: {getattr(e, 'message', e)}", where=path, hint=hint) from None
 
 
 def _seal(document: dict[str, Any]) -> str:
@@ -167,94 +169,3 @@ def fingerprint(path: Path) -> str:
     except OSError as e:
         raise BadInput(f"cannot be read: {e.strerror}", where=path) from None
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-@contextlib.contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends well and is removed if not.
-
-    What was at `folder` stays until then, whatever happens; `settle` cleans up after a kill.
-
-    Raises:
-        Missing: no space or no permission.
-    """
-    folder = Path(folder).absolute()
-    fresh, old = folder.with_name(f".{folder.name}.new-{os.getpid()}"), folder.with_name(f".{folder.name}.old")
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        settle(folder)
-        fresh.mkdir()
-    try:
-        with writing(folder):
-            yield fresh
-            if folder.exists():
-                folder.rename(old)
-            fresh.rename(folder)
-    finally:
-        if old.is_dir() and not folder.exists():  # interrupted between the two renames
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def settle(folder: Path, alone: bool = False) -> None:
-    """Undo what a killed `publishing` of this folder left: half-written folders go, a displaced result returns.
-
-    alone: nobody else can be publishing it now, so that all that lies there is left over.
-    """
-    old = folder.with_name(f".{folder.name}.old")
-    if old.is_dir():
-        shutil.rmtree(old) if folder.exists() else old.rename(folder)
-    for left in _fresh(folder):
-        if alone or not alive(int(left.name.rpartition("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """What lies beside a finished stage folder that only an unfinished one needs, and the lock of a dead process."""
-    folder = Path(folder).absolute()
-    known = [folder.with_name(f".{folder.name}.{kind}") for kind in ("old", "lock")]
-    return [path for path in known if path.exists()] + _fresh(folder)
-
-
-def _fresh(folder: Path) -> list[Path]:
-    start = f".{folder.name}.new-"
-    return [p for p in folder.parent.glob(".*") if p.name.startswith(start) and p.name[len(start):].isdecimal()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or all of the new."""
-    with writing(path):
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into a Missing error that names the place."""
-    try:
-        yield
-    except PhicliError:
-        raise
-    except Exception as e:
-        refused = re.search(r"os error (\d+)", str(e))  # of safetensors, which is written in Rust
-        number = e.errno if isinstance(e, OSError) else int(refused[1]) if refused else None
-        if number in _REFUSALS:
-            raise Missing(f"cannot be written: {os.strerror(number)}", where=where, hint=_REFUSALS[number]) from e
-        raise
-
-
-_REFUSALS = {
-    28: "free some space, or choose another folder with --root or --output",  # ENOSPC
-    27: "the file system or a limit allows no file of that size",  # EFBIG
-    122: "free some space, or choose another folder with --root or --output",  # EDQUOT
-    13: "choose another folder with --root or --output",  # EACCES
-    1: "choose another folder with --root or --output",  # EPERM
-    30: "choose another folder with --root or --output",  # EROFS
-    20: "a file stands where a folder is needed",  # ENOTDIR
-    17: "a file stands where a folder is needed",  # EEXIST
-}

@@ -9,5 +9,8 @@ Inside this package `import azure.…` is absolute and means Microsoft's SDK; it
     content    a folder's files and their digest     parallel  work in threads that Ctrl-C can leave
     staging    files up, block by block              register  one model version: upload_model
     fetching   files down, range by range            download  a reference to a folder: download_model
+    part       what came of them so far              record    what a downloaded folder is
+    transport  https only, every answer bounded      paging    lists with an end
+    names      a service's names before they become paths
     describe   manifests as tags and properties
 """

@@ -1,10 +1,16 @@
 """What is in a local folder: its files, their hashes, and one digest of it all."""
 
+import contextlib
 import hashlib
-from dataclasses import dataclass
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
+from phicli.artifacts.reading import open_regular
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 
@@ -13,19 +19,36 @@ _READ = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file, its name inside the folder ("adapters/travel.onnx_adapter"), its size in bytes and its hash."""
+    """A file, its name inside the folder ("adapters/travel.onnx_adapter"), its size in bytes and its hash.
+
+    stamp: which file it is, and when it was changed.
+    """
 
     path: Path
     name: str
     size: int
-    modified_ns: int
+    stamp: tuple[int, ...]
     sha256: str = ""
 
-    def check_unchanged(self) -> None:
-        """Raises BadInput if the file is no longer the one that was hashed."""
-        now = self.path.stat()
-        if (now.st_size, now.st_mtime_ns) != (self.size, self.modified_ns):
+    @contextlib.contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open it for reading. Raises BadInput if it cannot be read or is not, to the end, the file that was listed."""
+        try:
+            with open_regular(self.path) as file:
+                self._check(file)
+                yield file
+                self._check(file)
+        except OSError as e:
+            raise BadInput(f"cannot be read: {e.strerror}", where=self.path) from None
+
+    def _check(self, file: BinaryIO) -> None:
+        now = os.fstat(file.fileno())
+        if (now.st_size, _stamp(now)) != (self.size, self.stamp):
             raise BadInput("changed while it was being uploaded", where=self.path)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -48,25 +71,39 @@ class Content:
 def list_content(folder: Path) -> Content:
     """The files under a folder, not hashed yet. Ignore files have no say: nothing that is a model's is left out.
 
+    Links inside the folder count as the files they lead to.
+
     Raises:
-        BadInput: no such folder, or nothing in it.
+        BadInput: no such folder, or nothing in it; a link that leads out of it, to a folder or nowhere; a FIFO, a
+            socket or a device.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput("no such folder", where=folder, hint="phicli optimize makes it; or name another with --path")
-    files, hidden = [], set()
+    files, hidden, inside = [], set(), folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if any(part.startswith(".") for part in name.parts):
             hidden.add(name.parts[0] if name.parts[0].startswith(".") else name.as_posix())
-        elif path.is_file():
-            stat = path.stat()
-            files.append(LocalFile(path, name.as_posix(), stat.st_size, stat.st_mtime_ns))
-        elif path.is_symlink():
-            raise BadInput("a link to nothing", where=path)
+        elif path.is_symlink() or not path.is_dir():
+            files.append(_listed(path, name.as_posix(), inside))
     if not files:
         raise BadInput("no files in it", where=folder)
     return Content(tuple(files), tuple(sorted(hidden)))
+
+
+def _listed(path: Path, name: str, inside: Path) -> LocalFile:
+    try:
+        target = path.resolve(strict=True)
+        found = target.stat()
+    except (OSError, RuntimeError):  # the latter: links in a circle
+        raise BadInput("a link to nothing" if path.is_symlink() else "cannot be read", where=path) from None
+    if not target.is_relative_to(inside):
+        raise BadInput(f"a link that leads out of the folder, to {target}", where=path,
+                       hint="put a copy in its place, if it is part of the model")
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput("a link to a folder" if target.is_dir() else "not a regular file", where=path)
+    return LocalFile(target, name, found.st_size, _stamp(found))
 
 
 def hash_content(content: Content, progress: Progress = SILENT) -> Content:
@@ -78,19 +115,10 @@ def hash_content(content: Content, progress: Progress = SILENT) -> Content:
     files = []
     with progress.task("reading", content.bytes, "B") as bar:
         for file in content.files:
-            digest = hash_file(file.path, bar.advance)
-            files.append(LocalFile(file.path, file.name, file.size, file.modified_ns, digest))
+            digest = hashlib.sha256()
+            with file.open() as f:
+                while block := f.read(_READ):
+                    digest.update(block)
+                    bar.advance(len(block))
+            files.append(replace(file, sha256=digest.hexdigest()))
     return Content(tuple(files), content.left_out)
-
-
-def hash_file(path: Path, advance=lambda count: None) -> str:
-    """sha256 of a file, 64 hexadecimal digits. Raises BadInput if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as f:
-            while block := f.read(_READ):
-                digest.update(block)
-                advance(len(block))
-    except OSError as e:
-        raise BadInput(f"cannot be read: {e.strerror}", where=path) from None
-    return digest.hexdigest()

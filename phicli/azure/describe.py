@@ -1,11 +1,11 @@
 """What the stages' manifests say about a model, as the tags and properties of its version."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import MANIFEST, check_whole, fingerprint, read_manifest
 from phicli.errors import BadInput
 
@@ -57,18 +57,18 @@ def _adapters(folder: Path) -> dict[str, str]:
 
 def _read_evaluation(path: Path) -> Any:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if not all("stage" in stage for stage in document.get("stages", [])):
             raise ValueError("a stage without a name")
         return document
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as e:
-        raise BadInput(f"damaged: {e}", where=path, hint="phicli evaluate") from None
+    except (BadInput, ValueError, AttributeError, TypeError) as e:
+        raise BadInput(f"damaged: {getattr(e, 'message', e)}", where=path, hint="phicli evaluate") from None
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Leaves of nested settings as ("phicli.settings.bits", "4"); long lists and local folders are left out."""
+    """Leaves of nested settings as ("phicli.config.layers.bits", "4"); long lists and local folders are left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(f"{name}.{_word(key)}", inner)

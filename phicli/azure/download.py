@@ -1,21 +1,25 @@
 """A reference to a folder: the model's files in the cache, or in a folder of the user's choice, whole or not at all."""
 
-import json
-import shutil
-from dataclasses import asdict, dataclass
+import contextlib
+import os
+import re
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from phicli.artifacts.stages import write_text, writing
+from phicli.artifacts.locks import held
+from phicli.artifacts.stages import writing
 from phicli.azure import faults
-from phicli.azure.fetching import Journal, damaged_files, fetch_files, list_files
-from phicli.azure.reference import Reference, parse_reference
+from phicli.azure.fetching import damaged_files, fetch_files, list_files, range_length
+from phicli.azure.part import Part
+from phicli.azure.record import ANOTHER, Identity, files_of, identity_of, record_path, write_record
+from phicli.azure.reference import Reference, check_name, parse_reference
 from phicli.azure.registry import Registry
 from phicli.azure.storage import Container
-from phicli.azure.target import Ask, Line, Target, cache_folder, find_target, line_from_settings, nobody
+from phicli.azure.target import Ask, Line, Target, cache_folder, check_cache, find_target, line_from_settings, nobody
 from phicli.azure.workspace import Workspace
 from phicli.config.layers import Settings
-from phicli.errors import BadInput, RemoteError
+from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
 
 
@@ -42,14 +46,19 @@ def fetch_reference(text: str, progress: Progress = SILENT) -> Path:
 
 
 def cached_reference(text: str) -> Path | None:
-    """The folder of a referenced model if it has been fetched before; asks nobody."""
+    """The folder of a referenced model if it has been fetched before, whole; asks nobody."""
     settings = Settings()
     reference = parse_reference(text)
     if reference.version is None:
         return None
     target = None if reference.registry else target_of(reference, settings)
-    have = _there(_place(cache_folder(settings), reference, target, reference.version), reference, reference.version)
-    return Path(have.path) if have else None
+    cache = cache_folder(settings)
+    with contextlib.suppress(BadInput, Missing):  # which fetching says, with words
+        check_cache(cache)
+        have = _there(_place(cache, reference, target, reference.version),
+                      identity_of(reference, target, reference.version))
+        return Path(have.path) if have else None
+    return None
 
 
 def target_of(reference: Reference, settings: Settings, given: dict[str, str | None] | None = None,
@@ -69,50 +78,58 @@ def download_model(
         target: the workspace; None if the reference names a registry. output: a folder instead of one in the cache.
 
     Raises:
-        BadInput: `output` holds something else. Missing, RemoteError: as `faults.explained` says.
+        BadInput: `output` holds something else, or names in the storage cannot become paths.
+        Missing, RemoteError: as `faults.explained` says.
     """
     line = line or Line()
+    if output:
+        if output.is_symlink() and not output.exists():
+            raise BadInput("a link to nothing", where=output, hint=ANOTHER)
+        output = Path(os.path.realpath(output))  # a link to a folder stays one
+    else:
+        check_cache(cache)
     version = reference.version
     if version is not None:
-        have = _there(output or _place(cache, reference, target, version), reference, version)
+        have = _there(output or _place(cache, reference, target, version), identity_of(reference, target, version),
+                      mine=bool(output))
         if have:
             return have
     with faults.explained("download"):
         version, container, prefix = _locate(reference, target, line)
-        folder = output or _place(cache, reference, target, version)
-        have = _there(folder, reference, version)
-        if have:
-            return have
-        if output and folder.exists() and any(folder.iterdir()):
-            raise BadInput("is there and holds something else", where=folder, hint="another --output, or none")
-        return _fetch(container, prefix, folder, reference, version, progress)
+        if check_name(version, "version") != (reference.version or version):
+            raise RemoteError(f"version {version} was given for {reference.version}", where=reference.name)
+        folder, model = output or _place(cache, reference, target, version), identity_of(reference, target, version)
+        with held(folder, progress):
+            have = _there(folder, model, mine=bool(output))  # the latest, or fetched by another while we waited
+            return have or _fetch(container, prefix, folder, model, progress)
 
 
 def _place(cache: Path, reference: Reference, target: Target | None, version: str) -> Path:
+    """A model's place in the cache; every part of it has been checked as a name."""
     if reference.registry:
         return cache / "registries" / reference.registry / reference.name / version
     assert target is not None
     apart = sha256(target.reference.lower().encode()).hexdigest()[:8]  # the same name in another group is another one
-    return cache / "workspaces" / f"{target.workspace_name}-{apart}" / reference.name / version
+    workspace = check_name(target.workspace_name, "workspace")
+    return cache / "workspaces" / f"{workspace}-{apart}" / reference.name / version
 
 
-def _record(folder: Path) -> Path:
-    """The file beside a downloaded folder that says what it is; it is not inside, so that the model stays as it was."""
-    return folder.with_name(f".{folder.name}.download.json")
+def _there(folder: Path, model: Identity, mine: bool = False) -> Downloaded | None:
+    """The model in a folder, if it is whole.
 
-
-def _there(folder: Path, reference: Reference, version: str) -> Downloaded | None:
+    mine: the folder is of the user's choice, so that nothing in it is replaced: something else is BadInput.
+    """
     try:
-        record = json.loads(_record(folder).read_text(encoding="utf-8"))
-        if (record["name"], record["version"], record["registry"]) != (reference.name, version, reference.registry):
+        files = files_of(folder, model)
+    except (BadInput, OSError) as e:
+        if not mine:
             return None
-        whole = all((folder / name).stat().st_size == size for name, size in record["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if isinstance(e, BadInput):
+            raise
+        raise BadInput(f"cannot be read: {e.strerror}", where=folder) from None
+    if files is None:
         return None
-    if not whole:
-        return None
-    files = record["files"]
-    return Downloaded("already there", reference.name, version, str(folder), sum(files.values()), 0, files)
+    return Downloaded("already there", model.name, model.version, str(folder), sum(files.values()), 0, files)
 
 
 def _locate(reference: Reference, target: Target | None, line: Line) -> tuple[str, Container, str]:
@@ -126,41 +143,29 @@ def _locate(reference: Reference, target: Target | None, line: Line) -> tuple[st
     label = None if reference.version else "latest"
     with faults.explained(f"model '{reference.name}' in workspace '{target.workspace_name}'"):
         model = workspace.client.models.get(reference.name, reference.version, label)
-    store, marker, prefix = model.path.partition("/datastores/")[2].partition("/paths/")
-    if not marker:
+    place = re.fullmatch(r".*/datastores/([\w-]+)/paths/(.*)", model.path or "")
+    if not place:
         raise BadInput("its files are in no datastore", where=model.path)
-    return str(model.version), workspace.container(store), prefix
+    return str(model.version), workspace.container(place[1]), place[2]
 
 
-def _fetch(container: Container, prefix: str, folder: Path, reference: Reference, version: str,
-           progress: Progress) -> Downloaded:
-    from filelock import FileLock
-
-    part = folder.with_name(f".{folder.name}.part")
+def _fetch(container: Container, prefix: str, folder: Path, model: Identity, progress: Progress) -> Downloaded:
+    files = list_files(container, prefix)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        have = _there(folder, reference, version)  # fetched by another process while we waited
-        if have:
-            return have
-        files = list_files(container, prefix)
-        with writing(part):
-            part.mkdir(exist_ok=True)
-        journal = Journal(part.with_name(part.name + ".journal"))
-        fetched = fetch_files(container, files, part, journal, progress)
-        wrong = damaged_files(files, part, progress)
-        for file in wrong:
-            journal.drop(file)
-        if wrong:
-            fetched += fetch_files(container, wrong, part, journal, progress)
-            if damaged_files(wrong, part, progress):
-                raise RemoteError("not the content that was uploaded (checksum)", where=wrong[0].name,
-                                  hint="the storage's copy is damaged: upload it again")
-        sizes = {f.name: f.size for f in files}
-        with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
-            journal.path.unlink(missing_ok=True)
-        record = {**asdict(reference), "version": version, "files": sizes}
-        write_text(_record(folder), json.dumps(record, indent=2) + "\n")
-    return Downloaded("downloaded", reference.name, version, str(folder), sum(sizes.values()), fetched, sizes)
+    part, step = Part(folder), range_length(files)
+    part.prepare(files, step)
+    fetched = fetch_files(container, files, part, step, progress)
+    wrong = damaged_files(files, part, step, progress)
+    for file in wrong:
+        part.drop(file)
+    if wrong:
+        fetched += fetch_files(container, wrong, part, step, progress)
+        if damaged_files(wrong, part, step, progress):
+            raise RemoteError("not the content that was uploaded (checksum)", where=wrong[0].name,
+                              hint="the storage's copy is damaged: upload it again")
+    record = record_path(folder)
+    write_record(part.path / record.name, model, part.files, [f.name for f in files])
+    part.publish(folder, record)
+    sizes = {f.name: f.size for f in files}
+    return Downloaded("downloaded", model.name, model.version, str(folder), sum(sizes.values()), fetched, sizes)

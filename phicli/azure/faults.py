@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from phicli.errors import BadInput, Missing, PhicliError, RemoteError
 
 _SECRETS = re.compile(r"""(\bsig=|Bearer |AccountKey=|accessToken"?\s*[:=]\s*"?|client_secret=)[^\s&"';)]+""", re.I)
 LONGEST = 240
+SDK = ("azure", "requests", "urllib3", "marshmallow")
 RESUMES = "the same command again; what was sent stays sent"
 
 
@@ -33,9 +35,17 @@ def explained(what: str) -> Iterator[None]:
     except PhicliError:
         raise
     except Exception as e:
-        if type(e).__module__.split(".")[0] not in ("azure", "requests", "urllib3", "marshmallow"):
-            raise
-        raise explain(e, what) from None
+        if type(e).__module__.split(".")[0] in SDK:
+            raise explain(e, what) from None
+        if _origin(e) in SDK:
+            raise RemoteError(f"{what}: an answer that is not understood ({type(e).__name__})") from None
+        raise
+
+
+def _origin(error: Exception) -> str:
+    """The package in whose code an exception was raised."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).split(".")[0]
 
 
 def explain(error: Exception, what: str) -> PhicliError:

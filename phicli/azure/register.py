@@ -7,6 +7,7 @@ from typing import Any
 from phicli.azure import faults
 from phicli.azure.content import Content, hash_content, list_content
 from phicli.azure.describe import describe
+from phicli.azure.paging import listed
 from phicli.azure.reference import check_name
 from phicli.azure.staging import plan_upload, upload_content
 from phicli.azure.target import Line, Target
@@ -118,7 +119,7 @@ def _versions(workspace: Workspace, name: str) -> dict[str, str]:
 
     with faults.explained(f"versions of '{name}'"):
         try:
-            there = list(workspace.client.models.list(name, list_view_type=ListViewType.ALL))
+            there = listed(workspace.client.models.list(name, list_view_type=ListViewType.ALL))
         except ResourceNotFoundError:
             return {}
     return {str(m.version): (m.properties or {}).get(DIGEST, "") for m in there}

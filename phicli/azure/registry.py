@@ -6,11 +6,14 @@ API version are those that azure-ai-ml 1.35 uses; `azure.core` sends them.
 
 from typing import Any
 
+from phicli.artifacts.reading import parse_json
 from phicli.azure import faults
 from phicli.azure.login import SCOPE, sign_in
-from phicli.azure.reference import Reference
+from phicli.azure.reference import Reference, check_name
 from phicli.azure.storage import Access, Container
 from phicli.azure.target import Line
+from phicli.azure.transport import make_transport, patient
+from phicli.errors import BadInput, RemoteError
 
 DISCOVERY = "https://eastus.api.azureml.ms/registrymanagement/v1.0/registries"
 SERVICE = "mferp/managementfrontend"
@@ -26,18 +29,16 @@ class Registry:
 
     def __init__(self, name: str, line: Line):
         from azure.core import PipelineClient
-        from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
+        from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 
         faults.quiet_logs()
         self.name, self.line = name, line
         with faults.explained(f"registry '{name}'"):
-            self._pipeline: Any = PipelineClient("", policies=[
-                RetryPolicy(retry_total=line.retries, timeout=line.timeout * (line.retries + 1)),
-                BearerTokenCredentialPolicy(sign_in(), SCOPE),
-            ])
+            self._pipeline: Any = PipelineClient("", transport=make_transport(line), policies=[
+                patient(line), BearerTokenCredentialPolicy(sign_in(), SCOPE)])
             found = self._ask("GET", f"{DISCOVERY}/{name}/discovery", {"api-version": "v1.0"})
-        self._base = (f"{found['primaryRegionResourceProviderUri'].rstrip('/')}/{SERVICE}/subscriptions"
-                      f"/{found['subscriptionId']}/resourceGroups/{found['resourceGroup']}"
+        self._base = (f"{_text(found, 'primaryRegionResourceProviderUri').rstrip('/')}/{SERVICE}/subscriptions"
+                      f"/{_text(found, 'subscriptionId')}/resourceGroups/{_text(found, 'resourceGroup')}"
                       f"/providers/Microsoft.MachineLearningServices/registries/{name}")
 
     def find(self, wanted: Reference) -> tuple[str, str]:
@@ -45,9 +46,10 @@ class Registry:
         with faults.explained(f"model '{wanted.name}' in registry '{self.name}'"):
             version = wanted.version
             if version is None:
-                version = self._ask("GET", f"{self._base}/models/{wanted.name}")["properties"]["latestVersion"]
+                newest = self._ask("GET", f"{self._base}/models/{wanted.name}")
+                version = check_name(_text(newest, "properties", "latestVersion"), "version")
             model = self._ask("GET", f"{self._base}/models/{wanted.name}/versions/{version}")
-        return version, model["properties"]["modelUri"]
+        return version, _text(model, "properties", "modelUri")
 
     def container(self, name: str, version: str, address: str) -> Container:
         """The container that holds a version's files."""
@@ -56,8 +58,9 @@ class Registry:
             body = {"assetId": f"azureml://registries/{self.name}/models/{name}/versions/{version}", "blobUri": address}
             with faults.explained(f"storage of registry '{self.name}'"):
                 answer = self._ask("POST", f"{self._base}/datarefs/{name}/versions/{version}", json=body)
-            blob = answer["blobReferenceForConsumption"]
-            url, _, signature = (blob["credential"].get("sasUri") or blob["blobUri"]).partition("?")
+            blob = ("blobReferenceForConsumption",)
+            signed = _text(answer, *blob, "credential", "sasUri", default="") or _text(answer, *blob, "blobUri")
+            url, _, signature = signed.partition("?")
             return Access("/".join(url.split("/")[:4]), signature or None)
 
         return Container(request_access, self.line)
@@ -68,9 +71,20 @@ class Registry:
 
         request = HttpRequest(method, url, params=params or {"api-version": API}, json=json,
                               headers={"Accept": "application/json"})
-        response = self._pipeline.send_request(request, connection_timeout=self.line.timeout,
-                                               read_timeout=self.line.timeout)
+        response = self._pipeline.send_request(request)
         map_error(response.status_code, response, {401: ClientAuthenticationError})
         if response.status_code >= 400:
             raise HttpResponseError(response=response)
-        return response.json()
+        try:
+            return parse_json(response.content, f"registry '{self.name}'")
+        except BadInput as e:
+            raise RemoteError(e.message, where=e.where) from None
+
+
+def _text(answer: Any, *keys: str, default: str | None = None) -> str:
+    """A text in an answer. Raises RemoteError where there is none and no default."""
+    for key in keys:
+        answer = answer.get(key, default) if isinstance(answer, dict) else default
+    if not isinstance(answer, str):
+        raise RemoteError(f"an answer without {'.'.join(keys)}")
+    return answer

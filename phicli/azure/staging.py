@@ -14,7 +14,6 @@ from typing import Any
 from phicli.azure.content import Content, LocalFile
 from phicli.azure.parallel import completed
 from phicli.azure.storage import Container
-from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 
 SMALLEST_BLOCK, LARGEST_BLOCK, MOST_BLOCKS = 256 << 10, 8 << 20, 50_000  # the last is the service's limit per file
@@ -131,11 +130,6 @@ def _tasks(container: Container, content: Content, prefix: str, plan: Plan) -> I
 
 def _read(file: LocalFile, offset: int, length: int) -> bytes:
     """A block of the file that was hashed: one whose name promises bytes that it does not hold would stay for ever."""
-    try:
-        with file.path.open("rb") as f:
-            f.seek(offset)
-            data = f.read(length)
-        file.check_unchanged()
-    except OSError as e:
-        raise BadInput(f"cannot be read: {e.strerror}", where=file.path) from None
-    return data
+    with file.open() as f:
+        f.seek(offset)
+        return f.read(length)

@@ -1,18 +1,21 @@
 """A blob container reached through a short-lived signature (SAS) that is renewed in time, or when it is refused."""
 
 import datetime
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from phicli.azure.target import Line
-from phicli.errors import BadInput
+from phicli.azure.transport import RANGE, make_transport
+from phicli.errors import BadInput, RemoteError
 
 T = TypeVar("T")
-RANGE = 4 << 20  # bytes; the longest range for which the service gives a checksum
 USED_UP = 0.9  # share of a signature's life after which a new one is asked for
+AZURES = re.compile(r"https://[a-z0-9]{3,24}\.blob\.([a-z0-9-]+\.)*"
+                    r"(core\.(windows\.net|usgovcloudapi\.net|chinacloudapi\.cn)|storage\.azure\.net)/[a-z0-9$-]+")
 
 
 class Access(NamedTuple):
@@ -59,9 +62,11 @@ class Container:
 
         self.access, now = self._request_access(), time.time()
         access = self.access
+        if urlsplit(access.url).scheme != "https":
+            raise RemoteError("the service names a storage that is not reached over https", where=access.url[:200])
         self._client = ContainerClient.from_container_url(
             access.url, credential=access.secret, max_single_get_size=RANGE, max_chunk_get_size=RANGE,
-            connection_timeout=self._line.timeout, read_timeout=self._line.timeout,
+            transport=make_transport(self._line), permit_redirects=False,
             retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=self._line.retries,
                                           random_jitter_range=1),
         )
@@ -88,7 +93,7 @@ def datastore_access(client: Any, credential: Any, name: str | None) -> Access:
     A datastore that keeps no secret is opened with the user's own login.
 
     Raises:
-        BadInput: a datastore that is no blob storage.
+        BadInput: a datastore that is no blob storage. RemoteError: one that would get the login, and is not Azure's.
     """
     store = (client.datastores.get(name, include_secrets=True) if name
              else client.datastores.get_default(include_secrets=True))
@@ -96,5 +101,8 @@ def datastore_access(client: Any, credential: Any, name: str | None) -> Access:
     if not box:
         raise BadInput(f"datastore '{store.name}' is no blob storage")
     secrets = store.credentials
-    secret = getattr(secrets, "sas_token", None) or getattr(secrets, "account_key", None) or credential
-    return Access(f"{store.protocol}://{store.account_name}.blob.{store.endpoint}/{box}", secret, store.name)
+    kept = getattr(secrets, "sas_token", None) or getattr(secrets, "account_key", None)
+    url = f"{store.protocol}://{store.account_name}.blob.{store.endpoint}/{box}"
+    if not kept and not AZURES.fullmatch(url):
+        raise RemoteError(f"datastore '{store.name}' is in a storage that is not Azure's", where=url)
+    return Access(url, kept or credential, store.name)

@@ -1,12 +1,13 @@
 """Which workspace is meant, and how patient to be with the line to it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.cache import user_cache
+from phicli.artifacts.private import others_can_write, private_folder
+from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import write_text
 from phicli.config.layers import CONFIG_NAME, Settings
 from phicli.config.steps import TransferConfig, WorkspaceConfig
@@ -56,6 +57,15 @@ def cache_folder(settings: Settings) -> Path:
     return Path(chosen).expanduser() if chosen else user_cache() / "azure"
 
 
+def check_cache(cache: Path) -> None:
+    """Raise Missing if somebody else could put models into the cache. phicli's own part of the user's is made, 0700."""
+    if cache == user_cache() / "azure":
+        private_folder(cache)
+    elif who := others_can_write(cache):
+        raise Missing(f"others can write to {who}, so that its models cannot be trusted", where=cache,
+                      hint=f"chmod go-w {who}, another azure.cache, or --output")
+
+
 def nobody(question: str) -> None:
     """The answer where no person can be asked."""
     return None
@@ -85,13 +95,11 @@ def _from_sdk_config() -> dict[str, str]:
     path = next((p / SDK_CONFIG for p in (here, *here.parents) if (p / SDK_CONFIG).is_file()), None)
     if path is None:
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-        found = {"subscription": document.get("subscription_id"), "resource_group": document.get("resource_group"),
-                 "workspace_name": document.get("workspace_name")}
-    except (OSError, ValueError, AttributeError) as e:
-        raise BadInput(f"not readable as JSON: {e}", where=path) from None
-    return {k: v for k, v in found.items() if v}
+    document = read_json(path)
+    found = {"subscription": "subscription_id", "resource_group": "resource_group", "workspace_name": "workspace_name"}
+    if not isinstance(document, dict) or not all(isinstance(document.get(key), str | None) for key in found.values()):
+        raise BadInput("no names of a workspace", where=path, hint="download it again from the Azure portal")
+    return {name: document[key] for name, key in found.items() if document.get(key)}
 
 
 def remember(target: Target, path: Path | None = None) -> Path:

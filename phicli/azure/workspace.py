@@ -5,11 +5,11 @@ from typing import Any
 
 from phicli.azure import faults
 from phicli.azure.login import Login, account, sign_in
+from phicli.azure.paging import listed
 from phicli.azure.storage import Access, Container, datastore_access
 from phicli.azure.target import Line, Target
+from phicli.azure.transport import make_transport, patient
 from phicli.errors import Missing
-
-LONGEST_WAIT = 30.0  # seconds that a Retry-After of the service is heeded
 
 
 class Workspace:
@@ -69,18 +69,9 @@ class Workspace:
 
 def _connect(login: Login, target: Target, line: Line) -> Any:
     from azure.ai.ml import MLClient
-    from azure.core.pipeline.policies import RetryPolicy
-
-    class Patient(RetryPolicy):
-        """Heeds Retry-After, but not for hours."""
-
-        def get_retry_after(self, response: Any) -> float | None:
-            seconds = super().get_retry_after(response)
-            return min(seconds, LONGEST_WAIT) if seconds else seconds
 
     return MLClient(login, target.subscription, target.resource_group, target.workspace_name, enable_telemetry=False,
-                    show_progress=False, connection_timeout=line.timeout, read_timeout=line.timeout,
-                    retry_policy=Patient(retry_total=line.retries))
+                    show_progress=False, retry_policy=patient(line), transport=make_transport(line))
 
 
 def nearest(client: Any, target: Target) -> str | None:
@@ -88,7 +79,7 @@ def nearest(client: Any, target: Target) -> str | None:
     from azure.core.exceptions import AzureError
 
     try:
-        there = {w.name: w.resource_group for w in client.workspaces.list(scope="subscription")}
+        there = {w.name: w.resource_group for w in listed(client.workspaces.list(scope="subscription"))}
     except AzureError:
         return None
     names = difflib.get_close_matches(target.workspace_name, there, 1, 0.0)

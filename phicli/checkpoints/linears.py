@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.hub.models import check_model, check_safetensors, weight_files
+from phicli.hub.fitting import check_linears
+from phicli.hub.models import check_model, weight_files
 
 LAYER = re.compile(r"(?:.+\.)?(layers\.\d+\..+)\.(qweight|weight)")
 
@@ -17,7 +19,8 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     Raises:
         BadInput: an incomplete or truncated checkpoint, or a quantization that cannot be built from.
     """
-    quantization = check_model(folder).get("quantization_config") or {}
+    config = check_model(folder)
+    quantization = config.get("quantization_config") or {}
     method, bits = quantization.get("quant_method"), quantization.get("bits", 4)
     if method not in (None, "awq", "olive"):
         raise BadInput(f"quantization '{method}' cannot be built from", where=folder / "config.json",
@@ -36,4 +39,5 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
             else:
                 own = (overrides.get(name.rpartition(".")[0]) or {}).get("bits", bits)
                 shapes[found[1]] = (shape[1] * 8 // own, shape[0])
+    check_linears(config, {name: (outputs, inputs) for name, (inputs, outputs) in shapes.items()}, folder)
     return shapes

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.awq import unpack_columns
 from phicli.checkpoints.int4 import Int4Linear, pack, unpack
+from phicli.checkpoints.skeleton import CANNOT_LOAD, skeleton
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
-from phicli.hub.models import check_model, check_safetensors
+from phicli.hub.models import check_model
 from phicli.resources import keeps_unpacked
+from phicli.workflow.wording import worded
 
 DTYPES = {"I32": torch.int32, "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -39,7 +42,7 @@ def load_base(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
         BadInput: an incomplete folder, an unknown quantization or architecture, weights that do not fit the config.
     """
     check_base(folder)
-    with _own_quantizers(), _loading(folder):
+    with _own_quantizers(), worded(CANNOT_LOAD, folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, output_loading_info=True, local_files_only=True,
             use_safetensors=True, trust_remote_code=False,
@@ -80,24 +83,14 @@ def linear_names(folder: Path) -> list[str]:
     """Full names of the linears in a model's layers, output projection excluded, from its config alone.
 
     Raises:
-        BadInput: transformers does not know the architecture.
+        BadInput: transformers does not know the architecture, or it has no linears.
     """
-    with _loading(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = skeleton(folder)
     head = model.get_output_embeddings()
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-
-
-@contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """What transformers finds wrong with a folder, as BadInput."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, OSError) as e:
-        raise BadInput(f"cannot be loaded: {e}".splitlines()[0], where=folder) from e
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    if not names:
+        raise BadInput(f"{type(model).__name__} has no linear layers to adapt", where=folder)
+    return names
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Reading a PEFT adapter folder into plain LoRA matrices, without torch; what is not plain LoRA is refused by name."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,14 +9,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from phicli.artifacts.reading import read_json
+from phicli.artifacts.reading import check_regular, read_json
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.hub.models import check_safetensors
 from phicli.text.bounds import check_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+ADDED = re.compile(r"^.*?(?=layers\.\d)|^(base_model\.model\.)+|\.default(?=\.|$)")  # what savers put into names
 PLAIN = "phicli finetune --method lora"
 
 # Settings that PEFT takes for regular expressions.
@@ -43,7 +43,7 @@ BASE_CHANGED = ("pissa", "olora", "corda", "milora", "lora_ga")  # initializatio
 class Lora:
     """The update of one linear: W + scaling * b a.
 
-    a: (rank, inputs). b: (outputs, rank); both in the file's dtype.
+    a: (rank, inputs). b: (outputs, rank); both in the file's dtype, or float32 for bfloat16.
     """
 
     a: np.ndarray
@@ -69,6 +69,8 @@ def read_peft(folder: Path) -> dict[str, Lora]:
         found = KEY.fullmatch(key)
         if not found:
             raise BadInput(f"{key}: not a matrix of plain LoRA", where=folder / WEIGHTS, hint=PLAIN)
+        if not np.isfinite(tensor).all():
+            raise BadInput(f"{key}: values that are not finite", where=folder / WEIGHTS, hint="phicli finetune")
         pairs.setdefault(found["module"], {})[found["side"]] = tensor
     if not pairs:
         raise BadInput("no LoRA matrices in it", where=folder / WEIGHTS, hint=PLAIN)
@@ -77,6 +79,9 @@ def read_peft(folder: Path) -> dict[str, Lora]:
         a, b = sides.get("A"), sides.get("B")
         if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise BadInput(f"{module}: its A and B do not go together", where=folder / WEIGHTS)
+        rank = _own(config, "rank_pattern", module, config.get("r"))
+        if rank not in (None, len(a)):
+            raise BadInput(f"{module} has rank {len(a)}, adapter_config.json says {rank}", where=folder / WEIGHTS)
         loras[module] = Lora(a, b, _scaling(config, module, len(a)))
     return loras
 
@@ -90,20 +95,22 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     if not folder.is_dir():
         raise BadInput("no such adapter folder", where=folder, hint="phicli finetune makes one")
+    check_regular(folder)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         method = str(config["peft_type"]).upper()
     except FileNotFoundError:
         raise BadInput("no adapter_config.json: not a PEFT adapter", where=folder) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+    except (KeyError, TypeError) as e:
         raise BadInput(f"damaged adapter settings: {e!r}", where=path) from None
-    pattern, numbers = config.get("alpha_pattern") or {}, [config.get("lora_alpha", 1)]
-    try:
-        numbers += [value for name, value in pattern.items() if re.compile(name)]
-    except (AttributeError, re.error, RecursionError, OverflowError) as e:
-        raise BadInput(f"damaged adapter settings: alpha_pattern: {e}", where=path) from None
+    numbers = [config.get("lora_alpha", 1), config.get("r") or 1]
+    for pattern in ("alpha_pattern", "rank_pattern"):
+        try:
+            numbers += [value for name, value in (config.get(pattern) or {}).items() if re.compile(name)]
+        except (AttributeError, re.error, RecursionError, OverflowError) as e:
+            raise BadInput(f"damaged adapter settings: {pattern}: {e}", where=path) from None
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
-        raise BadInput("damaged adapter settings: lora_alpha is no number", where=path)
+        raise BadInput("damaged adapter settings: lora_alpha or r is no number", where=path)
     if method != "LORA":
         raise BadInput(f"adapters of the method {method} are not low-rank, so the model's slots cannot hold them",
                        where=folder, hint=PLAIN)
@@ -135,21 +142,29 @@ def check_weights(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         pickled = path.with_suffix(".bin").is_file()
         raise BadInput(f"no {WEIGHTS}" + ("; pickled weights (.bin) are not opened" if pickled else ""), where=folder)
-    return check_safetensors(path)
+    header = check_safetensors(path)
+    names: dict[str, str] = {}
+    for name in header:
+        if (other := names.setdefault(ADDED.sub("", name), name)) != name:
+            raise BadInput(f"{other} and {name} are the same matrix", where=path)
+    return header
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732)."""
-    alpha = config.get("lora_alpha", rank)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):  # as PEFT matches them
-            alpha = value
-            break
+    alpha = _own(config, "alpha_pattern", module, config.get("lora_alpha", rank))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def _own(config: dict[str, Any], patterns: str, module: str, default: Any) -> Any:
+    """What a pattern of the adapter's settings gives a module, as PEFT matches them; `default` where none does."""
+    found = (value for pattern, value in (config.get(patterns) or {}).items()
+             if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    return next(found, default)
+
+
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    """The file's tensors, mapped and not read."""
+    """The file's tensors, mapped and not read, but for bfloat16, which becomes float32."""
     header = check_weights(path.parent)
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int(content[:8].view("<u8")[0])
@@ -158,5 +173,6 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         if entry["dtype"] not in DTYPES:
             raise BadInput(f"{name}: {entry['dtype']} is no floating-point type", where=path)
         begin, end = (start + offset for offset in entry["data_offsets"])
-        out[name] = np.frombuffer(content[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        found = np.frombuffer(content[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        out[name] = found.astype(np.float32) if entry["dtype"] == "BF16" else found  # numpy itself knows no bfloat16
     return out

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from phicli.cli import console, options
+from phicli.cli import console, once, options
 from phicli.config.layers import Settings
 from phicli.config.steps import WorkspaceConfig
 
 app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")
 
 
-@app.command()
+@app.command(cls=once.Command)
 @options.command
 def show(
     workspace: WorkspaceConfig,
@@ -33,7 +33,7 @@ def show(
         console.result_table(("", "Azure ML"), summary.items())
 
 
-@app.command()
+@app.command(cls=once.Command)
 @options.command
 def use(
     workspace: WorkspaceConfig,

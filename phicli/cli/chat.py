@@ -16,6 +16,8 @@ from phicli.errors import BadInput, UsageError
 if TYPE_CHECKING:
     from phicli.inference.conversation import Answer, Conversation
 
+LONGEST = 1 << 20  # bytes of a prompt on stdin
+
 
 def chat(
     config: ChatConfig,
@@ -50,7 +52,10 @@ def _question(prompt: str | None) -> str | None:
         if sys.stdin is not None and sys.stdin.isatty():
             return None
         try:
-            prompt = sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n") if sys.stdin else ""
+            read = sys.stdin.buffer.read(LONGEST + 1) if sys.stdin else b""
+            if len(read) > LONGEST:
+                raise BadInput(f"more than {LONGEST >> 20} MB, which no model's context holds", where="stdin")
+            prompt = read.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as e:
             raise BadInput(f"not UTF-8: {e}", where="stdin") from None
     if not prompt.strip():

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeE
 from rich.table import Table
 from rich.text import Text
 
+from phicli.artifacts.logs import log_file
 from phicli.cli import process
 from phicli.cli.printable import printable, printable_json
 from phicli.errors import BadInput, Missing, PhicliError
@@ -145,37 +145,16 @@ def working(command: str, root: str | Path) -> Iterator["Reporter"]:
 
     An exception that passes through gets the log's path as its attribute `log`, if anything was logged.
     """
-    log_path = _log_path(command, root)
-    try:
-        with (
-            log_path.open("w", encoding="utf-8", errors="replace") as log,
-            _diverted(log) as terminal,
-            Reporter(terminal) as reporter,
-        ):
-            yield reporter
-    except BaseException as e:
-        if _written(log_path):
-            e.log = log_path  # type: ignore[attr-defined]
-        raise
-    finally:
-        if not _written(log_path):
-            log_path.unlink(missing_ok=True)
-
-
-def _written(log_path: Path) -> bool:
-    """Whether there is something in the log; another run of the command may have removed it, empty, meanwhile."""
-    return log_path.is_file() and log_path.stat().st_size > 0
-
-
-def _log_path(command: str, root: str | Path) -> Path:
-    """A log beside the stages when there is a root that can be written, else one in the temporary folder."""
-    folder = Path(root) / "logs"
-    if Path(root).is_dir():
-        with contextlib.suppress(OSError):
-            folder.mkdir(exist_ok=True)
-            (folder / f"{command}.log").open("a").close()
-            return folder / f"{command}.log"
-    return Path(tempfile.gettempdir()) / f"phicli-{command}-{os.getpid()}.log"
+    with log_file(command, Path(root)) as (log_path, log):
+        try:
+            with _diverted(log) as terminal, Reporter(terminal) as reporter:
+                yield reporter
+        except BaseException as e:
+            with contextlib.suppress(OSError):
+                log.flush()
+            if os.fstat(log.fileno()).st_size:
+                e.log = log_path  # type: ignore[attr-defined]
+            raise
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from phicli.cli import options, process
+from phicli.cli import once, options, process
 from phicli.cli.printable import printable
 from phicli.errors import ExitCode, Missing, PhicliError
 from phicli.libraries import subdued
@@ -46,6 +46,9 @@ class LabOrder(typer.core.TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
+    def make_parser(self, ctx: Any) -> Any:
+        return once.checked(super().make_parser(ctx))
+
 
 app = typer.Typer(
     name="phicli", cls=LabOrder, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -77,7 +80,7 @@ for _name in COMMANDS:
     if _name in GROUPS:
         app.add_typer(import_module(f"phicli.cli.{_name}").app, name=_name)
     else:
-        app.command(_name)(options.command(getattr(import_module(f"phicli.cli.{_name}"), _name)))
+        app.command(_name, cls=once.Command)(options.command(getattr(import_module(f"phicli.cli.{_name}"), _name)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

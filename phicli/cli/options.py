@@ -29,8 +29,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             for config in reversed(configs.values()) for name, setting in settings_of(config).items()}
 
     def run(**given: Any) -> None:
+        from phicli.hub.roots import check_default_root
+
         settings = Settings()
         resolved = {name: settings.resolve(config, given) for name, config in configs.items()}
+        for config in resolved.values():
+            check_default_root(config)
         raw = {name: given[name] for name in made if given[name] is not None}
         function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
 

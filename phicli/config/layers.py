@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phicli.config.setting import Setting, StepConfig, settings_of
+from phicli.artifacts.reading import read_text
+from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import CONFIGS
 from phicli.errors import BadInput
 
 CONFIG_NAME = "phicli.toml"
+LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 SETTINGS: dict[str, Setting] = {
     found.key: found
     for config in CONFIGS for found in sorted(settings_of(config).values(), key=lambda s: "." in s.key) if found.key
@@ -35,12 +37,14 @@ class Settings:
         path: the settings file; None takes $PHICLI_CONFIG, else `phicli.toml` of the working folder if it is there.
 
     Raises:
-        BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type.
+        BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type; a variable
+            PHICLI_… is no setting's.
     """
 
     def __init__(self, path: Path | None = None):
         named = path or os.environ.get("PHICLI_CONFIG")
-        self.path = Path(named) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
+        _check_environment()
+        self.path = Path(expand(str(named))) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
         self.file = _read_file(self.path) if self.path else {}
 
     def get(self, setting: Setting, flag: Any = None, option: str = "") -> Value:
@@ -72,20 +76,34 @@ class Settings:
                          for name, found in settings_of(config).items()})
 
 
+def _check_environment() -> None:
+    known = {"PHICLI_CONFIG", *(setting.env for setting in SETTINGS.values())}
+    for name in sorted(os.environ):
+        if name.startswith("PHICLI_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            raise BadInput("unknown setting in the environment", where=name,
+                           hint=f"did you mean {near[0]}?" if near else "see: phicli config")
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = read_text(path, LONGEST_FILE)
+        for number, line in enumerate(text.splitlines(), 1):  # tomllib takes a minute for a key of 30,000 parts
+            key = line if line.lstrip().startswith("[") else line.partition("=")[0] if "=" in line else ""
+            if len(key) > LONGEST_KEY:
+                raise BadInput(f"a key of more than {LONGEST_KEY} characters", where=f"{path}:{number}")
+        document = tomllib.loads(text)
     except FileNotFoundError:
         raise BadInput("no such settings file", where=path) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
-        raise BadInput(f"not readable as TOML: {e}", where=path) from None
+    except (ValueError, RecursionError) as e:  # ValueError itself: a number of thousands of digits
+        raise BadInput(f"not readable as TOML: {str(e)[:200]}", where=path) from None
     flat: dict[str, Any] = {}
     for key, value in document.items():
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     for key in flat:
         if key not in SETTINGS:
-            near = difflib.get_close_matches(key, SETTINGS, 1, 0.5)
-            raise BadInput(f"unknown setting '{key}'", where=path,
+            near = difflib.get_close_matches(key[:80], SETTINGS, 1, 0.5)
+            raise BadInput(f"unknown setting '{key[:80]}'", where=path,
                            hint=f"did you mean '{near[0]}'?" if near else "see: phicli config")
     return flat
 

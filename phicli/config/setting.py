@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -10,9 +11,10 @@ from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Self
 
-from phicli.errors import PhicliError, UsageError
+from phicli.errors import BadInput, PhicliError, UsageError
 
 _METADATA = "setting"
+LARGEST = 2**31 - 1  # of whole numbers; libraries keep some of them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Setting:
     help: for people, one line. choices: all values there are. minimum, maximum: of a number.
     above, below: the number has to be larger, smaller than that.
     flags: how the option is spelt, where it is not `--name`. argument: given by its place, without a flag.
+    path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
     recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
         only changes how the result is come by.
     """
@@ -41,6 +44,7 @@ class Setting:
     flags: tuple[str, ...] = ()
     metavar: str | None = None
     argument: bool = False
+    path: bool = False
     recorded: bool = True
 
     @property
@@ -66,20 +70,23 @@ class Setting:
             value = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)
             if all(isinstance(part, str) for part in value):
                 return value
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
             value = float(value)
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             wanted = "a list of texts" if self.kind is tuple else self.kind.__name__
-            raise error(f"needs {wanted}, not {value!r}", where=where)
+            raise error(f"needs {wanted}, not {_short(value)}", where=where)
         if self.choices and value not in self.choices:
             near = difflib.get_close_matches(str(value), self.choices, 1)
             raise error(f"'{value}' is not one of {', '.join(self.choices)}", where=where,
                         hint=f"did you mean '{near[0]}'?" if near else None)
         self._check_range(value, where, error)
-        return value
+        return expand(str(value)) if self.path else value
 
     def _check_range(self, value: Any, where: str, error: type[PhicliError]) -> None:
-        """NaN is in no range."""
+        if self.kind is float and not math.isfinite(value):
+            raise error(f"must be a finite number, not {value}", where=where)
+        if self.kind is int and abs(value) > LARGEST:
+            raise error(f"must be at most {LARGEST}", where=where)
         if self.minimum is not None and not value >= self.minimum:
             raise error(f"must be at least {self.minimum}, not {value}", where=where)
         if self.maximum is not None and not value <= self.maximum:
@@ -88,6 +95,19 @@ class Setting:
             raise error(f"must be over {self.above}, not {value}", where=where)
         if self.below is not None and not value < self.below:
             raise error(f"must be below {self.below}, not {value}", where=where)
+
+
+def expand(path: str) -> str:
+    """The path with `~` and `~name` at its beginning as home folders. Raises BadInput: nobody has that name."""
+    found = os.path.expanduser(path)  # noqa: PTH111 (a Path would lose "./" and "azureml://")
+    if found.startswith("~"):
+        raise BadInput("no such home folder", where=path, hint=f"a folder of that name: ./{path}")
+    return found
+
+
+def _short(value: Any) -> str:
+    """A value as a message can show it: not all of a long one, and only what a deep one is."""
+    return repr(value)[:80] if isinstance(value, str | float | bool) else type(value).__name__
 
 
 def setting(default: Any, help: str, *, key: str | None = None, shared: bool = False, once: bool = False,

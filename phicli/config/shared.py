@@ -1,6 +1,7 @@
 """Settings that several steps have, each written once: a function gives the field for a step's class."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from phicli.config.setting import setting
@@ -10,12 +11,12 @@ DEFAULT_TEMPLATE = "<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>"
 
 def model() -> Any:
     return setting("microsoft/Phi-3.5-mini-instruct", "Model: Hugging Face id, folder, or 'tiny' (built in)",
-                   shared=True, flags=("--model", "-m"), recorded=False)
+                   shared=True, flags=("--model", "-m"), path=True, recorded=False)
 
 
 def root() -> Any:
     return setting(None, "Folder of all results [default: models/<short name of the model>]", shared=True,
-                   recorded=False)
+                   path=True, recorded=False)
 
 
 def device() -> Any:
@@ -30,13 +31,13 @@ def kernels() -> Any:
 def data(argument: bool = False) -> Any:
     if argument:
         return setting("data/data_sample_travel.jsonl", "Rows, JSONL (.gz too), or - for stdin; without it what the "
-                       "setting data names", shared=True, argument=True, metavar="FILE", recorded=False)
+                       "setting data names", shared=True, argument=True, metavar="FILE", path=True, recorded=False)
     return setting("data/data_sample_travel.jsonl", "Training rows, JSONL (.gz too)", shared=True,
-                   flags=("--data", "-d"), recorded=False)
+                   flags=("--data", "-d"), path=True, recorded=False)
 
 
 def eval_data() -> Any:
-    return setting("data/data_eval_travel.jsonl", "Held-out rows, JSONL", shared=True, recorded=False)
+    return setting("data/data_eval_travel.jsonl", "Held-out rows, JSONL", shared=True, path=True, recorded=False)
 
 
 def text_template() -> Any:
@@ -53,7 +54,7 @@ def seed() -> Any:
 
 def output() -> Any:
     return setting(None, "Folder for the result [default: under the root]", once=True, flags=("--output", "-o"),
-                   recorded=False)
+                   path=True, recorded=False)
 
 
 def force() -> Any:
@@ -66,4 +67,6 @@ def default_root(name: str) -> str:
     if name.startswith("azureml:"):  # azureml://registries/R/models/NAME/versions/4, or azureml:NAME:4
         name = re.sub(r".*/models/([^/]+)/.*|azureml:([^:@]+).*", r"\1\2", name)
     short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    if short in (".", ".."):
+        short = Path(name).resolve().name.lower()
     return "models/phi" if name.lower().startswith("microsoft/phi") else f"models/{short or 'model'}"

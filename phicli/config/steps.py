@@ -15,14 +15,16 @@ FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
 
 
 @dataclass(frozen=True)
-class _OfModel(StepConfig):
+class OfModel(StepConfig):
     """What every step has: a model, and the folder of all that is made of it."""
 
     model: str = shared.model()
     root: str | None = shared.root()
+    root_chosen: ClassVar[bool]  # of an object: the root was given, and is not only the model's usual one
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "root_chosen", self.root is not None)
         if self.root is None:
             object.__setattr__(self, "root", shared.default_root(self.model))
 
@@ -33,7 +35,7 @@ class _OfModel(StepConfig):
 
 
 @dataclass(frozen=True)
-class InspectConfig(_OfModel):
+class InspectConfig(OfModel):
     """Settings of `phicli inspect`."""
 
     STEP: ClassVar[str] = "inspect"
@@ -43,11 +45,11 @@ class InspectConfig(_OfModel):
     max_tokens: int = setting(1024, "Length limit of a row in tokens", minimum=1)
     rows: int = setting(3, "Rows to show", minimum=0)
     fix: str | None = setting(None, "Write a clean copy: restore what can be restored, leave out the rest", once=True,
-                              metavar="OUT", recorded=False)
+                              metavar="OUT", recorded=False, path=True)
 
 
 @dataclass(frozen=True)
-class QuantizeConfig(_OfModel):
+class QuantizeConfig(OfModel):
     """Settings of `phicli quantize`."""
 
     STEP: ClassVar[str] = "quantize"
@@ -61,13 +63,13 @@ class QuantizeConfig(_OfModel):
     rounding: str = setting("gptq", "Rounding: to nearest, or with GPTQ's error feedback", choices=("gptq", "nearest"))
     distill: int = setting(0, "Steps of training integers and scales on the original's output afterwards", minimum=0)
     calibration: str | None = setting(None, "Calibration file, JSONL or plain text [default: built-in text]",
-                                      recorded=False)
+                                      recorded=False, path=True)
     text_template: str = shared.text_template()
     samples: int = setting(128, "Calibration sequences", minimum=1)
     seq_len: int = setting(512, "Tokens of a calibration sequence", minimum=8)
     plan: str | None = setting(None, "File of AWQ scales and ranges, saved by --save-plan, to take; no search",
-                               recorded=False)
-    save_plan: str | None = setting(None, "File to save AWQ's scales and ranges to", recorded=False)
+                               recorded=False, path=True)
+    save_plan: str | None = setting(None, "File to save AWQ's scales and ranges to", recorded=False, path=True)
     device: str = shared.device()
     seed: int = shared.seed()
     output: str | None = shared.output()
@@ -75,13 +77,13 @@ class QuantizeConfig(_OfModel):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(_OfModel):
+class FinetuneConfig(OfModel):
     """Settings of `phicli finetune`."""
 
     STEP: ClassVar[str] = "finetune"
 
     base: str | None = setting(None, "Model to train on, folder or id [default: the quantized one under the root]",
-                               flags=("--base", "-b"), recorded=False)
+                               flags=("--base", "-b"), recorded=False, path=True)
     data: str = shared.data()
     text_template: str = shared.text_template()
     name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
@@ -105,13 +107,13 @@ class FinetuneConfig(_OfModel):
 
 
 @dataclass(frozen=True)
-class OptimizeConfig(_OfModel):
+class OptimizeConfig(OfModel):
     """Settings of `phicli optimize`."""
 
     STEP: ClassVar[str] = "optimize"
 
     base: str | None = setting(None, "Model to build from, folder or id [default: the quantized one]",
-                               flags=("--base", "-b"), recorded=False)
+                               flags=("--base", "-b"), recorded=False, path=True)
     adapters: tuple[str, ...] = setting((), "Adapter to put beside the model, NAME=FOLDER or a name under ROOT/ft; may "
                                         "be repeated [default: all under the root]", once=True,
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
@@ -130,12 +132,13 @@ class OptimizeConfig(_OfModel):
 
 
 @dataclass(frozen=True)
-class ChatConfig(_OfModel):
+class ChatConfig(OfModel):
     """Settings of `phicli chat`."""
 
     STEP: ClassVar[str] = "chat"
 
-    path: str | None = setting(None, "Folder of the model, instead of ROOT/onnx-ao", once=True, recorded=False)
+    path: str | None = setting(None, "Folder of the model, instead of ROOT/onnx-ao", once=True, path=True,
+                               recorded=False)
     adapter: str | None = shared.adapter()
     system: str | None = setting(None, "System message")
     max_new_tokens: int = setting(256, "Longest answer in tokens", minimum=1)
@@ -148,7 +151,7 @@ class ChatConfig(_OfModel):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(_OfModel):
+class EvaluateConfig(OfModel):
     """Settings of `phicli evaluate`."""
 
     STEP: ClassVar[str] = "evaluate"
@@ -165,7 +168,7 @@ class EvaluateConfig(_OfModel):
 
 
 @dataclass(frozen=True)
-class LabConfig(_OfModel):
+class LabConfig(OfModel):
     """What `phicli run` and `phicli status` take as flags; the steps' other settings come from phicli.toml."""
 
     STEP: ClassVar[str] = "run"
@@ -181,7 +184,7 @@ class LabConfig(_OfModel):
 
 
 @dataclass(frozen=True)
-class DoctorConfig(_OfModel):
+class DoctorConfig(OfModel):
     """Settings of `phicli doctor`."""
 
     STEP: ClassVar[str] = "doctor"
@@ -201,12 +204,13 @@ class WorkspaceConfig(StepConfig):
 
 
 @dataclass(frozen=True)
-class UploadConfig(_OfModel):
+class UploadConfig(OfModel):
     """Settings of `phicli upload`."""
 
     STEP: ClassVar[str] = "upload"
 
-    path: str | None = setting(None, "Folder to upload [default: the optimized model under the root]", once=True)
+    path: str | None = setting(None, "Folder to upload [default: the optimized model under the root]", once=True,
+                               path=True)
     name: str = setting("ft-for-travel", "Name of the model in Azure ML")
     version: str | None = setting(None, "Version of the model [default: the next free number]")
     description: str | None = setting(None, "Description of the model")
@@ -218,7 +222,7 @@ class TransferConfig(StepConfig):
 
     STEP: ClassVar[str] = "azure"
 
-    cache: str | None = setting(None, "Folder of downloaded models [default: in the user's cache folder]")
+    cache: str | None = setting(None, "Folder of downloaded models [default: in the user's cache folder]", path=True)
     connections: int = setting(8, "Transfers at once", minimum=1)
     retries: int = setting(3, "Tries after a failed request", minimum=0)
     timeout: float = setting(60.0, "Seconds to wait for an answer", minimum=0.1)

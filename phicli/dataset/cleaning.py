@@ -1,24 +1,25 @@
 """A clean copy of a file of rows: what can be restored is, what cannot be used is left out, and both are counted."""
 
+import filecmp
 import gzip
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
-from phicli.artifacts.stages import writing
+from phicli.artifacts.stages import publishing_file
+from phicli.config.layers import expand
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.damage import damage, has_mojibake, repair
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import Defect, defects, parse
-from phicli.errors import BadInput, Missing, UsageError
+from phicli.errors import BadInput, UsageError
 from phicli.text import TextTemplate
 
 # Findings about the file's form, which writing it anew does away with.
@@ -115,31 +116,24 @@ def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Clea
     """A Cleaner whose file takes its place at `output` (gzip if it ends in .gz) when the block ends well.
 
     Raises:
-        UsageError: `output` is the file that is read, a folder or a device.
-        BadInput: no row was left. Missing: it cannot be written.
+        UsageError: `output` is the file that is read, or "-".
+        BadInput: no row was left; what is there is another file, a link, a folder or a device, and stays.
+        Missing: it cannot be written.
     """
-    output = Path(output).expanduser()
-    if str(output) == "-" or (output.exists() and not output.is_file()):  # a rename would replace a device or a pipe
+    output = Path(expand(str(output)))
+    if str(output) == "-":
         raise UsageError("needs the name of a file to write", where=f"--fix {output}")
     if source != "-" and output.exists() and Path(source).expanduser().samefile(output):
         raise UsageError("would write over its own input", where=f"--fix {output}", hint="name another file")
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    with writing(output), ExitStack() as undo:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        undo.callback(lambda: fresh.unlink(missing_ok=True))
+    with publishing_file(output) as fresh:
         with ExitStack() as files:
-            raw = files.enter_context(_created(fresh, output))
+            raw = files.enter_context(fresh.open("wb"))
             packed = output.suffix == ".gz"
             binary = files.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)) if packed else raw
             cleaner = Cleaner(template, files.enter_context(io.TextIOWrapper(binary, "utf-8", newline="\n")))
             yield cleaner
         if not cleaner.rows:
             raise BadInput("no row is left to write", where=source)
-        fresh.replace(output)
-
-
-def _created(fresh: Path, output: Path) -> BinaryIO:
-    try:
-        return fresh.open("wb")
-    except FileNotFoundError:  # the folder is there: a file system that takes no files
-        raise Missing("cannot be written: its folder takes no files", where=output, hint="name another file") from None
+        if output.exists() and output.stat().st_size and not filecmp.cmp(fresh, output, shallow=False):
+            raise BadInput("a file with other content is there, and stays", where=output,
+                           hint="remove it, or name another file")

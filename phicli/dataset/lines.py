@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phicli.artifacts.reading import open_regular
 from phicli.errors import BadInput
 
 MAX_LINE = 16 << 20  # bytes; a row of this length is no row, and its tokens would take hundreds of megabytes
@@ -62,14 +63,10 @@ class LineReader:
         self.done = 0
         self.bom, self.encoding = False, "utf-8"
         try:
-            self._raw: Any = sys.stdin.buffer if str(path) == "-" else Path(path).expanduser().open("rb")
-        except IsADirectoryError:
-            raise BadInput("is a folder, not a file of rows", where=path) from None
+            self._raw: Any = sys.stdin.buffer if str(path) == "-" else open_regular(Path(path).expanduser())
         except FileNotFoundError:
             raise BadInput("no such file", where=path,
                            hint="phicli config shows where the setting data comes from") from None
-        except (OSError, ValueError) as e:
-            raise BadInput(f"cannot be read: {getattr(e, 'strerror', None) or e}", where=path) from None
         with suppress(OSError):
             status = os.fstat(self._raw.fileno())
             self.size = status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phicli.artifacts.reading import doubled, finite, refuse_constant
 from phicli.dataset.lines import LineReader
 from phicli.errors import BadInput
 from phicli.text import TextTemplate
@@ -106,13 +107,11 @@ def _encodable(text: str) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Defect("duplicate_key", f"field {twice!r} stands there twice")
+        raise Defect("duplicate_key", f"field {doubled(pairs)[:80]!r} stands there twice")
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=refuse_constant, parse_float=finite)
 
 
 def _unusable(path: str | Path, line: int, defect: Defect) -> BadInput:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.places import check_file_place
+from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import check_whole, read_sealed
 from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput
@@ -24,6 +26,16 @@ class EvaluationPlan(Plan):
     def result(self) -> dict[str, Any] | None:
         """The document that is there. Raises BadInput: damaged."""
         return read_sealed(self.target, "phicli evaluate --force")
+
+    def check_theirs(self) -> None:
+        check_file_place(self.target)
+        try:
+            have = read_json(self.target)
+        except (FileNotFoundError, BadInput):
+            return  # nothing there, or ours, damaged
+        if not isinstance(have, dict) or "stages" not in have:
+            raise BadInput("the file there is no result of phicli evaluate", where=self.target,
+                           hint="move it away, or name another --root")
 
     def verdict(self) -> Verdict:
         try:

@@ -10,8 +10,8 @@ import numpy as np
 
 from phicli.evaluation.stages import Stage
 from phicli.hub.models import read_config, weight_files
-from phicli.resources.shortage import ran_out
 from phicli.text import Encoded
+from phicli.workflow.wording import worded
 
 # float [response tokens, vocabulary]; row i is the distribution of the response's token i
 Reader = Callable[[Encoded], np.ndarray]
@@ -54,7 +54,7 @@ def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
     def read(row: Encoded) -> np.ndarray:
         ids = torch.tensor([row.ids], device=device)
         wanted = len(row.ids) - row.response_start + 1
-        with torch.inference_mode():
+        with torch.inference_mode(), worded("the model cannot be run", stage.folder):
             logits = model(input_ids=ids, logits_to_keep=wanted, use_cache=False).logits[0, -wanted:-1]
         return logits.float().cpu().numpy()
 
@@ -65,15 +65,10 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     from phicli.checkpoints.peft_folder import check_weights
-    from phicli.errors import BadInput
 
     check_weights(folder)
-    try:
+    with worded("the adapter does not fit the model", folder):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (ValueError, RuntimeError, KeyError, OSError) as e:
-        if ran_out(e):
-            raise
-        raise BadInput(f"the adapter does not fit the model: {e}", where=folder, hint="phicli finetune") from e
 
 
 def choose_dtype(folder: Path, device: str) -> Any:

@@ -1,10 +1,10 @@
 """Which stages there are to measure under a root, and what each is compared with."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import MANIFEST
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, RemoteError
@@ -91,7 +91,7 @@ def _trained(root: Path, name: str, bases: Sequence[Stage], algorithm: str) -> S
     """An adapter on the model that it was trained on."""
     folder = root / "ft" / name
     try:
-        trained_on = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        trained_on = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadInput(f"damaged: {e!r}", where=folder / "adapter_config.json", hint="phicli finetune") from None
     by_folder = {base.folder.name: base for base in bases[1:]}

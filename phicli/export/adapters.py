@@ -5,7 +5,6 @@ is generated. So a file always holds every tensor of every slot, rank 0 where th
 `check_adapter` looks at all of it before genai does.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export import resident
+from phicli.export.genai_config import read_config
 from phicli.export.layouts import LAYOUTS, Layout
 from phicli.export.matching import assemble, match
 from phicli.export.slots import LAYOUT_KEY, Slot, read_graph, read_slots
@@ -75,16 +75,15 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
         raise BadInput(f"the matrices of {_some(torn)} differ in rank", where=file, hint=hint)
 
 
-def install_adapters(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], layout: str,
-                     weights: str) -> None:
-    """Write the graph that holds these adapters into `output`, and the adapters' files into `output`/adapters.
+def install_adapters(folder: Path, adapters: Mapping[str, Mapping[str, Lora]], layout: str, weights: str) -> None:
+    """Write the graph that holds these adapters, and the adapters' files, into the folder of a graph without.
 
-    folder: the model's, with the graph without adapters. layout, weights, and what is raised: as `resident.install`.
+    layout, weights, and what is raised: as `resident.install`.
     """
-    resident.install(folder, output, adapters, qkv_sizes(folder), layout, weights)
-    (output / FOLDER).mkdir(exist_ok=True)
+    resident.install(folder, adapters, qkv_sizes(folder), layout, weights)
+    (folder / FOLDER).mkdir(exist_ok=True)
     for position, name in enumerate(adapters):
-        _write(output / FOLDER / (name + SUFFIX), resident.adapter_tensors(layout, position))
+        _write(folder / FOLDER / (name + SUFFIX), resident.adapter_tensors(layout, position))
 
 
 def _check_resident(layout: str, names: list[str], file: Path) -> None:
@@ -108,12 +107,8 @@ def _slots(folder: Path) -> tuple[Layout, list[Slot]]:
 
 def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     """Outputs of q, k and v, which the graph may hold as one projection."""
-    path = folder / "genai_config.json"
-    try:
-        decoder = json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]
-        q, kv = (decoder[f"num_{kind}_heads"] * decoder["head_size"] for kind in ("attention", "key_value"))
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"damaged: {e!r}", where=path, hint="phicli optimize --force") from None
+    decoder = read_config(folder)["model"]["decoder"]
+    q, kv = (decoder[f"num_{kind}_heads"] * decoder["head_size"] for kind in ("attention", "key_value"))
     return q, kv, kv
 
 
@@ -127,15 +122,23 @@ def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
     adapter.export_adapter(str(file))
 
 
+def adapter_tensors_of(file: Path) -> dict[str, np.ndarray]:
+    """What an adapter's file holds. Raises BadInput: no such file, or a damaged one."""
+    return {name: value.numpy() for name, value in _parameters(file).items()}
+
+
 def _read(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shape and ONNX element type of each tensor in an adapter's file."""
+    return {name: (tuple(value.shape()), value.element_type()) for name, value in _parameters(file).items()}
+
+
+def _parameters(file: Path) -> dict[str, Any]:
     import onnxruntime
 
     if not file.is_file():
         raise BadInput("no such adapter file", where=file)
     try:
-        found: dict[str, Any] = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
-        return {name: (tuple(value.shape()), value.element_type()) for name, value in found.items()}
+        return onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
     except Exception as e:
         raise BadInput(f"damaged adapter: {str(e).splitlines()[0]}", where=file,
                        hint="phicli optimize --adapter NAME=FOLDER writes it anew") from None

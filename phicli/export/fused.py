@@ -26,6 +26,13 @@ def takes_sizes(projections: Iterable[tuple[int, int]]) -> bool:
     return not any(inputs % INPUTS or outputs % OUTPUTS for inputs, outputs in projections)
 
 
+def lanes(slot: Slot) -> int:
+    """Outputs that lie side by side in B."""
+    from onnx import TensorProto
+
+    return BLOCK if slot.elem_type == TensorProto.FLOAT else 1
+
+
 class FusedGraph(ResidentGraph):
     """h = x A of the chosen adapter, then base + h B for each projection.
 
@@ -61,7 +68,7 @@ class FusedGraph(ResidentGraph):
         a_name = self._matrix(f"lora_A.{group.name}", [a[:, : sum(self.ranks)].T], 1)
         ends = np.cumsum(self.ranks)
         names = [self._matrix(f"lora_B.{slot.name}", [part.T for part in np.split(b[: ends[-1]], ends[:-1])],
-                              self._lanes(slot)) for slot, b in zip(group.slots, bs, strict=True)]
+                              lanes(slot)) for slot, b in zip(group.slots, bs, strict=True)]
         down = self._op("LoraDown", group.name, [x, a_name], h)
         last = group.nodes[-1].name
         if gated := self._gated(group.nodes):
@@ -78,7 +85,7 @@ class FusedGraph(ResidentGraph):
     def write(self) -> None:
         super().write()
         opset = next(entry.version for entry in self.model.opset_import if not entry.domain)
-        self.model.functions.extend(functions(DOMAIN, opset, self.ranks, self.slot.elem_type, self._lanes(self.slot),
+        self.model.functions.extend(functions(DOMAIN, opset, self.ranks, self.slot.elem_type, lanes(self.slot),
                                               self.int8))
 
     def _gated(self, nodes: tuple[Any, ...]) -> list[Any]:
@@ -103,19 +110,10 @@ class FusedGraph(ResidentGraph):
 
         return helper.make_node(op, [ID, *inputs], [output], f"/lora/{name}/{op}", domain=DOMAIN, ranks=self.ranks)
 
-    def _matrix(self, name: str, parts: list[np.ndarray], lanes: int) -> str:
+    def _matrix(self, name: str, parts: list[np.ndarray], side: int) -> str:
         """The constant of A, or of B's parts, (outputs, rank) of each adapter, one after the other."""
         kind = np.dtype(np.float32 if self.int8 else np.float16)
-        return self.constant(name, np.concatenate([in_blocks(fitted(part, kind), lanes, self.int8) for part in parts]))
-
-    def _lanes(self, slot: Slot) -> int:
-        return BLOCK if self._in_float32(slot) else 1
-
-    @staticmethod
-    def _in_float32(slot: Slot) -> bool:
-        from onnx import TensorProto
-
-        return slot.elem_type == TensorProto.FLOAT
+        return self.constant(name, np.concatenate([in_blocks(fitted(part, kind), side, self.int8) for part in parts]))
 
     def _check(self, group: Group) -> None:
         import onnx
@@ -123,7 +121,7 @@ class FusedGraph(ResidentGraph):
         for slot in group.slots:
             if slot.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
                 wrong = "bfloat16"
-            elif self.int8 and not self._in_float32(slot):
+            elif self.int8 and slot.elem_type != onnx.TensorProto.FLOAT:
                 wrong = "float16 with adapters in int8"
             elif not takes_sizes([(slot.inputs, slot.outputs)]):
                 wrong = f"a projection of {slot.inputs} to {slot.outputs}"

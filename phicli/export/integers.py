@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from phicli.export.graph_file import read_model
 from phicli.export.slots import MODEL, find_slots
 
 
@@ -30,7 +31,7 @@ def read_integers(folder: Path) -> Iterator[tuple[str, PackedWeight]]:
     """
     import onnx
 
-    graph = onnx.load(str(folder / MODEL), load_external_data=False).graph
+    graph = read_model(folder / MODEL).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
 
     def read(name: str) -> np.ndarray:

@@ -17,11 +17,12 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 from phicli.export.external_data import ExternalData
 from phicli.export.matching import ALIASES, FUSED
 from phicli.export.repacking import LAYOUTS
-from phicli.hub.models import check_safetensors, read_config, weight_files
+from phicli.hub.models import read_config, weight_files
 from phicli.workflow.patching import replaced
 
 METHODS = tuple(LAYOUTS)
@@ -133,7 +134,10 @@ class StreamedCheckpoint:
         if name not in self.files:
             raise BadInput(f"{name} is missing", where=self.folder)
         with safe_open(self.files[name], "pt") as file:
-            return file.get_tensor(name)
+            tensor = file.get_tensor(name)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BadInput(f"NaN or infinity in {name}", where=self.folder, hint="phicli quantize --force")
+        return tensor
 
 
 def float_projections(folder: Path) -> list[str]:

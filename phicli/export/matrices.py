@@ -42,6 +42,24 @@ def in_blocks(matrix: np.ndarray, lanes: int, int8: bool) -> np.ndarray:
     return np.concatenate([heads, blocks(integers ^ 128)], 1).ravel()  # without the zero point: int8
 
 
+def from_eight_bits(integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The matrix, float32 (inputs, outputs), that `eight_bits` was given, rounded."""
+    numbers = (integers.astype(np.float32) - 128) * scales.astype(np.float32).reshape(*integers.shape[:2], 1)
+    return numbers.reshape(len(integers), -1).T
+
+
+def from_blocks(data: np.ndarray, columns: int, lanes: int) -> np.ndarray:
+    """The matrix, float32 (rows, columns), that `in_blocks` was given; rounded, where `data` is of bytes."""
+    def rows(blocks: np.ndarray) -> np.ndarray:
+        return blocks.reshape(-1, columns, lanes).swapaxes(1, 2).reshape(-1, columns).astype(np.float32)
+
+    if data.dtype != np.uint8:
+        return rows(data)
+    blocks = data.reshape(-1, lanes * (columns + 4))
+    scales = np.ascontiguousarray(blocks[:, : 4 * lanes]).view(np.float32).reshape(-1, 1)
+    return rows(np.ascontiguousarray(blocks[:, 4 * lanes :]).view(np.int8)) * scales
+
+
 class MatrixFile:
     """A file of tensors, written one after the other."""
 

@@ -19,12 +19,14 @@ from olive.passes.olive_pass import PassConfigParam
 from olive.passes.onnx import model_builder
 from olive.passes.pass_config import BasePassConfig
 
+from phicli.checkpoints.skeleton import check_tensors
 from phicli.export.external_data import streamed_saving
 from phicli.export.layouts import LAYOUTS
 from phicli.export.loading import float_projections, streamed_loading
 from phicli.export.slots import add_slots
 from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress, Task
+from phicli.workflow.wording import worded
 
 BUILDER_PREFIX = "int4_"  # Olive's older names of what the builder now calls accuracy_level, block_size, …
 
@@ -58,9 +60,12 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         saved.mkdir(parents=True, exist_ok=True)
         with (TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch),
               streamed_saving(saved) as data, streamed_loading(data)):
-            settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
-            layers = read_config(folder).get("num_hidden_layers")
-            with self.progress.task("build", layers, "layers") as task, _watching(task):
+            about = read_config(folder)
+            if "quantization_config" not in about:
+                check_tensors(folder)
+            with (worded("genai's builder cannot build this model", folder),
+                  self.progress.task("build", about.get("num_hidden_layers"), "layers") as task, _watching(task)):
+                settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
                 built = super()._run_for_config(model, settings, output_model_path)
         if layout in LAYOUTS:
             with self.progress.task("adapter slots", unit="slots") as task:

@@ -9,7 +9,7 @@ from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export import fused, resident
 from phicli.export.adapters import SUFFIX
-from phicli.export.sources import PREFIX, Source, choose_sources
+from phicli.export.sources import PREFIX, Kept, Source, choose_sources
 from phicli.export.targets import choose_target
 from phicli.hardware.driver import compute_capability
 from phicli.hub.models import find_base, resolve_model
@@ -28,6 +28,10 @@ class OptimizePlan(Plan):
 
     def add(self, source: Source) -> None:
         """Put an adapter into the plan. Raises BadInput: no such folder, or a damaged stage."""
+        if isinstance(source, Kept):
+            self.adapters[source.name] = source
+            self.inputs[PREFIX + source.name] = source.fingerprint
+            return
         if not source.folder.is_dir():
             raise BadInput("no such adapter folder", where=source.folder, hint="phicli finetune makes one")
         stages.check_whole(source.folder)

@@ -18,6 +18,7 @@ import numpy as np
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export.fused import FusedGraph
+from phicli.export.graph_file import read_model
 from phicli.export.groups import Columns, Group
 from phicli.export.masked import MaskedGraph
 from phicli.export.matching import match
@@ -31,9 +32,9 @@ NAMES_KEY = "phicli.adapters"  # in the model's metadata: names in the order of 
 DATA = "adapters.data-"  # files of matrices begin so
 
 
-def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora]], qkv: Sequence[int],
+def install(folder: Path, adapters: Mapping[str, Mapping[str, Lora]], qkv: Sequence[int],
             layout: str = "resident", weights: str = "float") -> None:
-    """Write a graph that holds these adapters, and their matrices, into `output`.
+    """Write a graph that holds these adapters, and their matrices, into a folder.
 
     Args:
         folder: holds the graph without adapters (`BASE`). adapters: name -> updates as `read_peft` gives them.
@@ -47,7 +48,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
     """
     import onnx
 
-    model = onnx.load(str(folder / BASE), load_external_data=False)
+    model = read_model(folder / BASE)
     found = list(find_slots(model.graph))
     if not found:
         raise BadInput("the builder's graph has no projections that adapters could be added to", where=folder / BASE)
@@ -61,7 +62,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
     columns = Columns.of({name: max((group.ranks[name] for group in groups), default=0) for name in matched}, kind.STEP)
     if columns.width:
         # A name of its own for each set of adapters: the graph of before keeps its matrices until it is replaced.
-        with MatrixFile(output / f"{DATA}{_digest(adapters)}") as data:
+        with MatrixFile(folder / f"{DATA}{_digest(adapters)}") as data:
             graph = kind(model, columns, data, weights)
             for group in groups:
                 if any(group.ranks.values()):
@@ -69,7 +70,7 @@ def install(folder: Path, output: Path, adapters: Mapping[str, Mapping[str, Lora
             graph.write()
     properties = {p.key: p.value for p in model.metadata_props}
     onnx.helper.set_model_props(model, properties | {LAYOUT_KEY: layout, NAMES_KEY: json.dumps([*adapters])})
-    onnx.save(model, str(output / MODEL))
+    onnx.save(model, str(folder / MODEL))
 
 
 def adapter_tensors(layout: str, position: int) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phicli.errors import BadInput
+from phicli.export.graph_file import read_model
 
 if TYPE_CHECKING:
     from phicli.export.layouts import Layout
@@ -98,15 +99,11 @@ def read_slots(folder: Path) -> tuple[str, list[Slot]]:
 
 def read_graph(folder: Path) -> tuple[dict[str, str], Any]:
     """Metadata and GraphProto of a model folder whose graph takes adapters; raises as `read_slots`."""
-    import onnx
-
     path = folder / MODEL
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = read_model(path)
     except FileNotFoundError:
         raise BadInput("no model.onnx", where=folder, hint="phicli optimize") from None
-    except Exception as e:
-        raise BadInput(f"damaged model: {e}", where=path, hint="phicli optimize --force") from e
     properties = {p.key: p.value for p in model.metadata_props}
     if LAYOUT_KEY not in properties:
         raise BadInput("this model takes no adapters", where=path, hint="phicli optimize --force")

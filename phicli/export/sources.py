@@ -1,7 +1,7 @@
 """Which adapters go beside a model: names and PEFT folders, checked against the base before anything is built."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,11 @@ class Source:
     def loras(self) -> dict[str, Lora]:
         """As `read_peft` gives them; raises BadInput."""
         return read_peft(self.folder)
+
+    @property
+    def rank(self) -> int:
+        """The largest of its updates'."""
+        return max(lora.rank for lora in self.loras.values())
 
     def check(self, shapes: dict[str, tuple[int, int]], base: str, progress: Progress) -> None:
         """Check the adapter against a checkpoint, and say so if it was trained on another one.
@@ -77,18 +82,62 @@ def choose_sources(adapters: Sequence[str] | None, trained: Path) -> dict[str, S
     return chosen
 
 
-def earlier_sources(folder: Path, progress: Progress) -> dict[str, Source]:
-    """The adapters that a model has now, to be kept when it is built anew; those whose source is gone are named."""
+@dataclass(frozen=True)
+class Kept(Source):
+    """An adapter whose PEFT folder is gone; the model has its matrices.
+
+    model: the ONNX folder. fingerprint, known_rank: of the source, as the model's manifest has them.
+    """
+
+    model: Path
+    fingerprint: str
+    known_rank: int
+
+    @property
+    def rank(self) -> int:
+        return self.known_rank
+
+    @cached_property
+    def loras(self) -> dict[str, Lora]:
+        """As the model has them. Raises BadInput: it is damaged."""
+        from phicli.export.kept import read_adapter
+
+        try:
+            stages.check_whole(self.model)
+            return read_adapter(self.model, self.name)
+        except BadInput as e:
+            raise BadInput(f"adapter {self.name} would be lost: its source {self.folder} is gone, and the model's own "
+                           f"copy cannot be read ({e.message})", where=self.model, hint=_loss(self.name)) from None
+
+    def check(self, shapes: dict[str, tuple[int, int]], base: str, progress: Progress) -> None:
+        """Nothing but say so: `match` compares it with the graph."""
+        progress.warn(f"adapter {self.name} is taken from the model: its source {self.folder} is no longer there")
+
+
+def earlier_sources(folder: Path, wanted: Collection[str]) -> dict[str, Source]:
+    """The adapters that a model has now and that are not `wanted` anew, to be kept when its graph is written again.
+
+    Raises:
+        BadInput: its manifest, which says where they are from, is damaged.
+    """
+    files = {p.name.removesuffix(SUFFIX) for p in folder.glob(f"{PREFIX}*{SUFFIX}")}
+    kept: dict[str, Source] = {}
     try:
-        manifest = stages.read_manifest(folder)
-    except BadInput:
-        return {}
-    kept = {}
-    for name, entry in (manifest.quality.get("adapters", {}) if manifest else {}).items():
-        if not (folder / PREFIX / (name + SUFFIX)).is_file():
-            continue  # removed by the user
-        if Path(entry["source"], "adapter_config.json").is_file():
-            kept[name] = Source(name, Path(entry["source"]))
-        else:
-            progress.warn(f"adapter {name} goes: its source {entry['source']} is no longer there")
+        manifest = stages.read_manifest(folder) or stages.Manifest("", {}, {})
+        for name, entry in manifest.quality.get("adapters", {}).items():
+            source = Path(entry["source"])
+            if name not in files or name in wanted:
+                continue  # removed by the user, or made anew
+            if (source / "adapter_config.json").is_file():
+                kept[name] = Source(name, source)
+            else:
+                kept[name] = Kept(name, source, folder, manifest.inputs[PREFIX + name], int(entry["rank"]))
+    except (BadInput, KeyError, TypeError, ValueError, AttributeError):
+        if lost := sorted(files - {*wanted}):
+            raise BadInput(f"adapter {lost[0]} would be lost: the model's manifest is damaged and does not say where "
+                           "it is from", where=folder / stages.MANIFEST, hint=_loss(lost[0])) from None
     return kept
+
+
+def _loss(name: str) -> str:
+    return f"--adapter {name}=FOLDER, or remove {PREFIX}{name}{SUFFIX}"

@@ -1,21 +1,19 @@
 """From what a user calls a model to a checked folder with its files."""
 
-import json
-import math
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.stages import check_whole, read_manifest
+from phicli.artifacts.tensors import check_safetensors
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
+from phicli.hub.fitting import check_config, check_weights_fit
 from phicli.libraries import online
 from phicli.progress import SILENT, Progress
 
 BUILT_IN = Path(__file__).parents[1] / "models"
-DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16,
-              "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}  # of safetensors
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
 
 
@@ -81,16 +79,33 @@ def check_model(folder: Path) -> dict[str, Any]:
     """Check that the folder holds a complete Hugging Face model; returns its config.
 
     Raises:
-        BadInput: no or broken config.json, no tokenizer, missing or truncated weights, weights that are no safetensors.
+        BadInput: no or broken config.json, no tokenizer, missing or truncated weights, weights that are no safetensors
+            or another model's than the config's.
     """
     config = read_config(folder)
+    check_regular(folder)
     if config.get("auto_map"):
         check_no_code(config, folder)
+    check_config(config, folder / "config.json")
     if not (folder / "tokenizer.json").is_file():
         raise BadInput("no tokenizer.json", where=folder)
-    for path in weight_files(folder):
-        check_safetensors(path)
+    check_weights_fit(config, read_headers(folder), folder)
     return config
+
+
+def read_headers(folder: Path) -> dict[str, Any]:
+    """What the weights' headers say, by tensor, as `check_safetensors` gives it.
+
+    Raises:
+        BadInput: as `weight_files` and `check_safetensors`, or a tensor that stands in two files.
+    """
+    found: dict[str, Any] = {}
+    for path in weight_files(folder):
+        header = check_safetensors(path)
+        if twice := found.keys() & header:
+            raise BadInput(f"{min(twice)} stands in two files", where=path)
+        found |= header
+    return found
 
 
 def check_no_code(config: dict[str, Any], folder: Path) -> None:
@@ -111,11 +126,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises BadInput if it is missing or broken."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise BadInput("no config.json: not a Hugging Face model folder", where=folder) from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise BadInput(f"not readable as JSON: {e}", where=path) from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput("no model_type in it", where=path)
     return config
@@ -128,11 +141,11 @@ def weight_files(folder: Path) -> list[Path]:
         BadInput: none there, or one that the index names is not.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index)["weight_map"].values()))
             strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (OSError, KeyError, TypeError, AttributeError) as e:
             raise BadInput(f"damaged index: {e}", where=index) from None
         if strange:
             raise BadInput(f"{strange[0]!r} is no name of a safetensors file beside it", where=index)
@@ -146,45 +159,6 @@ def weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise BadInput(f"{name} is missing", where=folder)
     return [folder / name for name in names]
-
-
-def check_safetensors(path: Path) -> dict[str, Any]:
-    """Read a safetensors file's header and check that the file is as long as the header says.
-
-    Returns:
-        tensor name -> {"dtype", "shape", "data_offsets"}.
-
-    Raises:
-        BadInput: truncated or damaged.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            if length > min(size, 100 << 20):
-                raise ValueError("header longer than the file")
-            header = json.loads(f.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            _check_entry(name, entry)
-        end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise BadInput(f"damaged safetensors file: {e}", where=path) from None
-    if end != size:
-        what = "truncated" if size < end else "longer than it says"
-        raise BadInput(f"{what}: {size} bytes, its header says {end}", where=path)
-    return header
-
-
-def _check_entry(name: str, entry: dict[str, Any]) -> None:
-    """Raise ValueError, KeyError or TypeError for a tensor whose shape and place do not go together."""
-    begin, end = entry["data_offsets"]
-    numbers = [begin, end, *entry["shape"]]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in numbers) or begin > end:
-        raise ValueError(f"{name}: no shape or place in the file")
-    width = DTYPE_BITS.get(entry["dtype"])
-    if width and math.prod(entry["shape"]) * width != 8 * (end - begin):
-        raise ValueError(f"{name}: {entry['dtype']} {entry['shape']} are not {end - begin} bytes")
 
 
 def _fetch(reference: str, progress: Progress) -> Path:

@@ -8,23 +8,22 @@ from phicli.errors import Missing
 from phicli.hardware.driver import gpu_count
 
 
-def built_for(config: dict[str, Any]) -> str:
-    """The provider that a genai_config.json names for its decoder: "cpu", "cuda", "dml", "webgpu", …"""
-    options = config["model"]["decoder"].get("session_options", {}).get("provider_options", [])
-    names = [name.lower() for entry in options for name in entry]
-    return names[0] if names else "cpu"
+def built_for(settings: dict[str, Any]) -> str:
+    """The provider that a model's settings (see `read_config`) name for its decoder: "cpu", "cuda", "dml", …"""
+    options = settings["model"]["decoder"]["session_options"]["provider_options"]
+    return next((name for entry in options for name in entry), "cpu")
 
 
-def select_provider(og_config: Any, built: str, device: str) -> str:
+def select_provider(settings: dict[str, Any], device: str) -> str:
     """Set the provider that the session will use, and load what it needs.
 
     Args:
-        og_config: onnxruntime_genai.Config of the model.
-        built: what the model was built for. device: "auto" (what it was built for), "cuda" or "cpu".
+        settings: of the model, see `read_config`. device: "auto" (what it was built for), "cuda" or "cpu".
 
     Raises:
         Missing: CUDA wanted on a machine that has none.
     """
+    built = built_for(settings)
     provider = built if device == "auto" else device
     if provider == "cuda":
         if not gpu_count():
@@ -32,9 +31,8 @@ def select_provider(og_config: Any, built: str, device: str) -> str:
                           else "a model built for CUDA", hint="phicli optimize --device cpu, then chat --device cpu")
         _load_cuda_libraries()
     if provider != built:
-        og_config.clear_providers()
-        if provider != "cpu":
-            og_config.append_provider(provider)
+        options = settings["model"]["decoder"]["session_options"]
+        options["provider_options"] = [] if provider == "cpu" else [{provider: {}}]
     return provider
 
 

@@ -1,8 +1,5 @@
-"""Which ops of ours a model runs with, and giving them to onnxruntime-genai."""
+"""Which ops of ours a model runs with."""
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +10,35 @@ from phicli.kernels.build import ops_library, products_faster, products_missing
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
 
-@contextlib.contextmanager
-def ops_of(path: Path, og_config: Any, provider: str, kernels: str = "auto") -> Iterator[None]:
-    """While a model is made of an onnxruntime_genai.Config: give it the ops of ours that its graph needs or can use.
+def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> Path | None:
+    """The library of the ops of ours that a graph needs or can use; None where it runs with onnxruntime's.
 
-    genai takes libraries only from a model's folder or the working directory, which is another one meanwhile. Code
-    that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a fused
-    graph brings functions for it (`portable`), which no CUDA graph is captured of, as their mask comes from the CPU.
+    Code that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a
+    fused graph brings functions for it (`portable`), which no CUDA graph is captured of, as their mask comes from the
+    CPU.
 
     Args:
-        path: the ONNX file. provider: "cpu" or "cuda".
+        model: ModelProto. settings: as `read_config` gives them; changed where a CUDA graph has to be given up.
+        provider: "cpu" or "cuda".
         kernels: whose products of 4- and 8-bit weights run on a CPU, "phicli" (where they can), "onnxruntime", or
             "auto": the faster ones.
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
     """
-    import onnx
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception:  # genai says what is wrong with it
-        model = onnx.ModelProto()
     fused = any(node.domain == DOMAIN for node in model.graph.node)
     wanted = products_faster() if kernels == "auto" else kernels == "phicli" and not products_missing()
     products = provider == "cpu" and wanted and takes_products(model.graph)
     if not fused and not products:
-        yield
-        return
+        return None
     try:
-        library = ops_library(provider, products)
+        return ops_library(provider, products)
     except Missing:
         if fused and not any(function.domain == DOMAIN for function in model.functions):
             raise
         if fused and provider == "cuda":
-            og_config.set_provider_option(provider, "enable_cuda_graph", "0")
-        yield
-        return
-    og_config.overlay(json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": str(library)}}}}))
-    with contextlib.chdir(library.parent):
-        yield
+            settings["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {"enable_cuda_graph": "0"}}]
+        return None
 
 
 def takes_products(graph: Any) -> bool:
@@ -67,8 +53,8 @@ def takes_products(graph: Any) -> bool:
 
     def taken(node: Any) -> bool:
         sizes = {a.name: a.i for a in node.attribute}
-        block, inputs, more = sizes["block_size"], sizes["K"], node.input[3:]
-        return (block in BLOCKS.get(sizes.get("bits", 4), ()) and inputs % block == 0
+        block, inputs, more = sizes.get("block_size", 0), sizes.get("K", 1), node.input[3:]
+        return (block in BLOCKS.get(sizes.get("bits", 4), ()) and inputs % block == 0 and len(node.input) > 2
                 and sizes.get("accuracy_level", 0) == 4 and types.get(node.input[2]) == onnx.TensorProto.FLOAT
                 and not (len(more) > 1 and more[1])
                 and (not more or not more[0] or types.get(more[0]) == onnx.TensorProto.UINT8))

@@ -1,7 +1,6 @@
 """A model of onnxruntime-genai with its tokenizer and its adapters."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from phicli.artifacts.generations import generation, of_one_generation
 from phicli.artifacts.stages import REMOVABLE, check_whole
-from phicli.errors import BadInput, Missing, PhicliError
-from phicli.hardware.devices import usable_cores
-from phicli.inference.devices import built_for, select_provider
-from phicli.inference.ops import ops_of
+from phicli.errors import BadInput, PhicliError
+from phicli.export.genai_config import read_config
+from phicli.inference.genai_model import open_graph
 from phicli.resources.shortage import within_memory
 from phicli.text import TextCodec
 
@@ -56,30 +55,24 @@ class Session:
     """
 
     def __init__(self, folder: Path, device: str = "auto", kernels: str = "auto"):
-        self.folder = Path(folder)
-        config = _read_config(self.folder)
-        check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
-        self.codec = TextCodec(self.folder)
-        try:
-            self.context = int(config["model"]["context_length"])
-            self.vocab_size = int(config["model"]["vocab_size"])
-            self.rope_border = ROPE_BORDER.get(config["model"]["type"], self.context)
-            ends = config["model"]["eos_token_id"]
-            self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-            built = built_for(config)
-            options = config["model"]["decoder"].get("session_options", {})
-            self._graph = str(config["model"]["decoder"].get("filename", "model.onnx"))
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise BadInput(f"not what a text model needs: {e!r}", where=self.folder / "genai_config.json") from None
-
-        if "custom_ops_library" in options:
-            raise BadInput("custom_ops_library names code of the model's own, which is never run",
-                           where=self.folder / "genai_config.json")
-        self._threads = options.get("intra_op_num_threads") or usable_cores()
         import onnxruntime_genai as og
 
         self._og = og
-        self._device, self._built, self._kernels = device, built, kernels
+        self.folder = Path(folder)
+        self._device, self._kernels = device, kernels
+        of_one_generation(self.folder, self._open)
+
+    def _open(self) -> None:
+        self._generation = generation(self.folder)
+        self._settings = read_config(self.folder)
+        check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
+        self.codec = TextCodec(self.folder)
+        model = self._settings["model"]
+        self.context: int = model["context_length"]
+        self.vocab_size: int = model["vocab_size"]
+        self.rope_border = ROPE_BORDER.get(model["type"], self.context)
+        ends = model["eos_token_id"]
+        self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
         self._without = (self.folder / BASE_GRAPH).is_file()  # there is a graph without adapters
         self._load(adapters=False)
 
@@ -88,16 +81,17 @@ class Session:
         self._model: Any = None
         self._adapters: Any = None
         self._loaded: set[str] = set()
+        graph = BASE_GRAPH if self._without and not adapters else self._settings["model"]["decoder"]["filename"]
         with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
-            og_config = self._og.Config(str(self.folder.resolve()))
-            graph = BASE_GRAPH if self._without and not adapters else self._graph
-            _overlay(og_config, filename=graph)
-            self.provider = select_provider(og_config, self._built, self._device)
-            if self.provider == "cpu":  # onnxruntime by itself takes one of two virtual cores
-                _overlay(og_config, session_options={"intra_op_num_threads": self._threads})
-            with ops_of(self.folder / graph, og_config, self.provider, self._kernels):
-                self._model = self._og.Model(og_config)
+            self._model, self.provider = open_graph(self._settings, self.folder / graph, self._device, self._kernels)
         self._takes_adapters = adapters or not self._without
+
+    def _turn_to(self, adapters: bool) -> None:
+        """Have a graph with or without adapters in memory, of the folder that is there now."""
+        if generation(self.folder) != self._generation:
+            self._open()
+        if self._without and adapters != self._takes_adapters:
+            self._load(adapters)
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
@@ -109,8 +103,10 @@ class Session:
         Raises:
             BadInput: no such adapter, or one that is damaged or made for another model.
         """
-        if name in self._loaded:
-            return
+        if name not in self._loaded:
+            of_one_generation(self.folder, lambda: self._load_adapter(name))
+
+    def _load_adapter(self, name: str) -> None:
         known = self.adapter_names()
         if name not in known:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
@@ -118,8 +114,7 @@ class Session:
         path = self.folder / "adapters" / (name + ADAPTER_SUFFIX)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         _check_adapter(self.folder, path)
-        if not self._takes_adapters:
-            self._load(adapters=True)
+        self._turn_to(adapters=True)
         with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
             self._adapters = self._adapters or self._og.Adapters(self._model)
             self._adapters.load(str(path), name)
@@ -134,7 +129,7 @@ class Session:
         if adapter is not None:
             self.load_adapter(adapter)
         elif self._takes_adapters and self._without:
-            self._load(adapters=False)
+            of_one_generation(self.folder, lambda: self._turn_to(adapters=False))
         with self.running(adapter):
             params = self._og.GeneratorParams(self._model)
             params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
@@ -167,11 +162,6 @@ class Session:
                           "phicli optimize --force")
 
 
-def _overlay(og_config: Any, **decoder: Any) -> None:
-    """Change settings of the decoder in an onnxruntime_genai.Config."""
-    og_config.overlay(json.dumps({"model": {"decoder": decoder}}))
-
-
 @contextlib.contextmanager
 def translated(message: str, where: Path, hint: str) -> Iterator[None]:
     """Turn genai's RuntimeError into BadInput with this message, or Missing where memory ran out."""
@@ -182,19 +172,6 @@ def translated(message: str, where: Path, hint: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, OSError) as e:
         raise BadInput(f"{message}: {' '.join(str(e).split())}", where=where, hint=hint) from e
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise Missing("no optimized model here yet", where=folder, hint="phicli optimize")
-    path = folder / "genai_config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput("no genai_config.json: not a model that phicli optimize made", where=folder,
-                       hint="phicli optimize") from None
-    except (OSError, ValueError) as e:
-        raise BadInput(f"not readable as JSON: {e}", where=path, hint="phicli optimize --force") from None
 
 
 def _check_adapter(folder: Path, path: Path) -> None:

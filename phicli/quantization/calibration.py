@@ -8,10 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from phicli.artifacts.reading import read_text
 from phicli.errors import BadInput
+from phicli.hub.vocabulary import check_vocabulary
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
 from phicli.text import TextCodec, TextTemplate
+
+LONGEST = 256 << 20  # bytes of a calibration text; a hundred times what all samples take
 
 
 def calibration_tokens(
@@ -27,6 +31,7 @@ def calibration_tokens(
     Raises:
         BadInput: no such file, nothing usable in it, or fewer than `seq_len` tokens in all.
     """
+    check_vocabulary(codec, template)
     pieces = list(_pieces(codec, Path(file) if file else CALIBRATION, template))
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
     wanted = samples * seq_len
@@ -57,13 +62,9 @@ def _pieces(codec: TextCodec, file: Path, template: TextTemplate) -> Iterator[li
             yield codec.encode_row(template, row).ids
         return
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file, LONGEST)
     except FileNotFoundError:
         raise BadInput("no such calibration file", where=file) from None
-    except UnicodeDecodeError as e:
-        raise BadInput(f"not UTF-8 text: byte {e.start}", where=file, hint="JSONL or plain UTF-8 text") from None
-    except OSError as e:
-        raise BadInput(f"cannot be read: {e.strerror}", where=file) from None
     for paragraph in text.split("\n\n"):
         if paragraph.strip():
             yield codec.encode_text(paragraph.strip() + "\n\n")

@@ -18,16 +18,18 @@ from phicli.quantization.rounding import ROUNDINGS
 from phicli.quantization.search import output_error, search_clip, search_scale
 from phicli.quantization.streaming import check_all
 from phicli.quantization.streams import side_by_side
+from phicli.workflow.wording import worded
 
 
 def forward(layer: nn.Module, x: Tensor, keywords: dict[str, Any]) -> Tensor:
     """A decoder layer's output for hidden states (rows, length, hidden)."""
-    out = layer(x, **keywords)
+    with worded("transformers cannot run a layer of this model"):
+        out = layer(x, **keywords)
     return out[0] if isinstance(out, tuple) else out
 
 
-class _AllSeen(Exception):
-    """Ends a layer's forward pass once the inputs of all its linears have been seen."""
+class _AllSeen(BaseException):
+    """Ends a layer's forward pass once the inputs of all its linears have been seen; no fault to be put into words."""
 
 
 class LayerWork:

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phicli.artifacts.stages import writing
+from phicli.artifacts.places import check_file_place
+from phicli.artifacts.stages import publishing_file
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.hub.models import check_safetensors
 from phicli.quantization.grid import GridShape
 from phicli.quantization.shards import save_tensors
 from phicli.quantization.streaming import Weights
@@ -68,7 +69,11 @@ def model_digest(weights: Weights) -> str:
 
 
 def save_plan(plan: Plan, file: Path) -> str:
-    """Write the plan, whole or not at all. Returns the checksum of its tensors, which its metadata hold too."""
+    """Write the plan, whole or not at all. Returns the checksum of its tensors, which its metadata hold too.
+
+    Raises:
+        BadInput: something else than a plan is there. Missing: no space or no permission.
+    """
     tensors: dict[str, Tensor] = {}
     for prefix, layer in plan.layers.items():
         tensors |= {f"{prefix}{name}.channel_scale": scale.cpu() for name, scale in layer.scales.items()}
@@ -76,15 +81,19 @@ def save_plan(plan: Plan, file: Path) -> str:
             tensors[f"{prefix}{name}.scale"] = scale.half().cpu().contiguous()
             tensors[f"{prefix}{name}.zero"] = zero.to(torch.uint8).cpu().contiguous()
     checksum = _checksum(tensors)
-    beside = file.with_name(f".{file.name}.new")
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_tensors(tensors, beside, {**plan.about, "checksum": checksum})
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+    check_plan_place(file)
+    with publishing_file(file) as fresh:
+        save_tensors(tensors, fresh, {**plan.about, "checksum": checksum})
+        check_plan_place(file)
     return checksum
+
+
+def check_plan_place(file: Path) -> None:
+    """Raise BadInput unless nothing is there or a regular file that is a plan."""
+    check_file_place(file)
+    if file.exists() and _metadata(file).get("kind") != KIND:
+        raise BadInput("the file there is no plan of phicli quantize, and stays", where=file,
+                       hint="name another file, or move it away")
 
 
 def load_plan(file: Path, wanted: dict[str, str], prefixes: Iterable[str]) -> dict[str, LayerPlan]:
@@ -122,13 +131,19 @@ def load_plan(file: Path, wanted: dict[str, str], prefixes: Iterable[str]) -> di
 
 def saved_checksum(file: Path) -> str | None:
     """The checksum that a plan's file says it has; None for any other file."""
+    return _metadata(file).get("checksum")
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says about itself; empty for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_safetensors(file)
         with safe_open(file, "pt") as opened:
-            return (opened.metadata() or {}).get("checksum")
-    except (SafetensorError, OSError):
-        return None
+            return opened.metadata() or {}
+    except (BadInput, SafetensorError, OSError):
+        return {}
 
 
 def _layer(tensors: dict[str, Tensor], prefix: str) -> LayerPlan:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from phicli.checkpoints.awq import quantization_config
 from phicli.errors import BadInput
+from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress
 from phicli.quantization.architectures import ARCHITECTURES
 from phicli.quantization.calibration import tokens_digest
@@ -20,6 +21,7 @@ from phicli.quantization.phases import Phases
 from phicli.quantization.plan import LayerPlan, Plan, describe, load_plan, save_plan
 from phicli.quantization.shards import ShardWriter
 from phicli.quantization.streaming import LayeredModel
+from phicli.workflow.wording import worded
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # that go through a layer at a time
@@ -146,7 +148,8 @@ class LayerJob:
                                hint="save the plan again")
 
     def start(self, tokens: Tensor) -> None:
-        rows, self.keywords = self.model.start(tokens)
+        with worded("transformers cannot run this model", self.model.weights.folder):
+            rows, self.keywords = self.model.start(tokens)
         size = max(1, BATCH_TOKENS[self.model.device.type] // tokens.shape[1])
         self.hidden = [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -187,9 +190,10 @@ def save_metadata(folder: Path, output: Path, quantization: dict) -> None:
     """Copy tokenizer and settings files, and write config.json with what the quantization is."""
     for pattern in COPIED:
         for path in folder.glob(pattern):
-            if path.name not in ("config.json", "phicli.json") and not path.name.endswith(".index.json"):
+            ours = path.name in ("config.json", "phicli.json") or path.name.endswith(".index.json")
+            if path.is_file() and not ours:
                 shutil.copyfile(path, output / path.name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     config["quantization_config"] = quantization
     config.pop("torch_dtype", None)
     config["dtype"] = config["torch_dtype"] = "float16"  # transformers reads the first, AutoAWQ the second

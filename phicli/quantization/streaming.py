@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phicli.artifacts.tensors import check_safetensors
+from phicli.checkpoints.skeleton import check_names
 from phicli.errors import BadInput
-from phicli.hub.models import check_safetensors, weight_files
+from phicli.hub.models import weight_files
+from phicli.workflow.wording import worded
 
 ROWS_AT_ONCE = 16  # of tokens, that are embedded together
 
@@ -19,7 +22,9 @@ class Weights:
     """The tensors of a model folder by name, read from disk when asked for."""
 
     def __init__(self, folder: Path):
-        self.file_of = {name: path for path in weight_files(folder) for name in check_safetensors(path)}
+        headers = {path: check_safetensors(path) for path in weight_files(folder)}
+        self.file_of = {name: path for path, header in headers.items() for name in header}
+        self.shapes = {name: entry["shape"] for header in headers.values() for name, entry in header.items()}
         self.folder = folder
 
     def names(self, prefix: str = "") -> list[str]:
@@ -59,7 +64,8 @@ class LayeredModel:
     """A causal language model of transformers whose decoder layers are on no device until they are loaded.
 
     Raises:
-        BadInput: transformers does not know the architecture, or finds no decoder layers in it.
+        BadInput: transformers does not know the architecture, its layers are not where phicli looks for them, or the
+            checkpoint has other tensors.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -68,14 +74,13 @@ class LayeredModel:
 
         self.weights, self.device = Weights(folder), device
         self.copies = torch.cuda.Stream() if device.type == "cuda" else None
-        try:
+        with worded("transformers cannot build this model", folder):
             self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with init_empty_weights(include_buffers=False):
                 self.model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise BadInput(f"transformers cannot build this model: {e}", where=folder) from None
         self.model.eval()
         self.layers, self.prefix = _decoder_layers(self.model, folder)
+        check_names(self.model, self.weights.shapes, folder)
         self.dtype = self._dtype()
 
     def _dtype(self) -> torch.dtype:
@@ -197,9 +202,11 @@ class _Recorder(nn.Module):
 def _decoder_layers(model: Any, folder: Path) -> tuple[nn.ModuleList, str]:
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and name.endswith("layers"):
+        if (isinstance(module, nn.ModuleList) and len(module) == count and name.endswith("layers")
+                and isinstance(getattr(model.get_decoder(), "norm", None), nn.Module)):
             return module, name + "."
-    raise BadInput(f"no decoder layers found in {type(model).__name__}", where=folder)
+    raise BadInput(f"the layers of {type(model).__name__} are built in a way that phicli does not know", where=folder,
+                   hint="--algorithm rtn or gptq, or a Llama-like model: Phi-3, Llama, Mistral, Qwen, Gemma")
 
 
 def check_all(finite: dict[str, Tensor]) -> None:

@@ -1,15 +1,17 @@
 """The size of a model: from the headers of its weights, from its config, or from what is known of published ones."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phicli.hub.models import check_safetensors, local_folder, weight_files
+from phicli.artifacts.reading import read_json
+from phicli.artifacts.tensors import check_safetensors
+from phicli.errors import BadInput
+from phicli.hub.fitting import LAYER
+from phicli.hub.models import local_folder, weight_files
 
-LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 PACKED = 8  # int4 in an int32
 
 # hidden, layers, MLP width, heads, key-value heads, vocabulary, output projection apart from the embedding
@@ -136,7 +138,7 @@ def _cached_config(reference: str) -> dict[str, Any] | None:
 
     try:
         found = try_to_load_from_cache(reference, "config.json")
-        config = json.loads(Path(found).read_text(encoding="utf-8")) if isinstance(found, str) else None
-    except (OSError, ValueError, HFValidationError):
+        config = read_json(Path(found)) if isinstance(found, str) else None
+    except (BadInput, OSError, HFValidationError):
         return None
     return config if isinstance(config, dict) else None

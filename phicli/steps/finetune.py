@@ -10,6 +10,8 @@ from phicli.errors import BadInput
 from phicli.hardware.devices import choose_device
 from phicli.hardware.driver import open_gpu
 from phicli.hub.models import find_base, resolve_model
+from phicli.hub.roots import remember_model
+from phicli.hub.vocabulary import check_vocabulary
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, of_finetune, size_of_folder
@@ -48,7 +50,9 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
     need = of_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
     announce("finetune", need, plan.target, progress)
     with plan.turn(config.force, progress) as done:
-        return StageResult(plan.target, done or work.train())
+        manifest = done or work.train()
+        remember_model(config.root_folder, config.model)
+    return StageResult(plan.target, manifest)
 
 
 def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
@@ -88,7 +92,9 @@ class _Work:
                            where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
         self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
         names = ("seq_len", "mask_prompt", "eval_split", "seed")
-        self.rows = prepare_rows(rows, template, TextCodec(self.folder), **{n: self.settings[n] for n in names})
+        codec = TextCodec(self.folder)
+        check_vocabulary(codec, template)
+        self.rows = prepare_rows(rows, template, codec, **{n: self.settings[n] for n in names})
         if self.rows.cut:
             more = f", {self.rows.dropped} of them left out: nothing to learn in the rest" if self.rows.dropped else ""
             self.progress.warn(f"{self.rows.cut} of {len(rows)} rows cut to {self.settings['seq_len']} tokens{more}")

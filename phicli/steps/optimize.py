@@ -1,15 +1,13 @@
 """The optimize stage: from a checkpoint and adapters to a checked, published ONNX model folder with its manifest."""
 
-import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
+from phicli.artifacts.generations import link_unchanged
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
-from phicli.errors import BadInput
 from phicli.export import resident
 from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
 from phicli.export.plan import OptimizePlan, plan_optimize
@@ -62,11 +60,10 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
         if done:
             return StageResult(plan.target, done)
         if not force and plan.model_verdict().current:
-            return StageResult(plan.target, _add_adapters(plan, progress))
-        for name, source in earlier_sources(plan.target, progress).items():
-            if name not in sources:
-                source.check(shapes, plan.inputs["base"], progress)
-                plan.add(source)
+            return StageResult(plan.target, _add_adapters(plan, shapes, progress))
+        for source in earlier_sources(plan.target, sources).values():
+            source.check(shapes, plan.inputs["base"], progress)
+            plan.add(source)
         return StageResult(plan.target, _build(plan, progress))
 
 
@@ -81,9 +78,9 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
         (fresh / PREFIX).mkdir()
         if settings["adapter_layout"] in resident.GRAPHS:
             (fresh / MODEL).rename(fresh / resident.BASE)
-            manifest.quality["adapters"] = _install(fresh, fresh, sources, settings, progress)
+            manifest.quality["adapters"] = _install(fresh, sources, settings, progress)
         else:
-            manifest.quality["adapters"] = _convert(fresh, fresh / PREFIX, sources, progress)
+            manifest.quality["adapters"] = _add_files(fresh, sources, settings, progress)
     return manifest
 
 
@@ -96,82 +93,61 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     if settings["activations"] in ACCURACY_LEVELS:
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]]
-    try:
-        run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
-    except NotImplementedError as e:
-        raise BadInput(f"genai's builder cannot build it: {e}", where=model) from e
+    run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
 
 
-def _add_adapters(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
-    """Write the files of adapters that are new or changed; the manifest last, so that a torn run is done again."""
+def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progress: Progress) -> stages.Manifest:
+    """Publish a folder with new or changed adapters, and what has not changed of the one that is there."""
     folder, have = plan.target, stages.read_manifest(plan.target)
     assert have is not None  # it is up to date
-    there = {name: entry for name, entry in have.quality["adapters"].items()
-             if _file(folder, name).is_file() and _file(folder, name).stat().st_size == entry["bytes"]}
-    new = [plan.adapters[name] for name in plan.late_adapters()]
-    progress.note(f"the model in {folder} is up to date; adding {', '.join(source.name for source in new)}")
-    scratch = folder.absolute().with_name(f".{folder.name}.new-{os.getpid()}")  # `settle` knows the name
-    with stages.writing(folder):
-        try:
-            (scratch / PREFIX).mkdir(parents=True)
-            if plan.settings["adapter_layout"] in resident.GRAPHS:
-                earlier = earlier_sources(folder, progress)  # all live in one graph, the numbers stay
-                for name in earlier.keys() - plan.adapters.keys():
-                    plan.add(earlier[name])
-                new = list((earlier | plan.adapters).values())
-                entries = _install(folder, scratch, new, plan.settings, progress)
-            else:
-                entries = there | _convert(folder, scratch / PREFIX, new, progress)
-            plan.check_unchanged()
-            (folder / PREFIX).mkdir(exist_ok=True)
-            _move_in(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    fingerprints = have.inputs | {PREFIX + source.name: plan.inputs[PREFIX + source.name] for source in new}
-    kept = {k: v for k, v in fingerprints.items() if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
-    manifest = replace(have, inputs=kept, quality={**have.quality, "adapters": entries})
-    stages.write_manifest(folder, manifest)
+    late = plan.late_adapters()
+    progress.note(f"the model in {folder} is up to date; adding {', '.join(late)}")
+    in_graph = plan.settings["adapter_layout"] in resident.GRAPHS
+    earlier = earlier_sources(folder, plan.adapters)
+    if in_graph:  # which is written anew, with all of them; their numbers stay
+        for source in earlier.values():
+            source.check(shapes, plan.inputs["base"], progress)
+            plan.add(source)
+    order = {name: plan.adapters[name] for name in have.quality["adapters"] if name in plan.adapters} | plan.adapters
+    fresh_ones = [source for name, source in order.items() if in_graph or name in late]
+    with plan.publishing() as (fresh, manifest):
+        replaced = {_file(Path(), source.name).as_posix() for source in fresh_ones}
+        link_unchanged(folder, fresh, lambda name: name != stages.MANIFEST and name not in replaced and not (
+            in_graph and (name == MODEL or name.startswith(resident.DATA))))
+        (fresh / PREFIX).mkdir(exist_ok=True)
+        entries = {name: entry for name, entry in have.quality["adapters"].items() if _file(fresh, name).is_file()}
+        entries |= (_install if in_graph else _add_files)(fresh, fresh_ones, plan.settings, progress)
+        manifest.inputs = {k: v for k, v in (have.inputs | plan.inputs).items()
+                           if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
+        manifest.quality = {**have.quality, "adapters": entries}
     return manifest
 
 
-def _move_in(scratch: Path, folder: Path) -> None:
-    """Put new files in their places, the graph last; matrices that only the graph of before needed go."""
-    fresh = [p for p in scratch.rglob("*") if p.is_file()]
-    for path in sorted(fresh, key=lambda p: p.name == MODEL):
-        path.replace(folder / path.relative_to(scratch))
-    if any(p.name == MODEL for p in fresh):
-        for old in folder.glob(resident.DATA + "*"):
-            if old.name not in {p.name for p in fresh}:
-                old.unlink()
-
-
-def _install(folder: Path, output: Path, sources: list[Source], settings: dict[str, Any],
-             progress: Progress) -> dict[str, Any]:
-    """Write the graph that holds all adapters, and their files, into `output`."""
+def _install(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Write the graph that holds all adapters, and their files; returns what the manifest says about them."""
     with progress.task("adapters", len(sources), "adapters") as task:
-        install_adapters(folder, output, {source.name: source.loras for source in sources},
+        install_adapters(folder, {source.name: source.loras for source in sources},
                          settings["adapter_layout"], settings["adapter_weights"])
         for source in sources:
-            check_adapter(output, output / PREFIX / (source.name + SUFFIX))
+            check_adapter(folder, _file(folder, source.name))
         task.advance(len(sources))
-    return {source.name: _entry(source, output / PREFIX / (source.name + SUFFIX)) for source in sources}
+    return {source.name: _entry(source, _file(folder, source.name)) for source in sources}
 
 
 def _entry(source: Source, file: Path) -> dict[str, Any]:
-    return {"source": str(source.folder.absolute()), "bytes": file.stat().st_size,
-            "rank": max(lora.rank for lora in source.loras.values())}
+    return {"source": str(source.folder.absolute()), "bytes": file.stat().st_size, "rank": source.rank}
 
 
-def _convert(model: Path, output: Path, sources: list[Source], progress: Progress) -> dict[str, Any]:
-    """Write each adapter's file into `output` and check it; returns what the manifest says about them."""
+def _add_files(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Write each adapter's file and check it; returns what the manifest says about them."""
     entries: dict[str, Any] = {}
     if not sources:
         return entries
     with progress.task("adapters", len(sources), "adapters") as task:
         for source in sources:
-            file = output / (source.name + SUFFIX)
-            convert_adapter(model, source.loras, file, source.folder)
-            check_adapter(model, file)
+            file = _file(folder, source.name)
+            convert_adapter(folder, source.loras, file, source.folder)
+            check_adapter(folder, file)
             entries[source.name] = _entry(source, file)
             task.advance(1, name=source.name, rank=entries[source.name]["rank"])
     return entries

@@ -10,7 +10,9 @@ from phicli.config.steps import QuantizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
 from phicli.hardware.driver import open_gpu
-from phicli.hub.models import read_config, resolve_model, weight_files
+from phicli.hub.fitting import check_groups
+from phicli.hub.models import read_config, read_headers, resolve_model, weight_files
+from phicli.hub.roots import remember_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
@@ -46,6 +48,10 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         done = stage.finished(force, progress)
         if done:
             return StageResult(stage.target, done)
+        coarse = config.algorithm in OLIVE_PASSES
+        left = check_groups(read_headers(folder), config.group_size, config.skip, coarse, folder)
+        if left:
+            progress.warn(left)
         device = choose_device(config.device)
         need = of_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
         announce("quantize", need, stage.target, progress)
@@ -57,6 +63,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         with stage.publishing() as (fresh, manifest):
             manifest.quality = work(folder, fresh, device, config, progress)
             manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
+        if config.output is None:
+            remember_model(config.root_folder, config.model)
     return StageResult(stage.target, manifest)
 
 
@@ -106,13 +114,15 @@ def check_options(config: QuantizeConfig) -> None:
 
 
 def check_save_plan(config: QuantizeConfig) -> None:
-    """Raise UsageError where no plan can be saved."""
+    """Raise UsageError where there is no plan to save, BadInput where it would replace something else."""
+    from phicli.quantization.plan import check_plan_place
+
     if not _own(config):
         raise UsageError("--save-plan goes with phicli's own AWQ")
     if config.plan:
         raise UsageError("--save-plan saves what is searched, and with --plan nothing is")
-    if config.save_plan and Path(config.save_plan).is_dir():
-        raise UsageError(f"--save-plan needs a file, and {config.save_plan} is a folder")
+    if config.save_plan:
+        check_plan_place(Path(config.save_plan))
 
 
 def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
@@ -138,6 +148,7 @@ def _olive(folder: Path, output: Path, device: str, config: QuantizeConfig, prog
     from phicli.quantization.olive_pass import tokens_data_config
     from phicli.text import TextCodec, TextTemplate
     from phicli.workflow.olive import run_pass
+    from phicli.workflow.wording import worded
 
     algorithm, calibration = config.algorithm, config.calibration
     if algorithm == "awq" and device != "cuda":
@@ -155,7 +166,8 @@ def _olive(folder: Path, output: Path, device: str, config: QuantizeConfig, prog
             data = {"name": "calibration", "load_dataset_config": {"params": {"data_name": tokens.tolist()}}}
             given = {"q_group_size": config.group_size, "data_config": data,
                      "modules_to_not_convert": list(config.skip)}
-            run_pass("AutoAWQQuantizer", given, folder, output, device=device)
+            with worded("AutoAWQ cannot quantize this model", folder):
+                run_pass("AutoAWQQuantizer", given, folder, output, device=device)
             return quality
         if algorithm in CALIBRATED:
             save_file({"tokens": tokens}, f"{scratch}/tokens.safetensors")
@@ -164,9 +176,11 @@ def _olive(folder: Path, output: Path, device: str, config: QuantizeConfig, prog
         *before, last = OLIVE_PASSES[algorithm]
         with progress.task(f"quantize with Olive's {last}", total=len(before) + 1, unit="passes") as task:
             for i, name in enumerate(before):
-                run_pass(name, {"seed": config.seed}, folder, Path(scratch) / str(i), device=device)
+                with worded(f"Olive's {name} cannot take this model", folder):
+                    run_pass(name, {"seed": config.seed}, folder, Path(scratch) / str(i), device=device)
                 folder = Path(scratch) / str(i)
                 task.advance()
-            run_pass(last, {**grid, **common}, folder, output, device=device)
+            with worded(f"Olive's {last} cannot quantize this model", folder):
+                run_pass(last, {**grid, **common}, folder, output, device=device)
             task.advance()
     return quality

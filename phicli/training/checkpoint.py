@@ -11,18 +11,28 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phicli.artifacts import stages
+from phicli.artifacts.places import check_folder_place
+from phicli.artifacts.reading import read_json
+from phicli.artifacts.tensors import check_safetensors
+from phicli.errors import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+FILES = STATE, TENSORS = "state.json", "state.safetensors"
 
 
 class Checkpoint:
     """A folder with the last saved state of one training run.
 
     key: what the run is made of; the state of a run with another key does not count.
+    Raises BadInput where the folder is a link, or holds something else.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any]):
         self.folder, self.key = folder, json.loads(json.dumps(key))
+        check_folder_place(folder)
+        if folder.is_symlink() or (folder.is_dir() and {p.name for p in folder.iterdir()} - set(FILES)):
+            raise BadInput("no checkpoint of phicli's, but what stands where one is needed", where=folder,
+                           hint="move it away")
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Write weights, optimizer and `state`, whole or not at all. Raises Missing: no space, no permission."""
@@ -32,20 +42,21 @@ class Checkpoint:
             for moment in MOMENTS:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
         with stages.publishing(self.folder) as fresh:
-            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh / "state.safetensors")
-            (fresh / "state.json").write_text(json.dumps({"key": self.key, "state": state}), encoding="utf-8")
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh / TENSORS)
+            (fresh / STATE).write_text(json.dumps({"key": self.key, "state": state}), encoding="utf-8")
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Put the saved weights and moments in place and return the state; None where there is none of this run."""
         stages.settle(self.folder)
         try:
-            document = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+            document = read_json(self.folder / STATE)
             if document["key"] != self.key:
                 return None
-            with safe_open(self.folder / "state.safetensors", "pt") as file:
+            check_safetensors(self.folder / TENSORS)
+            with safe_open(self.folder / TENSORS, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             self._restore(tensors, model, optimizer, document["state"]["step"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except (BadInput, OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
         return document["state"]
 

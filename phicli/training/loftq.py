@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.hub.models import check_safetensors, weight_files
+from phicli.hub.models import weight_files
 
 LARGEST_ERROR = 0.5  # relative; 4-bit rounding gives about 0.1, another model's weights or rotated ones more than 1
 
@@ -34,7 +35,11 @@ def start_from_residual(adapted: Any, original: Path) -> None:
         if "default" not in getattr(module, "lora_A", {}):
             continue
         quantized = module.get_base_layer().weight.float()
-        residual = _weight(files, f"{name}.weight", original).to(quantized.device).float() - quantized
+        weight = _weight(files, f"{name}.weight", original)
+        if weight.shape != quantized.shape:
+            raise BadInput(f"{name} has another shape than in the base", where=original,
+                           hint="--model with the model that was quantized")
+        residual = weight.to(quantized.device).float() - quantized
         if residual.norm() > LARGEST_ERROR * quantized.norm():
             raise BadInput(f"{name}: the base is no plain rounding of this model, as LoftQ needs", where=original,
                            hint="--model with the model that was quantized; phicli quantize --algorithm gptq or rtn")

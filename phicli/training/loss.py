@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from phicli.text import Encoded
+from phicli.workflow.wording import worded
 
 POSITIONS = 1024  # whose logits exist at once: 1024 x vocabulary x 4 bytes, 131 MB for 32,064 tokens
 IGNORED = -100  # a label that counts nothing
@@ -66,12 +67,14 @@ class RowLoss:
 
     def __init__(self, model: PreTrainedModel):
         self.device = model.device
-        self.body, self.head = _split(model)
+        with worded("transformers cannot run this model"):
+            self.body, self.head = _split(model)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Float32 scalar: the sum over all labels."""
         places, labels = batch.places.to(self.device), batch.labels.to(self.device)
-        hidden = self.body(batch.ids.to(self.device)).flatten(0, 1)[places]
+        with worded("transformers cannot run this model"):
+            hidden = self.body(batch.ids.to(self.device)).flatten(0, 1)[places]
         losses = [
             checkpoint(self._part, hidden[i : i + POSITIONS], labels[i : i + POSITIONS],
                        use_reentrant=False, preserve_rng_state=False)

@@ -27,6 +27,7 @@ from phicli.training.loftq import start_from_residual
 from phicli.training.rows import Rows, prepare_rows
 from phicli.training.training import Recipe, Trainer
 from phicli.workflow.olive import pass_parameters
+from phicli.workflow.wording import worded
 
 _FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
                   "mask_prompt", "eval_split", "data", "text_template", "seed")
@@ -74,8 +75,9 @@ class Int4Base:
             torch.cuda.reset_peak_memory_stats()
         base = load_base(folder, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
         torch.manual_seed(recipe.seed)  # of the adapter's first values
-        adapted = self.init_adapters(  # type: ignore[attr-defined]
-            base, config, task=model.task, use_dora=self.use_dora)
+        with worded("peft cannot put the adapter into this model", folder):
+            adapted = self.init_adapters(  # type: ignore[attr-defined]
+                base, config, task=model.task, use_dora=self.use_dora)
         figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress).run()
         kept = adapted.peft_config["default"]
         kept.target_modules = sorted(kept.target_modules)  # peft's set has another order in each process

@@ -6,6 +6,7 @@ from typing import Any
 
 from phicli.config.setting import StepConfig, settings_of
 from phicli.progress import SILENT, Progress
+from phicli.workflow.wording import worded
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
              "webgpu": "WebGpuExecutionProvider"}
@@ -56,6 +57,7 @@ def run_pass(
     olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
     if hasattr(pass_class, "progress"):
         olive_pass.progress = progress
-    handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None,
-                             load_kwargs={"trust_remote_code": False})  # unset, transformers asks on the terminal
+    with worded("Olive cannot open this model", model):
+        handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None,
+                                 load_kwargs={"trust_remote_code": False})  # unset, transformers asks on the terminal
     return olive_pass.run(handler, str(output))

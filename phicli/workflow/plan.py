@@ -1,7 +1,6 @@
 """What a step would make, from what, and whether that is there already: one judgement for commands, `run`, `status`."""
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from phicli.artifacts import stages
 from phicli.artifacts.locks import held
+from phicli.artifacts.places import check_apart, check_folder_place
 from phicli.artifacts.stages import Manifest
 from phicli.errors import BadInput
 from phicli.progress import Progress
@@ -73,7 +73,8 @@ class Plan:
         """The manifest of a result that is up to date; None where it has to be made. Says aloud which, and why.
 
         Raises:
-            BadInput: what stands at the target is not a result of this step, and would be lost.
+            BadInput: what stands at the target is not a result of this step, and would be lost; or the target lies in
+                what it is made from.
         """
         _ = self.inputs  # taken before anything is read, so that a later change is noticed
         verdict = self.verdict()
@@ -81,7 +82,7 @@ class Plan:
             progress.note(f"{self.target} is up to date")
             self._tidy(progress)
             return self.result()
-        self._check_place()
+        self.check_place()
         if self.target.exists():
             progress.note(f"{self.target} is " + ("made again: asked for" if force and verdict.current else
                                                   f"{verdict.state}: {verdict.reason}"))
@@ -91,10 +92,18 @@ class Plan:
         """What a process left that was killed after it had published goes too."""
         if stages.leftovers(self.target):
             with held(self.target, progress, wait=False) as alone:
-                for left in stages.leftovers(self.target) if alone else ():
-                    shutil.rmtree(left, ignore_errors=True)
+                if alone:
+                    stages.settle(self.target, alone=True)
 
-    def _check_place(self) -> None:
+    def check_place(self) -> None:
+        """Raise BadInput if a result cannot be made at the target without harm to what is there."""
+        for source in self.sources.values():
+            check_apart(self.target, source)
+        self.check_theirs()
+
+    def check_theirs(self) -> None:
+        """Raise BadInput if what stands at the target is not a result of this step."""
+        check_folder_place(self.target)
         if not self.target.is_dir() or not any(self.target.iterdir()):
             return
         try:
@@ -117,7 +126,7 @@ class Plan:
         """
         with held(self.target, progress), within_memory(self.step):
             with stages.writing(self.target):
-                stages.settle(self.target.absolute(), alone=True)
+                stages.settle(self.target, alone=True)
             done = not force and self.verdict().current
             if done:
                 progress.note(f"{self.target} is up to date")
@@ -137,6 +146,7 @@ class Plan:
             manifest.seconds = round(time.monotonic() - begun, 3)
             stages.write_manifest(fresh, manifest)
             self.check_unchanged()
+            self.check_place()  # once more: it may have been waited for, and long
 
     def check_unchanged(self) -> None:
         """Raise BadInput if a source is no longer what it was when the step began."""

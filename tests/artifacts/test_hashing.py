@@ -22,6 +22,7 @@ def memory(tmp_path, monkeypatch):
 def settled(monkeypatch):
     """Files may be remembered as soon as they are written."""
     monkeypatch.setattr(hashing, "SETTLED", -(10**12))
+    monkeypatch.setattr(hashing, "_in_memory", set)  # also where the temporary folder lies in memory
 
 
 @pytest.fixture

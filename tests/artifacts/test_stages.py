@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 
 import pytest
 
@@ -24,17 +25,22 @@ def test_publish_whole_or_not_at_all(tmp_path):
 
 
 def test_settle_after_a_kill(tmp_path):
-    target = tmp_path / "awq"
-    (tmp_path / ".awq.old").mkdir()
-    (tmp_path / ".awq.old" / "w").write_text("kept")
-    (tmp_path / ".awq.new-999999999").mkdir()
-    (tmp_path / f".awq.new-{os.getpid()}").mkdir()  # of a living process: left alone
-    (tmp_path / ".awq.new-x").mkdir()  # not ours
+    target, here = tmp_path / "awq", socket.gethostname()
+
+    def unfinished(number, pid, host):
+        folder = tmp_path / f".awq.new-{number:016x}"
+        (folder / "new").mkdir(parents=True)
+        (folder / ".phicli-unfinished.json").write_text(json.dumps({"pid": pid, "host": host}))
+        return folder
+
+    dead, alive, elsewhere = unfinished(1, 999999999, here), unfinished(2, os.getpid(), here), unfinished(3, 1, "other")
+    (dead / "old").mkdir()
+    (dead / "old" / "w").write_text("kept")
     stages.settle(target)
     assert (target / "w").read_text() == "kept"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f".awq.new-{os.getpid()}", ".awq.new-x", "awq"]
+    assert sorted(tmp_path.iterdir()) == [alive, elsewhere, target]
     stages.settle(target, alone=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".awq.new-x", "awq"]
+    assert sorted(tmp_path.iterdir()) == [target]
 
 
 def test_verdicts(tmp_path):

@@ -61,14 +61,19 @@ class Servers:
                 "REQUESTS_CA_BUNDLE": str(self.folder / "ca.pem")}
 
 
-@contextlib.contextmanager
-def running(folder: Path, keep: str = "--inMemoryPersistence") -> Iterator[Servers]:
-    """The servers, as long as the block lasts; `keep`: where Azurite has its bytes."""
+def prepare(folder: Path) -> None:
+    """Put the certificates and an `az` that is signed in into a folder."""
     make_certificates(folder)
     program = folder / "bin" / "az"
     program.parent.mkdir()
     program.write_text(AZ % (_token(), time.time() + 86400))
     program.chmod(0o755)
+
+
+@contextlib.contextmanager
+def running(folder: Path, keep: str = "--inMemoryPersistence") -> Iterator[Servers]:
+    """The servers, as long as the block lasts; `keep`: where Azurite has its bytes."""
+    prepare(folder)
     port = _free_port()
     azurite = subprocess.Popen(
         ["node", str(AZURITE), "--blobPort", str(port), *keep.split(), "--silent", "--disableTelemetry",

@@ -24,6 +24,12 @@ def test_upload_stores_and_registers_everything(cloud, start, model):
     assert "not uploaded, since it is hidden: .amlignore" in err
 
 
+def test_a_link_inside_counts_as_its_file(cloud, cli, model):
+    (model / "copy.onnx").symlink_to("model.onnx")
+    assert cli("upload", *cloud.target).code == 0
+    assert cloud.stored(NAME, "1") == contents(model) and "copy.onnx" in contents(model)
+
+
 def test_same_content_is_already_there(cloud, cli, model):
     assert cli("upload", *cloud.target).code == 0
     cloud.proxy.reset()
@@ -75,10 +81,10 @@ def test_manifest_and_evaluation_become_tags_and_properties(cloud, cli, model):
                             "team": "travel", "note": "a=b"}
     assert made["description"] == "Rome"
     found = made["properties"]
-    assert found["phicli.settings.device"] == "cpu" and found["phicli.quality.kl"] == "0.000123457"
+    assert found["phicli.config.layers.device"] == "cpu" and found["phicli.quality.kl"] == "0.000123457"
     assert found["evaluation.ONNX_travel.perplexity"] == "4.5" and found["evaluation.rows"] == "40"
     assert re.fullmatch("[0-9a-f]{64}", found["phicli.digest"])
-    assert "phicli.settings.data" not in found and "phicli.quality.layers" not in found
+    assert "phicli.config.layers.data" not in found and "phicli.quality.layers" not in found
 
 
 def test_line_cut_twice_resumes_and_sends_little_again(cloud, cli, model, monkeypatch):

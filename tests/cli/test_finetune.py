@@ -200,7 +200,9 @@ def broken(tmp_path, root):
 ])
 def test_wrong_input_is_one_message_and_nothing_written(cli, root, broken, options, code, message):
     before = tree(root) | tree(broken)
-    done = cli("finetune", "--root", root, *QUICK, "--name", "new", *(str(o).format(broken) for o in options))
+    given = {"--root": root, QUICK[0]: QUICK[1], "--name": "new"}
+    given |= zip(options[::2], (o.format(broken) for o in options[1::2]), strict=True)
+    done = cli("finetune", *QUICK[2:], *(part for both in given.items() for part in both))
     assert (done.code, done.out) == (code, "")
     assert message in done.err
     assert done.err.count("error: ") == 1

@@ -100,9 +100,15 @@ def test_another_build_keeps_adapters_added_later(cli, root):
 @pytest.mark.parametrize(("kept", "weights", "layout"), [
     (1.0, "float", "fused"), (0.9, "float", "inputs"), (0.9, "int8", "resident")])
 def test_on_a_cpu_adapters_are_fused_where_the_sizes_allow_it(tiny, tmp_path, kept, weights, layout):
-    base, name = shutil.copytree(tiny, tmp_path / "base"), "model.layers.0.mlp.down_proj.weight"
+    base, width = shutil.copytree(tiny, tmp_path / "base"), int(kept * 768) // 2 * 2
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": width}))
     tensors = load_file(base / "model.safetensors")
-    tensors[name] = tensors[name][:, : int(kept * tensors[name].shape[1]) // 2 * 2].contiguous()
+    for name in tensors:
+        if "down_proj" in name:
+            tensors[name] = tensors[name][:, :width].contiguous()
+        elif "gate_up_proj" in name:
+            tensors[name] = tensors[name][: 2 * width].contiguous()
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     plan = plan_optimize(OptimizeConfig(root=tmp_path, base=base, device="cpu", adapter_weights=weights))
     assert plan.settings["adapter_layout"] == layout
@@ -205,7 +211,7 @@ def test_an_architecture_that_the_builder_does_not_know(cli, root):
     path.write_text(path.read_text().replace("Phi3ForCausalLM", "UnknownForCausalLM"))
     stages.write_manifest(root / "awq", stages.Manifest("quantize", {}, {}))
     done = cli("optimize", "--root", root, "--device", "cpu")
-    assert done.code == 3 and "genai's builder cannot build it" in done.err and not (root / "onnx-ao").exists()
+    assert done.code == 3 and "genai's builder cannot build this model" in done.err and not (root / "onnx-ao").exists()
 
 
 def test_a_warning_where_the_adapter_belongs_to_other_weights(cli, root):

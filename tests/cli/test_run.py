@@ -27,8 +27,14 @@ def lab(tmp_path_factory):
 def run_lab(cli, monkeypatch, root, *more):
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
-    return cli("run", "--model", "tiny", "--root", root, "--data", DATA / "data_sample_travel.jsonl",
-               "--eval-data", DATA / "data_eval_travel.jsonl", "--max-steps", "2", "--device", "cpu", *more)
+    return cli("run", *options(root, more))
+
+
+def options(root, more):
+    """The lab's options, those in `more` in place of others."""
+    usual = {"--model": "tiny", "--root": root, "--data": DATA / "data_sample_travel.jsonl",
+             "--eval-data": DATA / "data_eval_travel.jsonl", "--max-steps": "2", "--device": "cpu"}
+    return [*(part for name, value in usual.items() if name not in more for part in (name, value)), *more]
 
 
 def test_whole_lab_then_nothing_left_to_do_then_only_what_changed(cli, monkeypatch, lab):
@@ -45,7 +51,6 @@ def test_whole_lab_then_nothing_left_to_do_then_only_what_changed(cli, monkeypat
     assert again.code == 0 and again.err.count("is up to date") == 4
     assert [line for line in again.out.splitlines() if "quantize" in line and "up to date" in line]
 
-    monkeypatch.setenv("PHICLI_FINETUNE_SEED", "1")  # no such setting: environment names that are unknown do nothing
     quantized = read_manifest(lab / "awq").created
     changed = run_lab(cli, monkeypatch, lab, "--seed", "1", "--json")
     states = {step["name"]: step["state"] for step in json.loads(changed.out)}
@@ -57,8 +62,7 @@ def states(cli, monkeypatch, root, *more):
     """step -> state and why, by `status` with the settings of `run_lab`."""
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
-    done = cli("status", "--model", "tiny", "--root", root, "--data", DATA / "data_sample_travel.jsonl", "--eval-data",
-               DATA / "data_eval_travel.jsonl", "--max-steps", "2", "--seed", "1", "--device", "cpu", "--json", *more)
+    done = cli("status", *options(root, ("--json", *(() if "--seed" in more else ("--seed", "1")), *more)))
     assert done.code == 0, done.err
     return {link["step"]: f"{link['state']}: {link['why']}" for link in json.loads(done.out)}
 

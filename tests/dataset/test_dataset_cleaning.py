@@ -49,7 +49,7 @@ def test_what_is_restored(tmp_path, line, code, response):
 
 @pytest.mark.parametrize(("line", "code"), [
     (b"{broken\n", "bad_json"), (b"[]\n", "not_object"), (b'{"prompt": "a"}\n', "missing_field"),
-    (row("a", None), "not_text"), (row("a", True), "not_text"), (row("a", float("nan")), "not_text"),
+    (row("a", None), "not_text"), (row("a", True), "not_text"), (row("a", float("nan")), "bad_json"),
     (row("a", "half \ud83d"), "lone_surrogate"), (row("a", " "), "empty_field"), (row("a", "nan"), "nan_text"),
     (row("a", "caf\ufffd"), "replacement_character"), (GOOD, "duplicate_row"),
     (row("Sound? ", "Yes &eacute;."), "duplicate_row"),  # only once it is restored
@@ -120,13 +120,13 @@ def test_never_over_the_input(tmp_path):
 
 def test_a_device_or_pipe_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="name of a file"):
+    with pytest.raises(BadInput, match="no regular file"):
         clean(tmp_path, GOOD, "pipe")
     assert (tmp_path / "pipe").is_fifo()
 
 
 def test_where_nothing_can_be_written(tmp_path):
-    with pytest.raises(UsageError, match="name of a file"):
+    with pytest.raises(BadInput, match="a folder"):
         clean(tmp_path, GOOD, ".")
     with pytest.raises(Missing, match="cannot be written"):
         clean(tmp_path, GOOD, "rows.jsonl/out")

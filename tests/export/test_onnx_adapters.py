@@ -36,8 +36,9 @@ def model(tmp_path):
                               weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
               folder / "model.onnx")
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_size": 2}
-    (folder / "genai_config.json").write_text(json.dumps({"model": {"decoder": heads}}))
+    decoder = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_size": 2, "num_hidden_layers": 2}
+    model = {"type": "llama", "vocab_size": 8, "context_length": 8, "eos_token_id": 0, "decoder": decoder}
+    (folder / "genai_config.json").write_text(json.dumps({"model": model}))
     add_slots(folder / "model.onnx", "inputs", LAYOUTS["inputs"])
     return folder
 

@@ -11,10 +11,11 @@ from fuzzing import EXPECTED, changed, fuzzed, mutated, to_json, values
 from hypothesis import strategies as st
 
 from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest
+from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export.adapters import check_adapter
 from phicli.export.slots import read_slots
-from phicli.hub.models import check_model, check_safetensors
+from phicli.hub.models import check_model
 from phicli.resources import size_of_config, size_of_folder
 from phicli.text import TextCodec
 from phicli.workflow.plan import State, judge

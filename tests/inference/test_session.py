@@ -8,6 +8,7 @@ import pytest
 from optimized import write_adapter
 
 from phicli.errors import BadInput, Missing
+from phicli.export.genai_config import read_config
 from phicli.hardware.driver import gpu_count
 from phicli.inference.devices import built_for
 from phicli.inference.session import Sampling, Session
@@ -105,7 +106,7 @@ def test_cuda_where_there_is_no_gpu(optimized, copied):
     config = json.loads(path.read_text())
     config["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {"enable_cuda_graph": "0"}}]
     path.write_text(json.dumps(config))
-    assert built_for(config) == "cuda"
+    assert built_for(read_config(copied)) == "cuda"
     with pytest.raises(Missing, match="built for CUDA"):
         Session(copied)
     assert Session(copied, "cpu").provider == "cpu"

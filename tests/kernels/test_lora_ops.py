@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq, random_adapter
 
-from phicli.cli import optimize
+from phicli import optimize
 from phicli.errors import BadInput, Missing
 from phicli.export.fused import DOMAIN
 from phicli.export.matrices import in_blocks

@@ -159,7 +159,7 @@ def no_room(*args, **kwargs):
     ("quantize", "phicli.quantization.olive_pass.quantize_checkpoint", "--samples"),
     ("finetune", "phicli.training.passes.load_base", "--lora-r"),
     ("evaluate", "phicli.steps.evaluate.log_softmax", "--seq-len"),
-    ("chat", "phicli.inference.session.ops_of", "end other programs")])
+    ("chat", "phicli.inference.genai_model.ops_of", "end other programs")])
 def test_memory_that_ran_out_names_the_settings_to_change(
     cli, optimized, tiny, tmp_path, monkeypatch, step, place, setting
 ):
