@@ -81,10 +81,10 @@ def test_manifest_and_evaluation_become_tags_and_properties(cloud, cli, model):
                             "team": "travel", "note": "a=b"}
     assert made["description"] == "Rome"
     found = made["properties"]
-    assert found["phicli.config.layers.device"] == "cpu" and found["phicli.quality.kl"] == "0.000123457"
+    assert found["phicli.settings.device"] == "cpu" and found["phicli.quality.kl"] == "0.000123457"
     assert found["evaluation.ONNX_travel.perplexity"] == "4.5" and found["evaluation.rows"] == "40"
     assert re.fullmatch("[0-9a-f]{64}", found["phicli.digest"])
-    assert "phicli.config.layers.data" not in found and "phicli.quality.layers" not in found
+    assert "phicli.settings.data" not in found and "phicli.quality.layers" not in found
 
 
 def test_line_cut_twice_resumes_and_sends_little_again(cloud, cli, model, monkeypatch):

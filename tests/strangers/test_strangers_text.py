@@ -9,7 +9,7 @@ import time
 import pytest
 
 from phicli.checkpoints.peft_folder import check_weights
-from phicli.config.layers import DEFAULT_TEMPLATE
+from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.errors import BadInput
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.rows import prepare_rows
