@@ -10,7 +10,8 @@ import pytest
 from phicli.hub.models import BUILT_IN
 from phicli.libraries import subdued
 
-subdued().__enter__()  # no test asks a hub, whatever it imports
+SUBDUED = subdued()  # kept, or it would end at once
+SUBDUED.__enter__()  # no test asks a hub, whatever it imports
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; processes made here inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

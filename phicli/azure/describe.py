@@ -68,7 +68,7 @@ def _read_evaluation(path: Path) -> Any:
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Leaves of nested settings as ("phicli.config.layers.bits", "4"); long lists and local folders are left out."""
+    """Leaves of nested settings as ("phicli.settings.bits", "4"); long lists and local folders are left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(f"{name}.{_word(key)}", inner)

@@ -42,9 +42,13 @@ def child(request: dict) -> None:
 
 
 def serve() -> None:
-    subdued().__enter__()  # libraries read the environment when they are imported
-    for name in IMPORTED:
-        import_module(name)
+    with subdued():  # libraries read the environment when they are imported
+        for name in IMPORTED:
+            import_module(name)
+        answer_all()
+
+
+def answer_all() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
