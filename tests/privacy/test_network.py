@@ -80,11 +80,30 @@ def test_the_whole_lab_reaches_for_no_network(tmp_path, environment):
                 assert f"{step} needs about " in seen.err
 
 
+PROGRAM = """
+import phicli
+more = {"root": "root", "device": "cpu"}
+phicli.quantize("tiny", samples=8, seq_len=64, **more)
+phicli.finetune("tiny", data=DATA, max_steps=2, lora_r=4, **more)
+folder = phicli.optimize("tiny", **more).folder
+phicli.evaluate("tiny", eval_data=DATA, rows=2, **more)
+print(phicli.Conversation(phicli.Session(folder), adapter="travel", max_new_tokens=8).ask("Where is Kyoto?").text)
+"""
+
+
+def test_a_program_that_uses_the_library_reaches_for_no_network(tmp_path, environment):
+    (tmp_path / "home").mkdir()
+    program = f"import os; os.chdir({str(tmp_path)!r}); DATA = {str(DATA / 'data_eval_travel.jsonl')!r}\n{PROGRAM}"
+    seen = guarded([sys.executable, "-c", program], tmp_path / "guard", environment)
+    assert seen.code == 0, seen.err
+    assert seen.network == [] and seen.pickles == []
+
+
 def test_telemetry_is_off_before_a_library_is_imported(tmp_path, environment):
     code = (
-        "import sys, os, json, phicli.cli.main; "
+        "import sys, os, json, phicli.cli.main; from phicli.libraries import subdued; "
         "assert not any(m in sys.modules for m in ('olive', 'onnxruntime', 'onnxruntime_genai', 'huggingface_hub')); "
-        "from huggingface_hub import constants; "
+        "quiet = subdued(); quiet.__enter__(); from huggingface_hub import constants; "
         "from olive.telemetry.telemetry import Telemetry; "
         "import phicli.quantization.olive_pass, phicli.training.passes, phicli.export.olive_pass; "
         "names = [n for n in os.environ if 'TELEMETRY' in n]; "
