@@ -50,17 +50,31 @@ def others_can_write(path: Path) -> Path | None:
     """The file or folder, `path` or one above it, through which another user could replace it; None where none.
 
     The same rule as OpenSSH's StrictModes: owned by root or this user, not writable for group or others, except in a
-    folder with the sticky bit that lies above. On Windows, where modes say nothing, None.
+    folder with the sticky bit that lies above. A group may write that bears the user's name and has no other member,
+    as where the umask is 002. On Windows, where modes say nothing, None.
     """
     if os.name == "nt":
         return None
     path = Path(path).resolve()
     for level, place in enumerate([path, *path.parents]):
         found = place.stat()
-        shared = found.st_mode & 0o022 and not (level and found.st_mode & stat.S_ISVTX)
+        writable = stat.S_IWOTH if _private_group(found.st_gid) else stat.S_IWOTH | stat.S_IWGRP
+        shared = found.st_mode & writable and not (level and found.st_mode & stat.S_ISVTX)
         if found.st_uid not in (0, os.getuid()) or shared:
             return place
     return None
+
+
+def _private_group(group: int) -> bool:
+    """Whether a group is this user's alone."""
+    import grp
+    import pwd
+
+    try:
+        user, known = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return known.gr_name == user and set(known.gr_mem) <= {user}
 
 
 def _ours(path: Path) -> bool:
