@@ -81,11 +81,13 @@ def beside(target: Path) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         settle(place)
         scratch = place.with_name(f".{place.name}.new-{secrets.token_hex(8)}")
-        try:
-            scratch.mkdir(mode=0o700)
-        except FileNotFoundError:  # the folder is there: a file system that takes no files, like /proc
-            raise Missing("cannot be written: its folder takes no files", where=target, hint="name another") from None
-    try:
+    try:  # an interrupt may come as soon as the folder is there
+        with writing(target):
+            try:
+                scratch.mkdir(mode=0o700)
+            except FileNotFoundError:  # the folder is there: a file system that takes no files, like /proc
+                raise Missing("cannot be written: its folder takes no files", where=target,
+                              hint="name another") from None
         with writing(target), create_file(scratch / MARKER) as marker:
             marker.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield scratch

@@ -103,10 +103,9 @@ def test_awq_is_closer_to_the_original_than_round_to_nearest(cli, tmp_path, tiny
     assert agreement > 0.7
 
 
-def test_calibration_on_own_data_helps_on_that_data(cli, tmp_path, tiny, original, held_out):
-    rows = os.path.join(os.path.dirname(__file__), "..", "data", "data_sample_travel.jsonl")  # noqa: PTH118, PTH120
+def test_calibration_on_own_data_helps_on_that_data(cli, tmp_path, tiny, original, held_out, data_file):
     kl = {}
-    for name, more in (("text", ()), ("rows", ("--calibration", rows))):
+    for name, more in (("text", ()), ("rows", ("--calibration", data_file))):
         few = ("--samples", "64", "--seq-len", "128")
         done = cli("quantize", "--model", "tiny", "--output", tmp_path / name, *few, *more)
         assert done.code == 0, done.err

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "onnx"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 from onnx_checkpoints import nearest_awq, random_adapter
 
 from phicli.artifacts import generations, stages
