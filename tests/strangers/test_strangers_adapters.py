@@ -14,10 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 from onnx_checkpoints import nearest_awq, random_adapter
 
+from phicli import optimize
 from phicli.artifacts import generations, stages
 from phicli.errors import BadInput
 from phicli.inference.session import Session
-from phicli.steps.optimize import optimize
 
 ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 IDS = [5, 6, 7, 8]

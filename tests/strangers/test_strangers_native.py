@@ -17,11 +17,11 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_checkpoints import nearest_awq, random_adapter
 
+from phicli import optimize
 from phicli.artifacts import hashing
 from phicli.artifacts.hashing import Memory, file_hashes
 from phicli.kernels import build, keeping
 from phicli.kernels.build import find_library, ops_library
-from phicli.steps.optimize import optimize
 
 NOBODY = 54321  # a user that no list has
 pytestmark = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")

@@ -263,7 +263,7 @@ def test_no_regular_files(model, adapter, tmp_path, kind, name):
 def command(*argv, given: bytes = b"") -> subprocess.CompletedProcess:
     """A command in a process of 3 GB, which is to end within 20 seconds."""
     limited = ("import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30,) * 2); "
-               "from phicli.cli import main; sys.exit(main(sys.argv[1:]))")
+               "from phicli.cli.main import main; sys.exit(main(sys.argv[1:]))")
     return subprocess.run([sys.executable, "-c", limited, *map(str, argv)], capture_output=True, timeout=20,
                           input=given, env={**os.environ, "PYTHONPATH": PARENT})
 
