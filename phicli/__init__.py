@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     )
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
     from phicli.inference.conversation import Answer, Conversation
-    from phicli.inference.session import Sampling, Session
+    from phicli.inference.generator import Sampling
+    from phicli.inference.session import Session
     from phicli.workflow.plan import StageResult
 
 _HOME = {
     "phicli.api": ("inspect", "quantize", "finetune", "optimize", "evaluate"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "OptimizeConfig", "ChatConfig",
                       "EvaluateConfig"),
-    "phicli.inference.session": ("Session", "Sampling"),
+    "phicli.inference.session": ("Session",),
+    "phicli.inference.generator": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
     "phicli.workflow.plan": ("StageResult",),
     "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),

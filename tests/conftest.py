@@ -54,6 +54,22 @@ def data_file() -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_graphs(tiny, tmp_path_factory) -> Path:
+    """A root with `onnx-ao` that has a graph with two adapters in it, and one without. To be left as it is."""
+    from onnx_checkpoints import nearest_awq, random_adapter
+
+    from phicli import optimize
+
+    root = tmp_path_factory.mktemp("two_graphs")
+    projections = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    adapters = {name: random_adapter(tiny, root / name, r=rank, target_modules=projections)
+                for name, rank in (("cooking", 4), ("travel", 12))}
+    optimize(root=root, base=str(nearest_awq(tiny, root / "awq")), adapters=[f"{k}={v}" for k, v in adapters.items()],
+             device="cpu", activations="fp32", head="float", adapter_layout="fused")
+    return root
+
+
+@pytest.fixture(scope="session")
 def optimized(tiny, tmp_path_factory) -> Path:
     """A root with `onnx-ao`, made from the built-in model, with two adapters. To be left as it is."""
     from optimized import build

@@ -1,7 +1,7 @@
 """`phicli chat`: talk with the optimized model, with or without an adapter."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
+    from phicli.cli.talks import Talks
     from phicli.inference.conversation import Answer, Conversation
 
 LONGEST = 1 << 20  # bytes of a prompt on stdin
@@ -35,15 +36,15 @@ def chat(
         raise UsageError("--json needs --prompt or a prompt on stdin")
     config = config.but(system=config.system and console.typed(config.system),
                         adapter=None if no_adapter else config.adapter)
-    talks = _conversations(Path(config.path or config.root_folder / "onnx-ao"), config, compare)
-    answer = _compare_on(talks) if compare else _stream_on(talks[0])
-    if question is None:
-        _converse(talks, answer)
-    elif json:
-        answers = [_document(talk.ask(question)) for talk in talks]
-        console.result_json({"prompt": question, "answers": answers} if compare else answers[0])
-    else:
-        answer(question, lambda: False)
+    with _opened(Path(config.path or config.root_folder / "onnx-ao"), config, compare) as talks:
+        answer = _compare_on(talks.all) if compare else _stream_on(talks.last)
+        if question is None:
+            _converse(talks, answer)
+        elif json:
+            answers = [_document(talk.ask(question)) for talk in talks.all]
+            console.result_json({"prompt": question, "answers": answers} if compare else answers[0])
+        else:
+            answer(question, lambda: False)
 
 
 def _question(prompt: str | None) -> str | None:
@@ -63,25 +64,16 @@ def _question(prompt: str | None) -> str | None:
     return prompt
 
 
-def _conversations(folder: Path, s: ChatConfig, compare: bool) -> "list[Conversation]":
-    """The conversation; for a comparison one with no adapter, and one with the adapter named or with each there is."""
-    from phicli.inference.conversation import Conversation
-    from phicli.inference.session import Sampling, Session
+def _opened(folder: Path, config: ChatConfig, compare: bool) -> "Talks":
+    """The model, loaded, and the conversations on it."""
+    from phicli.cli.talks import Talks
+    from phicli.inference.session import Session
     from phicli.kernels.build import why_slow
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
-    with console.working("chat", s.root_folder) as progress:
-        session = Session(folder, s.device, s.kernels)
-        adapters: list[str | None] = [s.adapter]
-        if compare:
-            adapters = [None, *([s.adapter] if s.adapter else session.adapter_names())]
-            if len(adapters) == 1:
-                raise BadInput("no adapter to compare with", where=folder,
-                               hint="phicli optimize --adapter NAME=FOLDER")
-        sampling = Sampling(s.temperature, s.top_p, s.top_k, s.seed)
-        talks = [Conversation(session, adapter=name, system=s.system, sampling=sampling,
-                              max_new_tokens=s.max_new_tokens) for name in adapters]
+    with console.working("chat", config.root_folder) as progress:
+        talks = Talks(folder, config, compare)
         if trouble := why_slow():
             progress.note(f"slower than it need be: {trouble}; phicli doctor says what helps")
         return talks
@@ -100,7 +92,7 @@ def _stream_on(talk: "Conversation") -> Callable[[str, Callable[[], bool]], None
     return answer
 
 
-def _compare_on(talks: "list[Conversation]") -> Callable[[str, Callable[[], bool]], None]:
+def _compare_on(talks: "Sequence[Conversation]") -> Callable[[str, Callable[[], bool]], None]:
     def answer(question: str, stopped: Callable[[], bool]) -> None:
         answers = []
         for talk in talks:
@@ -113,7 +105,7 @@ def _compare_on(talks: "list[Conversation]") -> Callable[[str, Callable[[], bool
     return answer
 
 
-def _converse(talks: "list[Conversation]", answer: Callable[[str, Callable[[], bool]], None]) -> None:
+def _converse(talks: "Talks", answer: Callable[[str, Callable[[], bool]], None]) -> None:
     from phicli.cli.line_editor import line_reader
     from phicli.cli.repl import Repl
 
@@ -122,9 +114,9 @@ def _converse(talks: "list[Conversation]", answer: Callable[[str, Callable[[], b
             raise EOFError
         return reader()
 
-    repl = Repl(talks, answer, read, console.note, console.failure)
+    repl = Repl(talks.all, answer, talks.use_adapter, read, console.note, console.failure)
     reader = line_reader(repl.words)
-    console.note(f"adapter: {talks[-1].adapter or 'none'}; /help lists the commands, Ctrl-D leaves")
+    console.note(f"adapter: {talks.last.adapter or 'none'}; /help lists the commands, Ctrl-D leaves")
     repl.run()
 
 

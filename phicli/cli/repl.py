@@ -40,14 +40,16 @@ class Repl:
     Args:
         talks: the conversations, several when answers are compared; /adapter and /stats act on the last.
         answer: answers one message and shows the answer; given the message and a function that says when to stop.
+        use_adapter: lets the last conversation answer with another adapter from now on, or with none.
         read: gives the next message; raises EOFError at the end, KeyboardInterrupt when the line is given up.
         note: shows one line beside the answers. fail: shows an error; the loop goes on.
     """
 
     def __init__(self, talks: Sequence[Conversation], answer: Callable[[str, Callable[[], bool]], None],
-                 read: Callable[[], str], note: Callable[[str], None], fail: Callable[[PhicliError], None]):
+                 use_adapter: Callable[[str | None], None], read: Callable[[], str], note: Callable[[str], None],
+                 fail: Callable[[PhicliError], None]):
         self.talks, self.talk = talks, talks[-1]
-        self.answer, self.read, self.note, self.fail = answer, read, note, fail
+        self.answer, self.use_adapter, self.read, self.note, self.fail = answer, use_adapter, read, note, fail
 
     def run(self) -> None:
         while True:
@@ -86,7 +88,7 @@ class Repl:
 
     def _adapter(self, name: str) -> None:
         wanted = None if name in ("", NO_ADAPTER) else name
-        self.talk.use_adapter(wanted)
+        self.use_adapter(wanted)
         self.note(f"adapter: {wanted or NO_ADAPTER}")
 
     def _adapters(self, rest: str) -> None:

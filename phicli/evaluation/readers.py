@@ -4,7 +4,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,26 +13,49 @@ from phicli.hub.models import read_config, weight_files
 from phicli.text import Encoded
 from phicli.workflow.wording import worded
 
+if TYPE_CHECKING:
+    from phicli.inference.session import Session
+
 # float [response tokens, vocabulary]; row i is the distribution of the response's token i
 Reader = Callable[[Encoded], np.ndarray]
 
 
-def open_reader(stage: Stage, device: str, kernels: str = "auto") -> contextlib.AbstractContextManager[Reader]:
-    """Load a stage; its memory is free again when the reader is dropped.
+class Readers(contextlib.AbstractContextManager["Readers"]):
+    """Opens stages one after the other. One model is in memory at a time; adapters of one ONNX model share a session.
 
     Args:
         device: "auto", "cuda" or "cpu"; "auto" lets an ONNX model run on what it was built for.
         kernels: of ONNX models on a CPU, see `Session`.
     """
-    return _onnx_reader(stage, device, kernels) if stage.onnx else _torch_reader(stage, device)
 
+    def __init__(self, device: str, kernels: str = "auto"):
+        self._device, self._kernels = device, kernels
+        self._session: Session | None = None
 
-@contextlib.contextmanager
-def _onnx_reader(stage: Stage, device: str, kernels: str) -> Iterator[Reader]:
-    from phicli.inference.session import Session
+    def open(self, stage: Stage) -> contextlib.AbstractContextManager[Reader]:
+        """Load a stage, for the length of a `with` block. Raises PhicliError: as `Session` or `load_base` does."""
+        if stage.onnx:
+            return contextlib.nullcontext(self._onnx_reader(stage))
+        self.close()
+        return _torch_reader(stage, self._device)
 
-    session = Session(stage.folder, device, kernels)
-    yield lambda row: session.logits(row.ids, stage.adapter)[row.response_start - 1 : -1]
+    def _onnx_reader(self, stage: Stage) -> Reader:
+        from phicli.inference.session import Session
+
+        session, wanted = self._session, stage.adapter is not None
+        if session is None or session.folder != stage.folder or wanted > session.takes_adapters:
+            self.close()
+            session = self._session = Session(stage.folder, self._device, self._kernels, adapters=wanted)
+        return lambda row: session.logits(row.ids, stage.adapter)[row.response_start - 1 : -1]
+
+    def close(self) -> None:
+        """Give the memory of the session back that is open, if one is."""
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @contextlib.contextmanager

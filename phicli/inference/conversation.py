@@ -9,12 +9,12 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from phicli.errors import BadInput, UsageError
-from phicli.inference.session import Sampling, Session
+from phicli.inference.generator import Generator, Sampling
+from phicli.inference.session import Session
 
 PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
 CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit
@@ -66,14 +66,14 @@ def _never() -> bool:
 
 
 class Conversation:
-    """Turns of a user and a model.
+    """Turns of a user and a model. One thread at a time may use it; others may have their own on the same session.
 
     Args:
         session: the model. adapter: name of the adapter that answers; None for none.
         system: the system message. max_new_tokens: longest answer.
 
     Raises:
-        BadInput: no such adapter, or one that does not fit.
+        BadInput, UsageError: as `Session.load_adapter` does.
     """
 
     def __init__(self, session: Session, *, adapter: str | None = None, system: str | None = None,
@@ -83,7 +83,7 @@ class Conversation:
         self.turns: list[tuple[str, str]] = []
         self.adapter: str | None = None
         self.last: Answer | None = None
-        self._generator: Any = None
+        self._generator: Generator | None = None
         self._capacity = 0
         self.use_adapter(adapter)
 
@@ -91,13 +91,17 @@ class Conversation:
         """Answer with another adapter from now on. What is cached was computed with the old one, so it goes.
 
         Raises:
-            BadInput: no such adapter, or one that does not fit.
+            BadInput, UsageError: as `Session.load_adapter` does; the conversation goes on as it was.
         """
-        if name != self.adapter:
-            self._generator = None  # first: another graph may have to take its place in memory
         if name is not None:
             self.session.load_adapter(name)
+        if name != self.adapter:
+            self._generator = None
         self.adapter = name
+
+    def use_session(self, session: Session) -> None:
+        """Go on with another session of the same model: turns, system message and adapter stay, the cache goes."""
+        self.session, self._generator = session, None
 
     def reset(self) -> None:
         """Forget all turns; system message and adapter stay."""
@@ -115,17 +119,18 @@ class Conversation:
             on_text: gets the answer piece by piece. stopped: asked between tokens; True ends the answer.
 
         Raises:
-            UsageError: an empty message. BadInput: longer than the context, even with no older turn.
+            UsageError: an empty message, or the session is closed.
+            BadInput: longer than the context, even with no older turn.
         """
         if not text.strip():
             raise UsageError("the prompt is empty", hint="phicli chat --prompt TEXT")
         begun = time.perf_counter()
         ids, dropped = self._fit(text)
         try:
-            cached = self._prepare(len(ids) + self.max_new_tokens, ids)
+            generator, cached = self._prepare(len(ids) + self.max_new_tokens, ids)
             prefill_begun = time.perf_counter()
-            ready = self._prefill(ids[cached:], stopped, whole=cached == 0)
-            drawn, times, reason = self._decode(stopped, on_text) if ready else ([], [], "interrupted")
+            ready = self._prefill(generator, ids[cached:], stopped, whole=cached == 0)
+            drawn, times, reason = self._decode(generator, stopped, on_text) if ready else ([], [], "interrupted")
         except BaseException:
             self._generator = None  # what it holds now is unknown
             raise
@@ -161,27 +166,24 @@ class Conversation:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         return self.session.codec.encode_chat([*messages, {"role": "user", "content": text}])
 
-    def _prepare(self, needed: int, ids: Sequence[int]) -> int:
-        """Make a generator whose cache has room and holds only a beginning of `ids`; returns how many it holds."""
+    def _prepare(self, needed: int, ids: Sequence[int]) -> tuple[Generator, int]:
+        """A generator whose cache has room and holds only a beginning of `ids`, and how many of them it holds."""
         needed = min(needed, self.session.context)
         if self._generator is not None and needed <= self._capacity:
-            cached = self._generator.get_sequence(0)
+            cached = self._generator.tokens()
             # One token at least must run, since the logits after it are wanted. And the token drawn last is given up:
             # genai 0.18 has not run it yet, and does not when others are appended to an answer that was cut off.
             keep = min(_common_length(cached, ids), len(ids) - 1, len(cached) - 1)
-            if (len(cached) > self.session.rope_border + 1) == (len(ids) > self.session.rope_border):
-                try:
-                    self._generator.rewind_to(keep)
-                    return keep
-                except RuntimeError:
-                    pass  # a cache that cannot be cut back, such as one with a sliding window
+            same_rope = (len(cached) > self.session.rope_border + 1) == (len(ids) > self.session.rope_border)
+            if same_rope and self._generator.rewind_to(keep):
+                return self._generator, keep
         grown = max(needed, 2 * self._capacity if self._generator is not None else 0)
         self._capacity = min(-(-grown // CACHE_STEP) * CACHE_STEP, self.session.context)
         self._generator = None  # the old cache goes before the new one is reserved
         self._generator = self.session.generator(self._capacity, self.adapter, self.sampling)
-        return 0
+        return self._generator, 0
 
-    def _prefill(self, ids: Sequence[int], stopped: Callable[[], bool], whole: bool) -> bool:
+    def _prefill(self, generator: Generator, ids: Sequence[int], stopped: Callable[[], bool], whole: bool) -> bool:
         """Run the prompt's tokens; False when it was stopped on the way. whole: the cache is empty."""
         border = self.session.rope_border
         first = border + 1 if whole and len(ids) > border else PREFILL_CHUNK  # see session.ROPE_BORDER
@@ -189,11 +191,10 @@ class Conversation:
         for start, end in itertools.pairwise(bounds):
             if stopped():
                 return False
-            with self.session.running(self.adapter):
-                self._generator.append_tokens(np.asarray(ids[start:end], dtype=np.int32))
+            generator.append_tokens(ids[start:end])
         return True
 
-    def _decode(self, stopped: Callable[[], bool],
+    def _decode(self, generator: Generator, stopped: Callable[[], bool],
                 on_text: Callable[[str], None]) -> tuple[list[int], list[float], str]:
         """Generate; returns the tokens, the time at which each was there, and why it ended."""
         drawn: list[int] = []
@@ -203,12 +204,10 @@ class Conversation:
             if stopped():
                 reason = "interrupted"
                 break
-            if self._generator.token_count() >= self._capacity:
+            if generator.token_count() >= self._capacity:
                 reason = "context"
                 break
-            with self.session.running(self.adapter):
-                self._generator.generate_next_token()
-                token = int(self._generator.get_next_tokens()[0])
+            token = generator.next_token()
             drawn.append(token)
             times.append(time.perf_counter())
             if token in self.session.end_ids:

@@ -1,19 +1,22 @@
-"""A model of onnxruntime-genai with its tokenizer and its adapters."""
+"""A model of onnxruntime-genai with its tokenizer and its adapters, from opening to closing."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
-from phicli.artifacts.generations import generation, of_one_generation
+from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.stages import REMOVABLE, check_whole
-from phicli.errors import BadInput, PhicliError
+from phicli.errors import BadInput, UsageError
 from phicli.export.genai_config import read_config
+from phicli.export.graph_file import REBUILD
 from phicli.inference.genai_model import open_graph
-from phicli.resources.shortage import within_memory
+from phicli.inference.generator import Generator, Sampling, closed_error, run_fault, translated
+from phicli.libraries import subdued
 from phicli.text import TextCodec
 
 ADAPTER_SUFFIX = ".onnx_adapter"
@@ -25,118 +28,155 @@ BASE_GRAPH = "base.onnx"  # beside a graph that holds its adapters: the same mod
 ROPE_BORDER = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn. temperature 0 takes the likeliest one; top_p and top_k then have no effect."""
-
-    temperature: float = 0.0
-    top_p: float = 0.95
-    top_k: int = 50
-    seed: int = 0
-
-    def search_options(self, vocab_size: int) -> dict[str, Any]:
-        if self.temperature == 0:
-            return {"do_sample": False}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p,
-                "top_k": min(self.top_k, vocab_size), "random_seed": self.seed % 2**31}  # genai takes 31 bits
-
-
 class Session:
-    """One loaded model; any number of generators on it.
+    """One loaded model; any number of conversations and generators on it, in any number of threads.
+
+        with Session("models/tiny/onnx-ao") as session:
+            print(Conversation(session, adapter="travel").ask("Where should I go in spring?").text)
+
+    The graph that is loaded stays the same until `close`, or the end of the `with` block, gives the memory back.
+    Conversations and generators of a closed session raise UsageError.
 
     Args:
         folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
         device: "auto" (what the model was built for), "cpu" or "cuda".
         kernels: on a CPU, whose products run: "phicli", "onnxruntime" or "auto", see `ops_of`.
+        adapters: False takes the graph without adapters where the folder has one. It is a little faster; answers with
+            no adapter are the same on both.
 
     Raises:
         Missing: no such folder; CUDA wanted and not there; not enough memory.
         BadInput: the model is damaged or incomplete.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", kernels: str = "auto"):
+    @subdued()
+    def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True):
         import onnxruntime_genai as og
 
         self._og = og
         self.folder = Path(folder)
-        self._device, self._kernels = device, kernels
-        of_one_generation(self.folder, self._open)
+        self._lock = threading.Lock()  # of all that changes below; never held while a model runs
+        self._loaded: dict[str, Any] = {}  # name -> the og.Adapters that holds it
+        self._generators: WeakSet[Generator] = WeakSet()
+        of_one_generation(self.folder, lambda: self._open(device, kernels, adapters))
 
-    def _open(self) -> None:
-        self._generation = generation(self.folder)
-        self._settings = read_config(self.folder)
+    def _open(self, device: str, kernels: str, adapters: bool) -> None:
+        self._model: Any = None  # of a folder that was replaced while it was read
+        settings = read_config(self.folder)
         check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
         self.codec = TextCodec(self.folder)
-        model = self._settings["model"]
+        model = settings["model"]
         self.context: int = model["context_length"]
         self.vocab_size: int = model["vocab_size"]
         self.rope_border = ROPE_BORDER.get(model["type"], self.context)
         ends = model["eos_token_id"]
         self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        self._without = (self.folder / BASE_GRAPH).is_file()  # there is a graph without adapters
-        self._load(adapters=False)
+        base = self.folder / BASE_GRAPH
+        self.takes_adapters = adapters or not base.is_file()
+        self._graph = self.folder / model["decoder"]["filename"] if self.takes_adapters else base
+        self._stamp = _stamp(self._graph)
+        with translated("the model cannot be loaded", self.folder, REBUILD):
+            self._model, self.provider = open_graph(settings, self._graph, device, kernels)
 
-    def _load(self, adapters: bool) -> None:
-        """Load the graph; where there are two, the one without adapters runs faster. One is in memory at a time."""
-        self._model: Any = None
-        self._adapters: Any = None
-        self._loaded: set[str] = set()
-        graph = BASE_GRAPH if self._without and not adapters else self._settings["model"]["decoder"]["filename"]
-        with translated("the model cannot be loaded", self.folder, "phicli optimize --force"):
-            self._model, self.provider = open_graph(self._settings, self.folder / graph, self._device, self._kernels)
-        self._takes_adapters = adapters or not self._without
+    def close(self) -> None:
+        """Give the memory of the model, its adapters and all its caches back. Again: nothing happens."""
+        with self._lock:
+            generators, self._generators = [*self._generators], WeakSet()
+            self._model = None
+            self._loaded.clear()
+        for generator in generators:
+            generator.close()
 
-    def _turn_to(self, adapters: bool) -> None:
-        """Have a graph with or without adapters in memory, of the folder that is there now."""
-        if generation(self.folder) != self._generation:
-            self._open()
-        if self._without and adapters != self._takes_adapters:
-            self._load(adapters)
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._model is None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the folder has another graph by now: the model was built anew, or got another adapter in its graph.
+
+        What is loaded goes on working; adapters that are not loaded yet need a new session.
+        """
+        return _stamp(self._graph) != self._stamp
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
         return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"adapters/*{ADAPTER_SUFFIX}"))
 
-    def load_adapter(self, name: str) -> None:
-        """Load an adapter and check it against the model; nothing happens if it is loaded already.
+    @subdued()
+    def check_adapter(self, name: str) -> Path:
+        """The file of an adapter, which fits the model in the folder. Raises BadInput: none such, damaged, foreign."""
+        from phicli.export.adapters import check_adapter
 
-        Raises:
-            BadInput: no such adapter, or one that is damaged or made for another model.
-        """
-        if name not in self._loaded:
-            of_one_generation(self.folder, lambda: self._load_adapter(name))
-
-    def _load_adapter(self, name: str) -> None:
         known = self.adapter_names()
         if name not in known:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
                            where=self.folder / "adapters", hint=f"phicli optimize --adapter {name}=FOLDER adds it")
-        path = self.folder / "adapters" / (name + ADAPTER_SUFFIX)
+        path = self._adapter_path(name)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
-        _check_adapter(self.folder, path)
-        self._turn_to(adapters=True)
-        with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
-            self._adapters = self._adapters or self._og.Adapters(self._model)
-            self._adapters.load(str(path), name)
-        self._loaded.add(name)
+        check_adapter(self.folder, path)
+        return path
 
-    def generator(self, max_length: int, adapter: str | None = None, sampling: Sampling | None = None) -> Any:
-        """A new onnxruntime_genai.Generator with a key-value cache for `max_length` tokens.
+    def load_adapter(self, name: str) -> None:
+        """Load an adapter and check it against the model; nothing happens if it is loaded already.
 
         Raises:
-            BadInput: as `load_adapter`. Missing: not enough memory.
+            BadInput: no such adapter; one that is damaged or made for another model; the session is `outdated`.
+            UsageError: the graph takes no adapters, or the session is closed.
         """
-        if adapter is not None:
-            self.load_adapter(adapter)
-        elif self._takes_adapters and self._without:
-            of_one_generation(self.folder, lambda: self._turn_to(adapters=False))
-        with self.running(adapter):
-            params = self._og.GeneratorParams(self._model)
+        self._adapter(name)
+
+    def _adapter(self, name: str) -> Any:
+        """The og.Adapters that holds an adapter."""
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            with self._lock:
+                loaded = self._loaded.get(name)
+                if loaded is None:
+                    loaded = self._loaded[name] = of_one_generation(self.folder, lambda: self._read_adapter(name))
+        return loaded
+
+    def _read_adapter(self, name: str) -> Any:
+        model = self._open_model()
+        path = self.check_adapter(name)
+        if not self.takes_adapters:
+            raise UsageError("the session was opened without adapters", hint="Session(folder) opens it with them")
+        if self.outdated:
+            raise BadInput("the model was built anew, or got adapters, since it was loaded", where=self.folder,
+                           hint="open another session")
+        adapters = self._og.Adapters(model)
+        with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
+            adapters.load(str(path), name)
+        return adapters
+
+    def generator(self, max_length: int, adapter: str | None = None, sampling: Sampling | None = None) -> Generator:
+        """A new sequence, with a key-value cache for `max_length` tokens.
+
+        Raises:
+            BadInput, UsageError: as `load_adapter`. Missing: not enough memory.
+        """
+        adapters = self._adapter(adapter) if adapter is not None else None
+        model = self._open_model()
+        where = self._adapter_path(adapter) if adapter else self.folder
+        with translated(run_fault(adapter), where, REBUILD):
+            params = self._og.GeneratorParams(model)
             params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
                                       **(sampling or Sampling()).search_options(self.vocab_size))
-            generator = self._og.Generator(self._model, params)
+            made = self._og.Generator(model, params)
             if adapter is not None:
-                generator.set_active_adapter(self._adapters, adapter)
+                made.set_active_adapter(adapters, adapter)
+        generator = Generator(made, adapter, where)
+        with self._lock:
+            self._open_model()  # not one that `close` would not see
+            self._generators.add(generator)
         return generator
 
     def logits(self, ids: Sequence[int], adapter: str | None = None) -> np.ndarray:
@@ -148,33 +188,27 @@ class Session:
         if len(ids) > self.context:
             raise BadInput(f"{len(ids)} tokens are more than the context of {self.context}", where=self.folder)
         generator = self.generator(len(ids), adapter)
-        with self.running(adapter):
-            generator.append_tokens(np.asarray(ids, dtype=np.int32))
-            found = generator.get_output("logits")[0]
+        generator.append_tokens(ids)
+        found = generator.logits()
         if len(found) != len(ids):
             raise BadInput("this model gives logits of the last token only", where=self.folder)
         return np.asarray(found, dtype=np.float32)
 
-    def running(self, adapter: str | None) -> contextlib.AbstractContextManager[None]:
-        """Around every call of genai: its errors become ours. Adapters that do not fit show only here."""
-        where = self.folder / "adapters" / (adapter + ADAPTER_SUFFIX) if adapter else self.folder
-        return translated("the adapter does not fit this model" if adapter else "the model cannot be run", where,
-                          "phicli optimize --force")
+    def _open_model(self) -> Any:
+        """The onnxruntime_genai.Model. Raises UsageError: closed."""
+        model = self._model
+        if model is None:
+            raise closed_error()
+        return model
+
+    def _adapter_path(self, name: str) -> Path:
+        return self.folder / "adapters" / (name + ADAPTER_SUFFIX)
 
 
-@contextlib.contextmanager
-def translated(message: str, where: Path, hint: str) -> Iterator[None]:
-    """Turn genai's RuntimeError into BadInput with this message, or Missing where memory ran out."""
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells a graph from one that takes its place; None where there is none. A copy or link of it has the same."""
     try:
-        with within_memory("chat", where):
-            yield
-    except PhicliError:
-        raise
-    except (RuntimeError, ValueError, OSError) as e:
-        raise BadInput(f"{message}: {' '.join(str(e).split())}", where=where, hint=hint) from e
-
-
-def _check_adapter(folder: Path, path: Path) -> None:
-    from phicli.export.adapters import check_adapter
-
-    check_adapter(folder, path)
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

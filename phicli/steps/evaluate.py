@@ -13,7 +13,7 @@ from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput
 from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_softmax
 from phicli.evaluation.plan import plan_evaluate
-from phicli.evaluation.readers import open_reader
+from phicli.evaluation.readers import Readers
 from phicli.evaluation.stages import Stage
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
@@ -47,8 +47,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
     with plan.turn(config.force, progress) as done:
         if done:
             return done
-        how = (config.device, config.kernels)
-        measured = _measure_all(present, encoded, how, config.root_folder, progress)
+        with Readers(config.device, config.kernels) as readers:
+            measured = _measure_all(present, encoded, readers, config.root_folder, progress)
         plan.check_unchanged()
         document = {
             "model": config.model, "eval_data": config.eval_data, "rows": len(encoded), "cut_rows": cut,
@@ -85,7 +85,7 @@ def _encode(rows: Sequence[dict[str, str]], template: TextTemplate, seq_len: int
     return kept, cut
 
 
-def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], how: tuple[str, str], root: Path,
+def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], readers: Readers, root: Path,
                  progress: Progress) -> dict[str, dict[str, Any]]:
     """Figures by stage name. What a later stage is compared with is kept on disk meanwhile."""
     wanted = {"original", *(stage.twin for stage in stages)}
@@ -96,11 +96,11 @@ def _measure_all(stages: Sequence[Stage], rows: Sequence[Encoded], how: tuple[st
             if stage.name in wanted:
                 kept[stage.name] = LogProbFile(root)
                 undo.callback(kept[stage.name].close)
-            measured[stage.name] = _measure(stage, rows, how, kept, progress)
+            measured[stage.name] = _measure(stage, rows, readers, kept, progress)
     return measured
 
 
-def _measure(stage: Stage, rows: Sequence[Encoded], how: tuple[str, str], kept: dict[str, LogProbFile],
+def _measure(stage: Stage, rows: Sequence[Encoded], readers: Readers, kept: dict[str, LogProbFile],
              progress: Progress) -> dict[str, Any]:
     begun = time.perf_counter()
     own = kept.get(stage.name)
@@ -108,7 +108,7 @@ def _measure(stage: Stage, rows: Sequence[Encoded], how: tuple[str, str], kept: 
                   if name in kept and name != stage.name}
     agreement = {key: Agreement() for key in references}
     likelihood = Likelihood()
-    with progress.task(stage.name, len(rows), "rows") as task, open_reader(stage, *how) as read:
+    with progress.task(stage.name, len(rows), "rows") as task, readers.open(stage) as read:
         sources = [iter(file) for file in references.values()]
         for row in rows:
             log_probs = log_softmax(read(row))

@@ -137,16 +137,17 @@ class Lab:
     def chat(self, prompt: str | None) -> Step:
         from phicli.export.plan import FOLDER
         from phicli.inference.conversation import Conversation
-        from phicli.inference.session import Sampling, Session
+        from phicli.inference.generator import Sampling
+        from phicli.inference.session import Session
 
         chat = self.config(ChatConfig)
         adapter = chat.adapter or self.config(FinetuneConfig).name
         begun = time.monotonic()
-        session = Session(self.root / FOLDER, chat.device, chat.kernels)
-        talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
-                            sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
         question = prompt or self.first_question()
-        answer = talk.ask(question)
+        with Session(self.root / FOLDER, chat.device, chat.kernels) as session:
+            talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
+                                sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
+            answer = talk.ask(question)
         rate = f", {answer.decode_rate:.0f} tokens/s" if answer.decode_rate else ""
         self.progress.note(f"{adapter}, asked: {question}\n  {answer.text}")
         return Step("chat", "made", time.monotonic() - begun,

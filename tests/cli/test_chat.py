@@ -7,8 +7,13 @@ import subprocess
 import sys
 import time
 
+import onnxruntime_genai as og
 import pytest
 
+from phicli.cli.talks import Talks
+from phicli.config import ChatConfig
+from phicli.errors import BadInput, Missing
+from phicli.inference import session as sessions
 from phicli.inference.session import Session
 
 QUESTION = "What is the capital of France?"
@@ -60,6 +65,64 @@ def test_compare(cli, optimized):
     assert [a["adapter"] for a in answers] == [None, "cooking", "travel"]
     table = cli("chat", "--root", optimized, "-p", QUESTION, "--compare", "--adapter", "travel")
     assert table.code == 0 and "no adapter" in table.out and "with travel" in table.out and "cooking" not in table.out
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Each graph that was opened, by name, and each model of genai, as they are made."""
+    graphs, models, open_graph, model = [], [], sessions.open_graph, og.Model
+    monkeypatch.setattr(sessions, "open_graph", lambda settings, path, *more: (
+        graphs.append(path.name), open_graph(settings, path, *more))[1])
+    monkeypatch.setattr(og, "Model", lambda config: (models.append(1), model(config))[1])
+    return graphs, models
+
+
+def test_the_graph_is_chosen_by_what_is_asked_and_loaded_once(cli, two_graphs, opened):
+    def chat(*flags):
+        done = cli("chat", "--root", two_graphs, "-p", "Where should I eat in Rome?", "--json", *flags)
+        document = json.loads(done.out)
+        return [a["answer"] for a in document["answers"]] if "answers" in document else document["answer"]
+
+    plain, travel, both = chat(), chat("-a", "travel"), chat("--compare", "-a", "travel")
+    three = chat("--compare")
+    assert both == [plain, travel] and three[0] == plain and three[2] == travel and len({*three}) == 3
+    assert opened == (["base.onnx", "model.onnx", "model.onnx", "model.onnx"], [1] * 4)
+
+
+def test_an_adapter_chosen_later_gets_another_session_and_the_turns_stay(two_graphs, opened, monkeypatch):
+    folder = two_graphs / "onnx-ao"
+    with Talks(folder, ChatConfig(max_new_tokens=8)) as talks:
+        first, base = talks.last.ask(QUESTION), talks.session
+        with pytest.raises(BadInput, match="there are: cooking, travel"):
+            talks.use_adapter("paris")
+        assert talks.session is base and opened[0] == ["base.onnx"]
+        talks.use_adapter("travel")
+        assert base.closed and talks.last.session is talks.session
+        assert talks.last.ask("Why?").adapter == "travel" and talks.last.turns[0] == (QUESTION, first.text)
+        for name in (None, "cooking", None):
+            talks.use_adapter(name)
+        talks.last.reset()
+        assert talks.last.ask(QUESTION).text == first.text
+        assert opened[0] == ["base.onnx", "model.onnx"]
+    assert talks.session.closed
+
+
+def test_where_the_graph_with_adapters_cannot_be_loaded_the_chat_goes_on_without(two_graphs, monkeypatch):
+    real = sessions.open_graph
+
+    def refuse(settings, path, *more):
+        if path.name == "model.onnx":
+            raise Missing("not enough memory")
+        return real(settings, path, *more)
+
+    monkeypatch.setattr(sessions, "open_graph", refuse)
+    with Talks(two_graphs / "onnx-ao", ChatConfig(max_new_tokens=8)) as talks:
+        first = talks.last.ask(QUESTION)
+        with pytest.raises(Missing):
+            talks.use_adapter("travel")
+        assert talks.last.adapter is None and talks.last.turns == [(QUESTION, first.text)]
+        talks.last.reset()
+        assert talks.last.ask(QUESTION).text == first.text
 
 
 def test_seed_and_temperature(cli, optimized):

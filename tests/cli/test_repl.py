@@ -31,7 +31,7 @@ def converse(session, lines, on_piece=lambda piece: None, **options):
     def answer(text, stopped):
         notes.append((text, talk.ask(text, on_piece, stopped)))
 
-    repl = Repl([talk], answer, read, notes.append, notes.append)
+    repl = Repl([talk], answer, talk.use_adapter, read, notes.append, notes.append)
     repl.run()
     return repl, notes
 

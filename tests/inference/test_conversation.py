@@ -7,7 +7,8 @@ import pytest
 
 from phicli.errors import BadInput, UsageError
 from phicli.inference.conversation import PREFILL_CHUNK, Conversation
-from phicli.inference.session import Sampling, Session
+from phicli.inference.generator import Sampling
+from phicli.inference.session import Session
 
 TEXT = "Please tell me about the harbour, the market and the old town. "
 WILD = Sampling(temperature=2.0, top_p=1.0, top_k=4096, seed=3)  # answers that do not read back as the same tokens
@@ -26,7 +27,7 @@ def count_down(n):
 
 def check_cache(talk, ids):
     """What the cache gave for the prompt's last token is what a fresh run gives."""
-    cached = talk._generator.get_output("logits")[0, -1]
+    cached = talk._generator.logits()[-1]
     np.testing.assert_allclose(cached, talk.session.logits(ids, talk.adapter)[-1], atol=1e-3)
 
 

@@ -11,7 +11,8 @@ from phicli.errors import BadInput, Missing
 from phicli.export.genai_config import read_config
 from phicli.hardware.driver import gpu_count
 from phicli.inference.devices import built_for
-from phicli.inference.session import Sampling, Session
+from phicli.inference.generator import Sampling
+from phicli.inference.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def test_logits_of_all_positions_are_those_of_step_by_step_decoding(session):
     assert whole.shape == (len(ids), session.vocab_size) and whole.dtype == np.float32
     generator = session.generator(len(ids) + 1)
     for n, token in enumerate(ids):
-        generator.append_tokens(np.array([token], np.int32))
-        np.testing.assert_allclose(generator.get_output("logits")[0, -1], whole[n], atol=1e-4)
+        generator.append_tokens([token])
+        np.testing.assert_allclose(generator.logits()[-1], whole[n], atol=1e-4)
 
 
 def test_each_adapter_gives_logits_of_its_own_and_none_is_left_behind(session):

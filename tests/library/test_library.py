@@ -39,6 +39,18 @@ steps = {
     "optimize": lambda: phicli.optimize("tiny", root="lab", device="cpu"),
     "evaluate": lambda: phicli.evaluate("tiny", root="lab", eval_data=DATA, rows=2, device="cpu"),
 }
+def converse():
+    with phicli.Session("lab/onnx-ao") as session:
+        talk = phicli.Conversation(session, max_new_tokens=2)
+        talk.ask("Where to?")
+        talk.use_adapter(session.adapter_names()[0])
+        talk.ask("And then?")
+        assert os.environ == before["environment"]
+        session.logits([5, 6])
+
+steps["converse"] = converse
+if ALONE:  # in a process that no step has prepared
+    steps = {"converse": converse}
 for name, step in steps.items():
     step()
     changed[name] = {k: (before[k], v) for k, v in state().items() if v != before[k]}
@@ -48,17 +60,18 @@ print(json.dumps({"new": new, "changed": changed}))
 
 @pytest.mark.parametrize("offline", [None, "1"])
 def test_neither_importing_nor_any_step_changes_the_process(tmp_path, offline, data_file):
-    (tmp_path / "program.py").write_text(f"DATA = {str(data_file)!r}\n{PROGRAM}")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PHICLI_", "HF_", "OMP_", "OLIVE_", "ORT_",
                    "CUBLAS_", "CUDA_", "TRANSFORMERS_", "TOKENIZERS_", "TORCHINDUCTOR_"))}
     if offline:
         environment["HF_HUB_OFFLINE"] = offline
-    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                          timeout=280)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["new"] == ["phicli"]
-    assert not any(found["changed"].values()), found["changed"]
+    for alone in (False, True):
+        (tmp_path / "program.py").write_text(f"DATA, ALONE = {str(data_file)!r}, {alone}\n{PROGRAM}")
+        done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True,
+                              text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["new"] == ["phicli"] and "converse" in found["changed"]
+        assert not any(found["changed"].values()), found["changed"]
 
 
 def test_all_that_is_promised_is_there():

@@ -1,0 +1,112 @@
+"""One sequence of a model and its key-value cache, with errors in phicli's words."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phicli.errors import BadInput, PhicliError, UsageError
+from phicli.export.graph_file import REBUILD
+from phicli.resources.shortage import within_memory
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. temperature 0 takes the likeliest one; top_p and top_k then have no effect."""
+
+    temperature: float = 0.0
+    top_p: float = 0.95
+    top_k: int = 50
+    seed: int = 0
+
+    def search_options(self, vocab_size: int) -> dict[str, Any]:
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p,
+                "top_k": min(self.top_k, vocab_size), "random_seed": self.seed % 2**31}  # genai takes 31 bits
+
+
+class Generator:
+    """Runs one sequence; `Session.generator` makes it. One thread at a time may use it, several may use several.
+
+    Every method raises BadInput where the adapter or the model cannot be run, Missing where memory runs out, and
+    UsageError once the session is closed.
+    """
+
+    def __init__(self, made: Any, adapter: str | None, where: Path):
+        """made: an onnxruntime_genai.Generator. where: the adapter's or the model's place, for errors."""
+        self._made = made
+        self._fault, self._where = run_fault(adapter), where
+
+    def append_tokens(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Run these tokens, int [tokens] or [rows, tokens], after those that are cached."""
+        with self._running() as made:
+            made.append_tokens(np.asarray(ids, dtype=np.int32))
+
+    def next_token(self) -> int:
+        """Draw the next token and append it; it is run only when the one after it is drawn."""
+        with self._running() as made:
+            made.generate_next_token()
+            return int(made.get_next_tokens()[0])
+
+    def logits(self) -> np.ndarray:
+        """Logits of the tokens that ran last, [tokens, vocabulary], in the model's float type."""
+        with self._running() as made:
+            return np.asarray(made.get_output("logits")[0])
+
+    def tokens(self) -> np.ndarray:
+        """The whole sequence, int32."""
+        with self._running() as made:
+            return np.asarray(made.get_sequence(0))
+
+    def token_count(self) -> int:
+        """Tokens of the sequence; 0 once the session is closed, as its cache is gone."""
+        made = self._made
+        return int(made.token_count()) if made is not None else 0
+
+    def rewind_to(self, length: int) -> bool:
+        """Cut the sequence to its first tokens; False where the cache cannot be cut, as one with a sliding window."""
+        with self._running() as made:
+            try:
+                made.rewind_to(length)
+            except RuntimeError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Give the cache's memory back."""
+        self._made = None
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[Any]:
+        """genai's generator, which lives until the block ends even if another thread closes the session meanwhile."""
+        made = self._made
+        if made is None:
+            raise closed_error()
+        with translated(self._fault, self._where, REBUILD):
+            yield made
+
+
+def closed_error() -> UsageError:
+    """The error of whoever uses a model after its session was closed."""
+    return UsageError("the session is closed", hint="open another: with Session(folder) as session")
+
+
+def run_fault(adapter: str | None) -> str:
+    """What is wrong where genai fails while it runs. Adapters that do not fit show only then."""
+    return "the adapter does not fit this model" if adapter else "the model cannot be run"
+
+
+@contextlib.contextmanager
+def translated(message: str, where: Path, hint: str) -> Iterator[None]:
+    """Turn genai's RuntimeError into BadInput with this message, or Missing where memory ran out."""
+    try:
+        with within_memory("chat", where):
+            yield
+    except PhicliError:
+        raise
+    except (RuntimeError, ValueError, OSError) as e:
+        raise BadInput(f"{message}: {' '.join(str(e).split())}", where=where, hint=hint) from e
