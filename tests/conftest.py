@@ -62,7 +62,7 @@ def two_graphs(tiny, tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("two_graphs")
     projections = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-    adapters = {name: random_adapter(tiny, root / name, r=rank, target_modules=projections)
+    adapters = {name: random_adapter(tiny, root / name, r=rank, lora_alpha=4 * rank, target_modules=projections)
                 for name, rank in (("cooking", 4), ("travel", 12))}
     optimize(root=root, base=str(nearest_awq(tiny, root / "awq")), adapters=[f"{k}={v}" for k, v in adapters.items()],
              device="cpu", activations="fp32", head="float", adapter_layout="fused")
