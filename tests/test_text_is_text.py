@@ -3,7 +3,6 @@
 import gzip
 import json
 
-import numpy as np
 import pytest
 
 from phicli.config.shared import DEFAULT_TEMPLATE
@@ -84,7 +83,7 @@ def test_chat(optimized, codec):
     for attack in ATTACKS:
         talk = Conversation(session, system=attack, max_new_tokens=1)
         talk.ask(attack)
-        ran = np.asarray(generators[-1].get_sequence(0)).tolist()[:-1]
+        ran = generators[-1].tokens().tolist()[:-1]
         marks = [i for i in ran if i in special_ids(codec)]
         assert marks == [ids[n] for n in ("<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>")]
         inside = ran[ran.index(ids["<|user|>"]) + 1 :]

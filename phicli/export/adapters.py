@@ -86,6 +86,18 @@ def install_adapters(folder: Path, adapters: Mapping[str, Mapping[str, Lora]], l
         _write(folder / FOLDER / (name + SUFFIX), resident.adapter_tensors(layout, position))
 
 
+def write_held(properties: Mapping[str, str], name: str, file: Path) -> bool:
+    """Write the file of an adapter that a graph holds itself; False where it does not hold that one.
+
+    properties: metadata of the graph. With the file the graph's own state of the adapter runs, whatever lies beside it.
+    """
+    layout = properties.get(LAYOUT_KEY, "")
+    names = resident.installed(properties, file) if layout in resident.GRAPHS else []
+    if name in names:
+        _write(file, resident.adapter_tensors(layout, names.index(name)))
+    return name in names
+
+
 def _check_resident(layout: str, names: list[str], file: Path) -> None:
     import onnxruntime
 

@@ -1,5 +1,6 @@
 """A model of onnxruntime-genai with its tokenizer and its adapters, from opening to closing."""
 
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.stages import REMOVABLE, check_whole
 from phicli.errors import BadInput, UsageError
 from phicli.export.genai_config import read_config
-from phicli.export.graph_file import REBUILD
+from phicli.export.graph_file import REBUILD, read_model
 from phicli.inference.genai_model import open_graph
 from phicli.inference.generator import Generator, Sampling, closed_error, run_fault, translated
 from phicli.libraries import subdued
@@ -76,6 +77,7 @@ class Session:
         self._graph = self.folder / model["decoder"]["filename"] if self.takes_adapters else base
         self._stamp = _stamp(self._graph)
         with translated("the model cannot be loaded", self.folder, REBUILD):
+            self._properties = {p.key: p.value for p in read_model(self._graph).metadata_props}
             self._model, self.provider = open_graph(settings, self._graph, device, kernels)
 
     def close(self) -> None:
@@ -103,7 +105,7 @@ class Session:
     def outdated(self) -> bool:
         """Whether the folder has another graph by now: the model was built anew, or got another adapter in its graph.
 
-        What is loaded goes on working; adapters that are not loaded yet need a new session.
+        What is loaded goes on working, with the adapters that it holds; others need another session.
         """
         return _stamp(self._graph) != self._stamp
 
@@ -145,17 +147,27 @@ class Session:
         return loaded
 
     def _read_adapter(self, name: str) -> Any:
-        model = self._open_model()
+        adapters = self._og.Adapters(self._open_model())
+        with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
+            path = self._file_for_graph(name, Path(scratch))
+            with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
+                adapters.load(str(path), name)
+        return adapters
+
+    def _file_for_graph(self, name: str, scratch: Path) -> Path:
+        """The file of an adapter for the graph that is loaded, which may be another by now than the folder's."""
+        from phicli.export.adapters import write_held
+
+        if self.outdated and self.takes_adapters:
+            path = scratch / "adapter"
+            if write_held(self._properties, name, path):
+                return path
+            raise BadInput("the model was built anew, or got adapters, since it was loaded", where=self.folder,
+                           hint="open another session")
         path = self.check_adapter(name)
         if not self.takes_adapters:
             raise UsageError("the session was opened without adapters", hint="Session(folder) opens it with them")
-        if self.outdated:
-            raise BadInput("the model was built anew, or got adapters, since it was loaded", where=self.folder,
-                           hint="open another session")
-        adapters = self._og.Adapters(model)
-        with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
-            adapters.load(str(path), name)
-        return adapters
+        return path
 
     def generator(self, max_length: int, adapter: str | None = None, sampling: Sampling | None = None) -> Generator:
         """A new sequence, with a key-value cache for `max_length` tokens.
