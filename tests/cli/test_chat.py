@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import onnxruntime_genai as og
 import pytest
 
+from phicli import optimize
 from phicli.cli.talks import Talks
 from phicli.config import ChatConfig
 from phicli.errors import BadInput, Missing
@@ -105,6 +107,18 @@ def test_an_adapter_chosen_later_gets_another_session_and_the_turns_stay(two_gra
         assert talks.last.ask(QUESTION).text == first.text
         assert opened[0] == ["base.onnx", "model.onnx"]
     assert talks.session.closed
+
+
+def test_an_adapter_added_during_a_chat_can_be_chosen_in_it(two_graphs, tmp_path, opened):
+    root = shutil.copytree(two_graphs, tmp_path / "root")
+    with Talks(root / "onnx-ao", ChatConfig(adapter="travel", max_new_tokens=8), compare=True) as talks:
+        asked = [talk.ask(QUESTION) for talk in talks.all]
+        optimize(root=root, base=str(root / "awq"), adapters=[f"late={root / 'cooking'}"], device="cpu",
+                 activations="fp32", head="float", adapter_layout="fused")
+        talks.use_adapter("late")
+        assert opened[0] == ["model.onnx", "model.onnx"] and not talks.session.outdated
+        assert [talk.ask("Why?").adapter for talk in talks.all] == [None, "late"]
+        assert [talk.turns[0] for talk in talks.all] == [(QUESTION, answer.text) for answer in asked]
 
 
 def test_where_the_graph_with_adapters_cannot_be_loaded_the_chat_goes_on_without(two_graphs, monkeypatch):

@@ -12,6 +12,7 @@ from onnx_checkpoints import nearest_awq, random_adapter
 from phicli import Conversation, Session, optimize
 from phicli.errors import BadInput, UsageError
 from phicli.export.resident import GRAPHS
+from phicli.hardware.driver import gpu_count
 
 LAYOUTS = ["inputs", "resident", "fused"]
 ALL = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -28,9 +29,10 @@ def workshop(tmp_path_factory, tiny) -> Path:
     return folder
 
 
-def build(workshop: Path, root: Path, layout: str, *names: str) -> Path:
+def build(workshop: Path, root: Path, layout: str, *names: str, **settings) -> Path:
+    settings = {"device": "cpu", "activations": "fp32", "head": "float", **settings}
     return optimize(root=root, base=str(workshop / "awq"), adapters=[f"{name}={workshop / name}" for name in names],
-                    device="cpu", activations="fp32", head="float", adapter_layout=layout).folder
+                    adapter_layout=layout, **settings).folder
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -87,7 +89,18 @@ def test_conversations_in_turns_disturb_each_other_not(folder, models):
 
 
 def test_conversations_in_threads_say_what_each_says_alone(folder):
-    """Two of each adapter, all begun at once on a session that has loaded no adapter yet."""
+    check_threads(folder)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_they_do_so_with_a_cuda_graph(workshop, tmp_path, layout):
+    check_threads(build(workshop, tmp_path, layout, "one", "two", device="cuda", activations="int8", cuda_graph=True))
+
+
+def check_threads(folder: Path) -> None:
+    """Two conversations of each adapter, all begun at once on a session that has loaded no adapter yet."""
     with Session(folder) as session:
         wanted = {name: answers(session, name) for name in ADAPTERS}
     with Session(folder) as session:
