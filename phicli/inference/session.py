@@ -131,7 +131,7 @@ class Session:
         """Load an adapter and check it against the model; nothing happens if it is loaded already.
 
         Raises:
-            BadInput: no such adapter; one that is damaged or made for another model; the session is `outdated`.
+            BadInput: no such adapter; one that is damaged, made for another model, or came after an `outdated` session.
             UsageError: the graph takes no adapters, or the session is closed.
         """
         self._adapter(name)
@@ -146,6 +146,7 @@ class Session:
                     loaded = self._loaded[name] = of_one_generation(self.folder, lambda: self._read_adapter(name))
         return loaded
 
+    @subdued()
     def _read_adapter(self, name: str) -> Any:
         adapters = self._og.Adapters(self._open_model())
         with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
