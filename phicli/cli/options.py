@@ -39,6 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
+    run.__wrapped__ = function  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(list((made | plain).values()))  # type: ignore[attr-defined]
     return run
 
