@@ -110,7 +110,7 @@ def command_lines(page: Path) -> list[str]:
     lines = [line for language, block in blocks if language in ("", "sh") for line in block.splitlines()]
     found = []
     for text in [*lines, *spans(page)]:
-        for call in re.findall(r"(?:^|[\s(/])phicli ([a-z-][^|()>#`]*)", text):
+        for call in re.findall(r"(?:^|[\s(/])phicli (?!import\b)([a-z-][^|()>#`]*)", text):
             found.append(call.split("$(")[0].strip())
     return found
 
