@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -178,22 +177,7 @@ def _diverted(log: TextIO) -> Iterator[TextIO]:
             os.dup2(log.fileno(), 2)
         undo.enter_context(contextlib.redirect_stdout(log))
         undo.enter_context(contextlib.redirect_stderr(log))
-        undo.enter_context(_logging_to(log))
         yield terminal
-
-
-@contextlib.contextmanager
-def _logging_to(log: TextIO) -> Iterator[None]:
-    """Have phicli's own loggers write to the log; a program that uses the library decides that itself."""
-    logger, handler = logging.getLogger("phicli"), logging.StreamHandler(log)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
 
 
 def _restore(saved: list[int]) -> None:
