@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,10 @@ def subdued() -> Iterator[None]:
                 os.environ.setdefault(name, value)
             _set_hub_offline(True)
             _set_verbosity(_before["verbosity"] and 40)
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # to peft, not to a user
+            _before["warnings"] = warnings.filters[0]
+            if not logging.root.handlers:  # else a module of onnxruntime's shows all that it does, once it is imported
+                logging.root.addHandler(logging.lastResort or logging.NullHandler())
         _depth += 1
     try:
         yield
@@ -55,6 +60,8 @@ def subdued() -> Iterator[None]:
                 _restore(_before["environment"])
                 _set_hub_offline(_user_is_offline())
                 _set_verbosity(_before["verbosity"] or 30)
+                with contextlib.suppress(ValueError):  # the program has put its own filters in place of all
+                    warnings.filters.remove(_before["warnings"])  # type: ignore[attr-defined]
                 level, logging.root.handlers[:] = _before["logging"]  # genai's builder sets up its own
                 logging.root.setLevel(level)
 

@@ -1,6 +1,7 @@
 """How library code reports progress: it is handed an object and never prints."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -56,17 +57,21 @@ class Bars:
 
     @contextmanager
     def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
-        from tqdm.auto import tqdm
-
-        with tqdm(desc=title, total=total, unit=unit or "it", unit_scale=unit == "B") as bar:
+        with _tqdm()(desc=title, total=total, unit=unit or "it", unit_scale=unit == "B") as bar:
             yield _Bar(bar)
 
     def note(self, text: str) -> None:
-        from tqdm.auto import tqdm
-
-        tqdm.write(text, file=sys.stderr)
+        _tqdm().write(text, file=sys.stderr)
 
     warn = note
+
+
+def _tqdm() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that without ipywidgets bars are text
+        from tqdm.auto import tqdm
+
+    return tqdm
 
 
 class _Bar:

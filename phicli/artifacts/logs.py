@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import stat
 import tempfile
@@ -14,7 +15,7 @@ from phicli.artifacts.private import create_file
 
 @contextlib.contextmanager
 def log_file(command: str, root: Path) -> Iterator[tuple[Path, TextIO]]:
-    """A new log and its path; one that stays empty is removed at the end.
+    """A new log and its path; phicli's own loggers write to it. One that stays empty is removed at the end.
 
     Nothing is followed and nothing is written to that was there: the last log of the command, a file of this user's,
     is removed first.
@@ -25,13 +26,27 @@ def log_file(command: str, root: Path) -> Iterator[tuple[Path, TextIO]]:
     path, raw = _beside_stages(command, root) or _private(command)
     log = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
     try:
-        yield path, log
+        with _logging_to(log):
+            yield path, log
     finally:
         with contextlib.suppress(OSError):  # a full disk: what ended the command is worth more than its log
             log.flush()
         _remove_if_empty(path, os.fstat(log.fileno()))
         with contextlib.suppress(OSError):
             log.close()
+
+
+@contextlib.contextmanager
+def _logging_to(log: TextIO) -> Iterator[None]:
+    logger, handler = logging.getLogger("phicli"), logging.StreamHandler(log)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def _beside_stages(command: str, root: Path) -> tuple[Path, BinaryIO] | None:

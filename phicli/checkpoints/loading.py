@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging as hf_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from phicli.artifacts.tensors import check_safetensors
@@ -24,6 +25,7 @@ from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
 from phicli.hub.models import check_model
 from phicli.resources import keeps_unpacked
+from phicli.workflow.patching import replaced
 from phicli.workflow.wording import worded
 
 DTYPES = {"I32": torch.int32, "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -42,7 +44,7 @@ def load_base(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
         BadInput: an incomplete folder, an unknown quantization or architecture, weights that do not fit the config.
     """
     check_base(folder)
-    with _own_quantizers(), worded(CANNOT_LOAD, folder):
+    with _own_quantizers(), replaced(hf_logging, "_tqdm_active", False), worded(CANNOT_LOAD, folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, output_loading_info=True, local_files_only=True,
             use_safetensors=True, trust_remote_code=False,

@@ -37,7 +37,7 @@ def show(
 @options.command
 def use(
     workspace: WorkspaceConfig,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Look whether the workspace is there first")] = True,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Check first that the workspace exists")] = True,
 ) -> None:
     """Write the workspace into phicli.toml, so that no command has to be told again."""
     from phicli.azure.target import find_target, line_from_settings, remember

@@ -13,7 +13,7 @@ from phicli.errors import ExitCode
 
 def doctor(
     config: DoctorConfig,
-    online: Annotated[bool, typer.Option("--online", help="Try the logins too; otherwise no network is used")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Try to sign in too; without it no network is used")] = False,
     json: options.Json = False,
 ) -> None:
     """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.

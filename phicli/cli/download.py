@@ -15,9 +15,9 @@ def download(
     workspace: WorkspaceConfig,
     reference: Annotated[str | None, typer.Argument(
         help="azureml://registries/R/models/N/versions/V, azureml://workspaces/W/models/N/labels/latest, azureml:N:V "
-             "[default: the latest of what upload registers]", show_default=False)] = None,
+             "\\[default: the latest of what upload registers]", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(
-        "--output", "-o", help="Folder for the model [default: a cache that later runs use]")] = None,
+        "--output", "-o", help="Folder for the model \\[default: the cache of downloads]")] = None,
     json: options.Json = False,
 ) -> None:
     """Download a model from Azure ML; an interrupted download goes on where it stopped."""

@@ -67,7 +67,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def phicli_options(
     config: Annotated[Path | None, typer.Option(
-        "--config", envvar="PHICLI_CONFIG", help="Settings file [default: phicli.toml in this folder]")] = None,
+        "--config", envvar="PHICLI_CONFIG", help=r"Settings file \[default: phicli.toml in this folder]")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from")] = False,
     version: Annotated[bool, typer.Option(
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit")] = False,

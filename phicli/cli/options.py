@@ -11,7 +11,7 @@ from phicli.config.layers import Settings
 from phicli.config.setting import Setting, StepConfig, settings_of
 
 Flags = dict[str, Any]  # a command's parameter of this type gets the settings that were given as flags, by name
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -39,6 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
+    run.__wrapped__ = function  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(list((made | plain).values()))  # type: ignore[attr-defined]
     return run
 
@@ -58,9 +59,8 @@ def option(name: str, setting: Setting) -> Any:
     if setting.argument:
         return typer.Argument(help=_plain(setting.help), show_default=False, metavar=setting.metavar)
     text = setting.help + (f" ({' | '.join(setting.choices)})" if setting.choices else "")
-    shown = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default
-    if setting.key and setting.default is not None and "\n" not in str(shown):
-        text += f" [default: {shown}]"
+    if setting.shown_default is not None:
+        text += f" [default: {setting.shown_default}]"
     return typer.Option(*(setting.flags or ("--" + name.replace("_", "-"),)), help=_plain(text), show_default=False,
                         metavar=setting.metavar)
 

@@ -13,10 +13,12 @@ from phicli.config.steps import LabConfig
 def run(
     config: LabConfig,
     flags: options.Flags,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Question at the end")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="Do this step and those after it again")] = None,
-    last: Annotated[str | None, typer.Option("--until", help="End with this step")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Do all steps again, even if they are up to date")] = False,
+    prompt: Annotated[str | None, typer.Option(
+        "--prompt", "-p", help="Question to ask at the end \\[default: that of the first held-out row]")] = None,
+    first: Annotated[str | None, typer.Option(
+        "--from", help="Run this step and those after it even if they are up to date")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Stop after this step")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run all steps even if they are up to date")] = False,
     json: options.Json = False,
 ) -> None:
     """Do the whole lab: inspect, quantize, finetune, optimize, evaluate, chat. What is up to date is skipped.

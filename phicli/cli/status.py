@@ -15,7 +15,8 @@ COLUMNS = ("step", "state", "why", "where", "made", "size")
 def status(
     config: LabConfig,
     flags: options.Flags,
-    reread: Annotated[bool, typer.Option("--reread", help="Read every file, also those that look unchanged")] = False,
+    reread: Annotated[bool, typer.Option(
+        "--reread", help="Read the content of every file, also of those that look unchanged")] = False,
     json: options.Json = False,
 ) -> None:
     """Show every stage under the root: up to date, stale and why, broken and where, or not made."""

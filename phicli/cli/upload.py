@@ -16,8 +16,8 @@ def upload(
     config: UploadConfig,
     workspace: WorkspaceConfig,
     tag: Annotated[list[str] | None, typer.Option(
-        "--tag", metavar="KEY=VALUE", help="Tag of the version; may be given often", show_default=False)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go where; write nothing")] = False,
+        "--tag", metavar="KEY=VALUE", help="Tag of the version; may be repeated", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded where; send nothing")] = False,
     json: options.Json = False,
 ) -> None:
     """Upload the optimized model to Azure ML and register it; an interrupted upload goes on where it stopped."""

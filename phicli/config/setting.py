@@ -56,6 +56,15 @@ class Setting:
         """The environment variable that sets it."""
         return "PHICLI_" + self.key.upper().replace(".", "_")
 
+    @property
+    def shown_default(self) -> str | None:
+        """The default in words; None where there is none, or where the help has it in its own words."""
+        if not self.key or self.default in (None, ()) or "\n" in str(self.default):
+            return None
+        if self.kind is bool and self.flags:
+            return self.flags[0].split("/")[0 if self.default else -1].removeprefix("--")
+        return ",".join(self.default) if isinstance(self.default, tuple) else str(self.default)
+
     def checked(self, value: Any, where: str, error: type[PhicliError] = UsageError) -> Any:
         """The value, a list as a tuple and an int as a float where a float is wanted.
 

@@ -42,10 +42,10 @@ class InspectConfig(OfModel):
 
     data: str = shared.data(argument=True)
     text_template: str = shared.text_template()
-    max_tokens: int = setting(1024, "Length limit of a row in tokens", minimum=1)
-    rows: int = setting(3, "Rows to show", minimum=0)
-    fix: str | None = setting(None, "Write a clean copy: restore what can be restored, leave out the rest", once=True,
-                              metavar="OUT", recorded=False, path=True)
+    max_tokens: int = setting(1024, "Report rows of more tokens than this", minimum=1)
+    rows: int = setting(3, "Number of rows to print", minimum=0)
+    fix: str | None = setting(None, "Write a clean copy to OUT: repair what can be repaired, drop what cannot",
+                              once=True, metavar="OUT", recorded=False, path=True)
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,25 @@ class QuantizeConfig(OfModel):
     STEP: ClassVar[str] = "quantize"
 
     algorithm: str = setting("awq", "Quantization algorithm", choices=QUANTIZE_ALGORITHMS, flags=("--algorithm", "-a"))
-    implementation: str = setting("phicli", "Which AWQ runs", choices=("phicli", "autoawq"))
-    bits: int = setting(4, "Bits of a weight (AWQ: 4)", minimum=2)
-    group_size: int = setting(128, "Inputs that share one scale", minimum=16)
-    symmetric: bool = setting(False, "Zero point fixed in the middle", flags=("--symmetric/--asymmetric",))
-    skip: tuple[str, ...] = setting((), "Parts of module names to leave in float")
-    rounding: str = setting("gptq", "Rounding: to nearest, or with GPTQ's error feedback", choices=("gptq", "nearest"))
-    distill: int = setting(0, "Steps of training integers and scales on the original's output afterwards", minimum=0)
-    calibration: str | None = setting(None, "Calibration file, JSONL or plain text [default: built-in text]",
+    implementation: str = setting("phicli", "Implementation of AWQ; autoawq is the package AutoAWQ, which needs CUDA",
+                                  choices=("phicli", "autoawq"))
+    bits: int = setting(4, "Bits per weight: AWQ 4, other algorithms 4 or 8", minimum=2)
+    group_size: int = setting(128, "Weights of a row that share a scale and a zero point; AWQ: 32, 64 or 128",
+                              minimum=16)
+    symmetric: bool = setting(False, "Zero point in the middle of the range, or one for each group",
+                              flags=("--symmetric/--asymmetric",))
+    skip: tuple[str, ...] = setting((), "Leave linear layers unquantized whose names contain this; may be repeated")
+    rounding: str = setting("gptq", "How AWQ rounds weights; gptq: with error feedback", choices=("gptq", "nearest"))
+    distill: int = setting(0, "Steps of distillation from the original model after AWQ; 0: none", minimum=0)
+    calibration: str | None = setting(None, "Calibration data: JSON Lines or plain text [default: a built-in text]",
                                       recorded=False, path=True)
     text_template: str = shared.text_template()
-    samples: int = setting(128, "Calibration sequences", minimum=1)
-    seq_len: int = setting(512, "Tokens of a calibration sequence", minimum=8)
-    plan: str | None = setting(None, "File of AWQ scales and ranges, saved by --save-plan, to take; no search",
+    samples: int = setting(128, "Number of calibration sequences", minimum=1)
+    seq_len: int = setting(512, "Length of a calibration sequence in tokens", minimum=8)
+    plan: str | None = setting(None, "Take AWQ's scales and clipping from this file of --save-plan, without a search",
                                recorded=False, path=True)
-    save_plan: str | None = setting(None, "File to save AWQ's scales and ranges to", recorded=False, path=True)
+    save_plan: str | None = setting(None, "Save AWQ's scales and clipping to this file (safetensors)", recorded=False,
+                                    path=True)
     device: str = shared.device()
     seed: int = shared.seed()
     output: str | None = shared.output()
@@ -82,25 +86,28 @@ class FinetuneConfig(OfModel):
 
     STEP: ClassVar[str] = "finetune"
 
-    base: str | None = setting(None, "Model to train on, folder or id [default: the quantized one under the root]",
+    base: str | None = setting(None, "Model to train on: folder or id [default: the quantized model under the root]",
                                flags=("--base", "-b"), recorded=False, path=True)
     data: str = shared.data()
     text_template: str = shared.text_template()
     name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
-    method: str = setting("lora", "Adapter method", choices=FINETUNE_METHODS)
-    max_steps: int = setting(100, "Optimizer steps", minimum=1)
-    batch_size: int = setting(8, "Rows of an optimizer step", minimum=1)
-    learning_rate: float | None = setting(None, "Peak learning rate [default: from the model's width]", minimum=0)
-    schedule: str = setting("linear", "How the learning rate falls after the warm-up",
+    method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
+    max_steps: int = setting(100, "Number of training steps", minimum=1)
+    batch_size: int = setting(8, "Rows per training step", minimum=1)
+    learning_rate: float | None = setting(None, "Peak learning rate [default: from the model's hidden size]", minimum=0)
+    schedule: str = setting("linear", "Learning rate schedule after the warm-up",
                             choices=("linear", "cosine", "constant"))
-    lora_r: int = setting(64, "Rank", minimum=1)
-    lora_alpha: float | None = setting(None, "Scaling numerator [default: twice the rank]", minimum=0)
-    lora_dropout: float = setting(0.05, "Dropout before the adapter", minimum=0, below=1)
-    target_modules: tuple[str, ...] = setting(("all-linear",), "Linear layers to adapt, by name")
-    seq_len: int = setting(1024, "Longest row in tokens; the rest is cut", minimum=8)
-    mask_prompt: bool = setting(True, "Loss on the response only", flags=("--mask-prompt/--no-mask-prompt",))
-    eval_split: float = setting(0.1, "Share of the rows held out to measure", minimum=0, below=1)
-    checkpoint_steps: int = setting(20, "Steps between checkpoints", minimum=1, recorded=False)
+    lora_r: int = setting(64, "Rank of the adapter", minimum=1)
+    lora_alpha: float | None = setting(None, "Alpha: the adapter's output is scaled by alpha / rank [default: twice "
+                                       "the rank]", minimum=0)
+    lora_dropout: float = setting(0.05, "Dropout probability of the adapter's input", minimum=0, below=1)
+    target_modules: tuple[str, ...] = setting(("all-linear",), "Linear layers that get an adapter, by name; may be "
+                                              "repeated")
+    seq_len: int = setting(1024, "Maximum length of a row in tokens; longer rows are truncated", minimum=8)
+    mask_prompt: bool = setting(True, "Compute the loss on the response only, or on the prompt too",
+                                flags=("--mask-prompt/--no-mask-prompt",))
+    eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation", minimum=0, below=1)
+    checkpoint_steps: int = setting(20, "Training steps between checkpoints", minimum=1, recorded=False)
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()
@@ -112,21 +119,21 @@ class OptimizeConfig(OfModel):
 
     STEP: ClassVar[str] = "optimize"
 
-    base: str | None = setting(None, "Model to build from, folder or id [default: the quantized one]",
+    base: str | None = setting(None, "Model to convert: folder or id [default: the quantized model under the root]",
                                flags=("--base", "-b"), recorded=False, path=True)
-    adapters: tuple[str, ...] = setting((), "Adapter to put beside the model, NAME=FOLDER or a name under ROOT/ft; may "
-                                        "be repeated [default: all under the root]", once=True,
+    adapters: tuple[str, ...] = setting((), "Adapter to add: NAME=FOLDER, or a name under ROOT/ft; may be repeated "
+                                        "[default: all under ROOT/ft]", once=True,
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
-    device: str = setting("auto", "Where the model will run: auto, cpu, cuda, dml or webgpu")
-    activations: str = setting("int8", "Least precision of activations in products with int4 weights (cpu, webgpu)",
+    device: str = setting("auto", "Device that the model will run on (auto | cpu | cuda | dml | webgpu)")
+    activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
                                choices=("int8", "fp32"))
-    head: str = setting("int8", "Weights of the output projection", choices=("int4", "int8", "float"))
-    adapter_layout: str = setting("auto", "How adapters enter the graph; auto knows what is fastest where it will run "
-                                  "(expert setting)", choices=("auto", "inputs", "resident", "fused"))
-    adapter_weights: str = setting("float", "Weights of adapters that lie in the graph; int8: resident, or fused on a "
-                                   "CPU (expert setting)", choices=("float", "int8"))
-    cuda_graph: bool | None = setting(None, "Let genai capture a CUDA graph [default: on cuda, where adapters are in "
-                                      "the graph]", flags=("--cuda-graph/--no-cuda-graph",))
+    head: str = setting("int8", "Precision of the output projection (lm_head)", choices=("int4", "int8", "float"))
+    adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
+                                  "device (expert setting)", choices=("auto", "inputs", "resident", "fused"))
+    adapter_weights: str = setting("float", "Precision of adapters in the graph; int8 is for resident, and on a CPU "
+                                   "for fused (expert setting)", choices=("float", "int8"))
+    cuda_graph: bool | None = setting(None, "Decode with a CUDA graph [default: on cuda, unless adapters are inputs]",
+                                      flags=("--cuda-graph/--no-cuda-graph",))
     output: str | None = shared.output()
     force: bool = shared.force()
 
@@ -137,13 +144,14 @@ class ChatConfig(OfModel):
 
     STEP: ClassVar[str] = "chat"
 
-    path: str | None = setting(None, "Folder of the model, instead of ROOT/onnx-ao", once=True, path=True,
+    path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True,
                                recorded=False)
     adapter: str | None = shared.adapter()
     system: str | None = setting(None, "System message")
-    max_new_tokens: int = setting(256, "Longest answer in tokens", minimum=1)
-    temperature: float = setting(0.0, "Sampling temperature; 0 takes the likeliest token", minimum=0)
-    top_p: float = setting(0.95, "Sample from the likeliest tokens that make up this probability", above=0, maximum=1)
+    max_new_tokens: int = setting(256, "Maximum length of an answer in tokens", minimum=1)
+    temperature: float = setting(0.0, "Sampling temperature; 0: greedy decoding", minimum=0)
+    top_p: float = setting(0.95, "Nucleus sampling: the likeliest tokens with this total probability", above=0,
+                           maximum=1)
     top_k: int = setting(50, "Sample from this many likeliest tokens", minimum=1)
     seed: int = shared.seed()
     device: str = shared.device()
@@ -160,8 +168,8 @@ class EvaluateConfig(OfModel):
     text_template: str = shared.text_template()
     algorithm: str = again(QuantizeConfig, "algorithm")
     adapter: str | None = shared.adapter()
-    rows: int | None = setting(None, "Take only that many rows [default: all]", minimum=1)
-    seq_len: int = setting(1024, "Longest row in tokens; the rest is cut", minimum=8)
+    rows: int | None = setting(None, "Measure only this many rows, from the first on [default: all]", minimum=1)
+    seq_len: int = setting(1024, "Maximum length of a row in tokens; longer rows are truncated", minimum=8)
     device: str = shared.device()
     kernels: str = shared.kernels()
     force: bool = shared.force()
@@ -222,9 +230,9 @@ class TransferConfig(StepConfig):
 
     STEP: ClassVar[str] = "azure"
 
-    cache: str | None = setting(None, "Folder of downloaded models [default: in the user's cache folder]", path=True)
-    connections: int = setting(8, "Transfers at once", minimum=1)
-    retries: int = setting(3, "Tries after a failed request", minimum=0)
+    cache: str | None = setting(None, "Folder for downloaded models [default: in the user's cache folder]", path=True)
+    connections: int = setting(8, "Parallel transfers", minimum=1)
+    retries: int = setting(3, "Retries of a failed request", minimum=0)
     timeout: float = setting(60.0, "Seconds to wait for an answer", minimum=0.1)
 
 

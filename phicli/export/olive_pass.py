@@ -5,8 +5,10 @@ normalized first. Both are put right here; all else stays Olive's and genai's.
 """
 
 import contextlib
+import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,18 +110,26 @@ def _scratch_as_cache(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching(task: Task) -> Iterator[None]:
-    """Pass the builder's output on, and read from it how far it is: layers on stdout, tensors written on stderr."""
+    """Log what the builder prints, and read from it how far it is: layers on stdout, tensors written on stderr.
+
+    What other threads print meanwhile goes where it would go.
+    """
+    log, builder = logging.getLogger(__name__), threading.get_ident()
 
     class Watched:
         def __init__(self, stream: TextIO):
             self.stream = stream
 
         def write(self, text: str) -> int:
+            if threading.get_ident() != builder:
+                return self.stream.write(text)
             if re.match(r"Reading layer \d+", text):
                 task.advance(1)
             elif written := re.search(r"(\d+/\d+) \[", text):
                 task.advance(0, written=f"{written[1]} tensors")
-            return self.stream.write(text)
+            if text.strip():
+                log.info(text.strip())
+            return len(text)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.stream, name)

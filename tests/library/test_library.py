@@ -13,7 +13,7 @@ from phicli.errors import UsageError
 from phicli.progress import SILENT
 
 PROGRAM = """
-import gc, json, logging, os, signal, sys, threading
+import gc, json, logging, os, signal, sys, threading, warnings
 
 def state():
     hub = sys.modules.get("huggingface_hub.constants")
@@ -23,6 +23,7 @@ def state():
         "logging": (logging.root.level, len(logging.root.handlers), logging.root.manager.disable),
         "signals": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
         "streams": [sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__],
+        "warnings": [f for f in map(str, warnings.filters) if "transformers" in f],
         "offline": hub.HF_HUB_OFFLINE if hub else OFFLINE,
     }
 
@@ -92,3 +93,16 @@ def test_settings_are_keywords_or_one_object(tmp_path, tiny):
                  lambda: phicli.quantize(3), lambda: phicli.quantize("tiny", algorithm="awk")):
         with pytest.raises(UsageError):
             call()
+
+
+def test_libraries_are_silent_in_a_program(tmp_path, data_file):
+    """What is seen of a step is its result: no bars, prints and log lines of transformers, genai and onnxruntime."""
+    (tmp_path / "program.py").write_text(
+        "import phicli\n"
+        "phicli.quantize('tiny', root='lab', samples=8, seq_len=64, device='cpu')\n"
+        f"phicli.finetune('tiny', root='lab', data={str(data_file)!r}, max_steps=2, device='cpu')\n"
+        "phicli.optimize('tiny', root='lab', device='cpu')\n"
+        f"phicli.evaluate('tiny', root='lab', eval_data={str(data_file)!r}, rows=2, device='cpu')\n")
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=280)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
