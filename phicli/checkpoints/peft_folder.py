@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from phicli.architectures import CONTAINERS
 from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
@@ -17,7 +18,8 @@ from phicli.text.bounds import check_pattern
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-ADDED = re.compile(r"^.*?(?=layers\.\d)|^(base_model\.model\.)+|\.default(?=\.|$)")  # what savers put into names
+# What savers put into names.
+ADDED = re.compile(rf"^.*?(?=\b(?:{CONTAINERS})\.\d)|^(base_model\.model\.)+|\.default(?=\.|$)")
 PLAIN = "phicli finetune --method lora"
 
 # Settings that PEFT takes for regular expressions.

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from phicli.architectures import FUSED
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export import fused, masked, resident
 from phicli.export.adapters import SUFFIX, adapter_tensors_of
-from phicli.export.matching import FUSED
 from phicli.export.matrices import from_blocks, from_eight_bits
 from phicli.export.slots import LAYOUT_KEY, Slot, find_slots, read_graph
 

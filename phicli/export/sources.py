@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from phicli.architectures import in_layer
 from phicli.artifacts import stages
 from phicli.checkpoints.peft_folder import Lora, read_peft
 from phicli.errors import BadInput, UsageError
@@ -43,7 +44,8 @@ class Source:
             BadInput: not plain LoRA, damaged, or an adapter for another model.
         """
         for name, lora in self.loras.items():
-            have, need = (lora.a.shape[1], lora.b.shape[0]), shapes.get(name[name.find("layers.") :])
+            number, path = in_layer(name) or (0, "")
+            have, need = (lora.a.shape[1], lora.b.shape[0]), shapes.get(f"layers.{number}.{path}")
             if have != need:
                 what = "no such linear in its layers" if need is None else f"{need[0]} inputs and {need[1]} outputs"
                 raise BadInput(f"an adapter for another model: {name} has {have[0]} inputs and {have[1]} outputs in "

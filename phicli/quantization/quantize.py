@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phicli.architectures import architecture_of
 from phicli.checkpoints.awq import quantization_config
 from phicli.errors import BadInput
 from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress
-from phicli.quantization.architectures import ARCHITECTURES
 from phicli.quantization.calibration import tokens_digest
 from phicli.quantization.grid import GridShape
 from phicli.quantization.layer import LayerWork, forward
@@ -122,7 +122,7 @@ class LayerJob:
     def __init__(self, model: LayeredModel, shape: GridShape, rounding: str, skip: tuple[str, ...], phase: Phases,
                  keeps_plans: bool, progress: Progress):
         self.model, self.shape, self.rounding, self.skip, self.phase = model, shape, rounding, skip, phase
-        self.scalings = ARCHITECTURES.get(model.config.model_type, ())
+        self.scalings = architecture_of(model.config.model_type).scalings
         if not self.scalings:
             progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
                           "so ranges are clipped and rounded without AWQ's scales")
