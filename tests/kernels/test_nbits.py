@@ -14,7 +14,7 @@ from phicli.inference.ops import BLOCKS, takes_products
 from phicli.inference.session import Session
 from phicli.kernels import build
 from phicli.kernels.build import ops_library, products_missing
-from phicli.steps.quantize import CALIBRATION
+from phicli.quantization import CALIBRATION
 
 needs_products = pytest.mark.skipif(bool(products_missing()), reason=f"{products_missing()}")
 KINDS = [(bits, block) for bits, blocks in BLOCKS.items() for block in blocks]
