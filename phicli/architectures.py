@@ -97,8 +97,9 @@ def last(path: str) -> str:
 
 
 # Names that a file may have without its config.json, and of families that have no entry.
-_USUAL = {last(theirs): last(usual) for one in ARCHITECTURES.values() for theirs, usual in one.modules.items()} | {
-    "query_key_value": "qkv_proj", "dense_h_to_4h": "gate_up_proj", "dense_4h_to_h": "down_proj", "dense": "o_proj"}
+_USUAL = {"query_key_value": "qkv_proj", "dense_h_to_4h": "gate_up_proj", "dense_4h_to_h": "down_proj",
+          "dense": "o_proj"} | {last(theirs): last(usual) for one in ARCHITECTURES.values()
+                                for theirs, usual in one.modules.items()}
 CONTAINERS = "|".join(sorted({last(one.layers) for one in ARCHITECTURES.values()} | {"h", "blocks"}))
 EMBEDDINGS = tuple(sorted({last(one.embedding) for one in ARCHITECTURES.values()}
                           | {"wte", "embed_in", "word_embeddings"}))

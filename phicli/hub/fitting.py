@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phicli.architectures import ARCHITECTURES, EMBEDDINGS, in_layer, last, projection
+from phicli.architectures import ARCHITECTURES, EMBEDDINGS, in_layer, last
 from phicli.errors import BadInput
 
 COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -81,10 +81,11 @@ def check_weights_fit(config: Mapping[str, Any], headers: Mapping[str, Any], fol
 
 def check_linears(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
     """Check the shapes (outputs, inputs) of linears in layers, where config.json says them; raises BadInput."""
-    if config["model_type"] in ARCHITECTURES:
+    if known := ARCHITECTURES.get(config["model_type"]):
         wanted = _linear_shapes(config)
         for name, shape in shapes.items():
-            if (linear := projection(last(name))) in wanted:
+            found = in_layer(name)
+            if found and (linear := last(known.usual_path(found[1]))) in wanted:
                 _check_shape(name, shape, wanted[linear], folder)
 
 
