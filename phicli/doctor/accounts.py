@@ -7,8 +7,8 @@ from pathlib import Path
 
 from phicli.azure.login import on_azure
 from phicli.azure.target import QUESTIONS, find_target, line_from_settings
+from phicli.doctor.capacity import hub_home, local_here
 from phicli.doctor.finding import Finding, Light, Subject
-from phicli.doctor.room import hub_home, local_here
 from phicli.errors import Missing, PhicliError
 from phicli.libraries import online
 

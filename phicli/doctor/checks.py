@@ -2,7 +2,7 @@
 
 from phicli.config.layers import Settings
 from phicli.config.steps import DoctorConfig
-from phicli.doctor import accounts, gpu, room, software
+from phicli.doctor import accounts, capacity, gpu, software
 from phicli.doctor.finding import Check, Finding, Light, Subject
 from phicli.doctor.probes import Probes
 from phicli.errors import PhicliError
@@ -17,11 +17,11 @@ CHECKS: dict[str, Check] = {
     "onnxruntime CUDA": gpu.onnxruntime_cuda,
     "own kernels": gpu.own_kernels,
     "onnxruntime-genai": software.genai,
-    "model": room.model,
-    "memory": room.memory,
-    "GPU memory": room.gpu_memory,
-    "disk": room.disk,
-    "write access": room.write_access,
+    "model": capacity.model,
+    "memory": capacity.memory,
+    "GPU memory": capacity.gpu_memory,
+    "disk": capacity.disk,
+    "write access": capacity.write_access,
     "Hugging Face": accounts.hugging_face,
     "Azure": accounts.azure,
 }

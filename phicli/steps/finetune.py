@@ -14,7 +14,7 @@ from phicli.hub.roots import remember_model
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.resources import announce, of_finetune, size_of_folder
+from phicli.resources import announce, estimate_finetune, size_of_folder
 from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.defaults import choose_targets, default_learning_rate
@@ -47,8 +47,8 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
     work = _Work(plan, config, progress)
     work.check(rows, template)
     longest = max(len(row.ids) for row in work.rows.train)
-    need = of_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
-    announce("finetune", need, plan.target, progress)
+    estimate = estimate_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
+    announce("finetune", estimate, plan.target, progress)
     with plan.turn(config.force, progress) as done:
         manifest = done or work.train()
         remember_model(config.root_folder, config.model)

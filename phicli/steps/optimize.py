@@ -15,7 +15,7 @@ from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.resources import announce, of_optimize, size_of_folder
+from phicli.resources import announce, estimate_optimize, size_of_folder
 from phicli.steps.importing import imports
 from phicli.workflow.plan import StageResult
 
@@ -69,7 +69,7 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
 
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     model, settings, sources = plan.sources["base"], plan.settings, list(plan.adapters.values())
-    announce("optimize", of_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
+    announce("optimize", estimate_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
     with plan.publishing() as (fresh, manifest):
         _run_builder(model, fresh, settings, progress)
         for name in TEXT_FILES:

@@ -15,7 +15,7 @@ from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
 from phicli.quantization.algorithms import algorithm_of
-from phicli.resources import announce, of_quantize, size_of_folder
+from phicli.resources import announce, estimate_quantize, size_of_folder
 from phicli.steps.importing import imports
 from phicli.workflow.plan import Plan, StageResult
 
@@ -49,8 +49,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         if left:
             progress.warn(left)
         device = choose_device(config.device)
-        need = of_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
-        announce("quantize", need, stage.target, progress)
+        estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
+        announce("quantize", estimate, stage.target, progress)
         imported()
     with stage.turn(force, progress) as done:
         if done:

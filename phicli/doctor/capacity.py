@@ -5,13 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from phicli import resources as needs
+from phicli import resources
 from phicli.azure.target import cache_folder
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
-from phicli.resources import Need, existing, free_disk
+from phicli.resources import Estimate, existing, free_disk
 from phicli.units import size
 
 UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red
@@ -36,12 +36,12 @@ def model(subject: Subject) -> Finding:
 def memory(subject: Subject) -> Finding:
     """Memory of the machine or its container, and what each step needs of it."""
     total, free = total_memory(), available_memory("cpu")
-    wanted = step_needs(subject)
-    return _compare({step: need.memory for step, need in wanted.items()}, total, free,
+    wanted = step_estimates(subject)
+    return _compare({step: estimate.memory for step, estimate in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}",
                     "end other programs; finetune: --batch-size 1 --seq-len 256; quantize: --samples 32",
-                    {step: (need.memory + need.more, need.room) for step, need in wanted.items()
-                     if need.more and not need.gpu})
+                    {step: (one.memory + one.extra, one.extra_from) for step, one in wanted.items()
+                     if one.extra and not one.gpu})
 
 
 def gpu_memory(subject: Subject) -> Finding:
@@ -52,15 +52,15 @@ def gpu_memory(subject: Subject) -> Finding:
     if not document.get("gpus"):
         return Finding(Light.RED, "torch sees no GPU", "see the line about torch")
     total, free = (document["gpus"][0][k] for k in ("total", "free"))
-    wanted = step_needs(subject)
-    return _compare({step: need.gpu for step, need in wanted.items()}, total, free,
+    wanted = step_estimates(subject)
+    return _compare({step: estimate.gpu for step, estimate in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}", "end what else uses the GPU: nvidia-smi shows it",
-                    {step: (need.gpu + need.more, need.room) for step, need in wanted.items() if need.more})
+                    {step: (one.gpu + one.extra, one.extra_from) for step, one in wanted.items() if one.extra})
 
 
 def disk(subject: Subject) -> Finding:
     """Free disk under the root and in the hub's cache, and what each step writes."""
-    wanted = {step: need.disk for step, need in step_needs(subject).items()}
+    wanted = {step: estimate.disk for step, estimate in step_estimates(subject).items()}
     place, free = existing(subject.root), free_disk(subject.root)
     fetch = subject.size.weight_bytes if subject.size and not local_here(subject) else 0
     if fetch:
@@ -90,18 +90,19 @@ def write_access(subject: Subject) -> Finding:
     return Finding(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
 
 
-def step_needs(subject: Subject) -> dict[str, Need]:
+def step_estimates(subject: Subject) -> dict[str, Estimate]:
     """What each step needs with its settings; empty where the model's size is not known."""
     if subject.size is None:
         return {}
     known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
     quantize, finetune, evaluate = resolve(QuantizeConfig), resolve(FinetuneConfig), resolve(EvaluateConfig)
+    quantized = resources.after_quantizing(known)
     return {
-        "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
-        "finetune": needs.of_finetune(needs.after_quantizing(known), device, finetune.lora_r, finetune.batch_size),
-        "optimize": needs.of_optimize(needs.after_quantizing(known), device),
-        "evaluate": needs.of_evaluate(known, device, evaluate.seq_len),
-        "chat": needs.of_chat(known, device),
+        "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
+        "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r, finetune.batch_size),
+        "optimize": resources.estimate_optimize(quantized, device),
+        "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
+        "chat": resources.estimate_chat(known, device),
     }
 
 
@@ -138,7 +139,7 @@ def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure:
              roomy: dict[str, tuple[float, float]] | None = None) -> Finding:
     """red where a step needs clearly more than there could be, yellow where it needs more than is free.
 
-    roomy: of steps that take more than they need where there is room, how much then, and how much must be free for it.
+    roomy: of steps that take more where much is free: how much then, and how much must be free for it.
     """
     figures: dict[str, Any] = {"free": round(free), "needs": {step: round(need) for step, need in wanted.items()}}
     if roomy:
