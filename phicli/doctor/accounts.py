@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from phicli.azure.login import on_azure
-from phicli.azure.target import QUESTIONS, find_target, line_from_settings
+from phicli.azure.target import QUESTIONS, find_target
+from phicli.config.steps import TransferConfig
 from phicli.doctor.capacity import hub_home, local_here
 from phicli.doctor.finding import Finding, Light, Subject
 from phicli.errors import Missing, PhicliError
@@ -45,7 +46,7 @@ def azure(subject: Subject) -> Finding:
     from phicli.azure.workspace import Workspace
 
     try:
-        summary = Workspace(target, line_from_settings(subject.settings)).summary()
+        summary = Workspace(target, subject.settings.resolve(TransferConfig)).summary()
     except PhicliError as e:
         return Finding(Light.RED, str(e), e.hint)
     return Finding(Light.GREEN, f"workspace {summary['workspace']} answers {summary.get('account', 'us')}",
