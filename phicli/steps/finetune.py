@@ -49,7 +49,7 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
     longest = max(len(row.ids) for row in work.rows.train)
     estimate = estimate_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
     announce("finetune", estimate, plan.target, progress)
-    with plan.turn(config.force, progress) as done:
+    with plan.locked(config.force, progress) as done:
         manifest = done or work.train()
         remember_model(config.root_folder, config.model)
     return StageResult(plan.target, manifest)

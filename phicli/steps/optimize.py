@@ -56,7 +56,7 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
             source.check(shapes, plan.inputs["base"], progress)
         if force or not plan.model_verdict().current:
             imported()
-    with plan.turn(force, progress) as done:
+    with plan.locked(force, progress) as done:
         if done:
             return StageResult(plan.target, done)
         if not force and plan.model_verdict().current:

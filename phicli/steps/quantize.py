@@ -52,7 +52,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
         announce("quantize", estimate, stage.target, progress)
         imported()
-    with stage.turn(force, progress) as done:
+    with stage.locked(force, progress) as done:
         if done:
             return StageResult(stage.target, done)
         with stage.publishing() as (fresh, manifest):
