@@ -23,7 +23,7 @@ def show(
 
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
-    with console.working("azure", "."):
+    with console.task_log("azure", "."):
         from phicli.azure.workspace import Workspace
 
         summary = Workspace(target, settings.resolve(TransferConfig)).summary()
@@ -45,7 +45,7 @@ def use(
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
     if check:
-        with console.working("azure", "."):
+        with console.task_log("azure", "."):
             from phicli.azure.workspace import Workspace
 
             Workspace(target, settings.resolve(TransferConfig))

@@ -71,7 +71,7 @@ def _conversations(folder: Path, s: ChatConfig, compare: bool) -> "list[Conversa
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
-    with console.working("chat", s.root_folder) as progress:
+    with console.task_log("chat", s.root_folder) as progress:
         session = Session(folder, s.device, s.kernels)
         adapters: list[str | None] = [s.adapter]
         if compare:

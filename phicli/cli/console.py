@@ -140,7 +140,7 @@ def _stderr(file: TextIO | None = None) -> Console:
 
 
 @contextlib.contextmanager
-def working(command: str, root: str | Path) -> Iterator["Reporter"]:
+def task_log(command: str, root: str | Path) -> Iterator["Reporter"]:
     """Long work: yields the Progress for library code, and sends all other output of libraries to a log file.
 
     An exception that passes through gets the log's path as its attribute `log`, if anything was logged.

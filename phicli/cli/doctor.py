@@ -20,7 +20,7 @@ def doctor(
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
     """
-    with console.working("doctor", config.root_folder) as progress:
+    with console.task_log("doctor", config.root_folder) as progress:
         from phicli.doctor.checks import examine, worst
 
         found = examine(config, Settings(), online, progress)

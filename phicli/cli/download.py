@@ -30,7 +30,7 @@ def download(
 
     target = None if wanted.registry else target_of(wanted, settings, asdict(workspace), console.ask)
     cache = cache_folder(settings)
-    with console.working("download", cache) as progress:
+    with console.task_log("download", cache) as progress:
         done = download_model(wanted, target, cache=cache, output=output, transfer=settings.resolve(TransferConfig),
                               progress=progress)
     if json:

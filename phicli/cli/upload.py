@@ -27,7 +27,7 @@ def upload(
     folder = Path(config.path or config.root_folder / "onnx-ao")
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
-    with console.working("upload", config.root_folder) as progress:
+    with console.task_log("upload", config.root_folder) as progress:
         from phicli.azure.register import upload_model
 
         done = upload_model(folder, config.name, target, version=config.version, description=config.description,
