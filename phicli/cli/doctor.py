@@ -25,7 +25,7 @@ def doctor(
 
         found = examine(config, Settings(), online, progress)
     if json:
-        checks = [{"check": name, **asdict(finding)} for name, finding in found.items()]
+        checks = [{"check": name, **asdict(result)} for name, result in found.items()]
         console.result_json({"light": worst(found), **asdict(config), "checks": checks})
     else:
         console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())

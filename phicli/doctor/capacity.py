@@ -8,7 +8,7 @@ from typing import Any
 from phicli import resources
 from phicli.azure.target import cache_folder
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
-from phicli.doctor.finding import Finding, Light, Subject
+from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
 from phicli.resources import Estimate, existing, free_disk
@@ -18,22 +18,22 @@ UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a li
 SMALLER = "a smaller model (--model tiny is built in), or a larger machine"
 
 
-def model(subject: Subject) -> Finding:
+def model(subject: Subject) -> CheckResult:
     """Whether the model is here and whole, or how much would have to be fetched."""
     known = subject.size
     about = f"{_count(known.params)} parameters, {size(known.weight_bytes)}, from {known.source}" if known else ""
     figures = {"params": known.params, "bytes": known.weight_bytes, "source": known.source} if known else {}
     if subject.model.startswith("azureml:"):
-        return Finding(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
+        return CheckResult(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
     folder = local_folder(subject.model)
     if folder:
         check_model(folder)
-        return Finding(Light.GREEN, f"{folder}: {about}", figures=figures)
+        return CheckResult(Light.GREEN, f"{folder}: {about}", figures=figures)
     place = "in the hub's cache" if cached(subject.model) else "fetched from huggingface.co when first used"
-    return Finding(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
+    return CheckResult(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
 
 
-def memory(subject: Subject) -> Finding:
+def memory(subject: Subject) -> CheckResult:
     """Memory of the machine or its container, and what each step needs of it."""
     total, free = total_memory(), available_memory("cpu")
     wanted = step_estimates(subject)
@@ -44,13 +44,13 @@ def memory(subject: Subject) -> Finding:
                      if one.extra and not one.gpu})
 
 
-def gpu_memory(subject: Subject) -> Finding:
+def gpu_memory(subject: Subject) -> CheckResult:
     """Memory of the first GPU that torch uses, and what each step needs of it."""
     if not subject.wants_cuda:
-        return Finding(Light.GREEN, "not needed: everything is computed on the CPU")
+        return CheckResult(Light.GREEN, "not needed: everything is computed on the CPU")
     document = subject.probes.get("torch").document or {}
     if not document.get("gpus"):
-        return Finding(Light.RED, "torch sees no GPU", "see the line about torch")
+        return CheckResult(Light.RED, "torch sees no GPU", "see the line about torch")
     total, free = (document["gpus"][0][k] for k in ("total", "free"))
     wanted = step_estimates(subject)
     return _compare({step: estimate.gpu for step, estimate in wanted.items()}, total, free,
@@ -58,7 +58,7 @@ def gpu_memory(subject: Subject) -> Finding:
                     {step: (one.gpu + one.extra, one.extra_from) for step, one in wanted.items() if one.extra})
 
 
-def disk(subject: Subject) -> Finding:
+def disk(subject: Subject) -> CheckResult:
     """Free disk under the root and in the hub's cache, and what each step writes."""
     wanted = {step: estimate.disk for step, estimate in step_estimates(subject).items()}
     place, free = existing(subject.root), free_disk(subject.root)
@@ -68,26 +68,26 @@ def disk(subject: Subject) -> Finding:
         if cache.stat().st_dev == place.stat().st_dev:
             wanted = {"fetching": float(fetch), **wanted}
         elif free_disk(cache) < fetch:
-            return Finding(Light.RED, f"{cache} has {size(free_disk(cache))} free, the model has {size(fetch)}",
+            return CheckResult(Light.RED, f"{cache} has {size(free_disk(cache))} free, the model has {size(fetch)}",
                            "HF_HOME=FOLDER, a folder on another disk")
     largest, together = max(wanted.values(), default=0), sum(wanted.values())
     return _compare(wanted, free, free - (together - largest), f"{place} has {size(free)} free",
                     "free some space, or --root FOLDER on another disk")
 
 
-def write_access(subject: Subject) -> Finding:
+def write_access(subject: Subject) -> CheckResult:
     """Whether files can be made in the root, the temporary folder and the caches that phicli uses."""
     caches = {"the temporary folder": Path(tempfile.gettempdir()), "the hub's cache": hub_cache(),
               "Azure's cache": cache_folder(subject.settings)}
     refused = [f"{what} ({existing(path)}): {reason}" for what, path in caches.items() if (reason := _refusal(path))]
     reason = _refusal(subject.root)
     if reason:
-        return Finding(Light.RED, f"the root ({existing(subject.root)}): {reason}", "--root FOLDER")
+        return CheckResult(Light.RED, f"the root ({existing(subject.root)}): {reason}", "--root FOLDER")
     if refused:
         needed = "temporary" in refused[0] or not local_here(subject)
-        return Finding(Light.RED if needed else Light.YELLOW, "; ".join(refused),
+        return CheckResult(Light.RED if needed else Light.YELLOW, "; ".join(refused),
                        "TMPDIR=FOLDER, HF_HOME=FOLDER, PHICLI_AZURE_CACHE=FOLDER")
-    return Finding(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
+    return CheckResult(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
 
 
 def step_estimates(subject: Subject) -> dict[str, Estimate]:
@@ -136,7 +136,7 @@ def _count(number: int) -> str:
 
 
 def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure: str,
-             roomy: dict[str, tuple[float, float]] | None = None) -> Finding:
+             roomy: dict[str, tuple[float, float]] | None = None) -> CheckResult:
     """red where a step needs clearly more than there could be, yellow where it needs more than is free.
 
     roomy: of steps that take more where much is free: how much then, and how much must be free for it.
@@ -147,15 +147,15 @@ def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure:
     also = {step: f" ({size(takes)} where {size(room)} are free)" if room > wanted[step] else f" (takes {size(takes)})"
             for step, (takes, room) in (roomy or {}).items()}
     if not wanted:
-        return Finding(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
+        return CheckResult(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
                        figures)
     found = f"{has}; needs about " + ", ".join(
         f"{step} {size(need)}{also.get(step, '')}" for step, need in wanted.items() if need)
     if max(wanted.values()) > UNCERTAIN * most:
-        return Finding(Light.RED, found, SMALLER, figures)
+        return CheckResult(Light.RED, found, SMALLER, figures)
     if max(wanted.values()) > free:
-        return Finding(Light.YELLOW, found, cure, figures)
-    return Finding(Light.GREEN, found, figures=figures)
+        return CheckResult(Light.YELLOW, found, cure, figures)
+    return CheckResult(Light.GREEN, found, figures=figures)
 
 
 def _refusal(path: Path) -> str | None:

@@ -305,7 +305,7 @@ def test_chat_without_a_safe_cache(cache, planted, tiny, tmp_path, cli):
     assert (done.code, done.out) == (0, right.out) and "others can write to" in done.err
     assert folders and not any(witness.exists() for witness in witnesses)
     from phicli.config.layers import Settings
-    from phicli.doctor.finding import Light, Subject
+    from phicli.doctor.check_result import Light, Subject
     from phicli.doctor.gpu import own_kernels
     from phicli.doctor.probes import Probes
 
