@@ -18,7 +18,7 @@ from phicli.quantization.calibration import tokens_digest
 from phicli.quantization.grid import GridShape
 from phicli.quantization.layer import LayerWork, forward
 from phicli.quantization.phases import Phases
-from phicli.quantization.plan import LayerPlan, Plan, describe, load_plan, save_plan
+from phicli.quantization.plan import AwqPlan, LayerPlan, describe, load_plan, save_plan
 from phicli.quantization.shards import ShardWriter
 from phicli.quantization.streaming import LayeredModel
 from phicli.workflow.wording import worded
@@ -110,7 +110,7 @@ def quantize_checkpoint(
         with phase("distill"):
             report.distilled = train(job, folder, output, tokens, distill, progress)
     if save_plan_to:
-        report.plan = save_plan(Plan(about, job.plans), save_plan_to)
+        report.plan = save_plan(AwqPlan(about, job.plans), save_plan_to)
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
     report.phase_seconds = phase.seconds()
     return report
