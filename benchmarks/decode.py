@@ -36,7 +36,7 @@ from phicli.export.adapters import convert_adapter, install_adapters
 from phicli.export.layouts import LAYOUTS
 from phicli.export.slots import MODEL, add_slots
 from phicli.hardware.devices import usable_cores
-from phicli.kernels.build import products_faster
+from phicli.kernels.build import matmul_faster
 
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
 
@@ -63,7 +63,7 @@ def main() -> None:
         args.bytes = bytes_read(built, args.prompt + args.new / 2)
         variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
         if args.device == "cpu":
-            other = "onnxruntime" if products_faster() else "phicli"
+            other = "onnxruntime" if matmul_faster() else "phicli"
             variants[f"no adapter, {other}'s kernels"] = (built, "", other)
         for rank in map(int, filter(None, args.ranks.split(","))):
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))

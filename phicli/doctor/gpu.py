@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.probes import CUDA, Outcome
 from phicli.errors import Missing
-from phicli.kernels.build import WHERE, find_library, products_faster, products_missing
+from phicli.kernels.build import WHERE, find_library, matmul_faster, matmul_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -74,9 +74,9 @@ def onnxruntime_cuda(subject: Subject) -> CheckResult:
 def own_kernels(subject: Subject) -> CheckResult:
     """The library of ops of our own, built here; without it onnxruntime's are taken, which cost more time."""
     cuda = subject.wants_cuda
-    products = not cuda and products_faster()
+    matmul = not cuda and matmul_faster()
     try:
-        path, trouble = find_library("cuda" if cuda else "cpu", products)
+        path, trouble = find_library("cuda" if cuda else "cpu", matmul)
     except Missing as e:
         what = "adapters on a GPU take" if cuda else "decoding and adapters take"
         installed = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
@@ -85,8 +85,8 @@ def own_kernels(subject: Subject) -> CheckResult:
     if trouble:
         return CheckResult(Light.YELLOW, f"built again at each start, which takes seconds: {trouble}",
                        trouble.hint or "XDG_CACHE_HOME=FOLDER, one that is yours alone")
-    why = products_missing() or "they are the faster ones"
-    beside = "" if cuda or products else f"; onnxruntime's products are taken: {why}"
+    why = matmul_missing() or "they are the faster ones"
+    beside = "" if cuda or matmul else f"; onnxruntime's matmul is taken: {why}"
     return CheckResult(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}{beside}")
 
 

@@ -15,8 +15,9 @@ from phicli.errors import BadInput, Missing
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
 from phicli.training.checkpoint import Checkpoint, trainable
-from phicli.training.determinism import ctrl_c, repeatable
+from phicli.training.determinism import repeatable
 from phicli.training.graphs import Gradients
+from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.training.rows import Rows, batches
 
