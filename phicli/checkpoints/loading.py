@@ -17,8 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from phicli.artifacts.tensors import check_safetensors
-from phicli.checkpoints.awq import unpack_columns
-from phicli.checkpoints.int4 import Int4Linear, pack, unpack
+from phicli.checkpoints.awq import low_first
+from phicli.checkpoints.int4 import Int4Linear, unpack
 from phicli.checkpoints.skeleton import CANNOT_LOAD, skeleton
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
@@ -180,8 +180,8 @@ def _from_awq(linear: Int4Linear) -> tuple[Tensor, Tensor, Tensor, int]:
     if linear.qzeros is None:
         zeros = torch.full_like(scales, 8, dtype=torch.uint8)
     else:
-        zeros = unpack_columns(linear.qzeros).t().to(torch.uint8).contiguous()
-    return pack(unpack_columns(linear.qweight).t(), 4), scales, zeros, 4
+        zeros = unpack(low_first(linear.qzeros), 4)[:, : scales.shape[1]].contiguous()
+    return low_first(linear.qweight), scales, zeros, 4
 
 
 def _from_olive(linear: Int4Linear) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_models import random_model
+from reference import pack
 from safetensors.torch import load_file
 
-from phicli.checkpoints.int4 import Int4Linear, pack
+from phicli.checkpoints.int4 import Int4Linear
 from phicli.checkpoints.loading import load_base
 from phicli.progress import Silent
 from phicli.quantization import distill, trainable
