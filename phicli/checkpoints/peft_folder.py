@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from phicli.architectures import CONTAINERS
+from phicli.artifacts.names import ADAPTER_CONFIG
 from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
@@ -94,7 +95,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     Raises:
         BadInput: missing, damaged, or of an adapter that is not plain LoRA.
     """
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     if not folder.is_dir():
         raise BadInput("no such adapter folder", where=folder, hint="phicli finetune makes one")
     check_regular(folder)
@@ -129,7 +130,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 def check_patterns(folder: Path) -> None:
     """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end."""
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     settings = read_json(path) if path.is_file() else {}
     for name in PATTERNS if isinstance(settings, dict) else ():
         found = settings.get(name) or ()

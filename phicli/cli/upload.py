@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options
 from phicli.config.layers import Settings
 from phicli.config.steps import TransferConfig, UploadConfig, WorkspaceConfig
@@ -24,7 +25,7 @@ def upload(
     from phicli.azure.target import find_target
 
     tags = parse_tags(tag or [])
-    folder = Path(config.path or config.root_folder / "onnx-ao")
+    folder = Path(config.path or config.root_folder / ONNX_FOLDER)
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
     with console.task_log("upload", config.root_folder) as progress:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export import resident
@@ -18,9 +19,6 @@ from phicli.export.genai_config import read_config
 from phicli.export.layouts import LAYOUTS, Layout
 from phicli.export.matching import assemble, match
 from phicli.export.slots import LAYOUT_KEY, Slot, read_graph, read_slots
-
-SUFFIX = ".onnx_adapter"
-FOLDER = "adapters"
 
 
 def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Path) -> None:
@@ -81,15 +79,15 @@ def install_adapters(folder: Path, adapters: Mapping[str, Mapping[str, Lora]], l
     layout, weights, and what is raised: as `resident.install`.
     """
     resident.install(folder, adapters, qkv_sizes(folder), layout, weights)
-    (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / ADAPTERS).mkdir(exist_ok=True)
     for position, name in enumerate(adapters):
-        _write(folder / FOLDER / (name + SUFFIX), resident.adapter_tensors(layout, position))
+        _write(folder / ADAPTERS / (name + ADAPTER_SUFFIX), resident.adapter_tensors(layout, position))
 
 
 def _check_resident(layout: str, names: list[str], file: Path) -> None:
     import onnxruntime
 
-    name = file.name.removesuffix(SUFFIX)
+    name = file.name.removesuffix(ADAPTER_SUFFIX)
     found = {k: v.numpy().tolist() for k, v in
              onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters().items()}
     wanted = resident.adapter_tensors(layout, names.index(name)) if name in names else {}

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from phicli.artifacts import stages
+from phicli.artifacts.names import FINETUNED
 from phicli.config.steps import FinetuneConfig
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
@@ -65,7 +66,7 @@ def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
     if config.method == "loftq":
         sources["original"] = resolve_model(config.model, progress)
     rate, alpha = config.learning_rate, config.lora_alpha
-    return Plan("finetune", root / "ft" / config.name, sources, config.recorded() | {
+    return Plan("finetune", root / FINETUNED / config.name, sources, config.recorded() | {
         "learning_rate": default_learning_rate(folder) if rate is None else rate,
         "lora_alpha": 2.0 * config.lora_r if alpha is None else alpha,
         "target_modules": sorted(config.target_modules),

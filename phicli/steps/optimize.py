@@ -6,10 +6,11 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.generations import link_unchanged
+from phicli.artifacts.names import ADAPTER_SUFFIX
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.export import resident
-from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
+from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
@@ -154,4 +155,4 @@ def _add_files(folder: Path, sources: list[Source], settings: dict[str, Any], pr
 
 
 def _file(folder: Path, name: str) -> Path:
-    return folder / PREFIX / (name + SUFFIX)
+    return folder / PREFIX / (name + ADAPTER_SUFFIX)

@@ -8,6 +8,7 @@ from typing import Any
 
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
@@ -45,22 +46,22 @@ class _Stages:
         self.outdated: dict[Path, str] = {}  # targets that are not up to date -> name of the step
 
     def statuses(self) -> Iterator[StageStatus]:
-        from phicli.evaluation.plan import RESULT, plan_evaluate
-        from phicli.export.plan import FOLDER, plan_optimize
+        from phicli.evaluation.plan import plan_evaluate
+        from phicli.export.plan import plan_optimize
         from phicli.steps.finetune import plan_finetune
         from phicli.steps.quantize import plan_quantize
 
         quantize, finetune = self.lab.config(QuantizeConfig), self.lab.config(FinetuneConfig)
-        adapter, base = self.root / "ft" / finetune.name, self.root / quantize.algorithm
+        adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
         yield self.data(Path(finetune.data), finetune.text_template)
         yield self.status("quantize", base, lambda: plan_quantize(_local(quantize)))
         yield self.status("finetune", adapter, lambda: plan_finetune(_local(finetune)))
-        for folder in sorted(p.parent for p in self.root.glob(f"ft/[!.]*/{stages.MANIFEST}")):
+        for folder in sorted(p.parent for p in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")):
             if folder != adapter:
                 yield self.status("finetune", folder, partial(_as_it_was, folder, base))
         optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
-        yield self.status("optimize", self.root / FOLDER, lambda: plan_optimize(_local(optimize)))
-        yield self.status("evaluate", self.root / RESULT, lambda: plan_evaluate(_local(evaluate)))
+        yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(_local(optimize)))
+        yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(_local(evaluate)))
 
     def data(self, path: Path, template: str) -> StageStatus:
         from phicli.dataset import load_rows
