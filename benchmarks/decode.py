@@ -31,10 +31,9 @@ from synthetic import SHAPE, random_awq_checkpoint
 
 from phicli import optimize
 from phicli.checkpoints.peft_folder import read_peft
-from phicli.export import resident
+from phicli.export import graph_inputs, resident
 from phicli.export.adapters import convert_adapter, install_adapters
-from phicli.export.layouts import LAYOUTS
-from phicli.export.slots import MODEL, add_slots
+from phicli.export.slots import MODEL
 from phicli.hardware.devices import usable_cores
 from phicli.kernels.build import matmul_faster
 
@@ -100,7 +99,7 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
             os.link(path, folder / path.name)
     if way == "inputs":
         shutil.copyfile(built / resident.BASE, folder / MODEL)
-        add_slots(folder / MODEL, way, LAYOUTS[way])
+        graph_inputs.add_slots(folder / MODEL)
         convert_adapter(folder, loras, folder / "adapters" / "a.onnx_adapter", folder)
     else:
         layout, weights = ("fused" if "fused" in way else "resident", "int8" if "int8" in way else "float")

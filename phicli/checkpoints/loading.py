@@ -70,7 +70,7 @@ def check_base(folder: Path) -> dict[str, Any]:
     config = check_model(folder)
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
-    if quantization and method not in LAYOUTS:
+    if quantization and method not in QUANT_METHODS:
         raise BadInput(f"quantization '{method}' cannot be trained on", where=folder / "config.json",
                        hint="phicli quantize writes models that can; an unquantized model can too")
     if method == "awq" and (quantization.get("version", "gemm").lower(), quantization.get("bits", 4)) != ("gemm", 4):
@@ -100,7 +100,7 @@ def _own_quantizers() -> Iterator[None]:
     before = [dict(mapping) for mapping in mappings]
     try:
         for mapping, own in zip(mappings, (PackedConfig, PackedQuantizer), strict=True):
-            mapping.update(dict.fromkeys(LAYOUTS, own))
+            mapping.update(dict.fromkeys(QUANT_METHODS, own))
         yield
     finally:
         for mapping, content in zip(mappings, before, strict=True):
@@ -140,7 +140,7 @@ class PackedQuantizer(HfQuantizer):
             setattr(model.get_submodule(parent), child, module)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        layout = LAYOUTS[self.quantization_config.quant_method]
+        layout = QUANT_METHODS[self.quantization_config.quant_method]
         for name, module in model.named_modules():
             if isinstance(module, Int4Linear):
                 packed, scales, zeros, bits = layout(module)
@@ -194,7 +194,7 @@ def _from_olive(linear: Int4Linear) -> tuple[Tensor, Tensor, Tensor, int]:
     return linear.qweight, linear.scales, zeros, bits
 
 
-LAYOUTS = {"awq": _from_awq, "olive": _from_olive}
+QUANT_METHODS = {"awq": _from_awq, "olive": _from_olive}
 
 
 def _some(names: list[str]) -> str:

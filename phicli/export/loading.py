@@ -20,11 +20,9 @@ from phicli.architectures import FUSED, architecture_of, in_layer, last, project
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 from phicli.export.external_data import ExternalData
-from phicli.export.repacking import LAYOUTS
+from phicli.export.repacking import QUANT_METHODS
 from phicli.hub.models import read_config, weight_files
 from phicli.workflow.patching import replaced
-
-METHODS = tuple(LAYOUTS)
 
 
 class FloatProjection:
@@ -118,7 +116,7 @@ class StreamedCheckpoint:
         own = (self.quantization.get("overrides") or {}).get(module) or {}
         bits = int(own.get("bits", self.quantization.get("bits", 4)))
         try:
-            return LAYOUTS[self.quantization["quant_method"]](tensors, bits)
+            return QUANT_METHODS[self.quantization["quant_method"]](tensors, bits)
         except (KeyError, RuntimeError, ValueError) as e:
             raise BadInput(f"{module}: tensors missing or of a wrong shape ({e})", where=self.folder) from e
 
@@ -171,7 +169,7 @@ def streamed_loading(data: ExternalData) -> Iterator[None]:
     from onnxruntime_genai.models import builder
 
     def load_weights(self: Any, folder: str) -> Any:
-        if self.quant_type not in METHODS or self.moe_attrs["num_experts"] > 0:
+        if self.quant_type not in QUANT_METHODS or self.moe_attrs["num_experts"] > 0:
             return original(self, folder)
 
         def to_be_quantized(value: Any) -> bool:

@@ -70,4 +70,4 @@ def from_olive(tensors: dict[str, Tensor], bits: int) -> Projection:
     return Projection(weight, tensors["scales"].reshape(-1), zeros.reshape(-1), tensors.get("bias"), bits)
 
 
-LAYOUTS: dict[str, Callable[[dict[str, Tensor], int], Projection]] = {"awq": from_awq, "olive": from_olive}
+QUANT_METHODS: dict[str, Callable[[dict[str, Tensor], int], Projection]] = {"awq": from_awq, "olive": from_olive}

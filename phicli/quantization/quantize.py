@@ -79,28 +79,14 @@ def quantize_checkpoint(
         with phase("start"):
             model = LayeredModel(folder, place)
             job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to or distill), progress)
-            about = describe(job.model.weights, shape, skip, tokens_digest(tokens))
+            about = describe(model.weights, shape, skip, tokens_digest(tokens))
             if plan:
                 job.take_plan(plan, about)
             if job.measures:
                 job.start(tokens)
-            for name, tensor in job.model.weights.load(job.model.outer_names()):
+            for name, tensor in model.weights.load(model.outer_names()):
                 writer.add(name, tensor)
-        layers = job.model.in_turn()
-        with progress.task("quantize", total=len(job.model.layers), unit="layers") as task:
-            for _ in job.model.layers:
-                with phase("load"):
-                    index, layer = next(layers)
-                tensors, error = job.quantize(index, layer)
-                with phase("write"):
-                    for name, tensor in tensors.items():
-                        writer.add(name, tensor)
-                if error is not None:  # read last: it waits for the GPU
-                    report.layer_errors.append(float(error))
-                    task.advance(error=f"{report.layer_errors[-1]:.2%}")
-                else:
-                    task.advance()
-        layers.close()
+        _quantize_layers(job, writer, report, progress)
         with phase("write"):
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
@@ -114,6 +100,25 @@ def quantize_checkpoint(
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
     report.phase_seconds = phase.seconds()
     return report
+
+
+def _quantize_layers(job: "LayerJob", writer: ShardWriter, report: Report, progress: Progress) -> None:
+    """Every layer in turn: read, quantized, written; its error goes into the report."""
+    layers = job.model.in_turn()
+    with progress.task("quantize", total=len(job.model.layers), unit="layers") as task:
+        for _ in job.model.layers:
+            with job.phase("load"):
+                index, layer = next(layers)
+            tensors, error = job.quantize(index, layer)
+            with job.phase("write"):
+                for name, tensor in tensors.items():
+                    writer.add(name, tensor)
+            if error is not None:  # read last: it waits for the GPU
+                report.layer_errors.append(float(error))
+                task.advance(error=f"{report.layer_errors[-1]:.2%}")
+            else:
+                task.advance()
+    layers.close()
 
 
 class LayerJob:
