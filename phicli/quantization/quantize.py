@@ -21,10 +21,10 @@ from phicli.quantization.phases import Phases
 from phicli.quantization.plan import AwqPlan, LayerPlan, describe, load_plan, save_plan
 from phicli.quantization.shards import ShardWriter
 from phicli.quantization.streaming import LayeredModel
+from phicli.resources.estimates import BATCH_TOKENS
 from phicli.workflow.wording import worded
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
-BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # that go through a layer at a time
 
 
 @dataclass

@@ -131,7 +131,7 @@ def test_batches_go_through_all_rows_and_replace_a_share():
 @pytest.fixture
 def small_steps(monkeypatch):
     """Of 1,024 tokens, and further in scales and norms, so that a few of them help; integers need hundreds."""
-    monkeypatch.setattr(distill, "STEP_TOKENS", 1024)
+    monkeypatch.setattr(distill, "DISTILL_TOKENS", 1024)
     monkeypatch.setattr(trainable, "STRETCH_STEP", 1e-3)
 
 

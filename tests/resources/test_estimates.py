@@ -13,7 +13,6 @@ from safetensors import safe_open
 
 from phicli.errors import BadInput, Missing
 from phicli.hardware.devices import container_limit
-from phicli.quantization import distill, quantize
 from phicli.resources import (
     Estimate,
     after_quantizing,
@@ -22,7 +21,6 @@ from phicli.resources import (
     estimate_evaluate,
     estimate_finetune,
     estimate_quantize,
-    estimates,
     keeps_unpacked,
     size_of_config,
     size_of_folder,
@@ -75,11 +73,6 @@ def test_sizes_without_a_folder():
     assert size_of_config({"hidden_size": 8}, "") is None
     with pytest.raises(BadInput):
         size_of_model("./no-such-folder")
-
-
-def test_tokens_at_a_time_are_those_that_the_step_takes():
-    assert estimates.BATCH_TOKENS == quantize.BATCH_TOKENS
-    assert estimates.DISTILL_TOKENS == distill.STEP_TOKENS
 
 
 def test_more_work_needs_more():
