@@ -119,7 +119,7 @@ def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
 
     if not hasattr(AwqQuantizer._compute_best_scale, "__wrapped__"):
         AwqQuantizer._compute_best_scale = on_copies(AwqQuantizer._compute_best_scale)
-    dtype = "auto" if torch.cuda.is_available() else torch.float32  # halves on a CPU: three times the time
+    dtype = "auto" if torch.cuda.is_available() else torch.float32  # fp16 on a CPU: three times the time
     model = AutoAWQForCausalLM.from_pretrained(str(folder), safetensors=True, device_map=None, torch_dtype=dtype)
     settings = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "gemm"}
     tokenizer = AutoTokenizer.from_pretrained(folder)

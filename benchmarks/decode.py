@@ -31,12 +31,11 @@ from synthetic import SHAPE, random_awq_checkpoint
 
 from phicli import optimize
 from phicli.checkpoints.peft_folder import read_peft
-from phicli.export import resident
+from phicli.export import graph_inputs, resident
 from phicli.export.adapters import convert_adapter, install_adapters
-from phicli.export.layouts import LAYOUTS
-from phicli.export.slots import MODEL, add_slots
+from phicli.export.slots import MODEL
 from phicli.hardware.devices import usable_cores
-from phicli.kernels.build import products_faster
+from phicli.kernels.build import matmul_faster
 
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
 
@@ -63,7 +62,7 @@ def main() -> None:
         args.bytes = bytes_read(built, args.prompt + args.new / 2)
         variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
         if args.device == "cpu":
-            other = "onnxruntime" if products_faster() else "phicli"
+            other = "onnxruntime" if matmul_faster() else "phicli"
             variants[f"no adapter, {other}'s kernels"] = (built, "", other)
         for rank in map(int, filter(None, args.ranks.split(","))):
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
@@ -100,7 +99,7 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
             os.link(path, folder / path.name)
     if way == "inputs":
         shutil.copyfile(built / resident.BASE, folder / MODEL)
-        add_slots(folder / MODEL, way, LAYOUTS[way])
+        graph_inputs.add_slots(folder / MODEL)
         convert_adapter(folder, loras, folder / "adapters" / "a.onnx_adapter", folder)
     else:
         layout, weights = ("fused" if "fused" in way else "resident", "int8" if "int8" in way else "float")

@@ -26,7 +26,7 @@ from synthetic import random_phi
 
 from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.hub.models import resolve_model
-from phicli.steps.quantize import CALIBRATION
+from phicli.quantization import CALIBRATION
 
 ROWS = Path(__file__).parent.parent / "data" / "data_sample_travel.jsonl"
 CUDA = torch.cuda.is_available()

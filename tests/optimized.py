@@ -15,21 +15,19 @@ def build(model: Path, folder: Path, cache: Path) -> None:
     Not int4: its kernels round activations to 8 bits, and where one value falls on the other side of a step the
     logits jump by several hundredths, which would hide what tests of a cache look for.
     """
-    from phicli.export.layouts import LAYOUTS
-    from phicli.export.slots import add_slots
+    from phicli.export import graph_inputs
 
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", model, "-o", folder, "-p", "fp32",
                "-e", "cpu", "-c", cache]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    layout = LAYOUTS["inputs"]
-    slots = add_slots(folder / "model.onnx", "inputs", layout)
+    slots = graph_inputs.add_slots(folder / "model.onnx")
     (folder / "adapters").mkdir()
     for name, rank in ADAPTERS.items():
         rng = np.random.default_rng(rank)
         tensors: dict[str, np.ndarray] = {}
         for slot in slots:
             a, b = rng.standard_normal((slot.inputs, rank)), rng.standard_normal((rank, slot.outputs))
-            tensors |= layout.tensors(slot, 0.1 * a, 0.1 * b)
+            tensors |= graph_inputs.tensors(slot, 0.1 * a, 0.1 * b)
         write_adapter(folder / "adapters" / f"{name}.onnx_adapter", tensors)
 
 

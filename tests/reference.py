@@ -17,7 +17,7 @@ def dequantized_state(folder: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         base, _, kind = name.rpartition(".")
         if kind == "qweight":
-            q, z = (_unpack(tensors[f"{base}.{k}"]) for k in ("qweight", "qzeros"))
+            q, z = (unpack_columns(tensors[f"{base}.{k}"]) for k in ("qweight", "qzeros"))
             scales = tensors[f"{base}.scales"].double()
             size = q.shape[0] // scales.shape[0]
             group = torch.arange(q.shape[0]) // size
@@ -27,11 +27,21 @@ def dequantized_state(folder: Path) -> dict[str, torch.Tensor]:
     return out
 
 
-def _unpack(words: torch.Tensor) -> torch.Tensor:
+def unpack_columns(words: torch.Tensor) -> torch.Tensor:
+    """AWQ's int32 (rows, columns / 8) to float64 (rows, columns)."""
     columns = torch.zeros(words.shape[0], words.shape[1] * 8, dtype=torch.float64)
     for place, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
         columns[:, column::8] = ((words.long() >> (4 * place)) & 15).double()
     return columns
+
+
+def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Whole numbers (rows, n) to uint8 (rows, n * bits / 8), the first in the lowest bits."""
+    places = integers.to(torch.uint8).unflatten(1, (-1, 8 // bits))
+    packed = torch.zeros(places.shape[:2], dtype=torch.uint8, device=places.device)
+    for place in range(8 // bits):
+        packed |= places[..., place] << (bits * place)
+    return packed
 
 
 def reference_model(folder: Path, original: Path):

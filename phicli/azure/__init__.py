@@ -2,7 +2,7 @@
 
 Inside this package `import azure.…` is absolute and means Microsoft's SDK; it is imported inside functions only.
 
-    target     which workspace, and how patient to be with the line
+    target     which workspace, and where downloads are kept
     login      who is signed in                      faults    the SDK's errors in plain words
     workspace  one workspace, opened and checked     registry  a registry's models
     reference  azureml://… taken apart               storage   a blob container whose SAS is renewed

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EVALUATION
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import MANIFEST, check_whole, fingerprint, read_manifest
 from phicli.errors import BadInput
 
-EVALUATION = "evaluation.json"  # in the root, beside the stages; `phicli evaluate` writes it
 FIGURES = ("perplexity", "kl", "top1", "kl_torch", "top1_torch", "bytes")  # of a stage
 MOST, LONGEST = 100, 256  # properties, and characters of a value
 
@@ -51,7 +51,7 @@ def _algorithm(root: Path, base: str | None) -> dict[str, str]:
 
 
 def _adapters(folder: Path) -> dict[str, str]:
-    names = ",".join(sorted(p.stem for p in (folder / "adapters").glob("*.onnx_adapter")))
+    names = ",".join(sorted(p.stem for p in (folder / ADAPTERS).glob(f"*{ADAPTER_SUFFIX}")))
     return {"adapters": names[:LONGEST]} if names else {}
 
 

@@ -16,9 +16,10 @@ from phicli.azure.record import ANOTHER, Identity, files_of, identity_of, record
 from phicli.azure.reference import Reference, check_name, parse_reference
 from phicli.azure.registry import Registry
 from phicli.azure.storage import Container
-from phicli.azure.target import Ask, Line, Target, cache_folder, check_cache, find_target, line_from_settings, nobody
+from phicli.azure.target import Ask, Target, cache_folder, check_cache, find_target, nobody
 from phicli.azure.workspace import Workspace
 from phicli.config.layers import Settings
+from phicli.config.steps import TransferConfig
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
 
@@ -41,8 +42,8 @@ def fetch_reference(text: str, progress: Progress = SILENT) -> Path:
     settings = Settings()
     reference = parse_reference(text)
     target = None if reference.registry else target_of(reference, settings)
-    return Path(download_model(reference, target, cache=cache_folder(settings), line=line_from_settings(settings),
-                               progress=progress).path)
+    return Path(download_model(reference, target, cache=cache_folder(settings),
+                               transfer=settings.resolve(TransferConfig), progress=progress).path)
 
 
 def cached_reference(text: str) -> Path | None:
@@ -69,8 +70,8 @@ def target_of(reference: Reference, settings: Settings, given: dict[str, str | N
 
 
 def download_model(
-    reference: Reference, target: Target | None, *, cache: Path, output: Path | None = None, line: Line | None = None,
-    progress: Progress = SILENT,
+    reference: Reference, target: Target | None, *, cache: Path, output: Path | None = None,
+    transfer: TransferConfig | None = None, progress: Progress = SILENT,
 ) -> Downloaded:
     """Fetch a model version; one that is there already is not asked for again, unless the latest is wanted.
 
@@ -81,7 +82,7 @@ def download_model(
         BadInput: `output` holds something else, or names in the storage cannot become paths.
         Missing, RemoteError: as `faults.explained` says.
     """
-    line = line or Line()
+    transfer = transfer or TransferConfig()
     if output:
         if output.is_symlink() and not output.exists():
             raise BadInput("a link to nothing", where=output, hint=ANOTHER)
@@ -95,7 +96,7 @@ def download_model(
         if have:
             return have
     with faults.explained("download"):
-        version, container, prefix = _locate(reference, target, line)
+        version, container, prefix = _locate(reference, target, transfer)
         if check_name(version, "version") != (reference.version or version):
             raise RemoteError(f"version {version} was given for {reference.version}", where=reference.name)
         folder, model = output or _place(cache, reference, target, version), identity_of(reference, target, version)
@@ -132,14 +133,14 @@ def _there(folder: Path, model: Identity, mine: bool = False) -> Downloaded | No
     return Downloaded("already there", model.name, model.version, str(folder), sum(files.values()), 0, files)
 
 
-def _locate(reference: Reference, target: Target | None, line: Line) -> tuple[str, Container, str]:
+def _locate(reference: Reference, target: Target | None, transfer: TransferConfig) -> tuple[str, Container, str]:
     """(version, container, the files' place in it)."""
     if reference.registry:
-        registry = Registry(reference.registry, line)
+        registry = Registry(reference.registry, transfer)
         version, address = registry.find(reference)
         return version, registry.container(reference.name, version, address), "/".join(address.split("/")[4:])
     assert target is not None
-    workspace = Workspace(target, line)
+    workspace = Workspace(target, transfer)
     label = None if reference.version else "latest"
     with faults.explained(f"model '{reference.name}' in workspace '{target.workspace_name}'"):
         model = workspace.client.models.get(reference.name, reference.version, label)

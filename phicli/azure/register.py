@@ -10,8 +10,9 @@ from phicli.azure.describe import describe
 from phicli.azure.paging import listed
 from phicli.azure.reference import check_name
 from phicli.azure.staging import plan_upload, upload_content
-from phicli.azure.target import Line, Target
+from phicli.azure.target import Target
 from phicli.azure.workspace import Workspace
+from phicli.config.steps import TransferConfig
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
 
@@ -43,7 +44,7 @@ class Uploaded:
 def upload_model(
     path: Path, name: str, target: Target, *, version: str | None = None, description: str | None = None,
     tags: dict[str, str] | None = None, base_model: str | None = None, dry_run: bool = False,
-    line: Line | None = None, progress: Progress = SILENT,
+    transfer: TransferConfig | None = None, progress: Progress = SILENT,
 ) -> Uploaded:
     """Upload a folder and register it as a version of a model; the version exists when all of it is there.
 
@@ -63,7 +64,7 @@ def upload_model(
     if version is not None:
         check_name(version, "version")
     content = list_content(path)
-    workspace = Workspace(target, line or Line())
+    workspace = Workspace(target, transfer or TransferConfig())
     for hidden in content.left_out:
         progress.note(f"not uploaded, since it is hidden: {hidden}")
     versions = _versions(workspace, name)

@@ -11,8 +11,8 @@ from phicli.azure import faults
 from phicli.azure.login import SCOPE, sign_in
 from phicli.azure.reference import Reference, check_name
 from phicli.azure.storage import Access, Container
-from phicli.azure.target import Line
 from phicli.azure.transport import make_transport, patient
+from phicli.config.steps import TransferConfig
 from phicli.errors import BadInput, RemoteError
 
 DISCOVERY = "https://eastus.api.azureml.ms/registrymanagement/v1.0/registries"
@@ -27,15 +27,15 @@ class Registry:
         Missing: not signed in, or no such registry. RemoteError: refused or no answer.
     """
 
-    def __init__(self, name: str, line: Line):
+    def __init__(self, name: str, transfer: TransferConfig):
         from azure.core import PipelineClient
         from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 
         faults.quiet_logs()
-        self.name, self.line = name, line
+        self.name, self.transfer = name, transfer
         with faults.explained(f"registry '{name}'"):
-            self._pipeline: Any = PipelineClient("", transport=make_transport(line), policies=[
-                patient(line), BearerTokenCredentialPolicy(sign_in(), SCOPE)])
+            self._pipeline: Any = PipelineClient("", transport=make_transport(transfer), policies=[
+                patient(transfer), BearerTokenCredentialPolicy(sign_in(), SCOPE)])
             found = self._ask("GET", f"{DISCOVERY}/{name}/discovery", {"api-version": "v1.0"})
         self._base = (f"{_text(found, 'primaryRegionResourceProviderUri').rstrip('/')}/{SERVICE}/subscriptions"
                       f"/{_text(found, 'subscriptionId')}/resourceGroups/{_text(found, 'resourceGroup')}"
@@ -63,7 +63,7 @@ class Registry:
             url, _, signature = signed.partition("?")
             return Access("/".join(url.split("/")[:4]), signature or None)
 
-        return Container(request_access, self.line)
+        return Container(request_access, self.transfer)
 
     def _ask(self, method: str, url: str, params: dict[str, str] | None = None, json: Any = None) -> Any:
         from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, map_error

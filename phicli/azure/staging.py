@@ -26,7 +26,7 @@ def block_size(total: int, largest_file: int) -> int:
 
 
 @dataclass
-class Plan:
+class UploadPlan:
     """What one upload has to do. `ids`: of each file's blocks; `staged`: those that are there; `there`: whole files."""
 
     size: int
@@ -43,10 +43,10 @@ class Plan:
                 yield name, i * self.size, min(self.size, file.size - i * self.size)
 
 
-def plan_upload(container: Container, content: Content, prefix: str) -> Plan:
+def plan_upload(container: Container, content: Content, prefix: str) -> UploadPlan:
     """Ask the storage what is there already."""
     size = block_size(content.bytes, max(f.size for f in content.files))
-    plan = Plan(size, {}, {}, set())
+    plan = UploadPlan(size, {}, {}, set())
     for file in content.files:
         count = -(-file.size // size)
         plan.ids[file.name] = [f"{i:06d}-{size:010d}-{file.sha256[:32]}" for i in range(count)]
@@ -78,7 +78,7 @@ def _staged(client: Any, name: str, file: LocalFile) -> set[str] | None:
         return set()
 
 
-def upload_content(container: Container, content: Content, prefix: str, plan: Plan,
+def upload_content(container: Container, content: Content, prefix: str, plan: UploadPlan,
                    progress: Progress = SILENT) -> int:
     """Send what is missing and commit each file after its last block; returns the bytes sent.
 
@@ -95,7 +95,7 @@ def upload_content(container: Container, content: Content, prefix: str, plan: Pl
     return sent
 
 
-def _tasks(container: Container, content: Content, prefix: str, plan: Plan) -> Iterator[Callable[[], int]]:
+def _tasks(container: Container, content: Content, prefix: str, plan: UploadPlan) -> Iterator[Callable[[], int]]:
     """One task for every missing block, and one for a file of which only the block list is missing."""
     counting = threading.Lock()
     left: dict[str, int] = {}

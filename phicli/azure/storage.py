@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from phicli.azure.target import Line
 from phicli.azure.transport import RANGE, make_transport
+from phicli.config.steps import TransferConfig
 from phicli.errors import BadInput, RemoteError
 
 T = TypeVar("T")
@@ -33,9 +33,9 @@ class Container:
         request_access: asks Azure for access; called again for every renewal, by one thread at a time.
     """
 
-    def __init__(self, request_access: Callable[[], Access], line: Line):
-        self._request_access, self._line, self._lock = request_access, line, threading.Lock()
-        self.connections, self.renewals = line.connections, -1
+    def __init__(self, request_access: Callable[[], Access], transfer: TransferConfig):
+        self._request_access, self._transfer, self._lock = request_access, transfer, threading.Lock()
+        self.connections, self.renewals = transfer.connections, -1
         self._renew()
 
     def call(self, action: Callable[[Any], T]) -> T:
@@ -66,8 +66,8 @@ class Container:
             raise RemoteError("the service names a storage that is not reached over https", where=access.url[:200])
         self._client = ContainerClient.from_container_url(
             access.url, credential=access.secret, max_single_get_size=RANGE, max_chunk_get_size=RANGE,
-            transport=make_transport(self._line), permit_redirects=False,
-            retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=self._line.retries,
+            transport=make_transport(self._transfer), permit_redirects=False,
+            retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=self._transfer.retries,
                                           random_jitter_range=1),
         )
         end = _end_of(access.secret)

@@ -1,4 +1,4 @@
-"""Which workspace is meant, and how patient to be with the line to it."""
+"""Which workspace is meant, and where downloaded models are kept."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,23 +32,6 @@ class Target:
     def reference(self) -> str:
         return (f"azureml://subscriptions/{self.subscription}/resourceGroups/{self.resource_group}"
                 f"/workspaces/{self.workspace_name}")
-
-
-@dataclass(frozen=True)
-class Line:
-    """How to use the network.
-
-    connections: transfers at once. retries: of one failed request. timeout: seconds without an answer.
-    """
-
-    connections: int = 8
-    retries: int = 3
-    timeout: float = 60.0
-
-
-def line_from_settings(settings: Settings) -> Line:
-    found = settings.resolve(TransferConfig)
-    return Line(found.connections, found.retries, found.timeout)
 
 
 def cache_folder(settings: Settings) -> Path:

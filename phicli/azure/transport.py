@@ -4,7 +4,7 @@ import io
 import time
 from typing import Any
 
-from phicli.azure.target import Line
+from phicli.config.steps import TransferConfig
 from phicli.errors import RemoteError
 
 LARGEST = 16 << 20  # bytes of an answer that is no file's; a page of 5,000 blobs has 5 MB
@@ -14,19 +14,19 @@ LONGEST_WAIT = 30.0  # seconds that a Retry-After of the service is heeded
 _READ = 64 << 10
 
 
-def make_transport(line: Line) -> Any:
+def make_transport(transfer: TransferConfig) -> Any:
     """A transport for a client of the SDK; answers that are too long or too slow end in a RemoteError."""
     import requests
     from azure.core.pipeline.transport import RequestsTransport
 
-    adapter = _adapter(line)
+    adapter = _adapter(transfer)
     session = requests.Session()
     session.adapters.clear()  # so there is no way to http://, whatever an answer redirects to
     session.mount("https://", adapter)
-    return RequestsTransport(session=session, connection_timeout=line.timeout, read_timeout=line.timeout)
+    return RequestsTransport(session=session, connection_timeout=transfer.timeout, read_timeout=transfer.timeout)
 
 
-def patient(line: Line) -> Any:
+def patient(transfer: TransferConfig) -> Any:
     """A retry policy that heeds Retry-After, but not for hours."""
     from azure.core.pipeline.policies import RetryPolicy
 
@@ -35,14 +35,14 @@ def patient(line: Line) -> Any:
             seconds = super().get_retry_after(response)
             return min(seconds, LONGEST_WAIT) if seconds else seconds
 
-    return Patient(retry_total=line.retries)
+    return Patient(retry_total=transfer.retries)
 
 
 class _Body(io.BytesIO):
     """An answer's body that has been read; the SDK sets attributes of its own on it."""
 
 
-def _adapter(line: Line) -> Any:
+def _adapter(transfer: TransferConfig) -> Any:
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
 
@@ -52,7 +52,7 @@ def _adapter(line: Line) -> Any:
             most = RANGE if stream else LARGEST
             raw, answer.raw = answer.raw, _Body()
             try:
-                for piece in _pieces(raw, time.monotonic() + line.timeout + most / SLOWEST, not stream):
+                for piece in _pieces(raw, time.monotonic() + transfer.timeout + most / SLOWEST, not stream):
                     answer.raw.write(piece)
                     if answer.raw.tell() > most:
                         raise RemoteError(f"an answer of more than {most:,} bytes", where=_host(request))
@@ -65,7 +65,7 @@ def _adapter(line: Line) -> Any:
             return answer
 
     none = Retry(total=False, redirect=False, raise_on_status=False)  # the SDK's policies try again
-    return Bounded(pool_maxsize=max(10, line.connections), max_retries=none)
+    return Bounded(pool_maxsize=max(10, transfer.connections), max_retries=none)
 
 
 def _pieces(raw: Any, until: float, decode: bool) -> Any:

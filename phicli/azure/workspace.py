@@ -7,8 +7,9 @@ from phicli.azure import faults
 from phicli.azure.login import Login, account, sign_in
 from phicli.azure.paging import listed
 from phicli.azure.storage import Access, Container, datastore_access
-from phicli.azure.target import Line, Target
+from phicli.azure.target import Target
 from phicli.azure.transport import make_transport, patient
+from phicli.config.steps import TransferConfig
 from phicli.errors import Missing
 
 
@@ -19,12 +20,12 @@ class Workspace:
         Missing: not signed in, or no such workspace. RemoteError: refused or no answer.
     """
 
-    def __init__(self, target: Target, line: Line):
-        self.target, self.line = target, line
+    def __init__(self, target: Target, transfer: TransferConfig):
+        self.target, self.transfer = target, transfer
         faults.quiet_logs()
         with faults.explained(f"workspace '{target.workspace_name}'"):
             self.login: Login = sign_in()
-            self.client = _connect(self.login, target, line)
+            self.client = _connect(self.login, target, transfer)
             self.details = self._find()
 
     def container(self, datastore: str | None = None) -> Container:
@@ -34,7 +35,7 @@ class Workspace:
             with faults.explained("storage of the workspace"):
                 return datastore_access(self.client, self.login, datastore)
 
-        return Container(request_access, self.line)
+        return Container(request_access, self.transfer)
 
     def summary(self) -> dict[str, Any]:
         """What `az ml workspace show` shows, for people: account, workspace, region, storage."""
@@ -67,11 +68,11 @@ class Workspace:
                       hint=near or "az ml workspace list")
 
 
-def _connect(login: Login, target: Target, line: Line) -> Any:
+def _connect(login: Login, target: Target, transfer: TransferConfig) -> Any:
     from azure.ai.ml import MLClient
 
     return MLClient(login, target.subscription, target.resource_group, target.workspace_name, enable_telemetry=False,
-                    show_progress=False, retry_policy=patient(line), transport=make_transport(line))
+                    show_progress=False, retry_policy=patient(transfer), transport=make_transport(transfer))
 
 
 def nearest(client: Any, target: Target) -> str | None:

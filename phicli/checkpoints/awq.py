@@ -5,6 +5,7 @@ from torch import Tensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # output column that each 4-bit place of an int32 holds, from the lowest
 BITS, PER_WORD = 4, 8
+LOW = 0x0F0F0F0F  # every other 4-bit place of an int32
 
 
 def pack_columns(integers: Tensor) -> Tensor:
@@ -16,12 +17,24 @@ def pack_columns(integers: Tensor) -> Tensor:
     return words
 
 
-def unpack_columns(words: Tensor) -> Tensor:
-    """The inverse: int32 (rows, columns / 8) to int32 (rows, columns) in [0, 15]."""
-    places = torch.empty((*words.shape, PER_WORD), dtype=torch.int32, device=words.device)
-    for place, column in enumerate(ORDER):
-        places[..., column] = (words >> (BITS * place)) & 15
-    return places.flatten(-2)
+def low_first(words: Tensor) -> Tensor:
+    """int32 (rows, columns / 8) as packed here, to uint8 (columns, rows / 2 rounded up), the first row in the low bits.
+
+    That is the order of MatMulNBits, of Olive's checkpoints and of `int4.unpack`.
+
+    Two rows' words give two words that hold a byte per column each; these are transposed whole, and their bytes sorted
+    into columns last: torch transposes words ten times as fast as bytes.
+    """
+    if len(words) % 2:
+        words = torch.cat([words, torch.zeros_like(words[:1])])
+    first, second = words[0::2], words[1::2]
+    columns = torch.empty((words.shape[1], PER_WORD, len(first)), dtype=torch.uint8, device=words.device)
+    lower, upper = (first & LOW) | ((second & LOW) << 4), ((first >> 4) & LOW) | (second & ~LOW)
+    for places, pairs in ((ORDER[0::2], lower), (ORDER[1::2], upper)):
+        octets = pairs.t().clone(memory_format=torch.contiguous_format).view(torch.uint8).unflatten(1, (-1, 4))
+        for octet, column in enumerate(places):
+            columns[:, column] = octets[..., octet]
+    return columns.flatten(0, 1)
 
 
 def pack_linear(integers: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
@@ -38,11 +51,6 @@ def pack_linear(integers: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tens
         "qzeros": pack_columns(zero.t()),
         "scales": scale.t().half().contiguous(),
     }
-
-
-def unpack_linear(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverse of `pack_linear`: integers int32 (out, in), scale float32 (out, groups), zero int32 (out, groups)."""
-    return unpack_columns(qweight).t(), scales.float().t(), unpack_columns(qzeros).t()
 
 
 def quantization_config(group_size: int, skipped: list[str]) -> dict:

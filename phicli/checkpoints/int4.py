@@ -48,15 +48,6 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     return torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=2).flatten(1)
 
 
-def pack(integers: Tensor, bits: int) -> Tensor:
-    """The inverse of `unpack`: whole numbers (rows, n) to uint8 (rows, n * bits / 8)."""
-    places = integers.to(torch.uint8).unflatten(1, (-1, 8 // bits))
-    packed = torch.zeros(places.shape[:2], dtype=torch.uint8, device=places.device)
-    for place in range(8 // bits):
-        packed |= places[..., place] << (bits * place)
-    return packed
-
-
 class _PackedProduct(torch.autograd.Function):
     """x @ W.T + bias with W made from the packed tensors, in forward and again in backward."""
 

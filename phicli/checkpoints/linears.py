@@ -1,18 +1,16 @@
 """What a checkpoint's headers say about its linears, without loading it."""
 
-import re
 from pathlib import Path
 
+from phicli.architectures import in_layer
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 from phicli.hub.fitting import check_linears
 from phicli.hub.models import check_model, weight_files
 
-LAYER = re.compile(r"(?:.+\.)?(layers\.\d+\..+)\.(qweight|weight)")
-
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the linears of a checkpoint's layers, by name from "layers." on.
+    """Inputs and outputs of the linears of a checkpoint's layers, by "layers.N." and the path in the layer.
 
     Knows unquantized checkpoints, AWQ's and Olive's.
 
@@ -29,15 +27,17 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     shapes = {}
     for file in weight_files(folder):
         for name, entry in check_safetensors(file).items():
-            found, shape = LAYER.fullmatch(name), entry["shape"]
-            if not found or len(shape) != 2:
+            module, _, kind = name.rpartition(".")
+            found, shape = in_layer(module), entry["shape"]
+            if not found or kind not in ("weight", "qweight") or len(shape) != 2:
                 continue
-            if found[2] == "weight":
-                shapes[found[1]] = (shape[1], shape[0])
+            linear = f"layers.{found[0]}.{found[1]}"
+            if kind == "weight":
+                shapes[linear] = (shape[1], shape[0])
             elif method == "awq":
-                shapes[found[1]] = (shape[0], shape[1] * 32 // bits)
+                shapes[linear] = (shape[0], shape[1] * 32 // bits)
             else:
-                own = (overrides.get(name.rpartition(".")[0]) or {}).get("bits", bits)
-                shapes[found[1]] = (shape[1] * 8 // own, shape[0])
+                own = (overrides.get(module) or {}).get("bits", bits)
+                shapes[linear] = (shape[1] * 8 // own, shape[0])
     check_linears(config, {name: (outputs, inputs) for name, (inputs, outputs) in shapes.items()}, folder)
     return shapes

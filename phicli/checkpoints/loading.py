@@ -18,8 +18,8 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from phicli.artifacts.tensors import check_safetensors
-from phicli.checkpoints.awq import unpack_columns
-from phicli.checkpoints.int4 import Int4Linear, pack, unpack
+from phicli.checkpoints.awq import low_first
+from phicli.checkpoints.int4 import Int4Linear, unpack
 from phicli.checkpoints.skeleton import CANNOT_LOAD, skeleton
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
@@ -72,7 +72,7 @@ def check_base(folder: Path) -> dict[str, Any]:
     config = check_model(folder)
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
-    if quantization and method not in LAYOUTS:
+    if quantization and method not in QUANT_METHODS:
         raise BadInput(f"quantization '{method}' cannot be trained on", where=folder / "config.json",
                        hint="phicli quantize writes models that can; an unquantized model can too")
     if method == "awq" and (quantization.get("version", "gemm").lower(), quantization.get("bits", 4)) != ("gemm", 4):
@@ -102,7 +102,7 @@ def _own_quantizers() -> Iterator[None]:
     before = [dict(mapping) for mapping in mappings]
     try:
         for mapping, own in zip(mappings, (PackedConfig, PackedQuantizer), strict=True):
-            mapping.update(dict.fromkeys(LAYOUTS, own))
+            mapping.update(dict.fromkeys(QUANT_METHODS, own))
         yield
     finally:
         for mapping, content in zip(mappings, before, strict=True):
@@ -142,7 +142,7 @@ class PackedQuantizer(HfQuantizer):
             setattr(model.get_submodule(parent), child, module)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        layout = LAYOUTS[self.quantization_config.quant_method]
+        layout = QUANT_METHODS[self.quantization_config.quant_method]
         for name, module in model.named_modules():
             if isinstance(module, Int4Linear):
                 packed, scales, zeros, bits = layout(module)
@@ -182,8 +182,8 @@ def _from_awq(linear: Int4Linear) -> tuple[Tensor, Tensor, Tensor, int]:
     if linear.qzeros is None:
         zeros = torch.full_like(scales, 8, dtype=torch.uint8)
     else:
-        zeros = unpack_columns(linear.qzeros).t().to(torch.uint8).contiguous()
-    return pack(unpack_columns(linear.qweight).t(), 4), scales, zeros, 4
+        zeros = unpack(low_first(linear.qzeros), 4)[:, : scales.shape[1]].contiguous()
+    return low_first(linear.qweight), scales, zeros, 4
 
 
 def _from_olive(linear: Int4Linear) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -196,7 +196,7 @@ def _from_olive(linear: Int4Linear) -> tuple[Tensor, Tensor, Tensor, int]:
     return linear.qweight, linear.scales, zeros, bits
 
 
-LAYOUTS = {"awq": _from_awq, "olive": _from_olive}
+QUANT_METHODS = {"awq": _from_awq, "olive": _from_olive}
 
 
 def _some(names: list[str]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from phicli.architectures import CONTAINERS
+from phicli.artifacts.names import ADAPTER_CONFIG
 from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
@@ -17,7 +19,8 @@ from phicli.text.bounds import check_pattern
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-ADDED = re.compile(r"^.*?(?=layers\.\d)|^(base_model\.model\.)+|\.default(?=\.|$)")  # what savers put into names
+# What savers put into names.
+ADDED = re.compile(rf"^.*?(?=\b(?:{CONTAINERS})\.\d)|^(base_model\.model\.)+|\.default(?=\.|$)")
 PLAIN = "phicli finetune --method lora"
 
 # Settings that PEFT takes for regular expressions.
@@ -92,7 +95,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     Raises:
         BadInput: missing, damaged, or of an adapter that is not plain LoRA.
     """
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     if not folder.is_dir():
         raise BadInput("no such adapter folder", where=folder, hint="phicli finetune makes one")
     check_regular(folder)
@@ -127,7 +130,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 def check_patterns(folder: Path) -> None:
     """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end."""
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     settings = read_json(path) if path.is_file() else {}
     for name in PATTERNS if isinstance(settings, dict) else ():
         found = settings.get(name) or ()

@@ -7,7 +7,7 @@ import typer
 
 from phicli.cli import console, once, options
 from phicli.config.layers import Settings
-from phicli.config.steps import WorkspaceConfig
+from phicli.config.steps import TransferConfig, WorkspaceConfig
 
 app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")
 
@@ -19,14 +19,14 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Show account, workspace, region and storage, like `az ml workspace show`."""
-    from phicli.azure.target import find_target, line_from_settings
+    from phicli.azure.target import find_target
 
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
-    with console.working("azure", "."):
+    with console.task_log("azure", "."):
         from phicli.azure.workspace import Workspace
 
-        summary = Workspace(target, line_from_settings(settings)).summary()
+        summary = Workspace(target, settings.resolve(TransferConfig)).summary()
     if json:
         console.result_json({key.replace(" ", "_"): value for key, value in summary.items()})
     else:
@@ -40,15 +40,15 @@ def use(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Check first that the workspace exists")] = True,
 ) -> None:
     """Write the workspace into phicli.toml, so that no command has to be told again."""
-    from phicli.azure.target import find_target, line_from_settings, remember
+    from phicli.azure.target import find_target, remember
 
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
     if check:
-        with console.working("azure", "."):
+        with console.task_log("azure", "."):
             from phicli.azure.workspace import Workspace
 
-            Workspace(target, line_from_settings(settings))
+            Workspace(target, settings.resolve(TransferConfig))
     path = remember(target, settings.path)
     console.note(f"workspace {target.workspace_name} in resource group {target.resource_group}")
     console.result(str(path))

@@ -72,7 +72,7 @@ def _opened(folder: Path, config: ChatConfig, compare: bool) -> "Talks":
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
-    with console.working("chat", config.root_folder) as progress:
+    with console.task_log("chat", config.root_folder) as progress:
         talks = Talks(folder, config, compare)
         if trouble := why_slow():
             progress.note(f"slower than it need be: {trouble}; phicli doctor says what helps")

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phicli.artifacts.logs import log_file
-from phicli.cli import process
+from phicli.cli.diverted import diverted
 from phicli.cli.printable import printable, printable_json
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.units import duration as duration
@@ -140,14 +140,14 @@ def _stderr(file: TextIO | None = None) -> Console:
 
 
 @contextlib.contextmanager
-def working(command: str, root: str | Path) -> Iterator["Reporter"]:
+def task_log(command: str, root: str | Path) -> Iterator["Reporter"]:
     """Long work: yields the Progress for library code, and sends all other output of libraries to a log file.
 
     An exception that passes through gets the log's path as its attribute `log`, if anything was logged.
     """
     with log_file(command, Path(root)) as (log_path, log):
         try:
-            with _diverted(log) as terminal, Reporter(terminal) as reporter:
+            with diverted(log) as terminal, Reporter(terminal) as reporter:
                 yield reporter
         except BaseException as e:
             with contextlib.suppress(OSError):
@@ -155,35 +155,6 @@ def working(command: str, root: str | Path) -> Iterator["Reporter"]:
             if os.fstat(log.fileno()).st_size:
                 e.log = log_path  # type: ignore[attr-defined]
             raise
-
-
-@contextlib.contextmanager
-def _diverted(log: TextIO) -> Iterator[TextIO]:
-    """Point stdout and stderr, also those of C++ code, at the log; yield the stream that was stderr."""
-    stdout, stderr = sys.stdout, sys.stderr
-    try:
-        real = (stdout.fileno(), stderr.fileno()) == (1, 2)
-    except (OSError, ValueError, AttributeError):
-        real = False  # a test's capture: only Python's own streams can be diverted
-    with contextlib.ExitStack() as undo:
-        terminal = stderr
-        if real:
-            stdout.flush()
-            stderr.flush()
-            saved = [os.dup(1), os.dup(2)]
-            terminal = undo.enter_context(process.patient(os.dup(2), stderr))
-            undo.callback(_restore, saved)
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        undo.enter_context(contextlib.redirect_stdout(log))
-        undo.enter_context(contextlib.redirect_stderr(log))
-        yield terminal
-
-
-def _restore(saved: list[int]) -> None:
-    for number, copy in enumerate(saved, start=1):
-        os.dup2(copy, number)
-        os.close(copy)
 
 
 class _Figures(ProgressColumn):

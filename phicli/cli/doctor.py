@@ -20,12 +20,12 @@ def doctor(
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
     """
-    with console.working("doctor", config.root_folder) as progress:
+    with console.task_log("doctor", config.root_folder) as progress:
         from phicli.doctor.checks import examine, worst
 
         found = examine(config, Settings(), online, progress)
     if json:
-        checks = [{"check": name, **asdict(finding)} for name, finding in found.items()]
+        checks = [{"check": name, **asdict(result)} for name, result in found.items()]
         console.result_json({"light": worst(found), **asdict(config), "checks": checks})
     else:
         console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())

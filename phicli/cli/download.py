@@ -8,7 +8,7 @@ import typer
 
 from phicli.cli import console, options
 from phicli.config.layers import Settings
-from phicli.config.steps import UploadConfig, WorkspaceConfig
+from phicli.config.steps import TransferConfig, UploadConfig, WorkspaceConfig
 
 
 def download(
@@ -22,7 +22,7 @@ def download(
 ) -> None:
     """Download a model from Azure ML; an interrupted download goes on where it stopped."""
     from phicli.azure.reference import parse_reference
-    from phicli.azure.target import cache_folder, line_from_settings
+    from phicli.azure.target import cache_folder
 
     settings = Settings()
     wanted = parse_reference(reference or f"azureml:{settings.resolve(UploadConfig).name}@latest")
@@ -30,8 +30,8 @@ def download(
 
     target = None if wanted.registry else target_of(wanted, settings, asdict(workspace), console.ask)
     cache = cache_folder(settings)
-    with console.working("download", cache) as progress:
-        done = download_model(wanted, target, cache=cache, output=output, line=line_from_settings(settings),
+    with console.task_log("download", cache) as progress:
+        done = download_model(wanted, target, cache=cache, output=output, transfer=settings.resolve(TransferConfig),
                               progress=progress)
     if json:
         console.result_json(asdict(done))

@@ -11,7 +11,7 @@ COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original",
 
 def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
     """Measure every stage on held-out rows: perplexity, and agreement with the original."""
-    with console.working("evaluate", config.root_folder) as progress:
+    with console.task_log("evaluate", config.root_folder) as progress:
         from phicli.steps.evaluate import evaluate as evaluate_stages
 
         document = evaluate_stages(config, progress)

@@ -8,7 +8,7 @@ from phicli.config.steps import FinetuneConfig
 
 def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
     """Train an adapter (LoRA by default) on the quantized model."""
-    with console.working("finetune", config.root_folder) as progress:
+    with console.task_log("finetune", config.root_folder) as progress:
         from phicli.steps.finetune import finetune as train
 
         folder, manifest = train(config, progress)

@@ -13,7 +13,7 @@ def inspect(config: InspectConfig, json: options.Json = False) -> None:
     """Show the first rows, figures about fields and tokens, and everything that may be wrong with the data."""
     from phicli.steps.inspect import inspect_file
 
-    with console.working("inspect", config.root_folder) as progress:
+    with console.task_log("inspect", config.root_folder) as progress:
         report = inspect_file(config, progress)
     if json:
         console.result_json(report)

@@ -8,7 +8,7 @@ from phicli.config.steps import OptimizeConfig
 
 def optimize(config: OptimizeConfig, json: options.Json = False) -> None:
     """Build the ONNX model that chat runs, from a quantized model and any number of adapters."""
-    with console.working("optimize", config.root_folder) as progress:
+    with console.task_log("optimize", config.root_folder) as progress:
         from phicli.steps.optimize import optimize as build
 
         folder, manifest = build(config, progress)

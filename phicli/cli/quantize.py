@@ -8,7 +8,7 @@ from phicli.config.steps import QuantizeConfig
 
 def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
     """Quantize a model to int4 (AWQ by default)."""
-    with console.working("quantize", config.root_folder) as progress:
+    with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
 
         folder, manifest = quantize_model(config, progress)

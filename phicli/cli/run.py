@@ -27,7 +27,7 @@ def run(
     """
     prompt = prompt and console.typed(prompt)
     steps = []
-    with console.working("run", config.root_folder) as progress:
+    with console.task_log("run", config.root_folder) as progress:
         from phicli.steps.lab import run_lab
 
         for step in run_lab(Settings(), {**flags, "force": force}, prompt, progress, first, last):

@@ -20,12 +20,12 @@ def status(
     json: options.Json = False,
 ) -> None:
     """Show every stage under the root: up to date, stale and why, broken and where, or not made."""
-    from phicli.steps.status import chain
+    from phicli.steps.status import stage_statuses
 
-    links = chain(Settings(), flags, reread)
+    stages = stage_statuses(Settings(), flags, reread)
     if json:
-        console.result_json([asdict(link) for link in links])
+        console.result_json([asdict(stage) for stage in stages])
         return
-    rows = [(link.step, link.state, link.why, link.place, link.made, console.size(link.bytes) if link.bytes else None)
-            for link in links]
+    rows = [(stage.step, stage.state, stage.why, stage.place, stage.made,
+             console.size(stage.bytes) if stage.bytes else None) for stage in stages]
     console.result_table(COLUMNS, rows)

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options
 from phicli.config.layers import Settings
-from phicli.config.steps import UploadConfig, WorkspaceConfig
+from phicli.config.steps import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.errors import UsageError
 
 
@@ -21,18 +22,18 @@ def upload(
     json: options.Json = False,
 ) -> None:
     """Upload the optimized model to Azure ML and register it; an interrupted upload goes on where it stopped."""
-    from phicli.azure.target import find_target, line_from_settings
+    from phicli.azure.target import find_target
 
     tags = parse_tags(tag or [])
-    folder = Path(config.path or config.root_folder / "onnx-ao")
+    folder = Path(config.path or config.root_folder / ONNX_FOLDER)
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
-    with console.working("upload", config.root_folder) as progress:
+    with console.task_log("upload", config.root_folder) as progress:
         from phicli.azure.register import upload_model
 
         done = upload_model(folder, config.name, target, version=config.version, description=config.description,
                             tags=tags, base_model=None if config.path else config.model, dry_run=dry_run,
-                            line=line_from_settings(settings), progress=progress)
+                            transfer=settings.resolve(TransferConfig), progress=progress)
     if json:
         console.result_json(done.document())
         return

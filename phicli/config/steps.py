@@ -226,7 +226,7 @@ class UploadConfig(OfModel):
 
 @dataclass(frozen=True)
 class TransferConfig(StepConfig):
-    """How to use the line to Azure, and where to keep what it brings."""
+    """How to transfer files to and from Azure, and where to keep what was downloaded."""
 
     STEP: ClassVar[str] = "azure"
 

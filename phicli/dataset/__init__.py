@@ -1,4 +1,4 @@
-"""Files of rows (JSON Lines): reading them, inspecting them, writing a clean copy."""
+"""Files of rows: reading them, inspecting them, writing a clean copy."""
 
 from phicli.dataset.rows import Row, load_rows, read_rows
 

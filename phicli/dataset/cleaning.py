@@ -16,9 +16,9 @@ import numpy as np
 from phicli.artifacts.stages import publishing_file
 from phicli.config.layers import expand
 from phicli.dataset.counting import SeenBefore
-from phicli.dataset.damage import damage, has_mojibake, repair
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import Defect, defects, parse
+from phicli.dataset.text_repair import has_mojibake, repair, text_findings
 from phicli.errors import BadInput, UsageError
 from phicli.text import TextTemplate
 
@@ -84,11 +84,11 @@ class Cleaner:
         for defect in defects(fields, self.template):
             raise defect
         for name in self.names:
-            codes = set(damage(fields[name]))
+            codes = set(text_findings(fields[name]))
             if codes & RESTORED:
                 changes |= codes & RESTORED
                 fields[name] = repair(fields[name])
-                codes = set(damage(fields[name]))
+                codes = set(text_findings(fields[name]))
             for code in codes & (LOST if name != self.names[-1] else LOST | {"empty_field"}):
                 raise Defect(code, "", name)
         return fields, changes

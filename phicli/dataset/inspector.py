@@ -11,10 +11,10 @@ import numpy as np
 
 from phicli.dataset.cleaning import row_hash
 from phicli.dataset.counting import Histogram, SeenBefore
-from phicli.dataset.damage import damage
 from phicli.dataset.findings import SHOWN_LINES, Findings
 from phicli.dataset.lines import Line, LineReader
 from phicli.dataset.rows import Defect, defects
+from phicli.dataset.text_repair import text_findings
 from phicli.dataset.tokens import TokenCounter
 from phicli.text import TextCodec, TextTemplate
 
@@ -111,7 +111,7 @@ class Inspector:
             push(figures.longest, (len(text), -line))
         figures.empty += not text or text.isspace()
         if name in self.names:
-            for code in damage(text):
+            for code in text_findings(text):
                 self.findings.add(code, line, name)
             if ("<" in text or "[" in text) and (match := self.special.search(text)):
                 self.findings.add("special_token", line, name, detail=match[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phicli.artifacts.reading import doubled, finite, refuse_constant
-from phicli.dataset.lines import LineReader
+from phicli.dataset.formats import open_rows
 from phicli.errors import BadInput
 from phicli.text import TextTemplate
 
@@ -28,15 +28,15 @@ class Defect(Exception):
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a JSON Lines file, one at a time; blank lines are passed over.
+    """The rows of a file, one at a time; blank lines are passed over.
 
     Args:
         path: a file, plain or gzip; "-" is stdin.
 
     Raises:
-        BadInput: as `LineReader`, or a line (named as file:line) that is no JSON object in valid UTF-8.
+        BadInput: as `open_rows`, or a line (named as file:line) that is no JSON object in valid UTF-8.
     """
-    with LineReader(path) as lines:
+    with open_rows(path) as lines:
         for line in lines:
             if line.data.strip():
                 try:

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from phicli.azure.login import on_azure
-from phicli.azure.target import QUESTIONS, find_target, line_from_settings
-from phicli.doctor.finding import Finding, Light, Subject
-from phicli.doctor.room import hub_home, local_here
+from phicli.azure.target import QUESTIONS, find_target
+from phicli.config.steps import TransferConfig
+from phicli.doctor.capacity import hub_home, local_here
+from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.errors import Missing, PhicliError
 from phicli.libraries import online
 
@@ -18,37 +19,37 @@ AZURE_VARIABLES = ("AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_TOKEN
 HF_LOGIN = "hf auth login"
 
 
-def hugging_face(subject: Subject) -> Finding:
+def hugging_face(subject: Subject) -> CheckResult:
     """A token in the environment or in the hub's file; needed for private and gated models only."""
     place = token_place()
     if subject.online and place:
         return _ask_hugging_face(place)
     if place:
-        return Finding(Light.GREEN, f"a token in {place}" + ("" if subject.online else ", not tried (--online)"))
+        return CheckResult(Light.GREEN, f"a token in {place}" + ("" if subject.online else ", not tried (--online)"))
     if local_here(subject) or subject.model.startswith(("azureml:", *OPEN)):
-        return Finding(Light.GREEN, "not signed in, and not needed for this model")
-    return Finding(Light.YELLOW, f"not signed in; {subject.model} may be private or gated", HF_LOGIN)
+        return CheckResult(Light.GREEN, "not signed in, and not needed for this model")
+    return CheckResult(Light.YELLOW, f"not signed in; {subject.model} may be private or gated", HF_LOGIN)
 
 
-def azure(subject: Subject) -> Finding:
+def azure(subject: Subject) -> CheckResult:
     """The workspace's names and a way to sign in; needed for upload and download only."""
     try:
         target = find_target(subject.settings, {})
     except Missing as e:
-        return Finding(Light.YELLOW, f"upload and download cannot be used: {e.message}", e.hint)
+        return CheckResult(Light.YELLOW, f"upload and download cannot be used: {e.message}", e.hint)
     way = azure_way()
     if way is None:
-        return Finding(Light.YELLOW, f"workspace {target.workspace_name}, but nobody is signed in", "az login")
+        return CheckResult(Light.YELLOW, f"workspace {target.workspace_name}, but nobody is signed in", "az login")
     if not subject.online:
-        return Finding(Light.GREEN, f"workspace {target.workspace_name}; signed in by {way}, not tried (--online)",
+        return CheckResult(Light.GREEN, f"workspace {target.workspace_name}; signed in by {way}, not tried (--online)",
                        figures={name: getattr(target, name) for name in QUESTIONS})
     from phicli.azure.workspace import Workspace
 
     try:
-        summary = Workspace(target, line_from_settings(subject.settings)).summary()
+        summary = Workspace(target, subject.settings.resolve(TransferConfig)).summary()
     except PhicliError as e:
-        return Finding(Light.RED, str(e), e.hint)
-    return Finding(Light.GREEN, f"workspace {summary['workspace']} answers {summary.get('account', 'us')}",
+        return CheckResult(Light.RED, str(e), e.hint)
+    return CheckResult(Light.GREEN, f"workspace {summary['workspace']} answers {summary.get('account', 'us')}",
                    figures=summary)
 
 
@@ -80,12 +81,12 @@ def azure_way() -> str | None:
     return f"the Azure CLI ({names[0] or 'no default subscription'})" if accounts and shutil.which("az") else None
 
 
-def _ask_hugging_face(place: str) -> Finding:
+def _ask_hugging_face(place: str) -> CheckResult:
     from huggingface_hub import whoami
 
     try:
         with online():
             name = whoami()["name"]
     except Exception as e:
-        return Finding(Light.RED, f"the token in {place} is not accepted: {str(e).splitlines()[0]}", HF_LOGIN)
-    return Finding(Light.GREEN, f"signed in as {name} by {place}")
+        return CheckResult(Light.RED, f"the token in {place} is not accepted: {str(e).splitlines()[0]}", HF_LOGIN)
+    return CheckResult(Light.GREEN, f"signed in as {name} by {place}")

@@ -2,8 +2,8 @@
 
 from phicli.config.layers import Settings
 from phicli.config.steps import DoctorConfig
-from phicli.doctor import accounts, gpu, room, software
-from phicli.doctor.finding import Check, Finding, Light, Subject
+from phicli.doctor import accounts, capacity, gpu, software
+from phicli.doctor.check_result import Check, CheckResult, Light, Subject
 from phicli.doctor.probes import Probes
 from phicli.errors import PhicliError
 from phicli.progress import SILENT, Progress
@@ -17,18 +17,18 @@ CHECKS: dict[str, Check] = {
     "onnxruntime CUDA": gpu.onnxruntime_cuda,
     "own kernels": gpu.own_kernels,
     "onnxruntime-genai": software.genai,
-    "model": room.model,
-    "memory": room.memory,
-    "GPU memory": room.gpu_memory,
-    "disk": room.disk,
-    "write access": room.write_access,
+    "model": capacity.model,
+    "memory": capacity.memory,
+    "GPU memory": capacity.gpu_memory,
+    "disk": capacity.disk,
+    "write access": capacity.write_access,
     "Hugging Face": accounts.hugging_face,
     "Azure": accounts.azure,
 }
 
 
 def examine(config: DoctorConfig, settings: Settings, online: bool = False,
-            progress: Progress = SILENT) -> dict[str, Finding]:
+            progress: Progress = SILENT) -> dict[str, CheckResult]:
     """Look at this machine for a model, a root and a device.
 
     Args:
@@ -51,15 +51,15 @@ def examine(config: DoctorConfig, settings: Settings, online: bool = False,
     return found
 
 
-def worst(found: dict[str, Finding]) -> Light:
+def worst(found: dict[str, CheckResult]) -> Light:
     """The worst light of all."""
-    return max((finding.light for finding in found.values()), key=list(Light).index)
+    return max((result.light for result in found.values()), key=list(Light).index)
 
 
-def _examined(check: Check, subject: Subject) -> Finding:
+def _examined(check: Check, subject: Subject) -> CheckResult:
     try:
         return check(subject)
     except PhicliError as e:
-        return Finding(Light.RED, str(e), e.hint)
+        return CheckResult(Light.RED, str(e), e.hint)
     except Exception as e:
-        return Finding(Light.RED, f"could not be looked at: {type(e).__name__}: {e}")
+        return CheckResult(Light.RED, f"could not be looked at: {type(e).__name__}: {e}")

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from phicli.doctor.finding import Finding, Light, Subject
+from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.probes import CUDA, Outcome
 from phicli.errors import Missing
-from phicli.kernels.build import WHERE, find_library, products_faster, products_missing
+from phicli.kernels.build import WHERE, find_library, matmul_faster, matmul_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -19,75 +19,75 @@ LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 NO_GPU = "--device cpu, or --model tiny; nvidia-smi shows what the driver sees"
 
 
-def gpu(subject: Subject) -> Finding:
+def gpu(subject: Subject) -> CheckResult:
     """NVIDIA GPUs as the driver itself names them."""
     names, failure = devices()
     if names:
-        return Finding(Light.GREEN, f"{', '.join(names)}; driver {driver_version() or 'of unknown version'}",
+        return CheckResult(Light.GREEN, f"{', '.join(names)}; driver {driver_version() or 'of unknown version'}",
                        figures={"gpus": names, "driver": driver_version(), "cuda": cuda_of_driver()})
     light = Light.RED if subject.device == "cuda" else Light.YELLOW
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and driver_version():
-        return Finding(light, f"CUDA_VISIBLE_DEVICES={hidden!r} hides it: {failure}", "unset CUDA_VISIBLE_DEVICES")
+        return CheckResult(light, f"CUDA_VISIBLE_DEVICES={hidden!r} hides it: {failure}", "unset CUDA_VISIBLE_DEVICES")
     if any(Path("/dev").glob("nvidia[0-9]*")):
-        return Finding(light, f"a GPU is there, but cannot be used: {failure}",
+        return CheckResult(light, f"a GPU is there, but cannot be used: {failure}",
                        "install the driver (580 or newer), or start the container with --gpus all")
     if subject.device == "cpu":
-        return Finding(Light.GREEN, "none, and none is asked for")
-    return Finding(light, f"no NVIDIA GPU ({failure}): everything is computed on the CPU", NO_GPU)
+        return CheckResult(Light.GREEN, "none, and none is asked for")
+    return CheckResult(light, f"no NVIDIA GPU ({failure}): everything is computed on the CPU", NO_GPU)
 
 
-def torch(subject: Subject) -> Finding:
+def torch(subject: Subject) -> CheckResult:
     """torch's build, and a product on each GPU; finetune and quantize compute with it."""
     done = subject.probes.get("torch")
     if done.document is None:
-        return Finding(Light.RED, f"does not run: {done.reason}", "pip install --force-reinstall torch")
+        return CheckResult(Light.RED, f"does not run: {done.reason}", "pip install --force-reinstall torch")
     version, cuda, gpus = (done.document[k] for k in ("version", "built_for_cuda", "gpus"))
     build = f"built for CUDA {cuda}" if cuda else "built without CUDA"
     if not subject.wants_cuda:
-        return Finding(Light.GREEN, f"{version}, {build}", figures=done.document)
+        return CheckResult(Light.GREEN, f"{version}, {build}", figures=done.document)
     if not cuda:
-        return Finding(Light.RED, f"{version}, {build}: quantize and finetune cannot use the GPU", TORCH_CUDA)
+        return CheckResult(Light.RED, f"{version}, {build}: quantize and finetune cannot use the GPU", TORCH_CUDA)
     if not gpus:
-        return Finding(Light.RED, f"{version}, {build}, sees no GPU: {_last_line(done.said) or 'no reason given'}",
+        return CheckResult(Light.RED, f"{version}, {build}, sees no GPU: {_last_line(done.said) or 'no reason given'}",
                        _driver_cure(cuda))
     if not all(found["right"] for found in gpus):
-        return Finding(Light.RED, f"{version}: a product on the GPU came out wrong", TORCH_CUDA)
-    return Finding(Light.GREEN, f"{version}, {build}, computes on {', '.join(g['name'] for g in gpus)}",
+        return CheckResult(Light.RED, f"{version}: a product on the GPU came out wrong", TORCH_CUDA)
+    return CheckResult(Light.GREEN, f"{version}, {build}, computes on {', '.join(g['name'] for g in gpus)}",
                    figures=done.document)
 
 
-def onnxruntime_cuda(subject: Subject) -> Finding:
+def onnxruntime_cuda(subject: Subject) -> CheckResult:
     """A session of one node that asks for CUDA: which provider and which libraries it really gets."""
     done = subject.probes.get(CUDA)
     document = done.document or {}
     libraries = document.get("libraries", {})
     if CUDA in document.get("used", ()) and document["right"]:
         places = sorted({str(Path(path).parent) for path in libraries.values()})
-        return Finding(Light.GREEN, f"a session on CUDA runs; libraries from {', '.join(places)}", figures=document)
+        return CheckResult(Light.GREEN, f"a session on CUDA runs; libraries from {', '.join(places)}", figures=document)
     reason = why_not_cuda(done)
     if not subject.wants_cuda:
-        return Finding(Light.GREEN, f"not needed here; a session would run on the CPU: {reason}", figures=document)
-    return Finding(Light.RED, f"falls back to the CPU: {reason}", _cure(document, reason), document)
+        return CheckResult(Light.GREEN, f"not needed here; a session would run on the CPU: {reason}", figures=document)
+    return CheckResult(Light.RED, f"falls back to the CPU: {reason}", _cure(document, reason), document)
 
 
-def own_kernels(subject: Subject) -> Finding:
+def own_kernels(subject: Subject) -> CheckResult:
     """The library of ops of our own, built here; without it onnxruntime's are taken, which cost more time."""
     cuda = subject.wants_cuda
-    products = not cuda and products_faster()
+    matmul = not cuda and matmul_faster()
     try:
-        path, trouble = find_library("cuda" if cuda else "cpu", products)
+        path, trouble = find_library("cuda" if cuda else "cpu", matmul)
     except Missing as e:
         what = "adapters on a GPU take" if cuda else "decoding and adapters take"
         installed = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
         cure = installed if e.where == WHERE else e.hint
-        return Finding(Light.YELLOW, f"cannot be built, so {what} more time: {e}", cure)
+        return CheckResult(Light.YELLOW, f"cannot be built, so {what} more time: {e}", cure)
     if trouble:
-        return Finding(Light.YELLOW, f"built again at each start, which takes seconds: {trouble}",
+        return CheckResult(Light.YELLOW, f"built again at each start, which takes seconds: {trouble}",
                        trouble.hint or "XDG_CACHE_HOME=FOLDER, one that is yours alone")
-    why = products_missing() or "they are the faster ones"
-    beside = "" if cuda or products else f"; onnxruntime's products are taken: {why}"
-    return Finding(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}{beside}")
+    why = matmul_missing() or "they are the faster ones"
+    beside = "" if cuda or matmul else f"; onnxruntime's matmul is taken: {why}"
+    return CheckResult(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}{beside}")
 
 
 def why_not_cuda(done: Outcome) -> str:

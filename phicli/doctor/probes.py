@@ -13,7 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+from phicli.hardware.devices import EXECUTION_PROVIDERS
+
+CUDA, CPU = EXECUTION_PROVIDERS["cuda"], EXECUTION_PROVIDERS["cpu"]
 SECONDS = 60.0  # that a probe may take
 LIBRARY = re.compile(r"(?:lib)?(cudart|cublasLt|cublas|cudnn|cufft|curand|nvrtc|cuda|nvcuda)[\w-]*\.(?:so|dll)[.\d]*")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import EVALUATION
 from phicli.artifacts.places import check_file_place
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import check_whole, read_sealed
@@ -13,8 +14,6 @@ from phicli.errors import BadInput
 from phicli.evaluation.stages import Stage, find_stages
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict, difference
-
-RESULT = "evaluation.json"
 
 
 @dataclass
@@ -64,4 +63,4 @@ def plan_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> Evalua
         check_whole(folder)
     settings = {"text_template": config.text_template, "rows": config.rows, "seq_len": config.seq_len,
                 "missing": [stage.name for stage in stages if stage.missing]}
-    return EvaluationPlan("evaluate", root / RESULT, sources, settings, stages)
+    return EvaluationPlan("evaluate", root / EVALUATION, sources, settings, stages)

@@ -4,15 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from phicli.artifacts.names import ADAPTER_CONFIG, ADAPTER_SUFFIX, ADAPTERS, FINETUNED, GENAI_CONFIG, ONNX_FOLDER
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import MANIFEST
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.hub.models import resolve_model
-from phicli.inference.session import ADAPTER_SUFFIX
 from phicli.progress import SILENT, Progress
-
-ONNX = "onnx-ao"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Stage:
     def bytes(self) -> int:
         """Size on disk of what has to be there to run it: weights, tokenizer and settings, and its own adapter."""
         files = [p for p in self.folder.rglob("*") if p.is_file() and p.name != MANIFEST
-                 and p.parent != self.folder / "adapters"]
+                 and p.parent != self.folder / ADAPTERS]
         if self.adapter_path is not None:
             inside = self.adapter_path.rglob("*") if self.adapter_path.is_dir() else [self.adapter_path]
             files += [p for p in inside if p.is_file() and p.name != MANIFEST]
@@ -54,10 +52,10 @@ def find_stages(root: Path, model: str, algorithm: str, adapter: str | None,
     Raises:
         Missing: nothing was made under this root yet. BadInput: no such adapter; a damaged original.
     """
-    trained = _names(root / "ft", "*/adapter_config.json", lambda p: p.parent.name)
-    exported = _names(root / ONNX / "adapters", "*" + ADAPTER_SUFFIX, lambda p: p.name[: -len(ADAPTER_SUFFIX)])
+    trained = _names(root / FINETUNED, f"*/{ADAPTER_CONFIG}", lambda p: p.parent.name)
+    exported = _names(root / ONNX_FOLDER / ADAPTERS, "*" + ADAPTER_SUFFIX, lambda p: p.name[: -len(ADAPTER_SUFFIX)])
     quantized = [name for name in QUANTIZE_ALGORITHMS if (root / name / "config.json").is_file()]
-    if not (trained or quantized or (root / ONNX / "genai_config.json").is_file()):
+    if not (trained or quantized or (root / ONNX_FOLDER / GENAI_CONFIG).is_file()):
         raise Missing("nothing to evaluate here yet", where=root, hint="phicli quantize, or all steps: phicli run")
     adapters = sorted({*trained, *exported})
     if adapter is not None and adapter not in adapters:
@@ -72,7 +70,7 @@ def find_stages(root: Path, model: str, algorithm: str, adapter: str | None,
         Stage(algorithm, root / algorithm, missing=f"not made: phicli quantize --algorithm {algorithm}")]
     found += [_trained(root, name, [original, *found[1:]], algorithm) for name in adapters if name in trained]
     if not any(stage.adapter for stage in found):
-        found.append(Stage(f"{algorithm} + adapter", root / "ft", missing="not made: phicli finetune"))
+        found.append(Stage(f"{algorithm} + adapter", root / FINETUNED, missing="not made: phicli finetune"))
     return found + _optimized(root, algorithm, adapters, exported, found)
 
 
@@ -89,11 +87,11 @@ def _original(model: str, progress: Progress) -> Stage:
 
 def _trained(root: Path, name: str, bases: Sequence[Stage], algorithm: str) -> Stage:
     """An adapter on the model that it was trained on."""
-    folder = root / "ft" / name
+    folder = root / FINETUNED / name
     try:
-        trained_on = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        trained_on = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"damaged: {e!r}", where=folder / "adapter_config.json", hint="phicli finetune") from None
+        raise BadInput(f"damaged: {e!r}", where=folder / ADAPTER_CONFIG, hint="phicli finetune") from None
     by_folder = {base.folder.name: base for base in bases[1:]}
     base = by_folder.get(Path(str(trained_on)).name)
     if base is None and str(trained_on) in (str(bases[0].folder), bases[0].folder.name):
@@ -104,13 +102,13 @@ def _trained(root: Path, name: str, bases: Sequence[Stage], algorithm: str) -> S
 
 def _optimized(root: Path, algorithm: str, adapters: Sequence[str], exported: Sequence[str],
                torch_stages: Sequence[Stage]) -> list[Stage]:
-    folder = root / ONNX
-    made = (folder / "genai_config.json").is_file()
+    folder = root / ONNX_FOLDER
+    made = (folder / GENAI_CONFIG).is_file()
     with_adapter = {stage.adapter: stage.name for stage in torch_stages if stage.adapter and not stage.missing}
     base = next((s.name for s in torch_stages if s.name == algorithm and not s.missing), None)
     found = [Stage("onnx", folder, onnx=True, twin=base, missing=None if made else "not made: phicli optimize")]
     for name in adapters or ["adapter"]:
         there = made and name in exported
-        found.append(Stage(f"onnx + {name}", folder, name, folder / "adapters" / (name + ADAPTER_SUFFIX), True,
+        found.append(Stage(f"onnx + {name}", folder, name, folder / ADAPTERS / (name + ADAPTER_SUFFIX), True,
                            with_adapter.get(name), None if there else "not made: phicli optimize"))
     return found

@@ -11,16 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.export import resident
+from phicli.export import graph_inputs, resident
 from phicli.export.genai_config import read_config
-from phicli.export.layouts import LAYOUTS, Layout
 from phicli.export.matching import assemble, match
 from phicli.export.slots import LAYOUT_KEY, Slot, read_graph, read_slots
-
-SUFFIX = ".onnx_adapter"
-FOLDER = "adapters"
 
 
 def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Path) -> None:
@@ -32,10 +29,9 @@ def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Pat
     Raises:
         BadInput: the adapter is one for another model.
     """
-    layout, slots = _slots(model)
     tensors: dict[str, np.ndarray] = {}
-    for slot, parts in match(loras, slots, qkv_sizes(model), source).items():
-        tensors |= layout.tensors(slot, *assemble(slot, parts))
+    for slot, parts in match(loras, _slots(model), qkv_sizes(model), source).items():
+        tensors |= graph_inputs.tensors(slot, *assemble(slot, parts))
     overflown = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if overflown:
         raise BadInput(f"{overflown[0]}: values that are not finite, or too large for the model's float type",
@@ -54,8 +50,7 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
     if properties[LAYOUT_KEY] in resident.GRAPHS:
         _check_resident(properties[LAYOUT_KEY], resident.installed(properties, onnx_folder), file)
         return
-    layout, slots = _slots(onnx_folder)
-    need = {name: (slot, shape) for slot in slots for name, shape in layout.shapes(slot).items()}
+    need = {name: (slot, shape) for slot in _slots(onnx_folder) for name, shape in graph_inputs.shapes(slot).items()}
     missing, strange = sorted(need.keys() - have.keys()), sorted(have.keys() - need.keys())
     hint = "phicli optimize --adapter NAME=FOLDER, with the adapter's PEFT folder"
     if missing or strange:
@@ -81,9 +76,9 @@ def install_adapters(folder: Path, adapters: Mapping[str, Mapping[str, Lora]], l
     layout, weights, and what is raised: as `resident.install`.
     """
     resident.install(folder, adapters, qkv_sizes(folder), layout, weights)
-    (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / ADAPTERS).mkdir(exist_ok=True)
     for position, name in enumerate(adapters):
-        _write(folder / FOLDER / (name + SUFFIX), resident.adapter_tensors(layout, position))
+        _write(folder / ADAPTERS / (name + ADAPTER_SUFFIX), resident.adapter_tensors(layout, position))
 
 
 def write_held(properties: Mapping[str, str], name: str, file: Path) -> bool:
@@ -101,7 +96,7 @@ def write_held(properties: Mapping[str, str], name: str, file: Path) -> bool:
 def _check_resident(layout: str, names: list[str], file: Path) -> None:
     import onnxruntime
 
-    name = file.name.removesuffix(SUFFIX)
+    name = file.name.removesuffix(ADAPTER_SUFFIX)
     found = {k: v.numpy().tolist() for k, v in
              onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters().items()}
     wanted = resident.adapter_tensors(layout, names.index(name)) if name in names else {}
@@ -110,11 +105,12 @@ def _check_resident(layout: str, names: list[str], file: Path) -> None:
                        hint=f"phicli optimize --adapter {name}=FOLDER, with the adapter's PEFT folder")
 
 
-def _slots(folder: Path) -> tuple[Layout, list[Slot]]:
+def _slots(folder: Path) -> list[Slot]:
+    """The slots of a model of the layout "inputs"; raises BadInput: another one."""
     name, slots = read_slots(folder)
-    if name not in LAYOUTS:
+    if name != graph_inputs.NAME:
         raise BadInput(f"adapter slots of an unknown layout '{name}'", where=folder, hint="phicli optimize --force")
-    return LAYOUTS[name], slots
+    return slots
 
 
 def qkv_sizes(folder: Path) -> tuple[int, int, int]:

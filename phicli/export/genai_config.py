@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import GENAI_CONFIG
 from phicli.artifacts.reading import read_json
 from phicli.errors import BadInput, Missing
 
-FILE = "genai_config.json"
 REBUILD = "phicli optimize --force"
 LARGEST_FILE = 1 << 20  # bytes
 # Models that are a decoder and nothing else, as genai 0.18 calls them.
@@ -103,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         Missing: no such folder. BadInput: no such file, a damaged one, or one of something else than a text model; one
             that names code or files.
     """
-    path = folder / FILE
+    path = folder / GENAI_CONFIG
     if not folder.is_dir():
         raise Missing("no optimized model here yet", where=folder, hint="phicli optimize")
     try:

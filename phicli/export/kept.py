@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from phicli.architectures import FUSED
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export import fused, masked, resident
-from phicli.export.adapters import SUFFIX, adapter_tensors_of
-from phicli.export.matching import FUSED
+from phicli.export.adapters import adapter_tensors_of
 from phicli.export.matrices import from_blocks, from_eight_bits
 from phicli.export.slots import LAYOUT_KEY, Slot, find_slots, read_graph
 
@@ -30,7 +31,7 @@ def read_adapter(folder: Path, name: str) -> dict[str, Lora]:
     layout = properties[LAYOUT_KEY]
     slots = {slot.name: slot for slot, _ in find_slots(graph)}
     if layout not in resident.GRAPHS:
-        updates = _from_file(adapter_tensors_of(folder / "adapters" / (name + SUFFIX)), slots)
+        updates = _from_file(adapter_tensors_of(folder / ADAPTERS / (name + ADAPTER_SUFFIX)), slots)
     else:
         names = resident.installed(properties, folder)
         if name not in names:

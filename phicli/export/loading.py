@@ -7,7 +7,6 @@ only, and gives the builder one layer at a time, the next one being made ready m
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -17,15 +16,13 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from phicli.architectures import FUSED, architecture_of, in_layer, last, projection
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 from phicli.export.external_data import ExternalData
-from phicli.export.matching import ALIASES, FUSED
-from phicli.export.repacking import LAYOUTS
+from phicli.export.repacking import QUANT_METHODS
 from phicli.hub.models import read_config, weight_files
 from phicli.workflow.patching import replaced
-
-METHODS = tuple(LAYOUTS)
 
 
 class FloatProjection:
@@ -55,13 +52,15 @@ class StreamedCheckpoint:
         from onnxruntime_genai.models.loaders.base import TensorModule
 
         self.folder, self.layers, self.qkv, self.done = folder, layers, qkv, done
-        self.quantization = read_config(folder)["quantization_config"]
+        config = read_config(folder)
+        self.quantization, self.names = config["quantization_config"], architecture_of(config["model_type"])
         self.files = {name: path for path in weight_files(folder) for name in check_safetensors(path)}
-        if "model.embed_tokens.weight" not in self.files:
+        embedding, norm = f"{self.names.embedding}.weight", self.names.norm
+        if embedding not in self.files:
             raise BadInput("no embedding in floating point in it", where=folder)
-        self.embedding = TensorModule(self._read("model.embed_tokens.weight"))
-        self.final_norm = TensorModule(self._read("model.norm.weight"), self._maybe("model.norm.bias"))
-        tied = not any(name.startswith("lm_head.") for name in self.files)
+        self.embedding = TensorModule(self._read(embedding))
+        self.final_norm = TensorModule(self._read(f"{norm}.weight"), self._maybe(f"{norm}.bias"))
+        tied = not any(name.startswith(f"{self.names.head}.") for name in self.files)
         self.lm_head = TensorModule(self.embedding.weight) if tied else self._head(TensorModule)
 
     def modules(self) -> Iterator[Any]:
@@ -80,12 +79,12 @@ class StreamedCheckpoint:
     def _layer(self, number: int) -> Any:
         from onnxruntime_genai.models.loaders.base import QuantizedDecoderLayer, TensorModule
 
-        layer, prefix = QuantizedDecoderLayer(number), f"model.layers.{number}."
+        layer, prefix = QuantizedDecoderLayer(number), f"{self.names.layers}.{number}."
         modules = sorted({name.rpartition(".")[0] for name in self.files if name.startswith(prefix)})
         if not modules:
             raise BadInput(f"layer {number} is missing", where=self.folder)
         for module in modules:
-            *path, name = module.removeprefix(prefix).split(".")
+            *path, name = self.names.usual_path(module.removeprefix(prefix)).split(".")
             parent = layer
             for part in path:
                 parent = getattr(parent, part)
@@ -95,7 +94,7 @@ class StreamedCheckpoint:
             if tensors.get("qweight") is None and tensors["weight"].ndim == 1:
                 setattr(parent, name, TensorModule(tensors["weight"], tensors.get("bias")))
                 continue
-            self._place(parent, ALIASES.get(name, name), self._projection(module, tensors))
+            self._place(parent, projection(name), self._projection(module, tensors))
         return layer
 
     def _place(self, parent: Any, name: str, projection: Any) -> None:
@@ -117,14 +116,15 @@ class StreamedCheckpoint:
         own = (self.quantization.get("overrides") or {}).get(module) or {}
         bits = int(own.get("bits", self.quantization.get("bits", 4)))
         try:
-            return LAYOUTS[self.quantization["quant_method"]](tensors, bits)
+            return QUANT_METHODS[self.quantization["quant_method"]](tensors, bits)
         except (KeyError, RuntimeError, ValueError) as e:
             raise BadInput(f"{module}: tensors missing or of a wrong shape ({e})", where=self.folder) from e
 
     def _head(self, plain: Any) -> Any:
-        tensors = {n.removeprefix("lm_head."): self._read(n) for n in self.files if n.startswith("lm_head.")}
+        head = self.names.head
+        tensors = {last(n): self._read(n) for n in self.files if n.startswith(f"{head}.")}
         if "qweight" in tensors:
-            return self._projection("lm_head", tensors)
+            return self._projection(head, tensors)
         return plain(tensors["weight"], tensors.get("bias"))
 
     def _maybe(self, name: str) -> Tensor | None:
@@ -142,15 +142,18 @@ class StreamedCheckpoint:
 
 def float_projections(folder: Path) -> list[str]:
     """Names in the builder's graph of the linears that a quantized checkpoint leaves in float."""
-    names = set()
+    names, known = set(), architecture_of(read_config(folder)["model_type"])
     for path in weight_files(folder):
         for name, entry in check_safetensors(path).items():
-            found = re.fullmatch(r"model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.weight", name)
-            if found and len(entry["shape"]) == 2:
-                block, module = found[2].replace("self_attn", "attn"), ALIASES.get(found[3], found[3])
+            found = in_layer(name.removesuffix(".weight")) if name.startswith(f"{known.layers}.") else None
+            if found and name.endswith(".weight") and len(entry["shape"]) == 2:
+                block, _, module = known.usual_path(found[1]).rpartition(".")
+                if block not in ("self_attn", "mlp"):
+                    continue
+                block, module = block.replace("self_attn", "attn"), projection(module)
                 fused = [f for f, parts in FUSED.items() if module in parts and f == "qkv_proj"]
                 for graph_name in (module, *FUSED.get(module, ()), *fused):
-                    names.add(f"/model/layers.{found[1]}/{block}/{graph_name}/MatMul")
+                    names.add(f"/model/layers.{found[0]}/{block}/{graph_name}/MatMul")
     return sorted(names)
 
 
@@ -166,7 +169,7 @@ def streamed_loading(data: ExternalData) -> Iterator[None]:
     from onnxruntime_genai.models import builder
 
     def load_weights(self: Any, folder: str) -> Any:
-        if self.quant_type not in METHODS or self.moe_attrs["num_experts"] > 0:
+        if self.quant_type not in QUANT_METHODS or self.moe_attrs["num_experts"] > 0:
             return original(self, folder)
 
         def to_be_quantized(value: Any) -> bool:

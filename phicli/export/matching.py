@@ -5,22 +5,16 @@ splits Phi's gate_up_proj. A slot's update is put together from all that fall on
 rows (outputs) that belong to the module.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from phicli.architectures import FUSED, in_layer, last, projection
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export.slots import Slot
 
-MODULE = re.compile(r"(?:.+\.)?layers\.(\d+)\.(?:\w+\.)*(\w+)")
-
-# The builder names projections as Llama does; what other architectures call them.
-ALIASES = {"query_key_value": "qkv_proj", "dense_h_to_4h": "gate_up_proj", "dense_4h_to_h": "down_proj",
-           "dense": "o_proj"}
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 HINT = "train one on this model: phicli finetune"
 
 Parts = list[tuple[Lora, slice, slice]]  # update, rows of the slot, the same rows of the update
@@ -37,11 +31,11 @@ def match(loras: Mapping[str, Lora], slots: Sequence[Slot], qkv: Sequence[int], 
     """
     layers: dict[int, dict[str, Lora]] = {}
     for name, lora in loras.items():
-        found = MODULE.fullmatch(name)
+        found = in_layer(name)
         if not found:
             raise BadInput(f"{name}: only linears of the layers can be adapted", where=source,
                            hint="phicli finetune --target-modules all-linear")
-        layers.setdefault(int(found[1]), {})[ALIASES.get(found[2], found[2])] = lora
+        layers.setdefault(found[0], {})[projection(last(found[1]))] = lora
     left = {(layer, module) for layer, modules in layers.items() for module in modules}
     matched: dict[Slot, Parts] = {}
     for slot in slots:

@@ -22,10 +22,9 @@ from olive.passes.onnx import model_builder
 from olive.passes.pass_config import BasePassConfig
 
 from phicli.checkpoints.skeleton import check_tensors
+from phicli.export import graph_inputs
 from phicli.export.external_data import streamed_saving
-from phicli.export.layouts import LAYOUTS
 from phicli.export.loading import float_projections, streamed_loading
-from phicli.export.slots import add_slots
 from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress, Task
 from phicli.workflow.wording import worded
@@ -45,7 +44,7 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         config = super()._default_config(accelerator_spec)
         config["slots"] = PassConfigParam(
-            type_=str, default_value="inputs", description=f"How adapters enter the graph: {', '.join(LAYOUTS)}, none"
+            type_=str, default_value="inputs", description="How adapters enter the graph: inputs, none"
         )
         return config
 
@@ -69,9 +68,9 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
                   self.progress.task("build", about.get("num_hidden_layers"), "layers") as task, _watching(task)):
                 settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
                 built = super()._run_for_config(model, settings, output_model_path)
-        if layout in LAYOUTS:
+        if layout == graph_inputs.NAME:
             with self.progress.task("adapter slots", unit="slots") as task:
-                task.advance(len(add_slots(Path(built.model_path), layout, LAYOUTS[layout])))
+                task.advance(len(graph_inputs.add_slots(Path(built.model_path))))
         return built
 
     def _builder_options(self, folder: Path, settings: Any, output: str, cache: str) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phicli.artifacts import stages
+from phicli.artifacts.names import ADAPTER_SUFFIX, FINETUNED, ONNX_FOLDER
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export import fused, resident
-from phicli.export.adapters import SUFFIX
 from phicli.export.sources import PREFIX, Kept, Source, choose_sources
 from phicli.export.targets import choose_target
 from phicli.hardware.driver import compute_capability
@@ -16,8 +16,6 @@ from phicli.hub.models import find_base, resolve_model
 from phicli.kernels.build import ops_library
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import Plan, State, Verdict, judge
-
-FOLDER = "onnx-ao"
 
 
 @dataclass
@@ -54,7 +52,7 @@ class OptimizePlan(Plan):
         assert have is not None  # the model is up to date
         late = {}
         for name in self.adapters:
-            file = PREFIX + name + SUFFIX
+            file = PREFIX + name + ADAPTER_SUFFIX
             if file not in have.files or not (self.target / file).is_file():
                 late[name] = Verdict(State.STALE, f"adapter {name} is new")
             elif have.inputs.get(PREFIX + name) != self.inputs[PREFIX + name]:
@@ -87,8 +85,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
                 "adapter_layout": layout,
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
                 "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}
-    plan = OptimizePlan("optimize", Path(config.output or root / FOLDER), {"base": model}, settings)
-    for source in choose_sources(config.adapters, root / "ft").values():
+    plan = OptimizePlan("optimize", Path(config.output or root / ONNX_FOLDER), {"base": model}, settings)
+    for source in choose_sources(config.adapters, root / FINETUNED).values():
         plan.add(source)
     return plan
 

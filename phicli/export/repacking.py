@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phicli.checkpoints.awq import ORDER, PER_WORD
+from phicli.checkpoints.awq import PER_WORD, low_first
 
-LOW = 0x0F0F0F0F  # every other 4-bit place of an int32
 MIDDLE = -0x77777778  # an int32 of eights
 
 
@@ -53,11 +52,11 @@ def from_awq(tensors: dict[str, Tensor], bits: int) -> Projection:
         raise ValueError(f"{bits} bits")
     scales = tensors["scales"].t().contiguous()
     outputs, groups = scales.shape
-    weight = _turn(tensors["qweight"]).reshape(outputs, groups, -1)
+    weight = low_first(tensors["qweight"]).reshape(outputs, groups, -1)
     zeros = tensors.get("qzeros")
     if zeros is None:
         zeros = torch.full((groups, outputs // PER_WORD), MIDDLE, dtype=torch.int32)
-    return Projection(weight, scales.view(-1), _turn(zeros).reshape(-1), tensors.get("bias"), bits)
+    return Projection(weight, scales.view(-1), low_first(zeros).reshape(-1), tensors.get("bias"), bits)
 
 
 def from_olive(tensors: dict[str, Tensor], bits: int) -> Projection:
@@ -71,22 +70,4 @@ def from_olive(tensors: dict[str, Tensor], bits: int) -> Projection:
     return Projection(weight, tensors["scales"].reshape(-1), zeros.reshape(-1), tensors.get("bias"), bits)
 
 
-LAYOUTS: dict[str, Callable[[dict[str, Tensor], int], Projection]] = {"awq": from_awq, "olive": from_olive}
-
-
-def _turn(words: Tensor) -> Tensor:
-    """int32 (rows, columns / 8), AWQ's, to uint8 (columns, rows / 2 rounded up), the first row in the low bits.
-
-    Two rows' words give two words that hold a byte per column each; these are transposed whole, and their bytes sorted
-    into columns last: torch transposes words ten times as fast as bytes.
-    """
-    if len(words) % 2:
-        words = torch.cat([words, torch.zeros_like(words[:1])])
-    first, second = words[0::2], words[1::2]
-    columns = torch.empty((words.shape[1], PER_WORD, len(first)), dtype=torch.uint8)
-    lower, upper = (first & LOW) | ((second & LOW) << 4), ((first >> 4) & LOW) | (second & ~LOW)
-    for places, pairs in ((ORDER[0::2], lower), (ORDER[1::2], upper)):
-        octets = pairs.t().clone(memory_format=torch.contiguous_format).view(torch.uint8).unflatten(1, (-1, 4))
-        for octet, column in enumerate(places):
-            columns[:, column] = octets[..., octet]
-    return columns.flatten(0, 1)
+QUANT_METHODS: dict[str, Callable[[dict[str, Tensor], int], Projection]] = {"awq": from_awq, "olive": from_olive}

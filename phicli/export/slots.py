@@ -7,13 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phicli.errors import BadInput
 from phicli.export.graph_file import read_model
-
-if TYPE_CHECKING:
-    from phicli.export.layouts import Layout
 
 NODE = re.compile(r"/model/layers\.(\d+)/(?:\w+/)*(\w+)/MatMul\w*")  # as genai's builder names projections
 MODEL = "model.onnx"
@@ -41,7 +38,7 @@ class Slot:
 
 
 def find_slots(graph: Any) -> Iterator[tuple[Slot, Any]]:
-    """The projections of a GraphProto's layers, each with its node; the same before and after `add_slots`.
+    """The projections of a GraphProto's layers, each with its node; the same before and after `graph_inputs.add_slots`.
 
     A projection is a MatMulNBits, or a MatMul with a constant where the weight is in floating point.
     """
@@ -56,32 +53,6 @@ def find_slots(graph: Any) -> Iterator[tuple[Slot, Any]]:
         sizes = {a.name: a.i for a in node.attribute}
         inputs, outputs = (sizes["K"], sizes["N"]) if node.op_type == "MatMulNBits" else weight.dims
         yield Slot(int(found[1]), found[2], inputs, outputs, weight.data_type), node
-
-
-def add_slots(path: Path, name: str, layout: "Layout") -> list[Slot]:
-    """Give every projection of an ONNX file's layers a slot; the file is replaced, its external data stays.
-
-    Raises:
-        BadInput: the graph has no projection that could get one.
-    """
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    found = {node.name: (slot, node) for slot, node in find_slots(model.graph)}
-    if not found:
-        raise BadInput("the builder's graph has no projections that adapters could be added to", where=path)
-    nodes = []
-    for node in model.graph.node:
-        nodes.append(node)
-        if node.name in found:
-            slot, out = found[node.name][0], node.output[0]
-            node.output[0] = f"{out}/base"
-            nodes += layout.nodes(slot, model.graph, node.input[0], node.output[0], out)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, LAYOUT_KEY: name})
-    onnx.save(model, str(path))
-    return [slot for slot, _ in found.values()]
 
 
 def read_slots(folder: Path) -> tuple[str, list[Slot]]:

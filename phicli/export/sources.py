@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from phicli.architectures import in_layer
 from phicli.artifacts import stages
+from phicli.artifacts.names import ADAPTER_CONFIG, ADAPTER_SUFFIX, ADAPTERS
 from phicli.checkpoints.peft_folder import Lora, read_peft
 from phicli.errors import BadInput, UsageError
-from phicli.export.adapters import FOLDER, SUFFIX
 from phicli.progress import Progress
 
-PREFIX = FOLDER + "/"  # of adapters among a manifest's inputs and files
+PREFIX = ADAPTERS + "/"  # of adapters among a manifest's inputs and files
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -43,7 +44,8 @@ class Source:
             BadInput: not plain LoRA, damaged, or an adapter for another model.
         """
         for name, lora in self.loras.items():
-            have, need = (lora.a.shape[1], lora.b.shape[0]), shapes.get(name[name.find("layers.") :])
+            number, path = in_layer(name) or (0, "")
+            have, need = (lora.a.shape[1], lora.b.shape[0]), shapes.get(f"layers.{number}.{path}")
             if have != need:
                 what = "no such linear in its layers" if need is None else f"{need[0]} inputs and {need[1]} outputs"
                 raise BadInput(f"an adapter for another model: {name} has {have[0]} inputs and {have[1]} outputs in "
@@ -63,7 +65,7 @@ def choose_sources(adapters: Sequence[str] | None, trained: Path) -> dict[str, S
     Raises:
         BadInput: a name that cannot be one, or no such folder. UsageError: a name twice.
     """
-    found = {p.parent.name: Source(p.parent.name, p.parent) for p in sorted(trained.glob("*/adapter_config.json"))
+    found = {p.parent.name: Source(p.parent.name, p.parent) for p in sorted(trained.glob(f"*/{ADAPTER_CONFIG}"))
              if not p.parent.name.startswith(".")}
     if not adapters:
         return found
@@ -120,7 +122,7 @@ def earlier_sources(folder: Path, wanted: Collection[str]) -> dict[str, Source]:
     Raises:
         BadInput: its manifest, which says where they are from, is damaged.
     """
-    files = {p.name.removesuffix(SUFFIX) for p in folder.glob(f"{PREFIX}*{SUFFIX}")}
+    files = {p.name.removesuffix(ADAPTER_SUFFIX) for p in folder.glob(f"{PREFIX}*{ADAPTER_SUFFIX}")}
     kept: dict[str, Source] = {}
     try:
         manifest = stages.read_manifest(folder) or stages.Manifest("", {}, {})
@@ -128,7 +130,7 @@ def earlier_sources(folder: Path, wanted: Collection[str]) -> dict[str, Source]:
             source = Path(entry["source"])
             if name not in files or name in wanted:
                 continue  # removed by the user, or made anew
-            if (source / "adapter_config.json").is_file():
+            if (source / ADAPTER_CONFIG).is_file():
                 kept[name] = Source(name, source)
             else:
                 kept[name] = Kept(name, source, folder, manifest.inputs[PREFIX + name], int(entry["rank"]))
@@ -140,4 +142,4 @@ def earlier_sources(folder: Path, wanted: Collection[str]) -> dict[str, Source]:
 
 
 def _loss(name: str) -> str:
-    return f"--adapter {name}=FOLDER, or remove {PREFIX}{name}{SUFFIX}"
+    return f"--adapter {name}=FOLDER, or remove {PREFIX}{name}{ADAPTER_SUFFIX}"

@@ -3,10 +3,9 @@
 import difflib
 
 from phicli.errors import Missing, UsageError
+from phicli.hardware.devices import EXECUTION_PROVIDERS
 from phicli.hardware.driver import gpu_count
 from phicli.progress import SILENT, Progress
-
-TARGETS = ("cpu", "cuda", "dml", "webgpu")
 
 # Neural processing units: genai's builder makes no graph for them; what Olive has instead.
 NPUS = {
@@ -29,13 +28,13 @@ def choose_target(wanted: str, progress: Progress = SILENT) -> str:
         return "cuda" if gpu_count() else "cpu"
     if wanted == "cuda" and not gpu_count():
         progress.warn("no NVIDIA GPU on this machine: the model can be built here, but not run")
-    if wanted in TARGETS:
+    if wanted in EXECUTION_PROVIDERS:
         return wanted
     if wanted in NPUS:
         raise Missing(f"no model for '{wanted}' can be built here: an NPU needs static shapes, and its maker's "
                       "quantization and onnxruntime; adapters could not be swapped", where="--device",
                       hint=f"Olive itself has {NPUS[wanted]}: olive run --config FILE")
-    known = ["auto", *TARGETS]
+    known = ["auto", *EXECUTION_PROVIDERS]
     near = difflib.get_close_matches(wanted, known, 1)
     raise UsageError(f"'{wanted}' is not one of {', '.join(known)}", where="--device",
                      hint=f"did you mean '{near[0]}'?" if near else None)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from phicli.errors import Missing
 
+# What a model can be built for -> the name of onnxruntime's execution provider for it.
+EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
+                       "webgpu": "WebGpuExecutionProvider"}
 # Limit, use, and statistics of a container's memory: control groups of version 2, then 1.
 CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),

@@ -3,22 +3,20 @@
 All that later steps rely on is looked at before anything is loaded, so that the first command says what is wrong.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phicli.architectures import ARCHITECTURES, EMBEDDINGS, in_layer, last
 from phicli.errors import BadInput
 
-LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
           "head_dim", "vocab_size", "max_position_embeddings", "n_embd", "n_head", "n_layer")
 LARGEST = 1 << 24  # of positions, say; builders make tables of that many rows
 PARTS = ("text_config", "vision_config", "audio_config", "encoder", "is_encoder_decoder")  # more than one decoder
 DTYPES = ("float16", "bfloat16", "float32", "float64", "auto")
 TASKS = ("ForCausalLM", "LMHeadModel")
-EMBEDDING = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3")
+EMBEDDING = tuple(f"{name}.weight" for name in EMBEDDINGS)
 ANOTHER = "a language model that is a decoder alone, such as microsoft/Phi-3.5-mini-instruct"
 
 
@@ -68,25 +66,26 @@ def check_weights_fit(config: Mapping[str, Any], headers: Mapping[str, Any], fol
     Raises:
         BadInput: another model's config.
     """
-    layers = {int(found[1]) for name in headers if (found := LAYER.search(name))}
+    layers = {found[0] for name in headers if (found := in_layer(name))}
     wanted = config.get("num_hidden_layers") or config.get("n_layer")
     more = config.get("num_nextn_predict_layers") or 0
     if wanted and not (wanted <= len(layers) <= wanted + (more if _whole(more) else 0) and max(layers) < len(layers)):
         raise BadInput(f"config.json says {wanted} layers, the weights have {len(layers)}", where=folder)
     for name, entry in headers.items():
-        if name.endswith(EMBEDDING) and not LAYER.search(name):
+        if name.endswith(EMBEDDING) and not in_layer(name):
             rows, width = config.get("vocab_size"), config.get("word_embed_proj_dim") or config.get("hidden_size")
             _check_shape(name, entry["shape"], (rows, width), folder)
     check_linears(config, {name.removesuffix(".weight"): entry["shape"] for name, entry in headers.items()
-                           if name.endswith(".weight") and LAYER.search(name)}, folder)
+                           if name.endswith(".weight") and in_layer(name)}, folder)
 
 
 def check_linears(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
     """Check the shapes (outputs, inputs) of linears in layers, where config.json says them; raises BadInput."""
-    if config["model_type"] in LLAMA_LIKE:
+    if known := ARCHITECTURES.get(config["model_type"]):
         wanted = _linear_shapes(config)
         for name, shape in shapes.items():
-            if (linear := name.rpartition(".")[2]) in wanted:
+            found = in_layer(name)
+            if found and (linear := last(known.usual_path(found[1]))) in wanted:
                 _check_shape(name, shape, wanted[linear], folder)
 
 
@@ -103,7 +102,7 @@ def check_groups(headers: Mapping[str, Any], size: int, skip: Sequence[str], all
         BadInput: none can be quantized, or not all that must.
     """
     shapes = {name.removesuffix(".weight"): entry["shape"] for name, entry in headers.items()
-              if name.endswith(".weight") and LAYER.search(name) and len(entry["shape"]) == 2}
+              if name.endswith(".weight") and in_layer(name) and len(entry["shape"]) == 2}
     wanted = {name: shape for name, shape in shapes.items() if not any(part in name for part in skip)}
     odd = {name: inputs for name, (outputs, inputs) in wanted.items()
            if inputs % size or (not all_must and outputs % 8)}  # AWQ packs eight outputs into a word

@@ -9,8 +9,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import GENAI_CONFIG
 from phicli.errors import BadInput
-from phicli.export.genai_config import FILE
 from phicli.export.graph_file import REBUILD, read_model, settle_data
 from phicli.hardware.devices import usable_cores
 from phicli.inference.devices import select_provider
@@ -58,7 +58,7 @@ def _load(settings: dict[str, Any], graph: Any, data: Path, library: Path | None
         options["session.model_external_initializers_file_folder_path"] = os.path.relpath(data, folder)
         if library:
             options["custom_ops_library"] = str(_linked(library, folder))
-        (folder / FILE).write_text(json.dumps(settings), encoding="utf-8")
+        (folder / GENAI_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
         config, content = og.Config(str(folder)), graph.SerializeToString()
         config.add_model_data(GRAPH, content)
         return og.Model(config)

@@ -5,7 +5,7 @@ from typing import Any
 
 from phicli.errors import Missing
 from phicli.export.fused import DOMAIN
-from phicli.kernels.build import ops_library, products_faster, products_missing
+from phicli.kernels.build import matmul_faster, matmul_missing, ops_library
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
@@ -20,19 +20,19 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     Args:
         model: ModelProto. settings: as `read_config` gives them; changed where a CUDA graph has to be given up.
         provider: "cpu" or "cuda".
-        kernels: whose products of 4- and 8-bit weights run on a CPU, "phicli" (where they can), "onnxruntime", or
+        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "phicli" (where they can), "onnxruntime", or
             "auto": the faster ones.
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
     """
     fused = any(node.domain == DOMAIN for node in model.graph.node)
-    wanted = products_faster() if kernels == "auto" else kernels == "phicli" and not products_missing()
-    products = provider == "cpu" and wanted and takes_products(model.graph)
-    if not fused and not products:
+    wanted = matmul_faster() if kernels == "auto" else kernels == "phicli" and not matmul_missing()
+    matmul = provider == "cpu" and wanted and matmul_fits(model.graph)
+    if not fused and not matmul:
         return None
     try:
-        return ops_library(provider, products)
+        return ops_library(provider, matmul)
     except Missing:
         if fused and not any(function.domain == DOMAIN for function in model.functions):
             raise
@@ -41,7 +41,7 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
         return None
 
 
-def takes_products(graph: Any) -> bool:
+def matmul_fits(graph: Any) -> bool:
     """Whether our MatMulNBits computes all of a GraphProto's, and there are any.
 
     Ours rounds activations to int8; where a graph asks for more (an accuracy level below 4), it is not for it.

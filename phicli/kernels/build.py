@@ -41,37 +41,37 @@ def missing(device: str) -> str | None:
         if not capability:
             return "no NVIDIA GPU"
         if capability < AMPERE:
-            return "the kernels' products of halves need a GPU of compute capability 8.0 or more"
+            return "the kernels' fp16 matmul needs a GPU of compute capability 8.0 or more"
         if not _nvrtc():
             return "no NVRTC, which comes with torch's CUDA wheels (nvidia-cuda-nvrtc)"
     return None
 
 
-def ops_library(device: str, products: bool = False) -> Path:
+def ops_library(device: str, matmul: bool = False) -> Path:
     """The library for the CPU and, with "cuda", for this machine's GPU; built at the first call.
 
     Args:
-        products: with MatMulNBits, which takes the place of onnxruntime's; see `products_missing`.
+        matmul: with MatMulNBits, which takes the place of onnxruntime's; see `matmul_missing`.
 
     Raises:
         Missing: no compiler, or it failed, or no folder that is safe to load a library from.
     """
-    return find_library(device, products)[0]
+    return find_library(device, matmul)[0]
 
 
-def find_library(device: str, products: bool = False) -> tuple[Path, Missing | None]:
+def find_library(device: str, matmul: bool = False) -> tuple[Path, Missing | None]:
     """As `ops_library`, and why the next process has to build it again; None where it has not to."""
-    if lack := missing(device) or (products and products_missing()):
+    if lack := missing(device) or (matmul and matmul_missing()):
         raise Missing(lack, where=WHERE, hint=HINT)
     capability = compute_capability() if device == "cuda" else None
-    made_for = (capability, products, os.uname().machine, sorted(_cpu_flags()))
+    made_for = (capability, matmul, os.uname().machine, sorted(_cpu_flags()))
     digest = hashlib.sha256(repr(made_for).encode())
     for source in sorted(p for p in HERE.iterdir() if p.suffix in (".c", ".h", ".cu")):
         digest.update(source.read_bytes())
 
     def build(scratch: Path) -> bytes:
         cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
-        return _compile_library(cubin, products, scratch)
+        return _compile_library(cubin, matmul, scratch)
 
     try:
         path, trouble = kept_library(f"ops-{digest.hexdigest()[:16]}", build)
@@ -88,7 +88,7 @@ def why_slow() -> Missing | None:
     return _troubles[0] if _troubles else None
 
 
-def products_missing() -> str | None:
+def matmul_missing() -> str | None:
     """What this machine lacks for our MatMulNBits; None where nothing."""
     if lack := missing("cpu"):
         return lack
@@ -97,13 +97,13 @@ def products_missing() -> str | None:
     return None
 
 
-def products_faster() -> bool:
+def matmul_faster() -> bool:
     """Whether our MatMulNBits is faster than onnxruntime's here, as far as was measured (docs/performance.md).
 
     Both are bound by memory where one token is decoded; with AVX-512's VNNI onnxruntime's is as fast at that, and
     faster with prompts.
     """
-    return products_missing() is None and "avx512_vnni" not in _cpu_flags()
+    return matmul_missing() is None and "avx512_vnni" not in _cpu_flags()
 
 
 @functools.cache
@@ -120,11 +120,11 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(found[1].split()) if found else frozenset()
 
 
-def _compile_library(cubin: bytes, products: bool, scratch: Path) -> bytes:
+def _compile_library(cubin: bytes, matmul: bool, scratch: Path) -> bytes:
     embedded, output = scratch / "cubin.c", scratch / "libops.so"
     embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
     own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
-    own += ["-DPRODUCTS", HERE / "nbits_op.c"] if products else []
+    own += ["-DMATMUL_NBITS", HERE / "nbits_op.c"] if matmul else []
     command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
                HERE / "ops.c", HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace",

@@ -1,7 +1,7 @@
 // Kernels of the ops LoraDown (h = x A), LoraUp (y = base + h B) and LoraGatedUp (y = silu(gate + h B) * (up + h B'))
 // of one adapter; fp16 matrices, fp32 sums. Those that end in `one` take one row, those in `many` any number.
 //
-// No header is included, so that NVRTC alone can compile it. Halves travel as 16-bit integers; sums of products of
+// No header is included, so that NVRTC alone can compile it. fp16 numbers travel as 16-bit integers; sums of products of
 // many rows go through mma.sync (m16n8k16, see the PTX ISA for which thread holds what).
 //
 // A is (rank, inputs) and B (outputs, rank): both products run along contiguous memory. inputs is a multiple of 32,
@@ -19,7 +19,7 @@ __device__ __forceinline__ float2 floats(unsigned pair) {
   return f;
 }
 
-__device__ __forceinline__ unsigned halves(float lo, float hi) {
+__device__ __forceinline__ unsigned pack_fp16(float lo, float hi) {
   unsigned pair;
   asm("{ .reg .f16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }"
       : "=r"(pair) : "f"(lo), "f"(hi));
@@ -87,7 +87,7 @@ __device__ __forceinline__ void up_one(const float* h, const half_bits* b, const
     if (GATED) sum2 += __shfl_xor_sync(~0u, sum2, step);
   }
   sum += start;
-  if (first) y[n] = (half_bits)halves(GATED ? silu(sum) * (sum2 + start2) : sum, 0.f);
+  if (first) y[n] = (half_bits)pack_fp16(GATED ? silu(sum) * (sum2 + start2) : sum, 0.f);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -149,7 +149,7 @@ lora_down_many_64(const half_bits* x, const half_bits* a, float* h, int rows, in
 }
 
 // 32 rows and 256 outputs a block, 32 of them a warp. h goes through shared memory, 64 columns at a time: summed and
-// rounded to halves. Four tiles of a product are dealt out so that a thread holds 8 neighbours of an output row.
+// rounded to fp16. Four tiles of a product are dealt out so that a thread holds 8 neighbours of an output row.
 constexpr int MAX_PARTS = 8;
 
 template <bool GATED>
@@ -174,7 +174,7 @@ __device__ __forceinline__ void up_many(const float* h, const half_bits* b, cons
           const float2 s = *(const float2*)(h + ((size_t)(m0 + m) * parts + part) * rank + r);
           total.x += s.x, total.y += s.y;
         }
-      sums[m * STRIDE + i % pairs] = halves(total.x, total.y);
+      sums[m * STRIDE + i % pairs] = pack_fp16(total.x, total.y);
     }
     __syncthreads();
     for (int k = 0; k < pairs; k += 8) {  // 16 columns of h; a thread takes 4 neighbours on both sides
@@ -214,7 +214,7 @@ __device__ __forceinline__ void up_many(const float* h, const half_bits* b, cons
         v.x = silu(v.x) * (v2.x + sum[SIDES - 1][i / 2][tile][i % 2 * 2]);
         v.y = silu(v.y) * (v2.y + sum[SIDES - 1][i / 2][tile][i % 2 * 2 + 1]);
       }
-      out[tile] = halves(v.x, v.y);
+      out[tile] = pack_fp16(v.x, v.y);
     }
     *(uint4*)(y + at) = make_uint4(out[0], out[1], out[2], out[3]);
   }

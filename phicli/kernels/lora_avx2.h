@@ -1,4 +1,4 @@
-/* Sums of the ops in fp32 with matrices in halves or int8, for x86 with AVX2, FMA and F16C, in tiles: some rows of
+/* Sums of the ops in fp32 with matrices in fp16 or int8, for x86 with AVX2, FMA and F16C, in tiles: some rows of
  * activations by some ranks, or by 8 outputs. A tile's sums stay in registers, and what it widens is used for all its
  * rows. The sizes of tiles are constants where these functions are called, and so are int8 and gated.
  */

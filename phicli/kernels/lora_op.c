@@ -9,7 +9,7 @@
  * Attribute ranks: of each adapter, multiples of 16, at most 1024. The inputs of A are a multiple of 32, outputs of 8.
  * h is float, (batch, tokens, parts * rank), with the largest rank of the batch.
  *
- * A and B are in halves, or in int8 beside activations in fp32. A is (sum of ranks, inputs). B has each adapter's part
+ * A and B are in fp16, or in int8 beside activations in fp32. A is (sum of ranks, inputs). B has each adapter's part
  * after the one before, (outputs, rank) beside activations in fp16, (outputs / 8, rank, 8) beside fp32: so a CPU reads
  * all of it in order. In int8 a float comes before each row of A, and 8 floats before each block of B: scales.
  */
@@ -36,7 +36,7 @@ typedef struct { const void *in, *base[2]; const char *matrix[2]; void *out; int
 
 #include "lora_cuda.h"
 
-/* ---- on a CPU; without AVX2 and for activations in halves to be right rather than fast ---- */
+/* ---- on a CPU; without AVX2 and for activations in fp16 to be right rather than fast ---- */
 
 /* Where a row of A, or the block of B with output n, begins: in int8 with its scales. */
 static inline const char *row_of_a(const Product *p, int64_t n, int int8) {

@@ -7,7 +7,7 @@ void *const *ort;
 
 EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
   ort = base->get_api(17);
-#ifdef PRODUCTS
+#ifdef MATMUL_NBITS
   TRY(register_nbits(options));
 #endif
   return register_lora(options);

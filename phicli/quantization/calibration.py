@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from phicli.artifacts.reading import read_text
+from phicli.dataset import load_rows
+from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.progress import SILENT, Progress
@@ -55,9 +57,7 @@ def tokens_digest(tokens: Tensor) -> str:
 
 
 def _pieces(codec: TextCodec, file: Path, template: TextTemplate) -> Iterator[list[int]]:
-    if file.name.removesuffix(".gz").endswith((".jsonl", ".json")):
-        from phicli.dataset import load_rows
-
+    if has_rows(file):
         for row in load_rows(file, template):
             yield codec.encode_row(template, row).ids
         return

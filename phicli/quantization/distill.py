@@ -19,11 +19,11 @@ from phicli.hub.models import weight_files
 from phicli.progress import Progress
 from phicli.quantization.shards import save_tensors
 from phicli.quantization.trainable import TrainableLinear, TrainableNorm
+from phicli.resources.estimates import DISTILL_TOKENS
 
 if TYPE_CHECKING:
     from phicli.quantization.quantize import LayerJob
 
-STEP_TOKENS = 4096
 REPLACED = 0.3  # of the tokens
 WARM_UP = 10  # steps
 HELD_OUT = 1 / 16  # of the sequences, at least one: they tell whether it helped
@@ -36,7 +36,7 @@ def distill(job: "LayerJob", original: Path, folder: Path, tokens: Tensor, steps
     Args:
         job: that made the checkpoint, with the plans of all layers. original: the unquantized model. folder: the
             checkpoint, which stays as it is if the training does not help.
-        tokens: int64 (rows, length), the calibration. steps: of `STEP_TOKENS` tokens.
+        tokens: int64 (rows, length), the calibration. steps: of `DISTILL_TOKENS` tokens.
 
     Returns:
         the checkpoint's KL divergence on sequences held out, with nothing replaced, before and after.
@@ -88,7 +88,7 @@ def make_trainable(student: nn.Module, job: "LayerJob") -> dict[str, TrainableLi
 def batches(rows: Tensor, steps: int) -> Iterator[Tensor]:
     """Rows in random order, again and again, with tokens replaced by others of the same text."""
     generator = torch.Generator().manual_seed(0)
-    size, order = max(1, STEP_TOKENS // rows.shape[1]), torch.empty(0, dtype=torch.long)
+    size, order = max(1, DISTILL_TOKENS // rows.shape[1]), torch.empty(0, dtype=torch.long)
     every = rows.flatten()
     for _ in range(steps):
         while len(order) < size:

@@ -29,7 +29,7 @@ class GramSum:
         for rows in panels(x.shape[1]):
             left, right = x[:, rows].t(), x[:, rows.start :]
             panel = self.sum[rows, rows.start :]
-            if x.is_cuda and x.dtype != torch.float32:  # exact products of halves at the speed of halves
+            if x.is_cuda and x.dtype != torch.float32:  # exact products of fp16 at its speed
                 panel += torch.mm(left, right, out_dtype=torch.float32)
             else:
                 panel.addmm_(left.float(), right.float())

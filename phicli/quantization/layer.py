@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phicli.architectures import Scaling
 from phicli.checkpoints.awq import pack_linear
-from phicli.quantization.architectures import Scaling, apply_scale, channels
 from phicli.quantization.gram import GramSum
 from phicli.quantization.grid import GridShape, to_weights
 from phicli.quantization.phases import Phases
 from phicli.quantization.plan import LayerPlan
 from phicli.quantization.rounding import ROUNDINGS
+from phicli.quantization.scaling import apply_scale, channels
 from phicli.quantization.search import output_error, search_clip, search_scale
 from phicli.quantization.streaming import check_all
 from phicli.quantization.streams import side_by_side

@@ -44,7 +44,7 @@ class LayerPlan:
 
 
 @dataclass
-class Plan:
+class AwqPlan:
     """The plan of a model. layers: by prefix ("model.layers.0."). about: the file's metadata, see `describe`."""
 
     about: dict[str, str]
@@ -68,7 +68,7 @@ def model_digest(weights: Weights) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_plan(plan: Plan, file: Path) -> str:
+def save_plan(plan: AwqPlan, file: Path) -> str:
     """Write the plan, whole or not at all. Returns the checksum of its tensors, which its metadata hold too.
 
     Raises:

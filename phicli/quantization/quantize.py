@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phicli.architectures import architecture_of
 from phicli.checkpoints.awq import quantization_config
 from phicli.errors import BadInput
 from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress
-from phicli.quantization.architectures import ARCHITECTURES
 from phicli.quantization.calibration import tokens_digest
 from phicli.quantization.grid import GridShape
 from phicli.quantization.layer import LayerWork, forward
 from phicli.quantization.phases import Phases
-from phicli.quantization.plan import LayerPlan, Plan, describe, load_plan, save_plan
+from phicli.quantization.plan import AwqPlan, LayerPlan, describe, load_plan, save_plan
 from phicli.quantization.shards import ShardWriter
 from phicli.quantization.streaming import LayeredModel
+from phicli.resources.estimates import BATCH_TOKENS
 from phicli.workflow.wording import worded
 
 COPIED = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # beside the weights, all but config.json and indexes
-BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # that go through a layer at a time
 
 
 @dataclass
@@ -79,28 +79,14 @@ def quantize_checkpoint(
         with phase("start"):
             model = LayeredModel(folder, place)
             job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to or distill), progress)
-            about = describe(job.model.weights, shape, skip, tokens_digest(tokens))
+            about = describe(model.weights, shape, skip, tokens_digest(tokens))
             if plan:
                 job.take_plan(plan, about)
             if job.measures:
                 job.start(tokens)
-            for name, tensor in job.model.weights.load(job.model.outer_names()):
+            for name, tensor in model.weights.load(model.outer_names()):
                 writer.add(name, tensor)
-        layers = job.model.in_turn()
-        with progress.task("quantize", total=len(job.model.layers), unit="layers") as task:
-            for _ in job.model.layers:
-                with phase("load"):
-                    index, layer = next(layers)
-                tensors, error = job.quantize(index, layer)
-                with phase("write"):
-                    for name, tensor in tensors.items():
-                        writer.add(name, tensor)
-                if error is not None:  # read last: it waits for the GPU
-                    report.layer_errors.append(float(error))
-                    task.advance(error=f"{report.layer_errors[-1]:.2%}")
-                else:
-                    task.advance()
-        layers.close()
+        _quantize_layers(job, writer, report, progress)
         with phase("write"):
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
@@ -110,10 +96,29 @@ def quantize_checkpoint(
         with phase("distill"):
             report.distilled = train(job, folder, output, tokens, distill, progress)
     if save_plan_to:
-        report.plan = save_plan(Plan(about, job.plans), save_plan_to)
+        report.plan = save_plan(AwqPlan(about, job.plans), save_plan_to)
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
     report.phase_seconds = phase.seconds()
     return report
+
+
+def _quantize_layers(job: "LayerJob", writer: ShardWriter, report: Report, progress: Progress) -> None:
+    """Every layer in turn: read, quantized, written; its error goes into the report."""
+    layers = job.model.in_turn()
+    with progress.task("quantize", total=len(job.model.layers), unit="layers") as task:
+        for _ in job.model.layers:
+            with job.phase("load"):
+                index, layer = next(layers)
+            tensors, error = job.quantize(index, layer)
+            with job.phase("write"):
+                for name, tensor in tensors.items():
+                    writer.add(name, tensor)
+            if error is not None:  # read last: it waits for the GPU
+                report.layer_errors.append(float(error))
+                task.advance(error=f"{report.layer_errors[-1]:.2%}")
+            else:
+                task.advance()
+    layers.close()
 
 
 class LayerJob:
@@ -122,7 +127,7 @@ class LayerJob:
     def __init__(self, model: LayeredModel, shape: GridShape, rounding: str, skip: tuple[str, ...], phase: Phases,
                  keeps_plans: bool, progress: Progress):
         self.model, self.shape, self.rounding, self.skip, self.phase = model, shape, rounding, skip, phase
-        self.scalings = ARCHITECTURES.get(model.config.model_type, ())
+        self.scalings = architecture_of(model.config.model_type).scalings
         if not self.scalings:
             progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
                           "so ranges are clipped and rounded without AWQ's scales")

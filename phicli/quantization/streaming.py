@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phicli.architectures import Architecture, architecture_of, last
 from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.skeleton import check_names
 from phicli.errors import BadInput
@@ -79,7 +80,8 @@ class LayeredModel:
             with init_empty_weights(include_buffers=False):
                 self.model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
         self.model.eval()
-        self.layers, self.prefix = _decoder_layers(self.model, folder)
+        self.architecture = architecture_of(self.config.model_type)
+        self.layers, self.prefix = _decoder_layers(self.model, self.architecture, folder)
         check_names(self.model, self.weights.shapes, folder)
         self.dtype = self._dtype()
 
@@ -104,12 +106,13 @@ class LayeredModel:
         """
         recorders = [_Recorder(layer) for layer in self.layers]
         base: Any = self.model.get_decoder()
-        layers, base.layers = base.layers, nn.ModuleList(recorders)
+        parts = last(self.architecture.layers), last(self.architecture.norm)
+        whole = [getattr(base, part) for part in parts]
+        setattr(base, parts[0], nn.ModuleList(recorders))
         embedding: nn.Module = self.model.get_input_embeddings()
         name = next(n for n, m in self.model.named_modules() if m is embedding)
         self._fill(embedding, name + ".")
-        norm = base.norm
-        base.norm = nn.Identity()
+        setattr(base, parts[1], nn.Identity())
         try:
             base.to(self.device)
             tokens = tokens.to(self.device)
@@ -117,7 +120,8 @@ class LayeredModel:
             keywords = [recorder.keywords for recorder in recorders]  # of one row, which fit any number of rows
             hidden = [first, *(self._embed(base, part) for part in tokens[1:].split(ROWS_AT_ONCE) if len(part))]
         finally:
-            base.layers, base.norm = layers, norm
+            for part, module in zip(parts, whole, strict=True):
+                setattr(base, part, module)
         embedding.to("meta")
         return list(torch.cat(hidden).split(1)), keywords
 
@@ -199,11 +203,11 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
-def _decoder_layers(model: Any, folder: Path) -> tuple[nn.ModuleList, str]:
+def _decoder_layers(model: Any, known: Architecture, folder: Path) -> tuple[nn.ModuleList, str]:
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        if (isinstance(module, nn.ModuleList) and len(module) == count and name.endswith("layers")
-                and isinstance(getattr(model.get_decoder(), "norm", None), nn.Module)):
+        if (isinstance(module, nn.ModuleList) and len(module) == count and last(name) == last(known.layers)
+                and isinstance(getattr(model.get_decoder(), last(known.norm), None), nn.Module)):
             return module, name + "."
     raise BadInput(f"the layers of {type(model).__name__} are built in a way that phicli does not know", where=folder,
                    hint="--algorithm rtn or gptq, or a Llama-like model: Phi-3, Llama, Mistral, Qwen, Gemma")

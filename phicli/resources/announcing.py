@@ -5,22 +5,22 @@ from pathlib import Path
 
 from phicli.hardware.devices import available_memory
 from phicli.progress import Progress
-from phicli.resources.steps import Need
+from phicli.resources.estimates import Estimate
 from phicli.units import size
 
 
-def announce(step: str, need: Need, target: Path, progress: Progress) -> None:
+def announce(step: str, estimate: Estimate, target: Path, progress: Progress) -> None:
     """One line, "needs about X, has Y"; a warning where Y is less. target: the folder that will be written.
 
     Where there is room for what only makes it faster, the line says with how much it will run.
     """
-    there = [("memory", need.memory, available_memory("cpu")),
-             ("GPU memory", need.gpu, available_memory("cuda") if need.gpu else 0),
-             ("disk", need.disk, free_disk(target))]
+    there = [("memory", estimate.memory, available_memory("cpu")),
+             ("GPU memory", estimate.gpu, available_memory("cuda") if estimate.gpu else 0),
+             ("disk", estimate.disk, free_disk(target))]
     wanted = [(what, bytes_, has) for what, bytes_, has in there if bytes_]
-    computes = "GPU memory" if need.gpu else "memory"
-    takes = {what: f", takes about {size(bytes_ + need.more)}" for what, bytes_, has in wanted
-             if what == computes and need.more and has >= need.room}
+    computes = "GPU memory" if estimate.gpu else "memory"
+    takes = {what: f", takes about {size(bytes_ + estimate.extra)}" for what, bytes_, has in wanted
+             if what == computes and estimate.extra and has >= estimate.extra_from}
     text = ", ".join(f"{size(bytes_)} of {what} (has {size(has)}{takes.get(what, '')})" for what, bytes_, has in wanted)
     short = [what for what, bytes_, has in wanted if has < bytes_]
     if short:

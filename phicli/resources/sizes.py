@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phicli.architectures import in_layer
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.hub.fitting import LAYER
 from phicli.hub.models import local_folder, weight_files
 
 PACKED = 8  # int4 in an int32
@@ -83,9 +83,9 @@ def size_of_folder(folder: Path) -> ModelSize:
     for path in weight_files(folder):
         weight_bytes += path.stat().st_size
         for name, entry in check_safetensors(path).items():
-            found, shape = LAYER.search(name), entry["shape"]
+            found, shape = in_layer(name), entry["shape"]
             if found:
-                layers.add(int(found[1]))
+                layers.add(found[0])
             if len(shape) < 2 or name.endswith((".scales", ".qzeros")):
                 continue
             if name.endswith(".qweight"):

@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
     table = load_rows(Path(config.eval_data), template)[:config.rows]
     present = [stage for stage in plan.stages if not stage.missing]
     encoded, cut = _encode(table, template, config.seq_len, [stage.folder for stage in present])
-    with plan.turn(config.force, progress) as done:
+    with plan.locked(config.force, progress) as done:
         if done:
             return done
         with Readers(config.device, config.kernels) as readers:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from phicli.artifacts import stages
+from phicli.artifacts.names import FINETUNED
 from phicli.config.steps import FinetuneConfig
 from phicli.dataset import load_rows
 from phicli.errors import BadInput
@@ -14,7 +15,7 @@ from phicli.hub.roots import remember_model
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.resources import announce, of_finetune, size_of_folder
+from phicli.resources import announce, estimate_finetune, size_of_folder
 from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
 from phicli.training.defaults import choose_targets, default_learning_rate
@@ -47,9 +48,9 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
     work = _Work(plan, config, progress)
     work.check(rows, template)
     longest = max(len(row.ids) for row in work.rows.train)
-    need = of_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
-    announce("finetune", need, plan.target, progress)
-    with plan.turn(config.force, progress) as done:
+    estimate = estimate_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
+    announce("finetune", estimate, plan.target, progress)
+    with plan.locked(config.force, progress) as done:
         manifest = done or work.train()
         remember_model(config.root_folder, config.model)
     return StageResult(plan.target, manifest)
@@ -65,7 +66,7 @@ def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
     if config.method == "loftq":
         sources["original"] = resolve_model(config.model, progress)
     rate, alpha = config.learning_rate, config.lora_alpha
-    return Plan("finetune", root / "ft" / config.name, sources, config.recorded() | {
+    return Plan("finetune", root / FINETUNED / config.name, sources, config.recorded() | {
         "learning_rate": default_learning_rate(folder) if rate is None else rate,
         "lora_alpha": 2.0 * config.lora_r if alpha is None else alpha,
         "target_modules": sorted(config.target_modules),

@@ -7,6 +7,7 @@ from typing import Any
 
 from phicli.config.steps import InspectConfig
 from phicli.dataset.cleaning import FORM, Cleaner, cleaning
+from phicli.dataset.formats import open_rows
 from phicli.dataset.inspector import Batch, Inspector
 from phicli.dataset.lines import LineReader
 from phicli.dataset.rows import Defect, parse
@@ -21,7 +22,7 @@ BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 
 @subdued()
 def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str, Any]:
-    """Inspect a JSON Lines file, or stdin as "-", in one pass and bounded memory.
+    """Inspect a file of rows, or stdin as "-", in one pass and bounded memory.
 
     The model's tokenizer counts; it is never fetched, and without it the report has no tokens.
 
@@ -36,7 +37,7 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
     """
     template, fix = TextTemplate(config.text_template), Path(config.fix) if config.fix else None
     inspector = Inspector(template, _codec(config.model, progress), config.max_tokens, config.rows)
-    with LineReader(config.data) as reader, ExitStack() as stack:
+    with open_rows(config.data) as reader, ExitStack() as stack:
         cleaner = stack.enter_context(cleaning(fix, config.data, template)) if fix else None
         with progress.task(f"reading {reader.name}", reader.size, "B") as task:
             done = 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.artifacts.stages import MANIFEST, Manifest
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import (
@@ -111,23 +112,22 @@ class Lab:
             return f"{kind.replace('_', '-')} loss {before:.2f} -> {after:.2f}"
 
         config = self.config(FinetuneConfig)
-        return self.staged("finetune", self.root / "ft" / config.name, lambda: finetune(config, self.progress), gave)
+        place = self.root / FINETUNED / config.name
+        return self.staged("finetune", place, lambda: finetune(config, self.progress), gave)
 
     def optimize(self) -> Step:
-        from phicli.export.plan import FOLDER
         from phicli.steps.optimize import optimize
 
         def gave(manifest: Manifest) -> str:
             return f"{size(manifest.bytes)}, adapters: {', '.join(sorted(manifest.quality['adapters'])) or 'none'}"
 
         config = self.config(OptimizeConfig)
-        return self.staged("optimize", self.root / FOLDER, lambda: optimize(config, self.progress), gave)
+        return self.staged("optimize", self.root / ONNX_FOLDER, lambda: optimize(config, self.progress), gave)
 
     def evaluate(self) -> Step:
-        from phicli.evaluation.plan import RESULT
         from phicli.steps.evaluate import evaluate
 
-        place = self.root / RESULT
+        place = self.root / EVALUATION
         before, begun = _stamp(place), time.monotonic()
         document = evaluate(self.config(EvaluateConfig), self.progress)
         figures = [f"{s['stage']} {s['perplexity']:.4g}" for s in document["stages"] if not s["missing"]]
@@ -135,7 +135,6 @@ class Lab:
         return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
 
     def chat(self, prompt: str | None) -> Step:
-        from phicli.export.plan import FOLDER
         from phicli.inference.conversation import Conversation
         from phicli.inference.generator import Sampling
         from phicli.inference.session import Session
@@ -144,7 +143,7 @@ class Lab:
         adapter = chat.adapter or self.config(FinetuneConfig).name
         begun = time.monotonic()
         question = prompt or self.first_question()
-        with Session(self.root / FOLDER, chat.device, chat.kernels) as session:
+        with Session(self.root / ONNX_FOLDER, chat.device, chat.kernels) as session:
             talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
                                 sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
             answer = talk.ask(question)

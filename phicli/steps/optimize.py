@@ -6,16 +6,17 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.generations import link_unchanged
+from phicli.artifacts.names import ADAPTER_SUFFIX
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.export import resident
-from phicli.export.adapters import SUFFIX, check_adapter, convert_adapter, install_adapters
+from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.resources import announce, of_optimize, size_of_folder
+from phicli.resources import announce, estimate_optimize, size_of_folder
 from phicli.steps.importing import imports
 from phicli.workflow.plan import StageResult
 
@@ -56,7 +57,7 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
             source.check(shapes, plan.inputs["base"], progress)
         if force or not plan.model_verdict().current:
             imported()
-    with plan.turn(force, progress) as done:
+    with plan.locked(force, progress) as done:
         if done:
             return StageResult(plan.target, done)
         if not force and plan.model_verdict().current:
@@ -69,7 +70,7 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
 
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     model, settings, sources = plan.sources["base"], plan.settings, list(plan.adapters.values())
-    announce("optimize", of_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
+    announce("optimize", estimate_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
     with plan.publishing() as (fresh, manifest):
         _run_builder(model, fresh, settings, progress)
         for name in TEXT_FILES:
@@ -154,4 +155,4 @@ def _add_files(folder: Path, sources: list[Source], settings: dict[str, Any], pr
 
 
 def _file(folder: Path, name: str) -> Path:
-    return folder / PREFIX / (name + SUFFIX)
+    return folder / PREFIX / (name + ADAPTER_SUFFIX)

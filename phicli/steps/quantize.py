@@ -1,9 +1,7 @@
 """The quantize stage: from a model to a checked, published folder of int4 weights with its manifest."""
 
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from phicli.artifacts import stages
 from phicli.config.steps import QuantizeConfig
@@ -16,12 +14,11 @@ from phicli.hub.roots import remember_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
-from phicli.resources import announce, of_quantize, size_of_folder
+from phicli.quantization.algorithms import algorithm_of
+from phicli.resources import announce, estimate_quantize, size_of_folder
 from phicli.steps.importing import imports
 from phicli.workflow.plan import Plan, StageResult
 
-OLIVE_PASSES = {"gptq": ("Gptq",), "rtn": ("Rtn",), "kquant": ("KQuant",), "quarot": ("QuaRot", "Gptq")}
-CALIBRATED = {"gptq", "quarot"}
 AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
 LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "transformers.modeling_layers",
              "phicli.quantization.olive_pass")  # that the work begins with
@@ -42,26 +39,24 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
     if config.save_plan:
         check_save_plan(config)
         force = force or not _is_saved(Path(config.save_plan), stage.result())
-    folder = stage.sources["model"]
+    folder, algorithm = stage.sources["model"], algorithm_of(config.algorithm, config.implementation)
     with imports(*LIBRARIES, at_once=force or not stage.target.exists(),
                  beside=open_gpu if config.device != "cpu" else bool) as imported:
         done = stage.finished(force, progress)
         if done:
             return StageResult(stage.target, done)
-        coarse = config.algorithm in OLIVE_PASSES
-        left = check_groups(read_headers(folder), config.group_size, config.skip, coarse, folder)
+        left = check_groups(read_headers(folder), config.group_size, config.skip, algorithm.all_linears, folder)
         if left:
             progress.warn(left)
         device = choose_device(config.device)
-        need = of_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
-        announce("quantize", need, stage.target, progress)
+        estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
+        announce("quantize", estimate, stage.target, progress)
         imported()
-    work = _phicli_awq if _own(config) else _olive
-    with stage.turn(force, progress) as done:
+    with stage.locked(force, progress) as done:
         if done:
             return StageResult(stage.target, done)
         with stage.publishing() as (fresh, manifest):
-            manifest.quality = work(folder, fresh, device, config, progress)
+            manifest.quality = algorithm.run(folder, fresh, device, config, progress)
             manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
         if config.output is None:
             remember_model(config.root_folder, config.model)
@@ -130,57 +125,3 @@ def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:
     from phicli.quantization.plan import saved_checksum
 
     return manifest is not None and file.is_file() and saved_checksum(file) == manifest.quality.get("plan")
-
-
-def _phicli_awq(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress):
-    from phicli.quantization.olive_pass import PASS_SETTINGS, PhicliAwq
-    from phicli.workflow.olive import run_pass
-
-    given = {name: getattr(config, name) for name in PASS_SETTINGS} | {"modules_to_not_convert": list(config.skip)}
-    return run_pass(PhicliAwq, given, folder, output, device=device, progress=progress).model_attributes["quality"]
-
-
-def _olive(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress):
-    """One of Olive's passes, or two in a row, on the same calibration tokens."""
-    from safetensors.torch import save_file
-
-    from phicli.quantization.calibration import calibration_tokens, tokens_digest
-    from phicli.quantization.olive_pass import tokens_data_config
-    from phicli.text import TextCodec, TextTemplate
-    from phicli.workflow.olive import run_pass
-    from phicli.workflow.wording import worded
-
-    algorithm, calibration = config.algorithm, config.calibration
-    if algorithm == "awq" and device != "cuda":
-        raise Missing("Olive runs AutoAWQ on CUDA only", hint="--implementation phicli works on any machine")
-    with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
-        common: dict[str, Any] = {}
-        quality: dict[str, Any] = {}
-        if algorithm == "awq" or algorithm in CALIBRATED:
-            tokens = calibration_tokens(
-                TextCodec(folder), Path(calibration) if calibration else None, TextTemplate(config.text_template),
-                config.samples, config.seq_len, config.seed, progress,
-            )
-            quality |= {"calibration_tokens": tokens_digest(tokens), "calibration_sequences": len(tokens)}
-        if algorithm == "awq":
-            data = {"name": "calibration", "load_dataset_config": {"params": {"data_name": tokens.tolist()}}}
-            given = {"q_group_size": config.group_size, "data_config": data,
-                     "modules_to_not_convert": list(config.skip)}
-            with worded("AutoAWQ cannot quantize this model", folder):
-                run_pass("AutoAWQQuantizer", given, folder, output, device=device)
-            return quality
-        if algorithm in CALIBRATED:
-            save_file({"tokens": tokens}, f"{scratch}/tokens.safetensors")
-            common["data_config"] = tokens_data_config(Path(scratch) / "tokens.safetensors")
-        grid = {"bits": config.bits, "group_size": config.group_size, "sym": config.symmetric}
-        *before, last = OLIVE_PASSES[algorithm]
-        with progress.task(f"quantize with Olive's {last}", total=len(before) + 1, unit="passes") as task:
-            for i, name in enumerate(before):
-                with worded(f"Olive's {name} cannot take this model", folder):
-                    run_pass(name, {"seed": config.seed}, folder, Path(scratch) / str(i), device=device)
-                folder = Path(scratch) / str(i)
-                task.advance()
-            with worded(f"Olive's {last} cannot quantize this model", folder):
-                run_pass(last, {**grid, **common}, folder, output, device=device)
-            task.advance()
-    return quality

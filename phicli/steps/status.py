@@ -1,4 +1,4 @@
-"""The chain of stages under a root, each judged as its own command would judge it. Imports no torch."""
+"""The stages under a root, each judged as its own command would judge it. Imports no torch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
@@ -17,7 +18,7 @@ from phicli.workflow.plan import CURRENT, Plan, State, Verdict
 
 
 @dataclass(frozen=True)
-class Link:
+class StageStatus:
     """One stage. state: a `State`; why: its reason, or who works on it now; made: date; bytes: size on disk."""
 
     step: str
@@ -28,7 +29,7 @@ class Link:
     bytes: int = 0
 
 
-def chain(settings: Settings, flags: dict[str, Any], reread: bool = False) -> list[Link]:
+def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = False) -> list[StageStatus]:
     """Data, quantize, finetune (every adapter there is), optimize and evaluate, as `phicli run` would find them.
 
     Args:
@@ -36,49 +37,49 @@ def chain(settings: Settings, flags: dict[str, Any], reread: bool = False) -> li
     """
     if reread:
         hashing.forget()
-    return list(_Chain(Lab(settings, flags, SILENT)).links())
+    return list(_Stages(Lab(settings, flags, SILENT)).statuses())
 
 
-class _Chain:
+class _Stages:
     def __init__(self, lab: Lab):
         self.lab, self.root = lab, lab.root
-        self.late: dict[Path, str] = {}  # targets that are not up to date -> name of the step
+        self.outdated: dict[Path, str] = {}  # targets that are not up to date -> name of the step
 
-    def links(self) -> Iterator[Link]:
-        from phicli.evaluation.plan import RESULT, plan_evaluate
-        from phicli.export.plan import FOLDER, plan_optimize
+    def statuses(self) -> Iterator[StageStatus]:
+        from phicli.evaluation.plan import plan_evaluate
+        from phicli.export.plan import plan_optimize
         from phicli.steps.finetune import plan_finetune
         from phicli.steps.quantize import plan_quantize
 
         quantize, finetune = self.lab.config(QuantizeConfig), self.lab.config(FinetuneConfig)
-        adapter, base = self.root / "ft" / finetune.name, self.root / quantize.algorithm
+        adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
         yield self.data(Path(finetune.data), finetune.text_template)
-        yield self.link("quantize", base, lambda: plan_quantize(_local(quantize)))
-        yield self.link("finetune", adapter, lambda: plan_finetune(_local(finetune)))
-        for folder in sorted(p.parent for p in self.root.glob(f"ft/[!.]*/{stages.MANIFEST}")):
+        yield self.status("quantize", base, lambda: plan_quantize(_local(quantize)))
+        yield self.status("finetune", adapter, lambda: plan_finetune(_local(finetune)))
+        for folder in sorted(p.parent for p in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")):
             if folder != adapter:
-                yield self.link("finetune", folder, partial(_as_it_was, folder, base))
+                yield self.status("finetune", folder, partial(_as_it_was, folder, base))
         optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
-        yield self.link("optimize", self.root / FOLDER, lambda: plan_optimize(_local(optimize)))
-        yield self.link("evaluate", self.root / RESULT, lambda: plan_evaluate(_local(evaluate)))
+        yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(_local(optimize)))
+        yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(_local(evaluate)))
 
-    def data(self, path: Path, template: str) -> Link:
+    def data(self, path: Path, template: str) -> StageStatus:
         from phicli.dataset import load_rows
         from phicli.text import TextTemplate
 
         try:
             rows = load_rows(path, TextTemplate(template))
         except PhicliError as e:
-            return Link("data", State.BROKEN if path.exists() else State.MISSING, str(e), str(path))
-        return Link("data", CURRENT.state, f"{len(rows)} rows", str(path), bytes=path.stat().st_size)
+            return StageStatus("data", State.BROKEN if path.exists() else State.MISSING, str(e), str(path))
+        return StageStatus("data", CURRENT.state, f"{len(rows)} rows", str(path), bytes=path.stat().st_size)
 
-    def link(self, step: str, target: Path, make_plan: Callable[[], Plan]) -> Link:
+    def status(self, step: str, target: Path, make_plan: Callable[[], Plan]) -> StageStatus:
         """A stage's own verdict; one that is up to date but made from what will be made again is stale."""
-        waits = list(self.late.values())
+        waits = list(self.outdated.values())
         try:
             plan = make_plan()
             verdict = plan.verdict()
-            waits = [name for place, name in self.late.items() if place in plan.sources.values()
+            waits = [name for place, name in self.outdated.items() if place in plan.sources.values()
                      or step == "evaluate" or (step == "optimize" and name.startswith("finetune"))]
         except PhicliError as e:
             state = State.STALE if target.exists() else State.MISSING
@@ -86,10 +87,11 @@ class _Chain:
         if verdict.current and waits:
             verdict = Verdict(State.STALE, f"after {waits[0]}")
         if not verdict.current:
-            self.late[target] = f"{step} {target.name}" if step == "finetune" else step
+            self.outdated[target] = f"{step} {target.name}" if step == "finetune" else step
         now = holder(target)
         made, size = _about(target)
-        return Link(step, verdict.state, f"{now} works on it" if now else verdict.reason, str(target), made, size)
+        why = f"{now} works on it" if now else verdict.reason
+        return StageStatus(step, verdict.state, why, str(target), made, size)
 
 
 def _local(config: Config) -> Config:

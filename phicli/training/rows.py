@@ -8,7 +8,7 @@ from itertools import islice
 from phicli.errors import BadInput
 from phicli.text import Encoded, TextCodec, TextTemplate
 
-POOL = 16  # batches that are drawn together and sorted by length, so that rows of a batch need little padding
+POOL = 16  # batches that are sampled together and sorted by length, so that rows of a batch need little padding
 
 
 @dataclass(frozen=True)

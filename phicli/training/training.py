@@ -15,8 +15,9 @@ from phicli.errors import BadInput, Missing
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
 from phicli.training.checkpoint import Checkpoint, trainable
-from phicli.training.determinism import ctrl_c, repeatable
+from phicli.training.determinism import repeatable
 from phicli.training.graphs import Gradients
+from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.training.rows import Rows, batches
 
@@ -39,7 +40,7 @@ class Recipe:
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where training stands. losses: of each step so far, mean per token. tokens: seen, padding not counted."""
 
     step: int = 0
@@ -71,7 +72,7 @@ class Trainer:
             self.parameters, lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0, fused=self.cuda
         )
         self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast)
-        self.state = State(micro_batch=recipe.batch_size)
+        self.state = TrainingState(micro_batch=recipe.batch_size)
         if self.cuda:
             for module in model.modules():
                 if hasattr(module, "cast_input_dtype_enabled"):
@@ -124,7 +125,7 @@ class Trainer:
     def _begin(self) -> None:
         saved = self.checkpoint.load(self.model, self.optimizer) if self.checkpoint else None
         if saved is not None:
-            self.state = State(**saved)
+            self.state = TrainingState(**saved)
             if self.state.recompute:
                 self._recompute()
             self.progress.note(f"going on from step {self.state.step}")

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from phicli.config.setting import StepConfig, settings_of
+from phicli.hardware.devices import EXECUTION_PROVIDERS
 from phicli.progress import SILENT, Progress
 from phicli.workflow.wording import worded
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
-             "webgpu": "WebGpuExecutionProvider"}
 
 
 def pass_parameters(config: type[StepConfig], names: Sequence[str]) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def run_pass(
         config: the pass's settings, checked by Olive; none of them is searched.
         model: folder of a Hugging Face model. adapter: folder of a PEFT adapter on it.
         output: folder that the pass writes.
-        device: one of `PROVIDERS`; decides the execution provider that the pass is told.
+        device: one of `EXECUTION_PROVIDERS`; decides the execution provider that the pass is told.
         progress: handed to the pass as its attribute `progress` if its class has one.
 
     Returns:
@@ -52,7 +50,7 @@ def run_pass(
     if isinstance(pass_class, str):
         pass_class = OlivePackageConfig.load_default_config().import_pass_module(pass_class)
     accelerator = AcceleratorSpec(
-        accelerator_type="cpu" if device == "cpu" else "gpu", execution_provider=PROVIDERS[device]
+        accelerator_type="cpu" if device == "cpu" else "gpu", execution_provider=EXECUTION_PROVIDERS[device]
     )
     olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
     if hasattr(pass_class, "progress"):

@@ -115,7 +115,7 @@ class Plan:
             raise BadInput(f"the folder holds {what}", where=self.target, hint="name another one, or move it away")
 
     @contextlib.contextmanager
-    def turn(self, force: bool, progress: Progress) -> Iterator[Any]:
+    def locked(self, force: bool, progress: Progress) -> Iterator[Any]:
         """Wait until no other process works on the target, and keep others waiting.
 
         Yields:

@@ -167,4 +167,4 @@ def test_errors_of_something_missing_point_to_the_doctor(cli, tmp_path):
 
 def test_wrong_options(cli, tmp_path):
     assert cli("doctor", "--device", "npu").code == 2
-    assert cli("doctor", "--model", tmp_path / "none").code == 4  # a finding like any other
+    assert cli("doctor", "--model", tmp_path / "none").code == 4  # a result like any other

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, random_adapter, random_model
+from onnx_integers import read_integers
 
 from phicli import optimize
-from phicli.export.integers import read_integers
 from phicli.inference.session import Session
 
 EXACT = {"activations": "fp32", "head": "float"}

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.errors import BadInput
+from phicli.export import graph_inputs
 from phicli.export.adapters import check_adapter, convert_adapter
-from phicli.export.layouts import LAYOUTS
 from phicli.export.matching import assemble, match
-from phicli.export.slots import Slot, add_slots, read_slots
+from phicli.export.slots import Slot, read_slots
 
 SIZES = {"qkv_proj": (8, 16), "o_proj": (8, 8), "gate_proj": (8, 12), "up_proj": (8, 12)}
 QKV = (8, 4, 4)
@@ -39,7 +39,7 @@ def model(tmp_path):
     decoder = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_size": 2, "num_hidden_layers": 2}
     model = {"type": "llama", "vocab_size": 8, "context_length": 8, "eos_token_id": 0, "decoder": decoder}
     (folder / "genai_config.json").write_text(json.dumps({"model": model}))
-    add_slots(folder / "model.onnx", "inputs", LAYOUTS["inputs"])
+    graph_inputs.add_slots(folder / "model.onnx")
     return folder
 
 
@@ -177,10 +177,10 @@ def written(file, tensors):
 
 
 def test_check_adapter_sees_what_genai_lets_pass(model, tmp_path):
-    layout, slots = read_slots(model)
+    _, slots = read_slots(model)
     good = {}
     for slot in slots:
-        good |= LAYOUTS[layout].tensors(slot, np.ones((slot.inputs, 3)), np.ones((3, slot.outputs)))
+        good |= graph_inputs.tensors(slot, np.ones((slot.inputs, 3)), np.ones((3, slot.outputs)))
     check_adapter(model, written(tmp_path / "good", good))
     first = "lora_A.0.qkv_proj"
     for name, change, message in (

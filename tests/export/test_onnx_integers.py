@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from onnx_checkpoints import nearest_awq, random_model
+from onnx_integers import read_integers
 from safetensors.torch import load_file
 
 from phicli import optimize
-from phicli.export.integers import read_integers
 from phicli.export.loading import float_projections
 from phicli.export.repacking import from_awq, from_olive
 

@@ -30,7 +30,7 @@ def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path
     return folder
 
 
-LAYOUTS = ["resident", "fused"]
+IN_GRAPH = ["resident", "fused"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def sources(tmp_path_factory, tiny):
     return base, adapters, Reference.of_awq(tiny, base)
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=IN_GRAPH)
 def made(request, sources, tmp_path_factory):
     folder = build(tmp_path_factory.mktemp(request.param), *sources[:2], adapter_layout=request.param)
     return folder, *sources
@@ -150,7 +150,7 @@ def test_adding_one_writes_a_small_file_and_leaves_the_base(made, tiny, tmp_path
     assert session.adapter_names() == ["late", "other", "travel"]
 
 
-@pytest.mark.parametrize("made", LAYOUTS[1:], indirect=True)
+@pytest.mark.parametrize("made", IN_GRAPH[1:], indirect=True)
 def test_matrices_as_earlier_versions_wrote_them_are_stale(made, tmp_path):
     folder, base, adapters, _ = made
     own = shutil.copytree(folder, tmp_path / "onnx-ao")

@@ -1,6 +1,6 @@
 """Graphs of our ops that a stranger could send: right ones, each with some things wrong. Run by test_sanitized.py.
 
-    python hostile.py LIBRARY COUNT SEED PRODUCTS
+    python hostile.py LIBRARY COUNT SEED MATMUL
 
 prints how many of them ran and how many were refused. A sanitizer that finds a fault ends the process.
 """
@@ -157,11 +157,11 @@ def product(rng: random.Random, numbers: np.random.Generator) -> Case:
 
 
 def main() -> None:
-    count, seed, products = map(int, sys.argv[2:])
+    count, seed, matmul = map(int, sys.argv[2:])
     found = {"right": 0, "ran": 0, "refused": 0}
     for number in range(count):
         rng = random.Random(seed + number)
-        case = rng.choice((lora, lora, product) if products else (lora,))(rng, np.random.default_rng(seed + number))
+        case = rng.choice((lora, lora, product) if matmul else (lora,))(rng, np.random.default_rng(seed + number))
         if rng.random() < 0.1:
             case.run()  # a right one
             found["right"] += 1

@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_checkpoints import nearest_awq
 
 from phicli import optimize
-from phicli.inference.ops import BLOCKS, takes_products
+from phicli.inference.ops import BLOCKS, matmul_fits
 from phicli.inference.session import Session
 from phicli.kernels import build
-from phicli.kernels.build import ops_library, products_missing
-from phicli.steps.quantize import CALIBRATION
+from phicli.kernels.build import matmul_missing, ops_library
+from phicli.quantization import CALIBRATION
 
-needs_products = pytest.mark.skipif(bool(products_missing()), reason=f"{products_missing()}")
+needs_matmul = pytest.mark.skipif(bool(matmul_missing()), reason=f"{matmul_missing()}")
 KINDS = [(bits, block) for bits, blocks in BLOCKS.items() for block in blocks]
 
 
@@ -59,7 +59,7 @@ class Product:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         if ours:
-            options.register_custom_ops_library(str(ops_library("cpu", products=True)))
+            options.register_custom_ops_library(str(ops_library("cpu", matmul=True)))
         session = onnxruntime.InferenceSession(self.model.SerializeToString(), options,
                                                providers=["CPUExecutionProvider"])
         return session.run(None, {"x": x})[0]
@@ -74,7 +74,7 @@ class Product:
         return np.einsum("...bk,nbk->...n", rounded, weights) + self.bias
 
 
-@needs_products
+@needs_matmul
 @pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize(("bits", "block"), KINDS)
 def test_products_are_those_of_rounded_activations(bits, block, zeros):
@@ -87,7 +87,7 @@ def test_products_are_those_of_rounded_activations(bits, block, zeros):
             assert np.abs(product.run(x) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@needs_products
+@needs_matmul
 @pytest.mark.parametrize(("bits", "block"), [kind for kind in KINDS if kind != (8, 16)])
 def test_products_are_onnxruntimes_own(bits, block):
     product = Product(bits, block, blocks=9, outputs=65, bias=True)
@@ -101,13 +101,13 @@ def test_products_are_onnxruntimes_own(bits, block):
     assert (np.abs(ours - own).max(-1) <= 1e-5 * np.abs(own).max(-1)).all()
 
 
-@needs_products
+@needs_matmul
 def test_no_rows_give_no_rows():
     product = Product(4, 128, blocks=2, outputs=5)
     assert product.run(np.zeros((1, 0, 3, 256), np.float32)).shape == (1, 0, 3, 5)
 
 
-@needs_products
+@needs_matmul
 def test_a_wrong_number_of_inputs_is_refused():
     product = Product(4, 128, blocks=2, outputs=5)
     del product.model.graph.input[0].type.tensor_type.shape.dim[:]
@@ -116,18 +116,18 @@ def test_a_wrong_number_of_inputs_is_refused():
 
 
 def test_graphs_that_ours_is_not_for():
-    assert takes_products(Product(4, 128, blocks=2, outputs=5).model.graph)
-    assert takes_products(Product(8, 32, blocks=2, outputs=5, bias=True).model.graph)
-    assert not takes_products(onnx.GraphProto())
+    assert matmul_fits(Product(4, 128, blocks=2, outputs=5).model.graph)
+    assert matmul_fits(Product(8, 32, blocks=2, outputs=5, bias=True).model.graph)
+    assert not matmul_fits(onnx.GraphProto())
     for other in (Product(4, 128, blocks=2, outputs=5, accuracy=1), Product(4, 256, blocks=2, outputs=5),
                   Product(4, 128, blocks=2, outputs=5, dtype=np.float16)):
-        assert not takes_products(other.model.graph)
+        assert not matmul_fits(other.model.graph)
     ordered = Product(4, 128, blocks=2, outputs=5).model.graph
     ordered.node[0].input.append("order of inputs")
-    assert not takes_products(ordered)
+    assert not matmul_fits(ordered)
     floats = Product(4, 128, blocks=2, outputs=5).model.graph
     floats.initializer[-1].data_type = TensorProto.FLOAT  # zero points in float
-    assert not takes_products(floats)
+    assert not matmul_fits(floats)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-@needs_products
+@needs_matmul
 def test_a_model_is_as_near_to_fp32_as_with_onnxruntimes(built):
     """Not the same logits: where activations are rounded, a difference in the last bit grows from layer to layer."""
     sessions = {kernels: Session(built["int8"], kernels=kernels) for kernels in ("phicli", "onnxruntime")}
@@ -156,7 +156,7 @@ def test_a_model_is_as_near_to_fp32_as_with_onnxruntimes(built):
     assert (exact.argmax(-1) == found["phicli"].argmax(-1)).mean() > 0.95
 
 
-@needs_products
+@needs_matmul
 def test_auto_takes_the_faster_products(built, monkeypatch):
     def logits(kernels: str) -> np.ndarray:
         return Session(built["int8"], kernels=kernels).logits([3, 5, 7])

@@ -14,7 +14,7 @@ from phicli.kernels import build
 HERE = Path(__file__).parent
 GRAPHS = int(os.environ.get("HOSTILE", "400"))
 FLAGS = ["-std=gnu11", "-O1", "-g", "-shared", "-fPIC", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-VECTORS = ["-march=native", "-DPRODUCTS"]
+VECTORS = ["-march=native", "-DMATMUL_NBITS"]
 
 
 def sanitizer() -> str:
@@ -43,17 +43,17 @@ def compiled(folder: Path, own: list[str], planted: tuple[str, str, str] | None 
     return folder / "libops.so"
 
 
-def run(library: Path, products: bool, graphs: int = GRAPHS) -> subprocess.CompletedProcess:
+def run(library: Path, matmul: bool, graphs: int = GRAPHS) -> subprocess.CompletedProcess:
     env = {**os.environ, "LD_PRELOAD": sanitizer(), "ORT_DISABLE_TELEMETRY": "1",
            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    command = [sys.executable, HERE / "hostile.py", library, str(graphs), "0", str(int(products))]
+    command = [sys.executable, HERE / "hostile.py", library, str(graphs), "0", str(int(matmul))]
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
 @needs_sanitizer
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("by", [pytest.param("vectors", marks=pytest.mark.skipif(
-    bool(build.products_missing()), reason=f"{build.products_missing()}")), "loops"])
+    bool(build.matmul_missing()), reason=f"{build.matmul_missing()}")), "loops"])
 def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
     own = VECTORS if by == "vectors" else []
     done = run(compiled(tmp_path, own), bool(own))
@@ -64,11 +64,11 @@ def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
 
 @needs_sanitizer
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(bool(build.products_missing()), reason=f"{build.products_missing()}")
+@pytest.mark.skipif(bool(build.matmul_missing()), reason=f"{build.matmul_missing()}")
 @pytest.mark.parametrize("planted", [
     ("lora_op.c", "if (matrix[i].count != matrix_size(kernel, width))", "if (0)"),
     ("nbits_op.c", "scales.count != kernel->outputs * blocks", "0"),
 ])
 def test_a_check_that_is_taken_out_is_missed(planted, tmp_path):
-    done = run(compiled(tmp_path, VECTORS, planted), products=True, graphs=400)
+    done = run(compiled(tmp_path, VECTORS, planted), matmul=True, graphs=400)
     assert done.returncode and "AddressSanitizer: heap-buffer-overflow" in done.stderr

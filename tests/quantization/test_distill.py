@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_models import random_model
+from reference import pack
 from safetensors.torch import load_file
 
-from phicli.checkpoints.int4 import Int4Linear, pack
+from phicli.checkpoints.int4 import Int4Linear
 from phicli.checkpoints.loading import load_base
 from phicli.progress import Silent
 from phicli.quantization import distill, trainable
@@ -130,7 +131,7 @@ def test_batches_go_through_all_rows_and_replace_a_share():
 @pytest.fixture
 def small_steps(monkeypatch):
     """Of 1,024 tokens, and further in scales and norms, so that a few of them help; integers need hundreds."""
-    monkeypatch.setattr(distill, "STEP_TOKENS", 1024)
+    monkeypatch.setattr(distill, "DISTILL_TOKENS", 1024)
     monkeypatch.setattr(trainable, "STRETCH_STEP", 1e-3)
 
 

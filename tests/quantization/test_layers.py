@@ -6,9 +6,9 @@ from random_models import random_model
 from reference import dequantized_state
 from transformers import AutoModelForCausalLM
 
+from phicli.architectures import ARCHITECTURES
 from phicli.errors import BadInput
 from phicli.progress import Silent
-from phicli.quantization.architectures import ARCHITECTURES
 from phicli.quantization.grid import GridShape
 from phicli.quantization.layer import LayerWork, forward
 from phicli.quantization.phases import Phases
@@ -16,7 +16,8 @@ from phicli.quantization.quantize import quantize_checkpoint
 from phicli.quantization.shards import ShardWriter
 from phicli.quantization.streaming import LayeredModel, Weights
 
-CASES = [*((name, 2) for name in ARCHITECTURES), ("phi3", 4), ("llama", 4)]
+SCALED = [name for name, known in ARCHITECTURES.items() if known.scalings]
+CASES = [*((name, 2) for name in SCALED), ("phi3", 4), ("llama", 4)]
 
 
 @pytest.mark.parametrize(("model_type", "key_value_heads"), CASES)
@@ -32,7 +33,7 @@ def test_scaled_layers_compute_the_same_function(tmp_path, model_type, key_value
         work = LayerWork(layer, f"{model.prefix}{index}.", GridShape(4, 32), (), Phases(model.device))
         weights = {name: work.linear(name).weight.clone() for name in work.names}
         work.collect(hidden, keywords[index])
-        work.search(ARCHITECTURES[model_type], model.config)
+        work.search(ARCHITECTURES[model_type].scalings, model.config)
         after = forward(layer, hidden[0], keywords[index])
         assert torch.allclose(before, after, atol=1e-4 * float(before.abs().max()))
         assert all(not torch.equal(weights[name], work.linear(name).weight) for name in work.names)
@@ -43,7 +44,7 @@ def test_scaled_layers_compute_the_same_function(tmp_path, model_type, key_value
 
 
 @pytest.mark.parametrize(("model_type", "dtype"), [
-    (name, (torch.float32, torch.bfloat16, torch.float16)[i % 3]) for i, name in enumerate(ARCHITECTURES)])
+    (name, (torch.float32, torch.bfloat16, torch.float16)[i % 3]) for i, name in enumerate(SCALED)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_architecture_from_any_float_type(tmp_path, model_type, dtype, tied):
     """In shards; what is not quantized is kept, and the whole computes nearly what the original does."""

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from reference import unpack_columns
 
-from phicli.checkpoints.awq import pack_columns, pack_linear, unpack_columns, unpack_linear
+from phicli.checkpoints.awq import low_first, pack_columns, pack_linear
+from phicli.checkpoints.int4 import unpack
 from phicli.quantization.gram import GramSum
 from phicli.quantization.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
 from phicli.quantization.rounding import DAMPING, _inverse_factor, round_block_plain, round_gptq, round_nearest
@@ -204,10 +206,14 @@ def test_packing_round_trip_and_known_word():
     words = pack_columns(columns)
     assert words.dtype == torch.int32 and words.shape == (3, 2)
     assert words[0, 0].item() & 0xFFFFFFFF == 0x75316420  # places hold columns 0 2 4 6 1 3 5 7
-    assert torch.equal(unpack_columns(words), columns.int())
+    assert torch.equal(unpack_columns(words), columns.double())
+    assert torch.equal(unpack(low_first(words), 4)[:, :3], columns.t())
     g = torch.Generator().manual_seed(0)
     integers = torch.randint(0, 16, (24, 96), generator=g).float()
     scale = torch.rand(24, 3, generator=g).half().float()
     zero = torch.randint(0, 16, (24, 3), generator=g).float()
-    q, s, z = unpack_linear(**pack_linear(integers, scale, zero))
-    assert torch.equal(q.float(), integers) and torch.equal(s, scale) and torch.equal(z.float(), zero)
+    packed = pack_linear(integers, scale, zero)
+    for name, whole in (("qweight", integers), ("qzeros", zero)):
+        assert torch.equal(unpack_columns(packed[name]).t(), whole.double())
+        assert torch.equal(unpack(low_first(packed[name]), 4)[:, : whole.shape[1]], whole)
+    assert torch.equal(packed["scales"].t().float(), scale)

@@ -85,7 +85,7 @@ class Loaded:
 def main():
     sys.modules["loaded"] = Loaded()
     atexit.register(print, "registered")
-    threading.Thread(target=lambda: (time.sleep(0.3), print("a thread"))).start()
+    threading.Thread(target=lambda: (time.sleep(3), print("a thread"))).start()
     return real({arguments!r})
 cli.main = main
 entry()

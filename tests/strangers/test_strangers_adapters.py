@@ -64,7 +64,7 @@ def test_kill_while_an_adapter_is_added(root, layout):
     spare = shutil.copytree(folder, root / "spare")
     begun = time.monotonic()
     add(root, f"other={root / 'other'}", layout=layout)
-    took, after = time.monotonic() - begun, answers(folder)
+    seconds, after = time.monotonic() - begun, answers(folder)
     assert set(after) == {"travel", "other"} and same({"travel": after["travel"]}, before)
     for tenth in range(1, 11):
         shutil.rmtree(folder)
@@ -75,7 +75,7 @@ def test_kill_while_an_adapter_is_added(root, layout):
                 add(root, f"other={root / 'other'}", layout=layout)
             finally:
                 os._exit(0)
-        time.sleep(took * tenth / 10)
+        time.sleep(seconds * tenth / 10)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         stages.check_whole(folder)

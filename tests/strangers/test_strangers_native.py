@@ -26,7 +26,7 @@ from phicli.kernels.build import find_library, ops_library
 NOBODY = 54321  # a user that no list has
 pytestmark = pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")
 needs_root = pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="only root can act as other users")
-needs_products = pytest.mark.skipif(bool(build.products_missing()), reason=f"{build.products_missing()}")
+needs_matmul = pytest.mark.skipif(bool(build.matmul_missing()), reason=f"{build.matmul_missing()}")
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def run_op(op: str, inputs: dict[str, np.ndarray], attributes: dict, domain: str
         helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.register_custom_ops_library(str(ops_library("cpu", products=domain != "phicli")))
+    options.register_custom_ops_library(str(ops_library("cpu", matmul=domain != "phicli")))
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, fed)
 
 
@@ -81,7 +81,7 @@ def floats(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 
 
-def halves(*shape: int) -> np.ndarray:
+def fp16(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float16)
 
 
@@ -91,26 +91,26 @@ def halves(*shape: int) -> np.ndarray:
 def test_ranks_that_lie(ranks, message):
     """A model whose adapters' ranks are negative, huge or not those of its matrices: refused, memory is untouched."""
     with pytest.raises(Exception, match=message):
-        run_op("LoraDown", {"id": np.array([1]), "x": floats(1, 2, 32), "A": halves(16 * 32)}, {"ranks": ranks})
+        run_op("LoraDown", {"id": np.array([1]), "x": floats(1, 2, 32), "A": fp16(16 * 32)}, {"ranks": ranks})
 
 
 @pytest.mark.parametrize(("inputs", "message"), [
     ({"id": np.array([2])}, "no adapter"), ({"id": np.array([-1])}, "no adapter"),
     ({"id": np.array([[1]])}, "one adapter"), ({"id": np.array([1, 1])}, "one adapter"),
     ({"h": floats(1, 2, 8)}, "not what LoraDown"), ({"h": floats(1, 1, 16)}, "not what LoraDown"),
-    ({"base": floats(1, 2, 1), "B": halves(16)}, "a size"), ({"base": floats(1, 2, 0), "B": halves(0)}, "a size"),
+    ({"base": floats(1, 2, 1), "B": fp16(16)}, "a size"), ({"base": floats(1, 2, 0), "B": fp16(0)}, "a size"),
     ({"base": floats(2, 16)}, "wanted"), ({"base": floats(1, 2, 16)}, "another size"),
-    ({"B": halves(127)}, "another size"),
+    ({"B": fp16(127)}, "another size"),
 ])
 def test_sizes_and_numbers_that_lie(inputs, message):
     """A model whose adapter numbers, widths or matrices do not fit together: refused, memory is untouched."""
-    right = {"id": np.array([1]), "h": floats(1, 2, 16), "base": floats(1, 2, 8), "B": halves(8 * 16)}
+    right = {"id": np.array([1]), "h": floats(1, 2, 16), "base": floats(1, 2, 8), "B": fp16(8 * 16)}
     run_op("LoraUp", right, {"ranks": [16]})
     with pytest.raises(Exception, match=message):
         run_op("LoraUp", right | inputs, {"ranks": [16]})
 
 
-@needs_products
+@needs_matmul
 @pytest.mark.parametrize(("attributes", "inputs", "message"), [
     ({"N": 8000}, {}, "another size"), ({"N": -8}, {}, "N or K"), ({"K": 0}, {}, "N or K"), ({"K": -64}, {}, "N or K"),
     ({"N": 1 << 62}, {}, "N or K"), ({"bits": 3, "block_size": 1032, "K": 1032}, {}, "no product"),
@@ -288,7 +288,7 @@ def test_planted_memory_of_hashes(tmp_path, monkeypatch):
 
 
 @needs_root
-@needs_products
+@needs_matmul
 def test_chat_without_a_safe_cache(cache, planted, tiny, tmp_path, cli):
     """Chat where another user's library lies in the cache: it answers as ever, with a note, and doctor is yellow."""
     adapter = random_adapter(tiny, tmp_path / "peft", r=4, lora_alpha=8, target_modules=["o_proj"])
@@ -305,7 +305,7 @@ def test_chat_without_a_safe_cache(cache, planted, tiny, tmp_path, cli):
     assert (done.code, done.out) == (0, right.out) and "others can write to" in done.err
     assert folders and not any(witness.exists() for witness in witnesses)
     from phicli.config.layers import Settings
-    from phicli.doctor.finding import Light, Subject
+    from phicli.doctor.check_result import Light, Subject
     from phicli.doctor.gpu import own_kernels
     from phicli.doctor.probes import Probes
 

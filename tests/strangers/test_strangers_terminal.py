@@ -114,7 +114,7 @@ from phicli.errors import BadInput
 evil = {EVIL!r} + "\\n  try: curl x | sh\\nerror: y"
 console.note(evil); console.warn(evil); console.failure(BadInput(evil, where=evil, hint=evil))
 console.result_table([evil], [[evil]], evil); console.result_lights([("red", evil, evil, evil)])
-with console.working("x", ".") as progress:
+with console.task_log("x", ".") as progress:
     progress.note(evil); progress.warn(evil)
     with progress.task(evil, 1, evil) as task: task.advance(1, **{{evil: evil}})
 """

@@ -17,7 +17,7 @@ ROWS = Rows([Encoded([(7 * i + j) % 400 + 8 for j in range(12 + 3 * i)], 4) for 
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_graphs_give_the_same_weights(awq, dense, monkeypatch):
-    monkeypatch.setattr("phicli.resources.steps.UNPACKED_SHARE", 0.25 if dense else 0.0)
+    monkeypatch.setattr("phicli.resources.estimates.UNPACKED_SHARE", 0.25 if dense else 0.0)
     recipe = Recipe(max_steps=18, batch_size=4, learning_rate=1e-3, schedule="linear", seed=0, checkpoint_steps=100)
     weights, losses, graphs = [], [], []
     for use_graphs in (True, False):

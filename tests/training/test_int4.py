@@ -3,8 +3,9 @@
 import pytest
 import torch
 from olive.common.quant.nn import QuantLinear
+from reference import pack
 
-from phicli.checkpoints.int4 import Int4Linear, dequantize, pack, unpack
+from phicli.checkpoints.int4 import Int4Linear, dequantize, unpack
 
 IN, OUT, GROUP = 64, 24, 16
 

@@ -13,7 +13,7 @@ from transformers.quantizers import auto
 from phicli.checkpoints.int4 import Int4Linear
 from phicli.checkpoints.loading import linear_names, load_base
 from phicli.errors import BadInput
-from phicli.resources import steps
+from phicli.resources import estimates
 
 TOKENS = torch.arange(10, 90).view(2, 40)
 
@@ -38,7 +38,7 @@ def edited(folder, target, *, config=None, drop=None):
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_awq_computes_what_its_integers_say(awq, tiny, share, monkeypatch):
-    monkeypatch.setattr(steps, "UNPACKED_SHARE", share)
+    monkeypatch.setattr(estimates, "UNPACKED_SHARE", share)
     model = load_base(awq, "cpu", torch.float32)
     assert len(packed(model)) == len(linear_names(tiny)) == 16
     assert {m.dense is not None for m in packed(model)} == {share > 0}

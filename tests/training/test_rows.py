@@ -58,5 +58,5 @@ def test_batches_take_rows_equally_often_and_keep_like_lengths_together():
     assert first == list(islice(batches(lengths, 8, 3), 80)) != list(islice(batches(lengths, 8, 4), 80))
     assert sorted(row for batch in first for row in batch) == sorted(4 * list(range(160)))
     spread = [max(lengths[r] for r in batch) - min(lengths[r] for r in batch) for batch in first]
-    assert sum(spread) / len(spread) < 15  # 78 for batches of rows drawn at random
+    assert sum(spread) / len(spread) < 15  # 78 for batches of rows sampled at random
     assert [len(b) for b in islice(batches([1, 2, 3], 8, 0), 5)] == [8] * 5  # fewer rows than a batch

@@ -11,11 +11,21 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from phicli import resources as needs
 from phicli.errors import BadInput, Missing
 from phicli.hardware.devices import container_limit
-from phicli.quantization import distill, quantize
-from phicli.resources import Need
+from phicli.resources import (
+    Estimate,
+    after_quantizing,
+    announce,
+    estimate_chat,
+    estimate_evaluate,
+    estimate_finetune,
+    estimate_quantize,
+    keeps_unpacked,
+    size_of_config,
+    size_of_folder,
+    size_of_model,
+)
 from phicli.resources.shortage import within_memory
 
 
@@ -35,65 +45,60 @@ def test_size_of_a_folder_is_that_of_its_tensors_and_of_its_config(tiny):
             if tensor.ndim == 2:
                 inner += tensor.numel() * (".layers." in name)
                 outer += tensor.numel() * (".layers." not in name)
-    size = needs.size_of_folder(tiny)
+    size = size_of_folder(tiny)
     assert (size.layer_params, size.outer_params) == (inner, outer)
     assert size.weight_bytes == (tiny / "model.safetensors").stat().st_size
-    told = needs.size_of_config(json.loads((tiny / "config.json").read_text()), "a test")
+    told = size_of_config(json.loads((tiny / "config.json").read_text()), "a test")
     ours = replace(size, weight_bytes=told.weight_bytes, source=told.source)
     assert replace(told, widest=ours.widest) == ours and told.widest == ours.widest
-    assert needs.size_of_model("tiny") == size
+    assert size_of_model("tiny") == size
 
 
 def test_a_quantized_folder_has_the_parameters_of_the_original_and_the_bytes_foretold(tiny, tiny_awq):
-    original, quantized = needs.size_of_folder(tiny), needs.size_of_folder(tiny_awq)
+    original, quantized = size_of_folder(tiny), size_of_folder(tiny_awq)
     assert quantized.quantized and not original.quantized
     for name in ("layer_params", "outer_params", "vocab", "hidden", "layers", "widest", "largest", "edges"):
         assert getattr(quantized, name) == getattr(original, name), name
-    assert needs.after_quantizing(original).weight_bytes == pytest.approx(quantized.weight_bytes, rel=0.05)
+    assert after_quantizing(original).weight_bytes == pytest.approx(quantized.weight_bytes, rel=0.05)
 
 
 def test_sizes_without_a_folder():
-    size = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
+    size = size_of_model("microsoft/Phi-3.5-mini-instruct")
     assert size.params == pytest.approx(3.82e9, rel=0.002) and size.weight_bytes == pytest.approx(7.64e9, rel=0.002)
-    assert needs.size_of_model("microsoft/phi-4").params == pytest.approx(14.66e9, rel=0.005)
-    guessed = needs.size_of_model("someone/Great-7B-chat")
+    assert size_of_model("microsoft/phi-4").params == pytest.approx(14.66e9, rel=0.005)
+    guessed = size_of_model("someone/Great-7B-chat")
     assert guessed.params == pytest.approx(7e9, rel=0.02) and "name" in guessed.source
-    assert needs.size_of_model("someone/great") is None
-    assert needs.size_of_model("azureml://registries/r/models/m/versions/1") is None
-    assert needs.size_of_config({"hidden_size": 8}, "") is None
+    assert size_of_model("someone/great") is None
+    assert size_of_model("azureml://registries/r/models/m/versions/1") is None
+    assert size_of_config({"hidden_size": 8}, "") is None
     with pytest.raises(BadInput):
-        needs.size_of_model("./no-such-folder")
-
-
-def test_tokens_at_a_time_are_those_that_the_step_takes():
-    assert needs.steps.BATCH_TOKENS == quantize.BATCH_TOKENS
-    assert needs.steps.DISTILL_TOKENS == distill.STEP_TOKENS
+        size_of_model("./no-such-folder")
 
 
 def test_more_work_needs_more():
-    size = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
-    assert needs.of_quantize(size, "cuda", 128, 512).gpu == pytest.approx(3.5e9, rel=0.3)  # 3.0 GB measured, and CUDA's
-    assert needs.of_quantize(size, "cpu", 256, 512).memory > needs.of_quantize(size, "cpu", 128, 512).memory
-    assert needs.of_quantize(size, "cpu", 128, 512).gpu == 0
-    assert needs.of_quantize(size, "cuda", 128, 512, 60).gpu == pytest.approx(46e9, rel=0.3)  # measured
-    assert needs.of_finetune(size, "cuda", 64, 8).gpu > needs.of_finetune(size, "cuda", 16, 8).gpu
-    assert needs.of_chat(size, "cuda").gpu < needs.of_evaluate(size, "cuda", 1024).gpu
+    size = size_of_model("microsoft/Phi-3.5-mini-instruct")
+    assert estimate_quantize(size, "cuda", 128, 512).gpu == pytest.approx(3.5e9, rel=0.3)  # 3.0 GB measured, and CUDA's
+    assert estimate_quantize(size, "cpu", 256, 512).memory > estimate_quantize(size, "cpu", 128, 512).memory
+    assert estimate_quantize(size, "cpu", 128, 512).gpu == 0
+    assert estimate_quantize(size, "cuda", 128, 512, 60).gpu == pytest.approx(46e9, rel=0.3)  # measured
+    assert estimate_finetune(size, "cuda", 64, 8).gpu > estimate_finetune(size, "cuda", 16, 8).gpu
+    assert estimate_chat(size, "cuda").gpu < estimate_evaluate(size, "cuda", 1024).gpu
 
 
 def test_finetune_tells_what_it_needs_and_what_it_takes_where_there_is_room():
     """Seen on an H100, CUDA's own 0.5 GB not counted, rows of 60 to 200 tokens: 8.6 GB packed, 16.6 GB unpacked."""
-    original = needs.size_of_model("microsoft/Phi-3.5-mini-instruct")
-    quantized = needs.after_quantizing(original)
-    need = needs.of_finetune(quantized, "cuda", 64, 8, 150)
-    assert need.gpu - 0.5e9 == pytest.approx(8.6e9, rel=0.15)
-    assert need.gpu + need.more - 0.5e9 == pytest.approx(16.6e9, rel=0.15)
-    assert need.more == 2 * quantized.layer_params
-    loaded = need.room - need.more / 0.25  # what is free once the base is loaded decides
+    original = size_of_model("microsoft/Phi-3.5-mini-instruct")
+    quantized = after_quantizing(original)
+    estimate = estimate_finetune(quantized, "cuda", 64, 8, 150)
+    assert estimate.gpu - 0.5e9 == pytest.approx(8.6e9, rel=0.15)
+    assert estimate.gpu + estimate.extra - 0.5e9 == pytest.approx(16.6e9, rel=0.15)
+    assert estimate.extra == 2 * quantized.layer_params
+    loaded = estimate.extra_from - estimate.extra / 0.25  # what is free once the base is loaded decides
     assert 2e9 < loaded < 3e9
-    assert needs.keeps_unpacked(need.more, need.room - loaded + 1) and not needs.keeps_unpacked(
-        need.more, need.room - loaded)
-    plain = needs.of_finetune(original, "cuda", 64, 8, 150)  # nothing to unpack
-    assert plain.more == 0 and plain.gpu == pytest.approx(need.gpu + need.more, rel=0.15)
+    assert keeps_unpacked(estimate.extra, estimate.extra_from - loaded + 1) and not keeps_unpacked(
+        estimate.extra, estimate.extra_from - loaded)
+    plain = estimate_finetune(original, "cuda", 64, 8, 150)  # nothing to unpack
+    assert plain.extra == 0 and plain.gpu == pytest.approx(estimate.gpu + estimate.extra, rel=0.15)
 
 
 @pytest.mark.parametrize("free", [10**12, 10**6])
@@ -105,11 +110,11 @@ def test_the_base_keeps_its_weights_unpacked_where_the_line_says_so(tiny_awq, tm
 
     for module in (loading, announcing):
         monkeypatch.setattr(module, "available_memory", lambda device: free)
-    need, said = needs.of_finetune(needs.size_of_folder(tiny_awq), "cpu", 8, 8, 150), Said()
-    needs.announce("finetune", need, tmp_path, said)
+    estimate, said = estimate_finetune(size_of_folder(tiny_awq), "cpu", 8, 8, 150), Said()
+    announce("finetune", estimate, tmp_path, said)
     base = loading.load_base(tiny_awq, "cpu", torch.float32)
     kept = [m.dense for m in base.modules() if isinstance(m, loading.Int4Linear) and m.dense is not None]
-    assert sum(weight.nbytes for weight in kept) == (need.more if free > need.room else 0)
+    assert sum(weight.nbytes for weight in kept) == (estimate.extra if free > estimate.extra_from else 0)
     assert (", takes about " in (said.notes + said.warnings)[0]) == bool(kept)
 
 
@@ -120,15 +125,15 @@ def test_estimate_for_a_run_is_near_what_the_run_takes(tiny, tmp_path):
              "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)")
     # Started from here, the peak would be this process's own: a child has its parent's until it is another program.
     done = subprocess.run([sys.executable, "-c", small, *command], check=True, capture_output=True, text=True)
-    estimate = needs.of_quantize(needs.size_of_folder(tiny), "cpu", 8, 128).memory
+    estimate = estimate_quantize(size_of_folder(tiny), "cpu", 8, 128).memory
     assert estimate / 2 < int(done.stdout) < estimate * 2
 
 
 def test_announcing_notes_what_is_enough_and_warns_of_what_is_not(tmp_path):
     said = Said()
-    needs.announce("bake", Need(1e6, 0, 1e3), tmp_path / "not" / "there", said)
+    announce("bake", Estimate(1e6, 0, 1e3), tmp_path / "not" / "there", said)
     assert said.notes[0].startswith("bake needs about 1.0 MB of memory (has ") and not said.warnings
-    needs.announce("bake", Need(1e18, 0, 1e18), tmp_path, said)
+    announce("bake", Estimate(1e18, 0, 1e18), tmp_path, said)
     assert "memory and disk may not be enough" in said.warnings[0] and len(said.notes) == 1
 
 

@@ -36,7 +36,7 @@ MOJIBAKE = re.compile(
 _ALL_MOJIBAKE = re.compile(f"(?:[ÂÃÄÅËÎ-Ñ×-Û]{_NEXT}|[à-ï]{_NEXT}{{2}}|ð{_NEXT}{{3}})+")
 
 
-def damage(text: str) -> Iterator[str]:
+def text_findings(text: str) -> Iterator[str]:
     """Codes of `findings.KINDS` that hold for a field's text."""
     bare = text.strip()
     if not bare:

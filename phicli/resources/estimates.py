@@ -23,18 +23,18 @@ UNPACKED_SHARE = 0.25  # of the memory that is free once an int4 base is loaded,
 
 
 @dataclass(frozen=True)
-class Need:
+class Estimate:
     """Bytes at the peak: memory of the host, memory of the GPU (0 without one), disk for the result.
 
-    more: bytes beside, where the computing is done, that make it faster and are taken only where there is room for
-    them: if at least `room` bytes are free there when the step begins.
+    extra: bytes beside, where the computing is done, that make it faster and are taken only where there is room for
+    them: if at least `extra_from` bytes are free there when the step begins.
     """
 
     memory: float
     gpu: float
     disk: float
-    more: float = 0.0
-    room: float = 0.0
+    extra: float = 0.0
+    extra_from: float = 0.0
 
 
 def _width(device: str) -> int:
@@ -42,12 +42,12 @@ def _width(device: str) -> int:
     return 2 if device == "cuda" else 4
 
 
-def _placed(device: str, work: float, host: float, disk: float, imports: str = "torch") -> Need:
+def _placed(device: str, work: float, host: float, disk: float, imports: str = "torch") -> Estimate:
     """`work` lies where the computing is done, `host` always in the host's memory."""
     host += IMPORTS[imports]
     if device == "cuda":
-        return Need(host + CUDA_HOST, work + CUDA_CONTEXT, disk)
-    return Need(host + work, 0, disk)
+        return Estimate(host + CUDA_HOST, work + CUDA_CONTEXT, disk)
+    return Estimate(host + work, 0, disk)
 
 
 def int4_bytes(size: ModelSize) -> float:
@@ -60,7 +60,7 @@ def after_quantizing(size: ModelSize) -> ModelSize:
     return replace(size, quantized=True, weight_bytes=round(int4_bytes(size)))
 
 
-def of_quantize(size: ModelSize, device: str, samples: int, seq_len: int, distill: int = 0) -> Need:
+def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, distill: int = 0) -> Estimate:
     """One layer at a time; its inputs and outputs of all calibration tokens, the search's copies of one linear.
 
     To distill afterwards: the original, of each int4 weight the integer, its offset and a moment, activations.
@@ -89,10 +89,12 @@ def keeps_unpacked(dense: float, free: float) -> bool:
     return dense < UNPACKED_SHARE * free
 
 
-def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS) -> Need:
+def estimate_finetune(
+    size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS,
+) -> Estimate:
     """Weights, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch.
 
-    Of an int4 base the integers, and as `more` the unpacked weights, which are kept where `keeps_unpacked`.
+    Of an int4 base the integers, and as `extra` the unpacked weights, which are kept where `keeps_unpacked`.
     """
     width = _width(device)
     dense = size.layer_params * width
@@ -102,11 +104,11 @@ def of_finetune(size: ModelSize, device: str, lora_r: int, batch_size: int, row_
     tokens = batch_size * row_tokens
     activations = _activations(size, tokens, width)
     logits = 3 * min(tokens, 1024) * size.vocab * 4
-    need = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
-    return replace(need, more=dense, room=base + dense / UNPACKED_SHARE) if size.quantized else need
+    estimate = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
+    return replace(estimate, extra=dense, extra_from=base + dense / UNPACKED_SHARE) if size.quantized else estimate
 
 
-def of_optimize(size: ModelSize, device: str) -> Need:
+def estimate_optimize(size: ModelSize, device: str) -> Estimate:
     """genai's builder works on the host, whatever the model is for."""
     embedding, layers = size.vocab * size.hidden, size.layer_params * INT4
     if size.quantized:
@@ -114,16 +116,16 @@ def of_optimize(size: ModelSize, device: str) -> Need:
     else:
         held = BUILDER * size.weight_bytes
     disk = layers + embedding * (_width(device) + 1)
-    return Need(IMPORTS["torch"] + held, 0, disk)
+    return Estimate(IMPORTS["torch"] + held, 0, disk)
 
 
-def of_evaluate(size: ModelSize, device: str, seq_len: int) -> Need:
+def estimate_evaluate(size: ModelSize, device: str, seq_len: int) -> Estimate:
     """The original is the largest stage; log-probabilities of three stages are kept on disk for comparison."""
     logits = 4 * seq_len * size.vocab * 8
     return _placed(device, size.params * 2 + size.largest * 4, logits, 3 * RESPONSES * size.vocab * 4)
 
 
-def of_chat(size: ModelSize, device: str) -> Need:
+def estimate_chat(size: ModelSize, device: str) -> Estimate:
     """The ONNX model with a cache for 2,048 tokens."""
     cache = 2048 * size.layers * 2 * size.hidden * _width(device)
-    return _placed(device, 1.1 * of_optimize(size, device).disk + cache, 0, 0, imports="genai")
+    return _placed(device, 1.1 * estimate_optimize(size, device).disk + cache, 0, 0, imports="genai")

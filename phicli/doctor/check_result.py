@@ -22,7 +22,7 @@ class Light(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """light, what was found in one line, the command or action that cures it, and figures for --json."""
 
     light: Light
@@ -61,4 +61,4 @@ class Subject:
         return size_of_model(self.model)
 
 
-Check = Callable[[Subject], Finding]
+Check = Callable[[Subject], CheckResult]

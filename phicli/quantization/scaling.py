@@ -1,64 +1,11 @@
-"""Which weights may share AWQ's scales, per architecture, as data.
+"""AWQ's scales put into a layer: a producer's channels are divided, the inputs of its consumers multiplied."""
 
-A scaling divides the channels that a producer puts out and multiplies the inputs of its consumers, so that the layer
-computes the same function. That holds where nothing nonlinear and no residual stands between them.
-"""
-
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """One place to scale.
-
-    producer: module in a decoder layer whose output channels are divided.
-    consumers: linears that read them, and nothing else does.
-    kind: how an input channel of the consumers maps to a parameter of the producer, see `channels`.
-    """
-
-    producer: str
-    consumers: tuple[str, ...]
-    kind: str = "norm"
-
-
-PHI3 = (
-    Scaling("input_layernorm", ("self_attn.qkv_proj",)),
-    Scaling("self_attn.qkv_proj", ("self_attn.o_proj",), "value_of_qkv"),
-    Scaling("post_attention_layernorm", ("mlp.gate_up_proj",)),
-    Scaling("mlp.gate_up_proj", ("mlp.down_proj",), "up_of_gate_up"),
-)
-LLAMA = (
-    Scaling("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    Scaling("self_attn.v_proj", ("self_attn.o_proj",), "value"),
-    Scaling("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    Scaling("mlp.up_proj", ("mlp.down_proj",), "linear"),
-)
-
-
-def _gemma(norm_before_mlp: str) -> tuple[Scaling, ...]:
-    """Gemma's norms multiply by 1 + weight, and Gemma 2 and 3 have a second norm before each residual."""
-    return (
-        Scaling("input_layernorm", LLAMA[0].consumers, "norm_plus_one"),
-        LLAMA[1],
-        Scaling(norm_before_mlp, LLAMA[2].consumers, "norm_plus_one"),
-        LLAMA[3],
-    )
-
-
-ARCHITECTURES: dict[str, tuple[Scaling, ...]] = {
-    "phi3": PHI3,  # Phi-3, Phi-3.5, Phi-4-mini
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "gemma": _gemma("post_attention_layernorm"),
-    "gemma2": _gemma("pre_feedforward_layernorm"),
-    "gemma3_text": _gemma("pre_feedforward_layernorm"),
-}
+from phicli.architectures import Scaling
 
 
 def channels(scaling: Scaling, layer: nn.Module, config: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phicli.dataset.damage import damage, repair
+from phicli.dataset.text_repair import repair, text_findings
 
 SOUND = [
     "Ein „Gruß“ und „Spaß“ – „Ä“, „Å“, „Ü“!", "« À Paris », dit-il : « Là-bas, à « Nice » … »", "ABROGÉ », café’”",
@@ -25,7 +25,7 @@ def misread(text, encoding="cp1252"):
 
 @pytest.mark.parametrize("text", SOUND)
 def test_sound_text_is_let_alone(text):
-    assert list(damage(text)) == []
+    assert list(text_findings(text)) == []
     assert repair(text) == text
 
 
@@ -34,7 +34,7 @@ def test_sound_text_is_let_alone(text):
                                   "Ελλάδα", "שלום", "São Tomé: NACIÓN"])
 def test_mojibake_is_seen_and_undone(text, encoding):
     broken = misread(text, encoding)
-    assert "mojibake" in list(damage(broken))
+    assert "mojibake" in list(text_findings(broken))
     assert repair(broken) == text
     assert repair(misread(broken, encoding)) == text  # twice misread
 
@@ -46,14 +46,14 @@ def test_mojibake_is_seen_and_undone(text, encoding):
     ("a &amp; b &#39;c&#x27; &eacute;&copy=1", "html_entity", "a & b 'c' é&copy=1"),
 ])
 def test_undone(text, code, repaired):
-    assert list(damage(text)) == [code]
+    assert list(text_findings(text)) == [code]
     assert repair(text) == repaired
-    assert list(damage(repaired)) == []
+    assert list(text_findings(repaired)) == []
 
 
 @pytest.mark.parametrize(("text", "code"), [
     ("", "empty_field"), (" \n", "empty_field"), ("NaN", "nan_text"), (" null ", "nan_text"), ("<NA>", "nan_text"),
     ("caf\ufffd", "replacement_character")])
 def test_lost_for_good(text, code):
-    assert list(damage(text)) == [code]
+    assert list(text_findings(text)) == [code]
     assert repair(text) == text

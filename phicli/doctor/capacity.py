@@ -5,62 +5,62 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from phicli import resources as needs
+from phicli import resources
 from phicli.azure.target import cache_folder
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
-from phicli.doctor.finding import Finding, Light, Subject
+from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
-from phicli.resources import Need, existing, free_disk
+from phicli.resources import Estimate, existing, free_disk
 from phicli.units import size
 
 UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red
 SMALLER = "a smaller model (--model tiny is built in), or a larger machine"
 
 
-def model(subject: Subject) -> Finding:
+def model(subject: Subject) -> CheckResult:
     """Whether the model is here and whole, or how much would have to be fetched."""
     known = subject.size
     about = f"{_count(known.params)} parameters, {size(known.weight_bytes)}, from {known.source}" if known else ""
     figures = {"params": known.params, "bytes": known.weight_bytes, "source": known.source} if known else {}
     if subject.model.startswith("azureml:"):
-        return Finding(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
+        return CheckResult(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
     folder = local_folder(subject.model)
     if folder:
         check_model(folder)
-        return Finding(Light.GREEN, f"{folder}: {about}", figures=figures)
+        return CheckResult(Light.GREEN, f"{folder}: {about}", figures=figures)
     place = "in the hub's cache" if cached(subject.model) else "fetched from huggingface.co when first used"
-    return Finding(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
+    return CheckResult(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
 
 
-def memory(subject: Subject) -> Finding:
+def memory(subject: Subject) -> CheckResult:
     """Memory of the machine or its container, and what each step needs of it."""
     total, free = total_memory(), available_memory("cpu")
-    wanted = step_needs(subject)
-    return _compare({step: need.memory for step, need in wanted.items()}, total, free,
+    wanted = step_estimates(subject)
+    return _compare({step: estimate.memory for step, estimate in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}",
                     "end other programs; finetune: --batch-size 1 --seq-len 256; quantize: --samples 32",
-                    {step: (need.memory + need.more, need.room) for step, need in wanted.items()
-                     if need.more and not need.gpu})
+                    {step: (one.memory + one.extra, one.extra_from) for step, one in wanted.items()
+                     if one.extra and not one.gpu})
 
 
-def gpu_memory(subject: Subject) -> Finding:
+def gpu_memory(subject: Subject) -> CheckResult:
     """Memory of the first GPU that torch uses, and what each step needs of it."""
     if not subject.wants_cuda:
-        return Finding(Light.GREEN, "not needed: everything is computed on the CPU")
+        return CheckResult(Light.GREEN, "not needed: everything is computed on the CPU")
     document = subject.probes.get("torch").document or {}
     if not document.get("gpus"):
-        return Finding(Light.RED, "torch sees no GPU", "see the line about torch")
+        return CheckResult(Light.RED, "torch sees no GPU", "see the line about torch")
     total, free = (document["gpus"][0][k] for k in ("total", "free"))
-    wanted = step_needs(subject)
-    return _compare({step: need.gpu for step, need in wanted.items()}, total, free,
+    wanted = step_estimates(subject)
+    return _compare({step: estimate.gpu for step, estimate in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}", "end what else uses the GPU: nvidia-smi shows it",
-                    {step: (need.gpu + need.more, need.room) for step, need in wanted.items() if need.more})
+                    {step: (one.gpu + one.extra, one.extra_from) for step, one in wanted.items() if one.extra})
 
 
-def disk(subject: Subject) -> Finding:
+def disk(subject: Subject) -> CheckResult:
     """Free disk under the root and in the hub's cache, and what each step writes."""
-    wanted = {step: need.disk for step, need in step_needs(subject).items()}
+    wanted = {step: estimate.disk for step, estimate in step_estimates(subject).items()}
     place, free = existing(subject.root), free_disk(subject.root)
     fetch = subject.size.weight_bytes if subject.size and not local_here(subject) else 0
     if fetch:
@@ -68,40 +68,41 @@ def disk(subject: Subject) -> Finding:
         if cache.stat().st_dev == place.stat().st_dev:
             wanted = {"fetching": float(fetch), **wanted}
         elif free_disk(cache) < fetch:
-            return Finding(Light.RED, f"{cache} has {size(free_disk(cache))} free, the model has {size(fetch)}",
+            return CheckResult(Light.RED, f"{cache} has {size(free_disk(cache))} free, the model has {size(fetch)}",
                            "HF_HOME=FOLDER, a folder on another disk")
     largest, together = max(wanted.values(), default=0), sum(wanted.values())
     return _compare(wanted, free, free - (together - largest), f"{place} has {size(free)} free",
                     "free some space, or --root FOLDER on another disk")
 
 
-def write_access(subject: Subject) -> Finding:
+def write_access(subject: Subject) -> CheckResult:
     """Whether files can be made in the root, the temporary folder and the caches that phicli uses."""
     caches = {"the temporary folder": Path(tempfile.gettempdir()), "the hub's cache": hub_cache(),
               "Azure's cache": cache_folder(subject.settings)}
     refused = [f"{what} ({existing(path)}): {reason}" for what, path in caches.items() if (reason := _refusal(path))]
     reason = _refusal(subject.root)
     if reason:
-        return Finding(Light.RED, f"the root ({existing(subject.root)}): {reason}", "--root FOLDER")
+        return CheckResult(Light.RED, f"the root ({existing(subject.root)}): {reason}", "--root FOLDER")
     if refused:
         needed = "temporary" in refused[0] or not local_here(subject)
-        return Finding(Light.RED if needed else Light.YELLOW, "; ".join(refused),
+        return CheckResult(Light.RED if needed else Light.YELLOW, "; ".join(refused),
                        "TMPDIR=FOLDER, HF_HOME=FOLDER, PHICLI_AZURE_CACHE=FOLDER")
-    return Finding(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
+    return CheckResult(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
 
 
-def step_needs(subject: Subject) -> dict[str, Need]:
+def step_estimates(subject: Subject) -> dict[str, Estimate]:
     """What each step needs with its settings; empty where the model's size is not known."""
     if subject.size is None:
         return {}
     known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
     quantize, finetune, evaluate = resolve(QuantizeConfig), resolve(FinetuneConfig), resolve(EvaluateConfig)
+    quantized = resources.after_quantizing(known)
     return {
-        "quantize": needs.of_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
-        "finetune": needs.of_finetune(needs.after_quantizing(known), device, finetune.lora_r, finetune.batch_size),
-        "optimize": needs.of_optimize(needs.after_quantizing(known), device),
-        "evaluate": needs.of_evaluate(known, device, evaluate.seq_len),
-        "chat": needs.of_chat(known, device),
+        "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
+        "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r, finetune.batch_size),
+        "optimize": resources.estimate_optimize(quantized, device),
+        "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
+        "chat": resources.estimate_chat(known, device),
     }
 
 
@@ -135,10 +136,10 @@ def _count(number: int) -> str:
 
 
 def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure: str,
-             roomy: dict[str, tuple[float, float]] | None = None) -> Finding:
+             roomy: dict[str, tuple[float, float]] | None = None) -> CheckResult:
     """red where a step needs clearly more than there could be, yellow where it needs more than is free.
 
-    roomy: of steps that take more than they need where there is room, how much then, and how much must be free for it.
+    roomy: of steps that take more where much is free: how much then, and how much must be free for it.
     """
     figures: dict[str, Any] = {"free": round(free), "needs": {step: round(need) for step, need in wanted.items()}}
     if roomy:
@@ -146,15 +147,15 @@ def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure:
     also = {step: f" ({size(takes)} where {size(room)} are free)" if room > wanted[step] else f" (takes {size(takes)})"
             for step, (takes, room) in (roomy or {}).items()}
     if not wanted:
-        return Finding(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
+        return CheckResult(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
                        figures)
     found = f"{has}; needs about " + ", ".join(
         f"{step} {size(need)}{also.get(step, '')}" for step, need in wanted.items() if need)
     if max(wanted.values()) > UNCERTAIN * most:
-        return Finding(Light.RED, found, SMALLER, figures)
+        return CheckResult(Light.RED, found, SMALLER, figures)
     if max(wanted.values()) > free:
-        return Finding(Light.YELLOW, found, cure, figures)
-    return Finding(Light.GREEN, found, figures=figures)
+        return CheckResult(Light.YELLOW, found, cure, figures)
+    return CheckResult(Light.GREEN, found, figures=figures)
 
 
 def _refusal(path: Path) -> str | None:

@@ -1,0 +1,62 @@
+"""A format of one's own is one class and one entry; every reader of rows then takes it."""
+
+import csv
+import gzip
+import json
+
+import pytest
+
+from phicli.api import inspect
+from phicli.config.shared import DEFAULT_TEMPLATE
+from phicli.dataset import Row, formats, load_rows, read_rows
+from phicli.dataset.lines import Line, LineReader
+from phicli.quantization.calibration import calibration_tokens
+from phicli.text import TextCodec, TextTemplate
+
+ROWS = [{"prompt": f"Where, {i}?", "response": f'By "train" é {i},\nor on foot'} for i in range(40)]
+
+
+class CsvReader(LineReader):
+    """A table whose first line names its columns."""
+
+    def __iter__(self):
+        text = ((line.data + line.ending).decode() for line in super().__iter__())
+        for number, fields in enumerate(csv.DictReader(text), 1):
+            yield Line(number, json.dumps(fields).encode(), b"\n")
+
+
+@pytest.fixture(params=["rows.csv", "ROWS.CSV.gz"])
+def table(tmp_path, monkeypatch, request):
+    monkeypatch.setitem(formats.READERS, ".csv", CsvReader)
+    path = tmp_path / request.param
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "response"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return path
+
+
+def test_rows_of_another_format(table):
+    assert list(read_rows(table)) == [Row(i, row) for i, row in enumerate(ROWS, 1)]
+    assert load_rows(table, TextTemplate(DEFAULT_TEMPLATE)) == ROWS
+
+
+def test_it_is_inspected_and_written_clean(table, tmp_path):
+    report = inspect(table, model="tiny", fix=str(tmp_path / "clean.jsonl"))
+    assert (report["rows"], report["bad_rows"], report["warnings"]) == (40, 0, [])
+    assert [row.fields for row in read_rows(tmp_path / "clean.jsonl")] == ROWS
+
+
+def test_it_calibrates(table, tiny):
+    codec, template = TextCodec(tiny), TextTemplate(DEFAULT_TEMPLATE)
+    lines = table.with_name("rows.jsonl")
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    same = [calibration_tokens(codec, file, template, 4, 64, 0).tolist() for file in (table, lines)]
+    assert same[0] == same[1]
+
+
+def test_a_name_that_says_nothing_is_json_lines(tmp_path):
+    path = tmp_path / "rows"
+    path.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+    assert [row.fields for row in read_rows(path)] == ROWS[:1]
+    assert not formats.has_rows(path) and formats.has_rows("a/B.JSON.gz")
