@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options, process
 from phicli.cli.printable import printable
 from phicli.config.steps import ChatConfig
@@ -36,7 +37,7 @@ def chat(
         raise UsageError("--json needs --prompt or a prompt on stdin")
     config = config.but(system=config.system and console.typed(config.system),
                         adapter=None if no_adapter else config.adapter)
-    with _opened(Path(config.path or config.root_folder / "onnx-ao"), config, compare) as talks:
+    with _opened(Path(config.path or config.root_folder / ONNX_FOLDER), config, compare) as talks:
         answer = _compare_on(talks.all) if compare else _stream_on(talks.last)
         if question is None:
             _converse(talks, answer)

@@ -11,6 +11,7 @@ from weakref import WeakSet
 import numpy as np
 
 from phicli.artifacts.generations import of_one_generation
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
 from phicli.artifacts.stages import REMOVABLE, check_whole
 from phicli.errors import BadInput, UsageError
 from phicli.export.genai_config import read_config
@@ -20,7 +21,6 @@ from phicli.inference.generator import Generator, Sampling, closed_error, run_fa
 from phicli.libraries import subdued
 from phicli.text import TextCodec
 
-ADAPTER_SUFFIX = ".onnx_adapter"
 BASE_GRAPH = "base.onnx"  # beside a graph that holds its adapters: the same model without
 
 # These model types rotate positions with other factors as soon as a sequence is longer than this (LongRoPE), so
@@ -111,7 +111,7 @@ class Session:
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
-        return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"adapters/*{ADAPTER_SUFFIX}"))
+        return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
 
     @subdued()
     def check_adapter(self, name: str) -> Path:
@@ -121,7 +121,7 @@ class Session:
         known = self.adapter_names()
         if name not in known:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
-                           where=self.folder / "adapters", hint=f"phicli optimize --adapter {name}=FOLDER adds it")
+                           where=self.folder / ADAPTERS, hint=f"phicli optimize --adapter {name}=FOLDER adds it")
         path = self._adapter_path(name)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         check_adapter(self.folder, path)
@@ -215,7 +215,7 @@ class Session:
         return model
 
     def _adapter_path(self, name: str) -> Path:
-        return self.folder / "adapters" / (name + ADAPTER_SUFFIX)
+        return self.folder / ADAPTERS / (name + ADAPTER_SUFFIX)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
