@@ -20,6 +20,7 @@ from phicli.version import __version__
 __all__ = ["leftovers", "publishing", "publishing_file", "settle", "write_text", "writing"]  # of `publishing`
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
+OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
 _AGAIN = "phicli run, or the step's own command, makes it again"
 TOOLS = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "torch", "transformers", "peft")
 
@@ -141,6 +142,18 @@ def damage(folder: Path, manifest: Manifest, counts: Callable[[str], bool] = lam
     for name, found in zip(known, file_hashes([folder / name for name in known]), strict=True):
         if found != manifest.hashes[name]:
             return f"{name} has other content than the step wrote"
+    return None
+
+
+def foreign_file(folder: Path, manifest: Manifest) -> str | None:
+    """The first file in a stage's folder that the step did not write; None where there is none.
+
+    What file managers leave behind does not count, nor do the files of a stage so old that it does not list its own.
+    """
+    for path in sorted(folder.rglob("*")) if manifest.files else ():
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in manifest.files and name != MANIFEST and path.name not in OF_DESKTOPS:
+            return name
     return None
 
 

@@ -77,8 +77,9 @@ class Setting:
             value = os.fspath(value)
         if self.kind is tuple and isinstance(value, list | tuple):
             value = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)
-            if all(isinstance(part, str) for part in value):
-                return value
+            if not all(isinstance(part, str) for part in value):
+                raise error("needs a list of texts", where=where)
+            return value
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
             value = float(value)
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
@@ -88,6 +89,8 @@ class Setting:
             near = difflib.get_close_matches(str(value), self.choices, 1)
             raise error(f"'{value}' is not one of {', '.join(self.choices)}", where=where,
                         hint=f"did you mean '{near[0]}'?" if near else None)
+        if isinstance(value, str) and "\0" in value:
+            raise error("has a NUL character in it", where=where)
         self._check_range(value, where, error)
         return expand(str(value)) if self.path else value
 
@@ -134,6 +137,11 @@ def again(config: "type[StepConfig]", name: str) -> Any:
     """A field that is another step's setting of the same name."""
     known = next(f for f in fields(config) if f.name == name).metadata[_METADATA]
     return field(default=known["default"], metadata={_METADATA: {**known, "key": settings_of(config)[name].key}})
+
+
+def checked(config: "type[StepConfig]", name: str, value: Any) -> Any:
+    """A value for one setting of a step. Raises UsageError as `Setting.checked` does; the message has the name."""
+    return settings_of(config)[name].checked(value, where=name)
 
 
 def settings_of(config: "type[StepConfig]") -> Mapping[str, Setting]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from phicli.config import shared
 from phicli.config.setting import StepConfig, again, setting
+from phicli.errors import UsageError
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
@@ -27,6 +28,9 @@ class OfModel(StepConfig):
         object.__setattr__(self, "root_chosen", self.root is not None)
         if self.root is None:
             object.__setattr__(self, "root", shared.default_root(self.model))
+        output = getattr(self, "output", None)
+        if output and Path(output).resolve() == self.root_folder.resolve():
+            raise UsageError("is the root itself, which holds the results of all steps", where="--output")
 
     @property
     def root_folder(self) -> Path:

@@ -9,6 +9,8 @@ from phicli.artifacts.reading import open_regular, read_bytes
 from phicli.errors import BadInput
 
 LARGEST = (1 << 31) - 1  # bytes; protobuf's own limit
+ENDLESS = ("Loop", "Scan")  # ops that may run for ever, and cannot be interrupted; no model of phicli's has them
+MOST_NODES = 1_000_000  # once functions are written out where they are called
 REBUILD = "phicli optimize --force"
 
 
@@ -27,7 +29,32 @@ def read_model(path: Path) -> Any:
         model.ParseFromString(content)
     except (DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BadInput(f"damaged model: {e}", where=path, hint=REBUILD) from None
+    check_ends(model, path)
     return model
+
+
+def check_ends(model: Any, path: Path) -> None:
+    """Raise BadInput for a ModelProto that could run for ever: loops, or functions that call each other too often."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    counted: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Any, calls: tuple[tuple[str, str], ...]) -> int:
+        total = 0
+        for node in nodes:
+            if node.op_type in ENDLESS and node.domain in ("", "ai.onnx"):
+                raise BadInput(f"the graph has a {node.op_type}, which may run for ever", where=path, hint=REBUILD)
+            called = (node.domain, node.op_type)
+            if called in functions and called not in counted:
+                if called in calls:
+                    raise BadInput("the graph has a function that calls itself", where=path, hint=REBUILD)
+                counted[called] = count(functions[called].node, (*calls, called))
+            graphs = [g for a in node.attribute for g in ([a.g] if a.HasField("g") else []) + list(a.graphs)]
+            total += counted.get(called, 1) + sum(count(graph.node, calls) for graph in graphs)
+            if total > MOST_NODES:
+                raise BadInput(f"the graph has more than {MOST_NODES:,} nodes", where=path, hint=REBUILD)
+        return total
+
+    count(model.graph.node, ())
 
 
 def settle_data(model: Any, path: Path) -> Path:

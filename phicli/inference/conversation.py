@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phicli.config.setting import checked
+from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
+from phicli.export.graph_file import REBUILD
 from phicli.inference.generator import Generator, Sampling
 from phicli.inference.session import Session
 
@@ -73,13 +76,14 @@ class Conversation:
         system: the system message. max_new_tokens: longest answer.
 
     Raises:
-        BadInput, UsageError: as `Session.load_adapter` does.
+        BadInput, UsageError: as `Session.load_adapter` does. UsageError: a setting of `ChatConfig` out of range.
     """
 
     def __init__(self, session: Session, *, adapter: str | None = None, system: str | None = None,
                  sampling: Sampling | None = None, max_new_tokens: int = 256):
-        self.session, self.sampling, self.max_new_tokens = session, sampling or Sampling(), max_new_tokens
-        self.system = system
+        self.session, self.sampling = session, sampling or Sampling()
+        self.max_new_tokens = checked(ChatConfig, "max_new_tokens", max_new_tokens)
+        self.system = checked(ChatConfig, "system", system)
         self.turns: list[tuple[str, str]] = []
         self.adapter: str | None = None
         self.last: Answer | None = None
@@ -122,6 +126,8 @@ class Conversation:
             UsageError: an empty message, or the session is closed.
             BadInput: longer than the context, even with no older turn.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"the prompt is no text but {type(text).__name__}")
         if not text.strip():
             raise UsageError("the prompt is empty", hint="phicli chat --prompt TEXT")
         begun = time.perf_counter()
@@ -131,10 +137,12 @@ class Conversation:
             prefill_begun = time.perf_counter()
             ready = self._prefill(generator, ids[cached:], stopped, whole=cached == 0)
             drawn, times, reason = self._decode(generator, stopped, on_text) if ready else ([], [], "interrupted")
+            spoken = self.session.codec.decode([token for token in drawn if token not in self.session.end_ids])
+            if drawn and not spoken and np.isnan(generator.logits()).any():  # a whole copy: not at every answer
+                raise BadInput("the model's logits are not numbers", where=self.session.folder, hint=REBUILD)
         except BaseException:
             self._generator = None  # what it holds now is unknown
             raise
-        spoken = self.session.codec.decode([token for token in drawn if token not in self.session.end_ids])
         self.turns = self.turns[dropped:]
         if spoken or reason != "interrupted":
             self.turns.append((text, spoken))

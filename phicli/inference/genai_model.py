@@ -17,6 +17,7 @@ from phicli.inference.devices import select_provider
 from phicli.inference.ops import ops_of
 
 GRAPH = "model.onnx"
+FATAL = 4  # of onnxruntime's levels of severity
 
 
 def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", kernels: str = "auto") -> tuple[Any, str]:
@@ -54,6 +55,7 @@ def _load(settings: dict[str, Any], graph: Any, data: Path, library: Path | None
         settings["model"]["decoder"]["filename"] = GRAPH
         options = settings["model"]["decoder"]["session_options"]
         options["session.load_model_format"] = "ONNX"
+        options["log_severity_level"] = FATAL  # else onnxruntime prints names of the graph's nodes as they are
         # genai puts its folder before this one, so that an absolute path would not do
         options["session.model_external_initializers_file_folder_path"] = os.path.relpath(data, folder)
         if library:

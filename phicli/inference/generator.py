@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from phicli.config.setting import checked
+from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.export.graph_file import REBUILD
 from phicli.resources.shortage import within_memory
@@ -21,6 +23,11 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 50
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a value that the settings of the same names would not take either."""
+        for name in ("temperature", "top_p", "top_k", "seed"):
+            object.__setattr__(self, name, checked(ChatConfig, name, getattr(self, name)))
 
     def search_options(self, vocab_size: int) -> dict[str, Any]:
         if self.temperature == 0:

@@ -13,6 +13,8 @@ import numpy as np
 from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
 from phicli.artifacts.stages import REMOVABLE, check_whole
+from phicli.config.setting import checked
+from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.genai_config import read_config
 from phicli.export.graph_file import REBUILD, read_model
@@ -52,10 +54,11 @@ class Session:
 
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True):
+        device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
+        self.folder = Path(checked(ChatConfig, "path", folder) or "")
         import onnxruntime_genai as og
 
         self._og = og
-        self.folder = Path(folder)
         self._lock = threading.Lock()  # of all that changes below; never held while a model runs
         self._loaded: dict[str, Any] = {}  # name -> the og.Adapters that holds it
         self._generators: WeakSet[Generator] = WeakSet()

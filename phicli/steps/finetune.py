@@ -1,6 +1,5 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
-import re
 from pathlib import Path
 
 from phicli.artifacts import stages
@@ -18,11 +17,10 @@ from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_finetune, size_of_folder
 from phicli.steps.importing import imports
 from phicli.text import TextCodec, TextTemplate
-from phicli.training.defaults import choose_targets, default_learning_rate
+from phicli.training.defaults import check_name, choose_targets, default_learning_rate
 from phicli.workflow.plan import Plan, StageResult
 
 LIBRARIES = ("torch", "phicli.training.passes", "transformers.modeling_layers")  # that the work begins with
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @subdued()
@@ -58,8 +56,7 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
 
 def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
     """What `finetune` would make of the same settings; raises what it raises for names, options and base."""
-    if not NAME.fullmatch(config.name):
-        raise BadInput("an adapter's name has letters, digits, '.', '_' and '-' only", where=config.name)
+    check_name(config.name)
     root = config.root_folder
     folder = resolve_model(config.base, progress) if config.base else find_base(root)
     sources = {"base": folder, "data": Path(config.data)}

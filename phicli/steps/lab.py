@@ -10,6 +10,7 @@ from typing import Any
 from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.artifacts.stages import MANIFEST, Manifest
 from phicli.config.layers import Config, Settings
+from phicli.config.setting import StepConfig
 from phicli.config.steps import (
     ChatConfig,
     EvaluateConfig,
@@ -20,9 +21,12 @@ from phicli.config.steps import (
 )
 from phicli.errors import UsageError
 from phicli.progress import Progress
+from phicli.training.defaults import check_name
 from phicli.units import duration, size
 from phicli.workflow.plan import StageResult
 
+CONFIGS: tuple[type[StepConfig], ...] = (
+    InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, EvaluateConfig, ChatConfig)
 STEPS = ("inspect", "quantize", "finetune", "optimize", "evaluate", "chat")
 
 
@@ -55,6 +59,9 @@ def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progr
     begin, end = _number("--from", first, len(STEPS)), _number("--until", last, len(STEPS) - 1)
     if first and begin > end:
         raise UsageError(f"--from {first} comes after --until {last}", hint=f"the order: {', '.join(STEPS)}")
+    for kind in CONFIGS[: end + 1]:  # what is out of range in a late step ends the run before the first one
+        settings.resolve(kind, flags)
+    check_name(settings.resolve(FinetuneConfig, flags).name)
     for i, name in enumerate(STEPS[: end + 1]):
         lab = Lab(settings, {**flags, "force": flags.get("force") or i >= begin}, progress)
         yield lab.chat(prompt) if name == "chat" else getattr(lab, name)()

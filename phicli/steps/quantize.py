@@ -1,5 +1,6 @@
 """The quantize stage: from a model to a checked, published folder of int4 weights with its manifest."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,7 +8,6 @@ from phicli.artifacts import stages
 from phicli.config.steps import QuantizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
-from phicli.hardware.driver import open_gpu
 from phicli.hub.fitting import check_groups
 from phicli.hub.models import read_config, read_headers, resolve_model, weight_files
 from phicli.hub.roots import remember_model
@@ -15,6 +15,7 @@ from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
 from phicli.quantization.algorithms import algorithm_of
+from phicli.quantization.warmup import warm_up
 from phicli.resources import announce, estimate_quantize, size_of_folder
 from phicli.steps.importing import imports
 from phicli.workflow.plan import Plan, StageResult
@@ -37,11 +38,14 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
     """
     stage, force = plan_quantize(config, progress), config.force
     if config.save_plan:
-        check_save_plan(config)
+        check_save_plan(config, stage.target)
         force = force or not _is_saved(Path(config.save_plan), stage.result())
     folder, algorithm = stage.sources["model"], algorithm_of(config.algorithm, config.implementation)
+    weights = read_config(folder)
+    dtype = str(weights.get("dtype") or weights.get("torch_dtype"))
+    warm = partial(warm_up, config.device, dtype, config.group_size, config.symmetric, config.rounding)
     with imports(*LIBRARIES, at_once=force or not stage.target.exists(),
-                 beside=open_gpu if config.device != "cpu" else bool) as imported:
+                 beside=warm if _own(config) else bool) as imported:
         done = stage.finished(force, progress)
         if done:
             return StageResult(stage.target, done)
@@ -108,7 +112,7 @@ def check_options(config: QuantizeConfig) -> None:
             raise UsageError(f"{option} goes with phicli's own AWQ")
 
 
-def check_save_plan(config: QuantizeConfig) -> None:
+def check_save_plan(config: QuantizeConfig, target: Path) -> None:
     """Raise UsageError where there is no plan to save, BadInput where it would replace something else."""
     from phicli.quantization.plan import check_plan_place
 
@@ -118,6 +122,8 @@ def check_save_plan(config: QuantizeConfig) -> None:
         raise UsageError("--save-plan saves what is searched, and with --plan nothing is")
     if config.save_plan:
         check_plan_place(Path(config.save_plan))
+        if Path(config.save_plan).resolve().is_relative_to(target.resolve()):
+            raise UsageError("lies in the folder of the result, which is made anew as a whole", where="--save-plan")
 
 
 def _is_saved(file: Path, manifest: stages.Manifest | None) -> bool:

@@ -79,6 +79,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self._multiplies(left, right)
         return self.seen(super().call_binop(context, operator, left, right))
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr != "encode" and super().is_safe_attribute(obj, attr, value)  # punycode takes quadratic time
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         return super().getattr(self._holder(obj, attribute), attribute)
 

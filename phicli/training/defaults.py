@@ -1,11 +1,20 @@
 """What a finetune takes when nothing is said: learning rate, layers."""
 
+import re
 from pathlib import Path
 
 from phicli.errors import BadInput
 from phicli.hub.models import read_config
 
 ALL_LINEAR = "all-linear"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput unless an adapter can have this name: it becomes a folder's and a file's."""
+    if not NAME.fullmatch(name):
+        raise BadInput("an adapter's name has up to 64 letters, digits, '.', '_' and '-', and begins with a letter or "
+                       "digit", where=name)
 
 
 def default_learning_rate(folder: Path) -> float:

@@ -113,6 +113,9 @@ class Plan:
         if have is None or have.step != self.step:
             what = "files that no step of phicli made" if have is None else f"the result of phicli {have.step}"
             raise BadInput(f"the folder holds {what}", where=self.target, hint="name another one, or move it away")
+        if foreign := stages.foreign_file(self.target, have):
+            raise BadInput(f"{foreign} is in the folder, which no step of phicli made, and would be lost",
+                           where=self.target, hint="move it elsewhere; a step's folder is made anew as a whole")
 
     @contextlib.contextmanager
     def locked(self, force: bool, progress: Progress) -> Iterator[Any]:
