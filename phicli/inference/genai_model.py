@@ -60,7 +60,8 @@ def _load(settings: dict[str, Any], graph: Any, data: Path, library: Path | None
         options["session.model_external_initializers_file_folder_path"] = os.path.relpath(data, folder)
         if library:
             options["custom_ops_library"] = str(_linked(library, folder))
-        (folder / GENAI_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+        text = json.dumps(settings, ensure_ascii=False)  # genai reads no \\u of two halves
+        (folder / GENAI_CONFIG).write_text(text, encoding="utf-8", errors="surrogateescape")
         config, content = og.Config(str(folder)), graph.SerializeToString()
         config.add_model_data(GRAPH, content)
         return og.Model(config)
