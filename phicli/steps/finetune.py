@@ -1,5 +1,7 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from phicli.artifacts import stages
@@ -40,7 +42,7 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
     if done:
         return StageResult(plan.target, done)
     template = TextTemplate(config.text_template)
-    with imports(*LIBRARIES, at_once=True, beside=open_gpu if config.device != "cpu" else bool) as imported:
+    with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, config.device)) as imported:
         rows = load_rows(Path(config.data), template)
         imported()
     work = _Work(plan, config, progress)
@@ -68,6 +70,11 @@ def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
         "lora_alpha": 2.0 * config.lora_r if alpha is None else alpha,
         "target_modules": sorted(config.target_modules),
     })
+
+
+def _gpu(device: str, reached: Callable[[str], bool]) -> None:
+    if device != "cpu":
+        open_gpu()
 
 
 class _Work:

@@ -9,7 +9,9 @@ from importlib import import_module
 
 
 @contextlib.contextmanager
-def imports(*modules: str, at_once: bool, beside: Callable[[], object] = bool) -> Iterator[Callable[[], None]]:
+def imports(
+    *modules: str, at_once: bool, beside: Callable[[Callable[[str], bool]], object] = bool
+) -> Iterator[Callable[[], None]]:
     """Import modules in this order in the background while the block runs, without looking for garbage meanwhile.
 
     Importing makes a million objects that stay; looking through them again and again takes a tenth of the time. What
@@ -17,25 +19,33 @@ def imports(*modules: str, at_once: bool, beside: Callable[[], object] = bool) -
 
     Args:
         at_once: begin now, since they will surely be needed; else when the block asks for them.
-        beside: something short that can go on in another thread meanwhile, if the modules are not there yet.
+        beside: something short that can go on in another thread meanwhile, if the modules are not there yet. It gets a
+            function that waits until one of the modules is imported (or cannot be) and says whether to go on.
 
     Yields:
         a function that returns when all is imported, and raises what importing raises.
     """
-    over = threading.Event()
+    over, tried = threading.Event(), {name: threading.Event() for name in modules}
 
     def load() -> None:
         for name in modules:
             if not over.is_set():
                 import_module(name)
+                tried[name].set()
+
+    def reached(name: str) -> bool:
+        tried[name].wait()
+        return not over.is_set()
 
     def load_early() -> None:
         with contextlib.suppress(Exception):  # `ready` meets the error again
             load()
+        for event in tried.values():
+            event.set()
 
     def short() -> None:
         with contextlib.suppress(Exception):
-            beside()
+            beside(reached)
 
     new = any(name not in sys.modules for name in modules)
     collects = gc.isenabled() and new

@@ -41,11 +41,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         check_save_plan(config, stage.target)
         force = force or not _is_saved(Path(config.save_plan), stage.result())
     folder, algorithm = stage.sources["model"], algorithm_of(config.algorithm, config.implementation)
-    weights = read_config(folder)
-    dtype = str(weights.get("dtype") or weights.get("torch_dtype"))
-    warm = partial(warm_up, config.device, dtype, config.group_size, config.symmetric, config.rounding)
-    with imports(*LIBRARIES, at_once=force or not stage.target.exists(),
-                 beside=warm if _own(config) else bool) as imported:
+    warm = partial(warm_up, config, folder) if _own(config) else bool
+    with imports(*LIBRARIES, at_once=force or not stage.target.exists(), beside=warm) as imported:
         done = stage.finished(force, progress)
         if done:
             return StageResult(stage.target, done)

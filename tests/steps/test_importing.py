@@ -31,10 +31,15 @@ def test_all_is_imported_when_it_says_so(modules, at_once):
     import_it = "import gc, threading; collecting, thread = gc.isenabled(), threading.current_thread()"
     first, second = modules(importing_a=import_it, importing_b=import_it)
     done = []
-    with imports(first, second, at_once=at_once, beside=lambda: done.append(threading.current_thread())) as imported:
+
+    def beside(reached) -> None:
+        done.append((threading.current_thread(), reached(second)))
+
+    with imports(first, second, at_once=at_once, beside=beside) as imported:
         imported()
         assert (sys.modules[first].thread is not threading.main_thread()) == at_once
-        assert not sys.modules[second].collecting and len(done) == at_once and threading.main_thread() not in done
+        assert not sys.modules[second].collecting and [went_on for _, went_on in done] == [True] * at_once
+        assert all(thread is not threading.main_thread() for thread, _ in done)
     assert gc.isenabled()
 
 
@@ -65,7 +70,7 @@ def test_what_importing_raises_is_raised(modules, at_once):
 def test_what_goes_wrong_beside_is_not_the_steps(modules):
     (name,) = modules(importing_g="")
 
-    def fails() -> None:
+    def fails(reached) -> None:
         raise RuntimeError
 
     with imports(name, at_once=True, beside=fails) as imported:
