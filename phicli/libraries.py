@@ -5,6 +5,7 @@ they were. What a user has set in the environment holds, except that telemetry i
 """
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -57,6 +58,8 @@ def subdued() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if not _depth:
+                if _before.pop("frozen", False):
+                    gc.unfreeze()
                 _restore(_before["environment"])
                 _set_hub_offline(_user_is_offline())
                 _set_verbosity(_before["verbosity"] or 30)
@@ -64,6 +67,14 @@ def subdued() -> Iterator[None]:
                     warnings.filters.remove(_before["warnings"])  # type: ignore[attr-defined]
                 level, logging.root.handlers[:] = _before["logging"]  # genai's builder sets up its own
                 logging.root.setLevel(level)
+
+
+def spare_garbage_collection() -> None:
+    """Leave out of garbage collection what has been imported, a million objects, until `subdued` ends."""
+    with _lock:
+        if _depth and not gc.get_freeze_count():  # a program's own frozen objects could not be told from ours
+            gc.freeze()
+            _before["frozen"] = True
 
 
 @contextlib.contextmanager

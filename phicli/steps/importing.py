@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
+from phicli.libraries import spare_garbage_collection
+
 
 @contextlib.contextmanager
 def imports(
@@ -55,6 +57,8 @@ def imports(
         for thread in threads:
             thread.join()
         load()
+        if new:
+            spare_garbage_collection()
 
     if collects:
         gc.disable()
