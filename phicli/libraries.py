@@ -25,7 +25,6 @@ WHILE_WORKING = {
     # Waiting threads sleep instead of spinning: a few percent slower alone, twice as fast with another program beside.
     "OMP_WAIT_POLICY": "PASSIVE",
     "CUDA_MODULE_LOADING": "LAZY",  # as torch sets it too
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its sums exactly with it
     OFFLINE: "1",  # `online` lifts it for what a user names
 }
 LEFT_BEHIND = ("TORCHINDUCTOR_CACHE_DIR", "ORT_LIB_PATH")  # by torch, by onnxruntime-genai
@@ -67,6 +66,18 @@ def subdued() -> Iterator[None]:
                     warnings.filters.remove(_before["warnings"])  # type: ignore[attr-defined]
                 level, logging.root.handlers[:] = _before["logging"]  # genai's builder sets up its own
                 logging.root.setLevel(level)
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """While the block runs, these variables are set, where the user has not set them otherwise."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        _restore(before)
 
 
 def spare_garbage_collection() -> None:

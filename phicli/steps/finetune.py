@@ -14,7 +14,7 @@ from phicli.hardware.driver import open_gpu
 from phicli.hub.models import find_base, resolve_model
 from phicli.hub.roots import remember_model
 from phicli.hub.vocabulary import check_vocabulary
-from phicli.libraries import subdued
+from phicli.libraries import environment, subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_finetune, size_of_folder
 from phicli.steps.importing import imports
@@ -118,7 +118,8 @@ class _Work:
             "lora_dropout": self.settings["lora_dropout"], "checkpoint_steps": self.config.checkpoint_steps,
             "original": str(self.original) if self.original else None, "job": Job(self.rows, checkpoint),
         }
-        with self.plan.publishing() as (fresh, manifest):
+        # cuBLAS repeats its sums exactly with it
+        with environment(CUBLAS_WORKSPACE_CONFIG=":4096:8"), self.plan.publishing() as (fresh, manifest):
             result = run_pass(PASSES[self.settings["method"]], config, self.folder, fresh, device=self.device,
                               progress=self.progress)
             for path in sorted((fresh / "adapter").iterdir()):
