@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 SHELL = 128  # what a shell adds to the number of the signal that has ended a command
 HELD = 1.0  # seconds in which more signals are the same wish: a key held down does not break off the cleaning up
+INSISTS = 5.0  # seconds between two requests to end; cleaning up takes less
 AFTER = 10.0  # seconds in which an error is taken for what a library makes of a signal's exception
 
 
@@ -30,7 +31,17 @@ class _Signals:
             os._exit(SHELL + number)
         if time.monotonic() - self.at > HELD:
             self.number, self.at = signal.Signals(number), time.monotonic()
+            if number != signal.SIGINT and os.name != "nt":
+                threading.Thread(target=self.insist, args=(number,), daemon=True).start()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated(SHELL + number)
+
+    def insist(self, number: int) -> None:
+        """Ask again while the process goes on: an event loop, say, may have dropped the exception at its start."""
+        for _ in range(3):
+            time.sleep(INSISTS)
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        time.sleep(INSISTS)
+        os._exit(SHELL + number)
 
     def install(self) -> None:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):

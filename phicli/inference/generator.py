@@ -33,7 +33,7 @@ class Sampling:
         if self.temperature == 0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p,
-                "top_k": min(self.top_k, vocab_size), "random_seed": self.seed % 2**31}  # genai takes 31 bits
+                "top_k": min(self.top_k, vocab_size), "random_seed": self.seed}
 
 
 class Generator:
