@@ -1,5 +1,6 @@
 """Shared helpers: the command line run in-process through the real `main()`, and the built-in model."""
 
+import atexit
 import os
 import signal
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from phicli.libraries import subdued
 
 SUBDUED = subdued()  # kept, or it would end at once
 SUBDUED.__enter__()  # no test asks a hub, whatever it imports
+atexit.register(SUBDUED.__exit__, None, None, None)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; processes made here inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
