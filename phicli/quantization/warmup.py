@@ -1,8 +1,8 @@
 """A GPU made ready for a quantization while Python imports: what the first layer would wait for otherwise.
 
 That is CUDA's context, Triton's kernels, which are compiled for each machine, dtype and grid, and the libraries behind
-torch's products and factorizations, which choose and load a kernel for each shape that they see first. It is worth 3 s
-of the work and 7 s of the process at 3.8 B on an H100 (docs/performance.md).
+torch's products and factorizations, which choose and load a kernel for each shape that they see first. The kernels
+alone are worth 3 s of the work and 7 s of the process at 3.8 B on an H100 (docs/performance.md).
 """
 
 from collections.abc import Callable
