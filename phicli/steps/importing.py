@@ -9,11 +9,35 @@ from importlib import import_module
 
 from phicli.libraries import spare_garbage_collection
 
+Reached = Callable[[str], bool]
+
+
+class _Loader:
+    """Imports modules in their order, up to the one in progress when `over` is set."""
+
+    def __init__(self, modules: tuple[str, ...]):
+        self.over, self.tried = threading.Event(), {name: threading.Event() for name in modules}
+
+    def load(self) -> None:
+        for name, tried in self.tried.items():
+            if not self.over.is_set():
+                import_module(name)
+                tried.set()
+
+    def load_early(self) -> None:
+        with contextlib.suppress(Exception):  # whoever loads again meets the error again
+            self.load()
+        for tried in self.tried.values():
+            tried.set()
+
+    def reached(self, name: str) -> bool:
+        """Wait until a module is imported, or cannot be; whether to go on."""
+        self.tried[name].wait()
+        return not self.over.is_set()
+
 
 @contextlib.contextmanager
-def imports(
-    *modules: str, at_once: bool, beside: Callable[[Callable[[str], bool]], object] = bool
-) -> Iterator[Callable[[], None]]:
+def imports(*modules: str, at_once: bool, beside: Callable[[Reached], object] = bool) -> Iterator[Callable[[], None]]:
     """Import modules in this order in the background while the block runs, without looking for garbage meanwhile.
 
     Importing makes a million objects that stay; looking through them again and again takes a tenth of the time. What
@@ -27,36 +51,19 @@ def imports(
     Yields:
         a function that returns when all is imported, and raises what importing raises.
     """
-    over, tried = threading.Event(), {name: threading.Event() for name in modules}
-
-    def load() -> None:
-        for name in modules:
-            if not over.is_set():
-                import_module(name)
-                tried[name].set()
-
-    def reached(name: str) -> bool:
-        tried[name].wait()
-        return not over.is_set()
-
-    def load_early() -> None:
-        with contextlib.suppress(Exception):  # `ready` meets the error again
-            load()
-        for event in tried.values():
-            event.set()
+    loader, new = _Loader(modules), any(name not in sys.modules for name in modules)
+    collects = gc.isenabled() and new
 
     def short() -> None:
         with contextlib.suppress(Exception):
-            beside(reached)
+            beside(loader.reached)
 
-    new = any(name not in sys.modules for name in modules)
-    collects = gc.isenabled() and new
-    threads = [threading.Thread(target=load_early), threading.Thread(target=short)] if new and at_once else []
+    threads = [threading.Thread(target=work) for work in (loader.load_early, short)] if new and at_once else []
 
     def ready() -> None:
         for thread in threads:
             thread.join()
-        load()
+        loader.load()
         if new:
             spare_garbage_collection()
 
@@ -67,7 +74,7 @@ def imports(
     try:
         yield ready
     finally:
-        over.set()
+        loader.over.set()
         for thread in threads:
             thread.join()  # at most the module that is being imported
         if collects:
