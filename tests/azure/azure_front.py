@@ -2,11 +2,11 @@
 
 import http.client
 import ssl
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from azure_stub import Azure
+from azure_tls import serve_tls
 
 HOP = {"transfer-encoding", "connection", "keep-alive", "content-length"}
 
@@ -45,15 +45,4 @@ def serve_front(azure: Azure, certificates: Path, storage_port: int) -> int:
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64
-
-        def handle_error(self, request, client_address):
-            """A client that gave up is nothing to report."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server.server_address[1]
+    return serve_tls(Handler, certificates)

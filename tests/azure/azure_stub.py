@@ -6,15 +6,15 @@ The answers are those that the source of azure-ai-ml 1.35 expects; they were nev
 import datetime
 import json
 import re
-import ssl
 import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+from azure_tls import serve_tls
 
 ACCOUNT, CONTAINER, REGION = "devstoreaccount1", "azureml-blobstore", "westeurope"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's, public
@@ -201,15 +201,4 @@ def serve(azure: Azure, certificates: Path) -> int:
 
         do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = handle_any
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64
-
-        def handle_error(self, request, client_address):
-            """A client that gave up is nothing to report."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server.server_address[1]
+    return serve_tls(Handler, certificates)

@@ -1,13 +1,13 @@
 """A blob storage that says and sends whatever a test wants, over TLS, and otherwise what is right."""
 
 import re
-import ssl
-import threading
 from collections.abc import Callable, Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from azure_tls import serve_tls
 
 Headers = dict[str, str]
 Answer = tuple[int, Headers, Iterable[bytes]]
@@ -76,15 +76,4 @@ def serve_storage(storage: Storage, certificates: Path) -> int:
                 self.wfile.flush()
             self.close_connection = "content-length" not in answer[1]
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size, daemon_threads = 64, True
-
-        def handle_error(self, request, client_address):
-            """A client that gave up is nothing to report."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server.server_address[1]
+    return serve_tls(Handler, certificates)
