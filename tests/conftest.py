@@ -15,8 +15,10 @@ SUBDUED = subdued()  # kept, or it would end at once
 SUBDUED.__enter__()  # no test asks a hub, whatever it imports
 atexit.register(SUBDUED.__exit__, None, None, None)
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; processes made here inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored in a shell's background job, and under nohup; processes made here would inherit that.
+for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, _name, signal.SIGINT)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _usual)
 
 
 @dataclass
