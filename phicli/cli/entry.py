@@ -6,6 +6,7 @@ import os
 import sys
 
 from phicli.cli import process
+from phicli.cli.terminal import remember_terminal, restore_terminal
 
 
 def entry() -> None:
@@ -15,6 +16,7 @@ def entry() -> None:
     waits for them.
     """
     process.open_streams()
+    remember_terminal()
     process.SIGNALS.install()
     codes: list[int] = []
     atexit.register(lambda: _leave(codes[0]) if codes and not (sys.gettrace() or sys.getprofile()) else None)
@@ -36,4 +38,5 @@ def _leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    restore_terminal()
     os._exit(code)

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any, TextIO
 
+from phicli.cli.terminal import restore_terminal
+
 SHELL = 128  # what a shell adds to the number of the signal that has ended a command
 HELD = 1.0  # seconds in which more signals are the same wish: a key held down does not break off the cleaning up
 INSISTS = 5.0  # seconds between two requests to end; cleaning up takes less
@@ -28,6 +30,7 @@ class _Signals:
 
     def __call__(self, number: int, frame: Any) -> None:
         if not self.raising:
+            restore_terminal()
             os._exit(SHELL + number)
         if time.monotonic() - self.at > HELD:
             self.number, self.at = signal.Signals(number), time.monotonic()
@@ -41,6 +44,7 @@ class _Signals:
             time.sleep(INSISTS)
             signal.pthread_kill(threading.main_thread().ident or 0, number)
         time.sleep(INSISTS)
+        restore_terminal()
         os._exit(SHELL + number)
 
     def install(self) -> None:

@@ -160,6 +160,17 @@ def test_chat_ended(at_terminal, optimized, number, code):
     assert terminal.seen.rfind("\x1b[?2004l") > terminal.seen.rfind("\x1b[?2004h")
 
 
+@pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.1])
+def test_chat_ended_while_it_begins(at_terminal, optimized, after):
+    """SIGTERM while the chat prompt is being set up: the terminal is as it was, exit code 143, 5 s later at most."""
+    terminal = at_terminal("chat", "--root", optimized)
+    terminal.until("\x1b[?2004h")
+    time.sleep(after)
+    terminal.child.send_signal(signal.SIGTERM)
+    assert terminal.end() == 143 and terminal.modes() == terminal.before, terminal.seen
+    assert terminal.seen.rfind("\x1b[?2004l") > terminal.seen.rfind("\x1b[?2004h")
+
+
 def test_chat_hung_up(at_terminal, optimized):
     """A terminal that is closed at the chat prompt: the process ends."""
     terminal = at_terminal("chat", "--root", optimized)

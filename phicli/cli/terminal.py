@@ -1,0 +1,30 @@
+"""The terminal's modes, which a line editor changes: given back however the process ends."""
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+USUAL = b"\x1b[?2004l\x1b[?25h"  # pasted text is not marked, the cursor is seen
+_before: list[Any] = []
+
+
+def remember_terminal() -> None:
+    """Note the modes of the terminal on stdin, if it is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import termios
+
+        if os.isatty(0):
+            _before[:] = termios.tcgetattr(0)
+
+
+def restore_terminal() -> None:
+    """Give back what `remember_terminal` noted, where it has changed; also when an editor was broken off half-way."""
+    if not _before or sys.platform == "win32":
+        return
+    import termios
+
+    with contextlib.suppress(termios.error, OSError):  # the terminal is gone
+        if os.tcgetpgrp(0) == os.getpgrp() and termios.tcgetattr(0) != _before:  # in the background it would stop us
+            termios.tcsetattr(0, termios.TCSANOW, _before)
+            os.write(0, USUAL)
