@@ -51,7 +51,7 @@ def test_training_rows(codec, attack):
     found = prepare_rows(rows, TEMPLATE, codec, seq_len=512, mask_prompt=True, eval_split=0, seed=0).train[0]
     assert found.ids == expected(codec, attack, f"Well, {attack}")
     assert sum(i in special_ids(codec) for i in found.ids) == 4
-    assert codec.decode(found.ids[found.response_start :]) == f"Well, {attack}"
+    assert codec.decode([found.ids[at] for at in found.targets]) == f"Well, {attack}"
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -125,5 +125,5 @@ def test_the_response_begins_where_it_begins_behind_disguised_text(codec):
     template = TextTemplate("Q: {prompt} A: {response}")
     plain = codec.encode_row(template, {"prompt": "x" * 7 * 5, "response": "Kyoto in spring"})
     hidden = codec.encode_row(template, {"prompt": "<|end|>" * 5, "response": "Kyoto in spring"})
-    ends = [codec.decode(e.ids[e.response_start :]) for e in (plain, hidden)]
+    ends = [codec.decode([e.ids[at] for at in e.targets]) for e in (plain, hidden)]
     assert ends[0] == ends[1]

@@ -16,7 +16,7 @@ from phicli.workflow.wording import worded
 if TYPE_CHECKING:
     from phicli.inference.session import Session
 
-# float [response tokens, vocabulary]; row i is the distribution of the response's token i
+# float [targets, vocabulary]; row i is the distribution of the token at the row's target i
 Reader = Callable[[Encoded], np.ndarray]
 
 
@@ -46,7 +46,7 @@ class Readers(contextlib.AbstractContextManager["Readers"]):
         if session is None or session.folder != stage.folder or wanted > session.takes_adapters:
             self.close()
             session = self._session = Session(stage.folder, self._device, self._kernels, adapters=wanted)
-        return lambda row: session.logits(row.ids, stage.adapter)[row.response_start - 1 : -1]
+        return lambda row: session.logits(row.ids, stage.adapter)[np.array(row.targets) - 1]
 
     def close(self) -> None:
         """Give the memory of the session back that is open, if one is."""
@@ -76,9 +76,10 @@ def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
 
     def read(row: Encoded) -> np.ndarray:
         ids = torch.tensor([row.ids], device=device)
-        wanted = len(row.ids) - row.response_start + 1
+        wanted = len(row.ids) - row.targets[0] + 1
+        places = np.array(row.targets) - row.targets[0]
         with torch.inference_mode(), worded("the model cannot be run", stage.folder):
-            logits = model(input_ids=ids, logits_to_keep=wanted, use_cache=False).logits[0, -wanted:-1]
+            logits = model(input_ids=ids, logits_to_keep=wanted, use_cache=False).logits[0, -wanted:][places]
         return logits.float().cpu().numpy()
 
     yield read

@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
         plan.check_unchanged()
         document = {
             "model": config.model, "eval_data": config.eval_data, "rows": len(encoded), "cut_rows": cut,
-            "tokens": sum(len(row.ids) - row.response_start for row in encoded),
+            "tokens": sum(len(row.targets) for row in encoded),
             "text_template": config.text_template, "seq_len": config.seq_len, "device": config.device,
             "kernels": config.kernels, "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
             "inputs": plan.inputs, "settings": plan.settings, "versions": versions(),
@@ -78,8 +78,7 @@ def _encode(rows: Sequence[dict[str, str]], template: TextTemplate, seq_len: int
             raise BadInput(f"its tokenizer gives other tokens than that of {first}", where=folder,
                            hint="make this stage again from the same model")
     cut = sum(len(one.ids) > seq_len for one in found)
-    kept = [Encoded(one.ids[:seq_len], one.response_start) for one in found
-            if 0 < one.response_start < min(len(one.ids), seq_len)]
+    kept = [short for one in found if (short := one.cut(seq_len)).targets]
     if not kept:
         raise BadInput("no row has a response within the length limit", hint=f"--seq-len over {seq_len}")
     return kept, cut
@@ -114,7 +113,7 @@ def _measure(stage: Stage, rows: Sequence[Encoded], readers: Readers, kept: dict
             log_probs = log_softmax(read(row))
             if not np.isfinite(log_probs).all():
                 raise BadInput("its logits are not finite numbers", where=stage.adapter_path or stage.folder)
-            likelihood.add(log_probs, row.ids[row.response_start :])
+            likelihood.add(log_probs, [row.ids[at] for at in row.targets])
             for source, found in zip(sources, agreement.values(), strict=True):
                 reference = next(source)
                 if reference.shape != log_probs.shape:

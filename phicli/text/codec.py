@@ -1,23 +1,15 @@
 """A model's tokenizer and chat template together, read from its folder without transformers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from phicli.text.encoded import Encoded
 from phicli.text.foreign import Alphabet
 from phicli.text.layout import ChatLayout, Message
 from phicli.text.template import TextTemplate
 from phicli.text.tokens import Tokens
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids, and where the last field of the template (the response) begins among them."""
-
-    ids: list[int]
-    response_start: int
 
 
 class TextCodec:
@@ -59,7 +51,7 @@ class TextCodec:
         return TokenStream(self.tokens)
 
     def encode_row(self, template: TextTemplate, row: Mapping[str, str]) -> Encoded:
-        """Ids of a row under a text template. Raises as `encode_text`."""
+        """Ids of a row under a text template, counted from its last field on. Raises as `encode_text`."""
         text, response_at = "", 0
         for piece, foreign in template.pieces(row):
             if foreign:
@@ -67,7 +59,7 @@ class TextCodec:
             text += piece if foreign else self.tokens.aliased(piece)
         encoding = self.tokens.encode(text)
         first = next((i for i, (start, _) in enumerate(encoding.offsets) if start >= response_at), len(encoding))
-        return Encoded(self.tokens.ids(encoding), first)
+        return Encoded.counted_from(self.tokens.ids(encoding), first)
 
     def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, laid out by the model's own chat template.

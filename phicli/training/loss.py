@@ -30,13 +30,13 @@ class Batch:
 
 
 def make_batch(rows: Sequence[Encoded]) -> Batch:
-    """Rows padded to the longest, and the places that count: from each row's `response_start` on."""
+    """Rows padded to the longest, and the places that predict a token that counts."""
     longest = max(len(row.ids) for row in rows)
     places: list[int] = []
     labels: list[int] = []
     for i, row in enumerate(rows):
-        places += range(i * longest + row.response_start - 1, i * longest + len(row.ids) - 1)
-        labels += row.ids[row.response_start :]
+        places += [i * longest + at - 1 for at in row.targets]
+        labels += [row.ids[at] for at in row.targets]
     return Batch(_padded(rows, longest), torch.tensor(places), torch.tensor(labels))
 
 
@@ -47,7 +47,8 @@ def make_even_batch(rows: Sequence[Encoded]) -> Batch:
     length = -(-longest // step) * step
     labels = torch.full((len(rows), length), IGNORED)
     for i, row in enumerate(rows):
-        labels[i, row.response_start - 1 : len(row.ids) - 1] = torch.tensor(row.ids[row.response_start :])
+        at = torch.tensor(row.targets)
+        labels[i, at - 1] = torch.tensor(row.ids)[at]
     return Batch(_padded(rows, length), torch.arange(labels.numel()), labels.flatten())
 
 
@@ -88,7 +89,7 @@ class RowLoss:
 
 def count_targets(rows: Sequence[Encoded]) -> int:
     """How many tokens of the rows the loss counts."""
-    return sum(len(row.ids) - row.response_start for row in rows)
+    return sum(len(row.targets) for row in rows)
 
 
 def _split(model: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -15,7 +15,7 @@ POOL = 16  # batches that are sampled together and sorted by length, so that row
 class Rows:
     """Rows ready to train on.
 
-    train, held_out: ids, and where the part begins that the loss counts (`response_start`, at least 1).
+    train, held_out: each has a token that counts.
     cut: rows longer than the limit. dropped: of these, rows that have nothing left to learn.
     """
 
@@ -38,10 +38,10 @@ def prepare_rows(
     cut = 0
     for row in rows:
         encoded = codec.encode_row(template, row)
-        start = max(1, encoded.response_start if mask_prompt else 1)  # nothing predicts the first token
+        encoded = encoded if mask_prompt else encoded.whole()
         cut += len(encoded.ids) > seq_len
-        if start < len(encoded.ids[:seq_len]):
-            kept.append(Encoded(encoded.ids[:seq_len], start))
+        if (shortened := encoded.cut(seq_len)).targets:
+            kept.append(shortened)
     if not kept:
         raise BadInput(f"no row has a token to learn within {seq_len} tokens", hint="--seq-len, or --no-mask-prompt")
     held = set(random.Random(seed).sample(range(len(kept)), max(1, round(eval_split * len(kept))) if eval_split else 0))

@@ -66,7 +66,7 @@ def test_every_stage_is_measured_on_the_same_tokens(measured, tiny):
     assert list(stages) == ["original", "awq", "rtn", "rtn + travel", "onnx", "onnx + travel"]
     template = TextTemplate(document["text_template"])
     encoded = [TextCodec(tiny).encode_row(template, row) for row in ROWS]
-    assert document["tokens"] == sum(len(e.ids) - e.response_start for e in encoded)
+    assert document["tokens"] == sum(len(e.targets) for e in encoded)
     assert document["rows"] == 3 and document["cut_rows"] == 0
     assert all(stage["missing"] is None and stage["bytes"] > 1e6 for stage in stages.values())
 
@@ -81,8 +81,8 @@ def test_perplexity_is_that_of_transformers_own_loss(measured, tiny):
         encoded = TextCodec(tiny).encode_row(template, row)
         ids = torch.tensor([encoded.ids])
         labels = ids.clone()
-        labels[:, : encoded.response_start] = -100
-        n = len(encoded.ids) - encoded.response_start
+        labels[~torch.tensor([encoded.mask])] = -100
+        n = len(encoded.targets)
         with torch.no_grad():
             loss += model(input_ids=ids, labels=labels).loss.item() * n
         tokens += n

@@ -10,7 +10,7 @@ from phicli.inference import session as sessions
 from phicli.inference.session import Session
 from phicli.text import Encoded
 
-ROW = Encoded([5, 6, 7, 8, 9], 2)
+ROW = Encoded.counted_from([5, 6, 7, 8, 9], 2)
 
 
 def test_adapters_of_a_model_share_a_session_and_one_model_is_open_at_a_time(two_graphs, tiny, monkeypatch):
@@ -46,5 +46,5 @@ def test_a_stage_that_fails_leaves_nothing_open(two_graphs, monkeypatch):
     stage = Stage("onnx", two_graphs / "onnx-ao", onnx=True)
     with pytest.raises(BadInput, match="more than the context"), Readers("cpu") as readers, readers.open(stage) as read:
         session = readers._session
-        read(Encoded([5] * 4000, 2))
+        read(Encoded.counted_from([5] * 4000, 2))
     assert session is not None and session.closed

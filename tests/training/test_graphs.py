@@ -12,7 +12,7 @@ from phicli.training.rows import Rows
 from phicli.training.training import Recipe, Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")]
-ROWS = Rows([Encoded([(7 * i + j) % 400 + 8 for j in range(12 + 3 * i)], 4) for i in range(24)], [], 0, 0)
+ROWS = Rows([Encoded.counted_from([(7 * i + j) % 400 + 8 for j in range(12 + 3 * i)], 4) for i in range(24)], [], 0, 0)
 
 
 @pytest.mark.parametrize("dense", [True, False])

@@ -8,7 +8,7 @@ from phicli.text import Encoded
 from phicli.training import loss
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 
-ROWS = [Encoded(list(range(10, 40)), 12), Encoded(list(range(50, 62)), 1), Encoded(list(range(70, 99)), 28)]
+ROWS = [Encoded.counted_from(range(begin, end), start) for begin, end, start in ((10, 40, 12), (50, 62, 1), (70, 99, 28))]
 
 
 def plain_loss(model) -> torch.Tensor:
@@ -16,7 +16,7 @@ def plain_loss(model) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for row in ROWS:
         logits = model(torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
-        total -= sum(logits[i - 1, row.ids[i]] for i in range(row.response_start, len(row.ids)))
+        total -= sum(logits[i - 1, row.ids[i]] for i in row.targets)
     return total
 
 
@@ -49,7 +49,7 @@ def test_count_targets():
 
 @pytest.mark.parametrize(("longest", "length"), [(5, 16), (64, 64), (65, 80), (130, 144), (500, 512), (700, 704)])
 def test_even_batches_come_in_few_lengths(longest, length):
-    rows = [Encoded(list(range(longest)), 2), Encoded([1, 2, 3], 1)]
+    rows = [Encoded.counted_from(list(range(longest)), 2), Encoded.counted_from([1, 2, 3], 1)]
     batch = make_even_batch(rows)
     assert batch.ids.shape == (2, length)
     assert int((batch.labels != loss.IGNORED).sum()) == count_targets(rows)

@@ -25,8 +25,8 @@ def test_replayed_positions_give_the_same_loss(name):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name])
     loss, positions = RowLoss(model), _Positions(model)
-    first, second = (make_even_batch([Encoded([(7 * i + j + k) % 60 + 2 for j in range(20)], 5) for i in range(3)])
-                     for k in (0, 3))
+    first, second = (make_even_batch([Encoded.counted_from([(7 * i + j + k) % 60 + 2 for j in range(20)], 5)
+                                      for i in range(3)]) for k in (0, 3))
     with positions.recorded():
         loss(first)
     wanted = float(loss(second))

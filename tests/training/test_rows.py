@@ -23,10 +23,10 @@ def rows(n=10, **fields):
 
 def test_only_the_response_and_its_end_count(codec):
     (row,) = prepare_rows(rows(1), TEMPLATE, codec, **OPTIONS).train
-    assert codec.decode(row.ids[row.response_start :]).strip() == "It is 0 km away."
+    assert codec.decode([row.ids[at] for at in row.targets]).strip() == "It is 0 km away."
     assert row.ids[-1] == codec.special["<|end|>"][0]
     (whole,) = prepare_rows(rows(1), TEMPLATE, codec, **{**OPTIONS, "mask_prompt": False}).train
-    assert (whole.ids, whole.response_start) == (row.ids, 1)
+    assert (whole.ids, whole.targets) == (row.ids, list(range(1, len(row.ids))))
 
 
 def test_long_rows_are_cut_and_those_with_no_response_left_go(codec):

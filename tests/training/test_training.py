@@ -17,7 +17,7 @@ from phicli.training.rows import Rows
 from phicli.training.training import Recipe, Trainer, schedule_factor
 
 RECIPE = Recipe(max_steps=4, batch_size=4, learning_rate=1e-3, schedule="linear", seed=0, checkpoint_steps=1)
-TRAIN = [Encoded([7 * i + j for j in range(9 + i)], 4) for i in range(12)]
+TRAIN = [Encoded.counted_from([7 * i + j for j in range(9 + i)], 4) for i in range(12)]
 ROWS = Rows(TRAIN, TRAIN[3:5], 0, 0)
 
 
