@@ -8,7 +8,8 @@ from phicli.text import Encoded
 from phicli.training import loss
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 
-ROWS = [Encoded.counted_from(range(begin, end), start) for begin, end, start in ((10, 40, 12), (50, 62, 1), (70, 99, 28))]
+SPANS = ((10, 40, 12), (50, 62, 1), (70, 99, 28))
+ROWS = [Encoded.counted_from(range(begin, end), start) for begin, end, start in SPANS]
 
 
 def plain_loss(model) -> torch.Tensor:
