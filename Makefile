@@ -13,7 +13,7 @@ lab: $(VENV)/.installed
 	$(BIN)/phicli run --model $(MODEL)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
 fuzz: $(VENV)/.installed-dev
 	FUZZ=4000 $(BIN)/python -m pytest tests/fuzz --timeout 1800

@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def clean_settings(monkeypatch):
     """No setting of the person who runs the tests reaches them."""
     for name in [n for n in os.environ if n.startswith("PHICLI_")]:
         monkeypatch.delenv(name)
+
+
+def pytest_runtest_logreport(report):
+    """A failure is told when it happens: a run that is killed has no summary."""
+    if report.failed:
+        print(f"\n{report.nodeid} failed\n{report.longreprtext}", *map("\n".join, report.sections), sep="\n",
+              file=sys.__stderr__, flush=True)
 
 
 def pytest_collection_modifyitems(items):
