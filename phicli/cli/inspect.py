@@ -32,7 +32,7 @@ def _show(report: dict[str, Any]) -> None:
         console.result_table(["line", *map(_plain, fields)], first, title="First rows")
     measured = [*report["fields"].items(), ("whole row", {**report, "empty": None})]
     figures = [(_plain(name), f["rows"], f["empty"], what, *(f"{value:g}" for value in list(f[what].values())[:4]))
-               for name, f in measured for what in ("characters", "tokens") if f[what]]
+               for name, f in measured for what in ("characters", "tokens") if f.get(what)]
     console.result_table(["field", "rows", "empty", "of", "min", "mean", "p95", "max"], figures, title="Fields")
     findings = [(w["code"], w["count"], _lines(w), _plain(w["message"]), _plain(w["suggestion"]))
                 for w in report["warnings"]]

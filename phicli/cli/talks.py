@@ -8,6 +8,7 @@ from phicli.errors import BadInput, PhicliError
 from phicli.inference.conversation import Conversation
 from phicli.inference.generator import Sampling
 from phicli.inference.session import Session
+from phicli.text.layout import template_options
 
 
 class Talks(contextlib.AbstractContextManager["Talks"]):
@@ -34,7 +35,8 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
         self.last = self.all[-1]
 
     def _open(self, adapters: bool) -> Session:
-        return Session(self._folder, self._config.device, self._config.kernels, adapters)
+        return Session(self._folder, self._config.device, self._config.kernels, adapters,
+                       template_options(self._config.chat_template_kwargs))
 
     def _begun(self, compare: bool) -> list[Conversation]:
         s = self._config

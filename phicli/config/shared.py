@@ -6,8 +6,8 @@ from typing import Any
 
 from phicli.config.setting import setting
 
-DEFAULT_TEMPLATE = "<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>"
-
+COLUMNS = ("messages", "prompt", "response", "input", "system", "history", "tools", "text")
+ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 def model() -> Any:
     return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, azureml://…, or tiny "
@@ -43,8 +43,27 @@ def eval_data() -> Any:
 
 
 def text_template() -> Any:
-    return setting(DEFAULT_TEMPLATE, "Template that makes text of a row; {prompt} stands for its field prompt "
-                   "[default: Phi's chat format]", shared=True)
+    return setting(None, "Template that makes text of a row, in place of the model's chat template; {prompt} stands "
+                   "for its field prompt", shared=True)
+
+
+def data_format() -> Any:
+    return setting(None, "Format of rows [default: found by their fields]", shared=True, choices=ROW_FORMATS)
+
+
+def columns() -> Any:
+    return setting((), "Names of fields: prompt=question takes the prompt from the field question; may be repeated",
+                   shared=True, flags=("--map",), metavar="NAME=FIELD")
+
+
+def chat_template() -> Any:
+    return setting(None, "File with a chat template (Jinja) in place of the model's own", shared=True, path=True,
+                   recorded=False)
+
+
+def chat_template_kwargs() -> Any:
+    return setting((), "Variable for the chat template, such as enable_thinking=false; may be repeated", shared=True,
+                   metavar="NAME=VALUE")
 
 
 def adapter() -> Any:

@@ -5,7 +5,7 @@ Flags, phicli.toml, environment, `phicli config`, manifests, estimates and Olive
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from phicli.config import shared
 from phicli.config.setting import StepConfig, again, setting
@@ -39,13 +39,39 @@ class OfModel(StepConfig):
 
 
 @dataclass(frozen=True)
-class InspectConfig(OfModel):
+class OfRows(OfModel):
+    """What every step has that reads rows: what they say, and how that becomes text."""
+
+    text_template: str | None = shared.text_template()
+    format: str | None = shared.data_format()
+    columns: tuple[str, ...] = shared.columns()
+    chat_template: str | None = shared.chat_template()
+    chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for column in self.columns:
+            name, _, field = column.partition("=")
+            if name not in shared.COLUMNS or not field:
+                raise UsageError(f"needs NAME=FIELD with one of {', '.join(shared.COLUMNS)}, not {column[:40]!r}",
+                                 where="--map", hint="--map prompt=question --map response=answer")
+
+    def row_settings(self) -> dict[str, Any]:
+        """The settings of rows on which a result depends, as a manifest tells them."""
+        return {name: value for name, value in self.recorded().items() if name in OfRows.__annotations__}
+
+    def row_sources(self) -> dict[str, Path]:
+        """The file of the chat template, if one is given."""
+        return {"chat_template": Path(self.chat_template)} if self.chat_template else {}
+
+
+@dataclass(frozen=True)
+class InspectConfig(OfRows):
     """Settings of `phicli inspect`."""
 
     STEP: ClassVar[str] = "inspect"
 
     data: str = shared.data(argument=True)
-    text_template: str = shared.text_template()
     max_tokens: int = setting(1024, "Report rows of more tokens than this", minimum=1)
     rows: int = setting(3, "Number of rows to print", minimum=0)
     fix: str | None = setting(None, "Write a clean copy to OUT: repair what can be repaired, drop what cannot",
@@ -53,7 +79,7 @@ class InspectConfig(OfModel):
 
 
 @dataclass(frozen=True)
-class QuantizeConfig(OfModel):
+class QuantizeConfig(OfRows):
     """Settings of `phicli quantize`."""
 
     STEP: ClassVar[str] = "quantize"
@@ -71,7 +97,6 @@ class QuantizeConfig(OfModel):
     distill: int = setting(0, "Steps of distillation from the original model after AWQ; 0: none", minimum=0)
     calibration: str | None = setting(None, "Calibration data: JSON Lines or plain text [default: a built-in text]",
                                       recorded=False, path=True)
-    text_template: str = shared.text_template()
     samples: int = setting(128, "Number of calibration sequences", minimum=1)
     seq_len: int = setting(512, "Length of a calibration sequence in tokens", minimum=8)
     plan: str | None = setting(None, "Take AWQ's scales and clipping from this file of --save-plan, without a search",
@@ -85,7 +110,7 @@ class QuantizeConfig(OfModel):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(OfModel):
+class FinetuneConfig(OfRows):
     """Settings of `phicli finetune`."""
 
     STEP: ClassVar[str] = "finetune"
@@ -93,7 +118,6 @@ class FinetuneConfig(OfModel):
     base: str | None = setting(None, "Model to train on: folder or id [default: the quantized model under the root]",
                                flags=("--base", "-b"), recorded=False, path=True)
     data: str = shared.data()
-    text_template: str = shared.text_template()
     name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
     method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
     max_steps: int = setting(100, "Number of training steps", minimum=1)
@@ -108,6 +132,8 @@ class FinetuneConfig(OfModel):
     target_modules: tuple[str, ...] = setting(("all-linear",), "Linear layers that get an adapter, by name; may be "
                                               "repeated")
     seq_len: int = setting(1024, "Maximum length of a row in tokens; longer rows are truncated", minimum=8)
+    force_template: bool = setting(False, "Train with a --text-template that is not the model's own layout", once=True,
+                                   recorded=False)
     mask_prompt: bool = setting(True, "Compute the loss on the response only, or on the prompt too",
                                 flags=("--mask-prompt/--no-mask-prompt",))
     eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation", minimum=0, below=1)
@@ -160,16 +186,16 @@ class ChatConfig(OfModel):
     seed: int = shared.seed()
     device: str = shared.device()
     kernels: str = shared.kernels()
+    chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(OfModel):
+class EvaluateConfig(OfRows):
     """Settings of `phicli evaluate`."""
 
     STEP: ClassVar[str] = "evaluate"
 
     eval_data: str = shared.eval_data()
-    text_template: str = shared.text_template()
     algorithm: str = again(QuantizeConfig, "algorithm")
     adapter: str | None = shared.adapter()
     rows: int | None = setting(None, "Measure only this many rows, from the first on [default: all]", minimum=1)
@@ -180,14 +206,13 @@ class EvaluateConfig(OfModel):
 
 
 @dataclass(frozen=True)
-class LabConfig(OfModel):
+class LabConfig(OfRows):
     """What `phicli run` and `phicli status` take as flags; the steps' other settings come from phicli.toml."""
 
     STEP: ClassVar[str] = "run"
 
     data: str = shared.data()
     eval_data: str = shared.eval_data()
-    text_template: str = shared.text_template()
     name: str = again(FinetuneConfig, "name")
     algorithm: str = again(QuantizeConfig, "algorithm")
     max_steps: int = again(FinetuneConfig, "max_steps")

@@ -5,9 +5,8 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,23 +14,20 @@ import numpy as np
 
 from phicli.artifacts.stages import publishing_file
 from phicli.config.layers import expand
+from phicli.dataset.contents import RowReader, Understood, row_hash
 from phicli.dataset.counting import SeenBefore
+from phicli.dataset.defects import Defect
 from phicli.dataset.lines import Line
-from phicli.dataset.rows import Defect, defects, parse
+from phicli.dataset.rows import parse
 from phicli.dataset.text_repair import has_mojibake, repair, text_findings
 from phicli.errors import BadInput, UsageError
-from phicli.text import TextTemplate
+from phicli.text import Conversation
+from phicli.text.layout import ASSISTANT
 
 # Findings about the file's form, which writing it anew does away with.
 FORM = ("encoding", "bom", "crlf", "cr", "mixed_line_endings", "no_final_newline", "blank_line")
 RESTORED = {"mojibake", "html_entity", "control_character"}
 LOST = {"nan_text", "replacement_character"}
-
-
-def row_hash(fields: Mapping[str, str], names: Sequence[str]) -> int:
-    """64 bits of the row's fields without the blanks around them."""
-    text = "\0".join(fields[name].strip() for name in names)
-    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 class Cleaner:
@@ -41,9 +37,8 @@ class Cleaner:
         rows: rows written. changed, dropped: code of the finding -> rows that were changed or left out for it.
     """
 
-    def __init__(self, template: TextTemplate, out: TextIO):
-        self.template, self.out = template, out
-        self.names = list(dict.fromkeys(template.fields))
+    def __init__(self, reader: RowReader, out: TextIO):
+        self.reader, self.out = reader, out
         self.seen = SeenBefore()
         self.rows = 0
         self.changed: Counter[str] = Counter()
@@ -54,12 +49,15 @@ class Cleaner:
         kept = []
         for line, parsed in batch:
             try:
-                fields, changes = self._restore(line, parsed)
+                row, fields, changes = self._restore(line, parsed)
             except Defect as e:
                 self.dropped[e.code] += 1
                 continue
-            text = json.dumps(fields, ensure_ascii=False) if changes else line.data.strip().decode("utf-8")
-            kept.append((text, changes, row_hash(fields, self.names)))
+            if changes or fields != parsed:
+                text = json.dumps(fields, ensure_ascii=False)
+            else:
+                text = line.data.strip().decode("utf-8")
+            kept.append((text, changes, row_hash(row)))
         repeated = self.seen.add(np.array([h for _, _, h in kept], np.uint64))
         for (text, changes, _), again in zip(kept, repeated, strict=True):
             if again:
@@ -69,33 +67,70 @@ class Cleaner:
             self.rows += 1
             self.changed.update(changes)
 
-    def _restore(self, line: Line, parsed: dict[str, Any] | Defect) -> tuple[dict[str, Any], set[str]]:
-        """The row as it should be, and codes of what was changed. Raises Defect: it cannot be used."""
+    def _restore(self, line: Line, parsed: dict[str, Any] | Defect) -> tuple[Understood, dict[str, Any], set[str]]:
+        """The row as it should be, what to write of it, and codes of what was changed. Raises Defect: of no use."""
         changes: set[str] = set()
         if isinstance(parsed, Defect):
             parsed = _as_windows_1252(line, parsed)
             changes.add("invalid_utf8")
-        fields = dict(parsed)
-        for name in self.names:
-            value = fields.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-                fields[name] = str(value)
-                changes.add("not_text")
-        for defect in defects(fields, self.template):
-            raise defect
-        for name in self.names:
-            codes = set(text_findings(fields[name]))
-            if codes & RESTORED:
-                changes |= codes & RESTORED
-                fields[name] = repair(fields[name])
-                codes = set(text_findings(fields[name]))
-            for code in codes & (LOST if name != self.names[-1] else LOST | {"empty_field"}):
+        fields, changed = _numbers_as_text(parsed, self.reader)
+        changes |= {"not_text"} if changed else set()
+        row = self.reader.read(fields)
+        codes = {code for _, text in row.texts for code in text_findings(text)}
+        if codes & RESTORED:
+            changes |= codes & RESTORED
+            fields = _repaired(fields)
+            row = self.reader.read(fields)
+        last = len(row.texts) - 1
+        for at, (name, text) in enumerate(row.texts):
+            for code in set(text_findings(text)) & (LOST if at != last else LOST | {"empty_field"}):
                 raise Defect(code, "", name)
-        return fields, changes
+        return row, canonical(row, fields), changes
 
     def summary(self, output: Path) -> dict[str, Any]:
         return {"output": str(output), "rows": self.rows,
                 "changed": dict(sorted(self.changed.items())), "dropped": dict(sorted(self.dropped.items()))}
+
+
+def canonical(row: Understood, fields: dict[str, Any]) -> dict[str, Any]:
+    """A row as phicli writes it: `messages` (and `tools`), `text`, or its own fields where a text template names them.
+
+    Messages of an assistant that are not to be learnt have `weight` 0, as in Azure OpenAI.
+    """
+    if isinstance(row.content, str):
+        return {"text": row.content}
+    if not isinstance(row.content, Conversation):
+        return fields
+    if row.format == "messages" and "messages" in fields and set(fields) <= {"messages", "tools"}:
+        return fields
+    pairs = zip(row.content.messages, row.content.trained, strict=True)
+    messages = [{**message, "weight": 0} if message["role"] == ASSISTANT and not learnt else dict(message)
+                for message, learnt in pairs]
+    return {"messages": messages} | ({"tools": list(row.content.tools)} if row.content.tools else {})
+
+
+def _numbers_as_text(fields: dict[str, Any], reader: RowReader) -> tuple[dict[str, Any], bool]:
+    """The fields, in which numbers are text where text is wanted, and whether there were such."""
+    changed = False
+    for _ in range(len(fields)):
+        try:
+            reader.read(fields)
+            break
+        except Defect as e:
+            value = fields.get(e.field or "")
+            if e.code != "not_text" or not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+                raise
+            fields, changed = {**fields, str(e.field): str(value)}, True
+    return fields, changed
+
+
+def _repaired(value: Any) -> Any:
+    """The value with every text in it repaired."""
+    if isinstance(value, str):
+        return repair(value)
+    if isinstance(value, dict):
+        return {name: _repaired(part) for name, part in value.items()}
+    return [_repaired(part) for part in value] if isinstance(value, list) else value
 
 
 def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:
@@ -112,7 +147,7 @@ def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:
 
 
 @contextmanager
-def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Cleaner]:
+def cleaning(output: Path, source: str, reader: RowReader) -> Iterator[Cleaner]:
     """A Cleaner whose file takes its place at `output` (gzip if it ends in .gz) when the block ends well.
 
     Raises:
@@ -130,7 +165,7 @@ def cleaning(output: Path, source: str, template: TextTemplate) -> Iterator[Clea
             raw = files.enter_context(fresh.open("wb"))
             packed = output.suffix == ".gz"
             binary = files.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)) if packed else raw
-            cleaner = Cleaner(template, files.enter_context(io.TextIOWrapper(binary, "utf-8", newline="\n")))
+            cleaner = Cleaner(reader, files.enter_context(io.TextIOWrapper(binary, "utf-8", newline="\n")))
             yield cleaner
         if not cleaner.rows:
             raise BadInput("no row is left to write", where=source)

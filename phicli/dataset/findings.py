@@ -26,8 +26,14 @@ KINDS: dict[str, Kind] = {
     "bad_json": Kind("broken JSON", "one complete JSON object a line; --fix OUT leaves such lines out", bad=True),
     "duplicate_key": Kind("a field stands twice in one object", "keep one of the two", bad=True),
     "not_object": Kind("JSON, but not an object", 'a row is an object: {"prompt": "…", "response": "…"}', bad=True),
-    "missing_field": Kind("no field '{field}', which the text template names",
-                          "fill it in, or name the right field in --text-template", bad=True),
+    "unknown_format": Kind("fields that no known format has", "name them: --map prompt=FIELD --map response=FIELD",
+                           bad=True),
+    "preference": Kind("rows of preferred and rejected answers", "phicli trains on answers: --map response=chosen "
+                       "takes the preferred ones", bad=True),
+    "bad_messages": Kind("messages that are not in order", "each a role and a text: "
+                         '{"role": "user", "content": "…"}', bad=True),
+    "nothing_to_learn": Kind("no answer of an assistant in it", "it teaches a model nothing to say", bad=True),
+    "missing_field": Kind("no field '{field}'", "fill it in, or name the right field: --map", bad=True),
     "not_text": Kind("'{field}' is not text", "write it as a string; --fix OUT does so with numbers", bad=True),
     "lone_surrogate": Kind("'{field}' has half of a character (a lone surrogate)", LOST, bad=True),
     "encoding": Kind("the file is {field}", SAVE_AS_UTF8),
@@ -53,11 +59,11 @@ KINDS: dict[str, Kind] = {
     "duplicate_row": Kind("the same row as an earlier one", "it trains twice; --fix OUT keeps the first"),
     "duplicate_prompt": Kind("the prompt of an earlier row with another response", "fine if meant; "
                              "if not, keep the better one"),
+    "not_laid_out": Kind("the model's chat template refuses them", "roles must alternate in some templates", bad=True),
     "too_long": Kind("longer than the limit of {field} tokens", "training cuts the end off: shorten it or raise "
                      "--max-tokens here and --seq-len in finetune"),
     "extreme_length": Kind("'{field}' is more than 20 times as long as usual", "see whether several rows ran together"),
-    "extra_field": Kind("field '{field}', which the text template does not name", "it is not used; name it in "
-                        "--text-template to use it"),
+    "extra_field": Kind("field '{field}' is not used", "fine if meant"),
 }
 
 

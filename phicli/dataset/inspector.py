@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from phicli.dataset.cleaning import row_hash
+from phicli.dataset.contents import RowReader, Understood, joined, prompt_hash, row_hash
 from phicli.dataset.counting import Histogram, SeenBefore
+from phicli.dataset.defects import Defect
+from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.findings import SHOWN_LINES, Findings
 from phicli.dataset.lines import Line, LineReader
-from phicli.dataset.rows import Defect, defects
 from phicli.dataset.text_repair import text_findings
-from phicli.dataset.tokens import TokenCounter
-from phicli.text import TextCodec, TextTemplate
+from phicli.errors import BadInput
+from phicli.text import Conversation, Encoded
 
 MAX_FIELDS = 100  # names of further fields are counted together
 OTHER_FIELDS = "(further fields)"
@@ -33,40 +34,43 @@ class FieldFigures:
     rows: int = 0
     empty: int = 0
     characters: Histogram = field(default_factory=Histogram)
-    tokens: Histogram = field(default_factory=Histogram)
     longest: list[tuple[int, int]] = field(default_factory=list)  # heap of (characters, -line)
 
 
 class Inspector:
-    """Takes batches of lines and keeps figures and findings, never rows."""
+    """Takes batches of lines and keeps figures and findings, never rows.
 
-    def __init__(self, template: TextTemplate, codec: TextCodec | None, max_tokens: int, show: int):
-        self.template, self.max_tokens, self.show = template, max_tokens, show
-        self.names = list(dict.fromkeys(template.fields))
-        self.counter = TokenCounter(codec, template) if codec else None
-        known = sorted(codec.special, key=len, reverse=True) if codec else []
-        self.special = re.compile("|".join([*map(re.escape, known), ANY_SPECIAL]))
-        self.unknown_tokens = sorted({t for literal, _ in template.parts for t in re.findall(ANY_SPECIAL, literal)
-                                      if codec and t not in codec.special})
+    encoder: counts tokens; None leaves them out.
+    """
+
+    def __init__(self, reader: RowReader, encoder: RowEncoder | None, max_tokens: int, show: int):
+        self.reader, self.encoder, self.max_tokens, self.show = reader, encoder, max_tokens, show
+        special = encoder.codec.special if encoder else {}
+        self.special = re.compile("|".join([*map(re.escape, sorted(special, key=len, reverse=True)), ANY_SPECIAL]))
+        literal = "".join(text for text, _ in reader.template.parts) if reader.template else ""
+        self.unknown_tokens = sorted({t for t in re.findall(ANY_SPECIAL, literal) if encoder and t not in special})
         self.findings = Findings()
         self.fields: dict[str, FieldFigures] = {}
-        self.characters, self.tokens = Histogram(), Histogram()
+        self.unused: set[str] = set()
+        self.formats: Counter[str] = Counter()
+        self.characters, self.tokens, self.trained, self.turns = Histogram(), Histogram(), Histogram(), Histogram()
         self.seen_rows, self.seen_prompts = SeenBefore(), SeenBefore()
         self.endings: Counter[bytes] = Counter()
         self.ending_lines: dict[bytes, list[int]] = {}
-        self.lines = self.rows = self.bad_rows = 0
+        self.lines = self.rows = self.bad_rows = self.with_tools = 0
         self.opens_array = False
         self.first: list[dict[str, Any]] = []
+        self.example: Encoded | None = None
 
     def take(self, batch: Batch) -> None:
-        usable: list[tuple[int, dict[str, str]]] = []
+        usable: list[tuple[int, Understood]] = []
         for line, parsed in batch:
-            if isinstance(parsed, Defect):
-                self.findings.add(parsed.code, line.number, detail=parsed.message)
-                self.bad_rows += 1
-            elif self._fields(line.number, parsed):
-                usable.append((line.number, parsed))
-            else:
+            try:
+                if isinstance(parsed, Defect):
+                    raise parsed
+                usable.append((line.number, self._read(line.number, parsed)))
+            except Defect as e:
+                self.findings.add(e.code, line.number, e.field, detail=e.message)
                 self.bad_rows += 1
         if usable:
             self._rows([number for number, _ in usable], [row for _, row in usable])
@@ -87,22 +91,18 @@ class Inspector:
         self.findings.add("blank_line", line.number)
         return False
 
-    def _fields(self, line: int, row: dict[str, Any]) -> bool:
-        """Look at each field alone; can the row be used?"""
-        found = list(defects(row, self.template))
-        for defect in found:
-            shown = defect.message if defect.code == "not_text" else None
-            self.findings.add(defect.code, line, defect.field, detail=shown and f"line {line}: {shown}")
-        for name, value in row.items():
-            if name not in self.fields and len(self.fields) >= MAX_FIELDS:
-                name = OTHER_FIELDS
+    def _read(self, line: int, fields: dict[str, Any]) -> Understood:
+        """What a row says, after a look at each of its texts. Raises Defect: it cannot be used."""
+        row = self.reader.read(fields)
+        for name in fields:
+            if name not in row.used:
+                self.unused.add(name) if len(self.unused) < MAX_FIELDS else None
+                self.findings.add("extra_field", line, name if name in self.unused else OTHER_FIELDS)
+        for name, text in row.texts:
             figures = self.fields.get(name) or self.fields.setdefault(name, FieldFigures())
             figures.rows += 1
-            if name not in self.names:
-                self.findings.add("extra_field", line, name)
-            if isinstance(value, str):
-                self._text(line, name, value, figures)
-        return not found
+            self._text(line, name, text, figures)
+        return row
 
     def _text(self, line: int, name: str, text: str, figures: FieldFigures) -> None:
         figures.characters.add([len(text)])
@@ -110,34 +110,44 @@ class Inspector:
             push = heapq.heappush if len(figures.longest) < SHOWN_LINES else heapq.heappushpop
             push(figures.longest, (len(text), -line))
         figures.empty += not text or text.isspace()
-        if name in self.names:
-            for code in text_findings(text):
-                self.findings.add(code, line, name)
-            if ("<" in text or "[" in text) and (match := self.special.search(text)):
-                self.findings.add("special_token", line, name, detail=match[0])
+        for code in text_findings(text):
+            self.findings.add(code, line, name)
+        if ("<" in text or "[" in text) and (match := self.special.search(text)):
+            self.findings.add("special_token", line, name, detail=match[0])
 
-    def _rows(self, lines: Sequence[int], rows: Sequence[dict[str, str]]) -> None:
+    def _rows(self, lines: Sequence[int], rows: Sequence[Understood]) -> None:
         """Look at whole rows that can be used."""
         self.rows += len(rows)
-        for line, row in zip(lines[: self.show], rows, strict=False):
+        for line, row in zip(lines, rows, strict=True):
+            self.formats[row.format] += 1
             if len(self.first) < self.show:
-                self.first.append({"line": line, **{name: row[name] for name in self.names}})
-        literal = sum(len(text) for text, _ in self.template.parts)
-        self.characters.add(literal + sum(len(row[name]) for name in self.template.fields) for row in rows)
-        again = self.seen_rows.add(np.array([row_hash(row, self.names) for row in rows], np.uint64))
-        asked = self.seen_prompts.add(np.array([row_hash(row, self.names[:-1]) for row in rows], np.uint64))
+                self.first.append({"line": line, **joined(row.texts)})
+            if isinstance(row.content, Conversation):
+                self.turns.add([sum(row.content.trained)])
+                self.with_tools += bool(row.content.tools)
+        self.characters.add(sum(len(text) for _, text in row.texts) for row in rows)
+        again = self.seen_rows.add(np.array([row_hash(row) for row in rows], np.uint64))
+        asked = self.seen_prompts.add(np.array([prompt_hash(row) for row in rows], np.uint64))
         for at in np.flatnonzero(again).tolist():
             self.findings.add("duplicate_row", lines[at])
-        if len(self.names) > 1:
-            for at in np.flatnonzero(asked & ~again).tolist():
-                self.findings.add("duplicate_prompt", lines[at])
-        if self.counter:
-            totals, per_field = self.counter.count(rows)
-            self.tokens.add(totals)
-            for name, counts in per_field.items():
-                self.fields[name].tokens.add(counts)
-            for at in np.flatnonzero(np.array(totals) > self.max_tokens).tolist():
-                self.findings.add("too_long", lines[at], str(self.max_tokens))
+        for at in np.flatnonzero(asked & ~again).tolist():
+            self.findings.add("duplicate_prompt", lines[at])
+        if self.encoder:
+            for line, row in zip(lines, rows, strict=True):
+                self._tokens(line, row, self.encoder)
+
+    def _tokens(self, line: int, row: Understood, encoder: RowEncoder) -> None:
+        try:
+            encoded = encoder.encode(row.content)
+        except BadInput as e:
+            self.findings.add("not_laid_out", line, detail=e.message)
+            self.rows, self.bad_rows = self.rows - 1, self.bad_rows + 1
+            return
+        self.example = self.example or encoded
+        self.tokens.add([len(encoded.ids)])
+        self.trained.add([len(encoded.targets)])
+        if len(encoded.ids) > self.max_tokens:
+            self.findings.add("too_long", line, str(self.max_tokens))
 
     def finish(self, reader: LineReader) -> None:
         """Add the findings that only the whole file shows."""
@@ -165,9 +175,6 @@ class Inspector:
 
     def _suggest(self) -> None:
         """Advice that knows the file."""
-        have = [name for name in self.fields if name not in self.names][:8]
         for finding in self.findings.values():
-            if finding.code == "missing_field" and have:
-                finding.suggestion = f"the rows have: {', '.join(have)}; name the right field in --text-template"
             if finding.code in ("bad_json", "not_object") and self.opens_array:
                 finding.suggestion = "the file looks like one JSON array: jq -c '.[]' FILE > ROWS makes rows of it"

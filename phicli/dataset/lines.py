@@ -61,7 +61,7 @@ class LineReader:
         self.name = "stdin" if str(path) == "-" else str(path)
         self.size: int | None = None
         self.done = 0
-        self.bom, self.encoding = False, "utf-8"
+        self.bom, self.encoding, self.compressed = False, "utf-8", False
         try:
             self._raw: Any = sys.stdin.buffer if str(path) == "-" else open_regular(Path(path).expanduser())
         except FileNotFoundError:
@@ -142,6 +142,7 @@ class LineReader:
         stream = self._raw
         try:
             if self._raw.peek(2)[:2] == b"\x1f\x8b":
+                self.compressed = True
                 stream = gzip.GzipFile(fileobj=self._raw)
             while block := stream.read(BLOCK):
                 self.done = self._raw.tell() if self.size else self.done + len(block)

@@ -2,14 +2,16 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from phicli.artifacts.reading import doubled, finite, refuse_constant
+from phicli.dataset.contents import Content, RowReader
+from phicli.dataset.defects import Defect, kind_of
 from phicli.dataset.formats import open_rows
 from phicli.errors import BadInput
-from phicli.text import TextTemplate
 
 
 class Row(NamedTuple):
@@ -17,14 +19,6 @@ class Row(NamedTuple):
 
     line: int
     fields: dict[str, Any]
-
-
-class Defect(Exception):
-    """Why a line or a row cannot be used: a code of `findings.KINDS`, the field it is about, and details."""
-
-    def __init__(self, code: str, message: str, field: str | None = None):
-        super().__init__(message)
-        self.code, self.message, self.field = code, message, field
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
@@ -42,21 +36,21 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 try:
                     yield Row(line.number, parse(line.data))
                 except Defect as e:
-                    raise _unusable(path, line.number, e) from None
+                    raise unusable(path, line.number, e) from None
 
 
-def load_rows(path: str | Path, template: TextTemplate) -> list[dict[str, str]]:
-    """All rows, each with the fields that the template names and no other.
+def load_rows(path: str | Path, reader: RowReader, most: int | None = None) -> list[Content]:
+    """What the rows of a file say, at most that many.
 
     Raises:
-        BadInput: as `read_rows`, no rows, or a row whose field is missing or is no text (named as file:line).
+        BadInput: as `read_rows`, no rows, or a row that the reader does not understand (named as file:line).
     """
-    rows = []
-    for row in read_rows(path):
-        defect = next(defects(row.fields, template), None)
-        if defect:
-            raise _unusable(path, row.line, defect)
-        rows.append({name: row.fields[name] for name in template.fields})
+    rows: list[Content] = []
+    for row in islice(read_rows(path), most):
+        try:
+            rows.append(reader.read(row.fields).content)
+        except Defect as e:
+            raise unusable(path, row.line, e) from None
     if not rows:
         raise BadInput("no rows", where=path, hint=_inspect(path))
     return rows
@@ -77,33 +71,6 @@ def parse(data: bytes) -> dict[str, Any]:
     return value
 
 
-def defects(fields: Mapping[str, Any], template: TextTemplate) -> Iterator[Defect]:
-    """What keeps a row from being put into the template: missing_field, not_text, lone_surrogate."""
-    for name in dict.fromkeys(template.fields):
-        if name not in fields:
-            yield Defect("missing_field", f"no field '{name}', which the text template names", name)
-        elif not isinstance(fields[name], str):
-            yield Defect("not_text", f"'{name}' is {kind_of(fields[name])}, not text", name)
-        elif not _encodable(fields[name]):
-            yield Defect("lone_surrogate", f"'{name}' has half of a character (a lone surrogate)", name)
-
-
-def kind_of(value: Any) -> str:
-    """What JSON calls a value."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
-    return kinds.get(type(value), "a number")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -114,7 +81,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=refuse_constant, parse_float=finite)
 
 
-def _unusable(path: str | Path, line: int, defect: Defect) -> BadInput:
+def unusable(path: str | Path, line: int, defect: Defect) -> BadInput:
+    """The error for a row that cannot be used."""
     what = {"bad_json": "broken JSON: ", "not_object": "not a JSON object: "}.get(defect.code, "")
     name = "stdin" if str(path) == "-" else path
     return BadInput(what + defect.message, where=f"{name}:{line}", hint=_inspect(path))

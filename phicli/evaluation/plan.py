@@ -59,8 +59,9 @@ def plan_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> Evalua
     stages = find_stages(root, config.model, config.algorithm, config.adapter, progress)
     present = [stage for stage in stages if not stage.missing]
     sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | {"eval_data": eval_data}
+    sources |= config.row_sources()
     for folder in dict.fromkeys(path for path in sources.values() if path.is_dir()):
         check_whole(folder)
-    settings = {"text_template": config.text_template, "rows": config.rows, "seq_len": config.seq_len,
+    settings = {**config.row_settings(), "rows": config.rows, "seq_len": config.seq_len,
                 "missing": [stage.name for stage in stages if stage.missing]}
     return EvaluationPlan("evaluate", root / EVALUATION, sources, settings, stages)

@@ -12,6 +12,7 @@ from phicli.artifacts.names import ADAPTER_CONFIG, ADAPTER_SUFFIX, ADAPTERS
 from phicli.checkpoints.peft_folder import Lora, read_peft
 from phicli.errors import BadInput, UsageError
 from phicli.progress import Progress
+from phicli.text.layout import TEMPLATE_FILE
 
 PREFIX = ADAPTERS + "/"  # of adapters among a manifest's inputs and files
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,6 +29,11 @@ class Source:
     def loras(self) -> dict[str, Lora]:
         """As `read_peft` gives them; raises BadInput."""
         return read_peft(self.folder)
+
+    @property
+    def template(self) -> Path:
+        """Where the chat template is that it was trained with, if the model's own is another or none."""
+        return self.folder / TEMPLATE_FILE
 
     @property
     def rank(self) -> int:
@@ -94,6 +100,10 @@ class Kept(Source):
     model: Path
     fingerprint: str
     known_rank: int
+
+    @property
+    def template(self) -> Path:
+        return self.model / ADAPTERS / f"{self.name}.jinja"
 
     @property
     def rank(self) -> int:

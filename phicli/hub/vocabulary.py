@@ -4,12 +4,11 @@ from contextlib import suppress
 
 from phicli.errors import BadInput
 from phicli.hub.models import read_config
-from phicli.text import TextCodec, TextTemplate
-from phicli.text.layout import ChatLayout
+from phicli.text import TextCodec
 
 
-def check_vocabulary(codec: TextCodec, template: TextTemplate) -> None:
-    """Check the tokens that text can become, and the special ones that the chat template and the text template name.
+def check_vocabulary(codec: TextCodec, layout: str = "") -> None:
+    """Check the tokens that text can become, and the special ones that the chat template and a text template name.
 
     A tokenizer may have more of the others than the model has embeddings, as Gemma 3's has for images.
 
@@ -19,9 +18,8 @@ def check_vocabulary(codec: TextCodec, template: TextTemplate) -> None:
     known = read_config(codec.folder).get("vocab_size")
     if not isinstance(known, int):
         return
-    layout = template.template
     with suppress(BadInput):  # no chat template, or one that chat will refuse
-        layout += ChatLayout(codec.folder).source
+        layout += codec.layout.source
     tokens = {**codec.tokenizer.get_vocab(with_added_tokens=False),
               **{text: ident for text, (ident, _) in codec.special.items() if text in layout}}
     unknown = {ident: text for text, ident in tokens.items() if ident >= known}

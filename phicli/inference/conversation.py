@@ -172,7 +172,7 @@ class Conversation:
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for asked, answered in turns:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        return self.session.codec.encode_chat([*messages, {"role": "user", "content": text}])
+        return self.session.codec_of(self.adapter).encode_chat([*messages, {"role": "user", "content": text}])
 
     def _prepare(self, needed: int, ids: Sequence[int]) -> tuple[Generator, int]:
         """A generator whose cache has room and holds only a beginning of `ids`, and how many of them it holds."""

@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
+from phicli.artifacts.reading import read_text
 from phicli.artifacts.stages import REMOVABLE, check_whole
 from phicli.config.setting import checked
 from phicli.config.steps import ChatConfig
@@ -22,6 +23,7 @@ from phicli.inference.genai_model import open_graph
 from phicli.inference.generator import Generator, Sampling, closed_error, run_fault, translated
 from phicli.libraries import subdued
 from phicli.text import TextCodec
+from phicli.text.layout import LONGEST
 
 BASE_GRAPH = "base.onnx"  # beside a graph that holds its adapters: the same model without
 
@@ -44,6 +46,7 @@ class Session:
         folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
         device: "auto" (what the model was built for), "cpu" or "cuda".
         kernels: on a CPU, whose products run: "phicli", "onnxruntime" or "auto", see `ops_of`.
+        chat_template_kwargs: further variables of the chat template, such as {"enable_thinking": False}.
         adapters: False takes the graph without adapters where the folder has one. It is a little faster; answers with
             no adapter are the same on both.
 
@@ -53,9 +56,11 @@ class Session:
     """
 
     @subdued()
-    def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True):
+    def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True,
+                 chat_template_kwargs: Mapping[str, Any] | None = None):
         device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
         self.folder = Path(checked(ChatConfig, "path", folder) or "")
+        self._template_options = chat_template_kwargs
         import onnxruntime_genai as og
 
         self._og = og
@@ -68,7 +73,8 @@ class Session:
         self._model: Any = None  # of a folder that was replaced while it was read
         settings = read_config(self.folder)
         check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
-        self.codec = TextCodec(self.folder)
+        self.codec = TextCodec(self.folder, None, self._template_options)
+        self._codecs: dict[str | None, TextCodec] = {}
         model = settings["model"]
         self.context: int = model["context_length"]
         self.vocab_size: int = model["vocab_size"]
@@ -82,6 +88,15 @@ class Session:
         with translated("the model cannot be loaded", self.folder, REBUILD):
             self._properties = {p.key: p.value for p in read_model(self._graph).metadata_props}
             self._model, self.provider = open_graph(settings, self._graph, device, kernels)
+
+    def codec_of(self, adapter: str | None) -> TextCodec:
+        """Tokenizer and chat template for an adapter: the one that it was trained with, where it has one of its own."""
+        file = self.folder / ADAPTERS / f"{adapter}.jinja"
+        if adapter is None or not file.is_file():
+            return self.codec
+        if adapter not in self._codecs:
+            self._codecs[adapter] = TextCodec(self.folder, read_text(file, LONGEST), self._template_options)
+        return self._codecs[adapter]
 
     def close(self) -> None:
         """Give the memory of the model, its adapters and all its caches back. Again: nothing happens."""

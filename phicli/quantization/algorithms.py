@@ -87,12 +87,8 @@ def _olive(
 def _calibrated(folder: Path, config: QuantizeConfig, progress: Progress) -> tuple[Any, dict[str, Any]]:
     """Calibration tokens, int64 (rows, length), and what the manifest tells of them."""
     from phicli.quantization.calibration import calibration_tokens, tokens_digest
-    from phicli.text import TextCodec, TextTemplate
 
-    tokens = calibration_tokens(
-        TextCodec(folder), Path(config.calibration) if config.calibration else None,
-        TextTemplate(config.text_template), config.samples, config.seq_len, config.seed, progress,
-    )
+    tokens = calibration_tokens(folder, config, progress)
     return tokens, {"calibration_tokens": tokens_digest(tokens), "calibration_sequences": len(tokens)}
 
 

@@ -4,38 +4,51 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from phicli.artifacts.reading import read_text
 from phicli.dataset import load_rows
+from phicli.dataset.encoding import RowEncoder, RowSettings, row_reader
 from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
-from phicli.text import TextCodec, TextTemplate
 
 LONGEST = 256 << 20  # bytes of a calibration text; a hundred times what all samples take
 
 
-def calibration_tokens(
-    codec: TextCodec, file: Path | None, template: TextTemplate, samples: int, seq_len: int, seed: int,
-    progress: Progress = SILENT,
-) -> Tensor:
+class CalibrationSettings(RowSettings, Protocol):
+    """Which text, and how much of it; see `phicli.config.steps.QuantizeConfig`."""
+
+    @property
+    def calibration(self) -> str | None: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def calibration_tokens(folder: Path, settings: CalibrationSettings, progress: Progress = SILENT) -> Tensor:
     """Sequences of `seq_len` tokens, packed without padding, int64 (n, seq_len), n at most `samples`.
 
     Args:
-        file: JSONL (rows under the template) or plain text (paragraphs between blank lines); None: the text in the
-            package. Paragraphs and rows are shuffled by the seed, and used once.
+        folder: of the model. settings: `calibration` is a file of rows or plain text (paragraphs between blank lines);
+            None: the text in the package. Paragraphs and rows are shuffled by the seed, and used once.
 
     Raises:
         BadInput: no such file, nothing usable in it, or fewer than `seq_len` tokens in all.
     """
-    check_vocabulary(codec, template)
-    pieces = list(_pieces(codec, Path(file) if file else CALIBRATION, template))
-    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
+    file, samples, seq_len = settings.calibration, settings.samples, settings.seq_len
+    encoder = RowEncoder(folder, settings)
+    check_vocabulary(encoder.codec, settings.text_template or "")
+    pieces = list(_pieces(encoder, Path(file) if file else CALIBRATION, settings))
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(settings.seed))
     wanted = samples * seq_len
     packed: list[int] = []
     for i in order.tolist():
@@ -56,15 +69,16 @@ def tokens_digest(tokens: Tensor) -> str:
     return hashlib.sha256(json.dumps(tokens.tolist()).encode()).hexdigest()[:16]
 
 
-def _pieces(codec: TextCodec, file: Path, template: TextTemplate) -> Iterator[list[int]]:
+def _pieces(encoder: RowEncoder, file: Path, settings: CalibrationSettings) -> Iterator[list[int]]:
     if has_rows(file):
-        for row in load_rows(file, template):
-            yield codec.encode_row(template, row).ids
+        for content in load_rows(file, row_reader(settings)):
+            yield encoder.encode(content).ids
         return
     try:
         text = read_text(file, LONGEST)
     except FileNotFoundError:
         raise BadInput("no such calibration file", where=file) from None
+    codec = encoder.codec
     for paragraph in text.split("\n\n"):
         if paragraph.strip():
-            yield codec.encode_text(paragraph.strip() + "\n\n")
+            yield codec.tokens.begin + codec.encode_text(paragraph.strip() + "\n\n")

@@ -19,11 +19,10 @@ from phicli.progress import SILENT, Progress
 from phicli.quantization.calibration import calibration_tokens, tokens_digest
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
-from phicli.text import TextCodec, TextTemplate
 from phicli.workflow.olive import pass_parameters
 
-PASS_SETTINGS = ("group_size", "symmetric", "rounding", "calibration", "text_template", "samples", "seq_len", "plan",
-                 "save_plan", "distill", "seed")
+PASS_SETTINGS = ("group_size", "symmetric", "rounding", "calibration", "text_template", "format", "columns",
+                 "chat_template", "chat_template_kwargs", "samples", "seq_len", "plan", "save_plan", "distill", "seed")
 
 
 class PhicliAwq(Pass):
@@ -45,10 +44,7 @@ class PhicliAwq(Pass):
     ) -> HfModelHandler:
         settings: Any = config
         folder = Path(model.model_name_or_path)
-        tokens = calibration_tokens(
-            TextCodec(folder), Path(settings.calibration) if settings.calibration else None,
-            TextTemplate(settings.text_template), settings.samples, settings.seq_len, settings.seed, self.progress,
-        )
+        tokens = calibration_tokens(folder, settings, self.progress)
         output = Path(output_model_path)
         output.mkdir(parents=True, exist_ok=True)
         report = quantize_checkpoint(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from phicli.evaluation.readers import Readers
 from phicli.evaluation.stages import Stage
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.text import Encoded, TextCodec, TextTemplate
+from phicli.text import Encoded
+
+if TYPE_CHECKING:
+    from phicli.dataset.contents import Content
+    from phicli.dataset.encoding import RowEncoder
 
 
 @subdued()
@@ -39,11 +43,13 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
     if done:
         return done
     from phicli.dataset import load_rows
+    from phicli.dataset.encoding import RowEncoder, row_reader
 
-    template = TextTemplate(config.text_template)
-    table = load_rows(Path(config.eval_data), template)[:config.rows]
+    rows = load_rows(Path(config.eval_data), row_reader(config), config.rows)
     present = [stage for stage in plan.stages if not stage.missing]
-    encoded, cut = _encode(table, template, config.seq_len, [stage.folder for stage in present])
+    adapters = [stage.adapter_path for stage in present if stage.adapter_path]
+    encoders = [RowEncoder(folder, config, adapters, progress) for folder in dict.fromkeys(s.folder for s in present)]
+    encoded, cut = _encode(rows, config.seq_len, encoders)
     with plan.locked(config.force, progress) as done:
         if done:
             return done
@@ -53,7 +59,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
         document = {
             "model": config.model, "eval_data": config.eval_data, "rows": len(encoded), "cut_rows": cut,
             "tokens": sum(len(row.targets) for row in encoded),
-            "text_template": config.text_template, "seq_len": config.seq_len, "device": config.device,
+            "seq_len": config.seq_len, "device": config.device,
             "kernels": config.kernels, "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
             "inputs": plan.inputs, "settings": plan.settings, "versions": versions(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -62,21 +68,18 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
     return document
 
 
-def _encode(rows: Sequence[dict[str, str]], template: TextTemplate, seq_len: int,
-            folders: Sequence[Path]) -> tuple[list[Encoded], int]:
+def _encode(rows: "Sequence[Content]", seq_len: int, encoders: "Sequence[RowEncoder]") -> tuple[list[Encoded], int]:
     """Tokens of the rows, and how many rows had to be cut. Rows with no response token left are no use and go.
 
     Raises:
         BadInput: the stages' tokenizers disagree, or no row is left.
     """
-    first, *others = dict.fromkeys(folders)
-    codec = TextCodec(first)
-    found = [codec.encode_row(template, row) for row in rows]
-    for folder in others:
-        other = TextCodec(folder)
-        if any(other.encode_row(template, row) != one for row, one in zip(rows, found, strict=True)):
-            raise BadInput(f"its tokenizer gives other tokens than that of {first}", where=folder,
-                           hint="make this stage again from the same model")
+    first, *others = encoders
+    found = [first.encode(row) for row in rows]
+    for other in others:
+        if any(other.encode(row) != one for row, one in zip(rows, found, strict=True)):
+            raise BadInput(f"its tokenizer gives other tokens than that of {first.codec.folder}",
+                           where=other.codec.folder, hint="make this stage again from the same model")
     cut = sum(len(one.ids) > seq_len for one in found)
     kept = [short for one in found if (short := one.cut(seq_len)).targets]
     if not kept:

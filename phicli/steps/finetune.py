@@ -7,7 +7,8 @@ from pathlib import Path
 from phicli.artifacts import stages
 from phicli.artifacts.names import FINETUNED
 from phicli.config.steps import FinetuneConfig
-from phicli.dataset import load_rows
+from phicli.dataset.encoding import RowEncoder, check_layout
+from phicli.dataset.table import Table
 from phicli.errors import BadInput
 from phicli.hardware.devices import choose_device
 from phicli.hardware.driver import open_gpu
@@ -18,7 +19,7 @@ from phicli.libraries import environment, subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_finetune, size_of_folder
 from phicli.steps.importing import imports
-from phicli.text import TextCodec, TextTemplate
+from phicli.text.layout import TEMPLATE_FILE
 from phicli.training.defaults import check_name, choose_targets, default_learning_rate
 from phicli.workflow.plan import Plan, StageResult
 
@@ -41,12 +42,11 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
     done = plan.finished(config.force, progress)
     if done:
         return StageResult(plan.target, done)
-    template = TextTemplate(config.text_template)
     with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, config.device)) as imported:
-        rows = load_rows(Path(config.data), template)
+        table = Table([config.data], config, progress)
         imported()
     work = _Work(plan, config, progress)
-    work.check(rows, template)
+    work.check(table)
     longest = max(len(row.ids) for row in work.rows.train)
     estimate = estimate_finetune(size_of_folder(work.folder), work.device, config.lora_r, config.batch_size, longest)
     announce("finetune", estimate, plan.target, progress)
@@ -61,7 +61,7 @@ def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
     check_name(config.name)
     root = config.root_folder
     folder = resolve_model(config.base, progress) if config.base else find_base(root)
-    sources = {"base": folder, "data": Path(config.data)}
+    sources = {"base": folder, "data": Path(config.data)} | config.row_sources()
     if config.method == "loftq":
         sources["original"] = resolve_model(config.model, progress)
     rate, alpha = config.learning_rate, config.lora_alpha
@@ -85,7 +85,7 @@ class _Work:
         self.folder, self.original = plan.sources["base"], plan.sources.get("original")
         self.target, self.settings = plan.target, plan.settings
 
-    def check(self, rows: list[dict[str, str]], template: TextTemplate) -> None:
+    def check(self, table: Table) -> None:
         """All that can be found wrong before the model is loaded."""
         from phicli.checkpoints.loading import check_base, linear_names
         from phicli.training.rows import prepare_rows
@@ -97,12 +97,14 @@ class _Work:
                            where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
         self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
         names = ("seq_len", "mask_prompt", "eval_split", "seed")
-        codec = TextCodec(self.folder)
-        check_vocabulary(codec, template)
-        self.rows = prepare_rows(rows, template, codec, **{n: self.settings[n] for n in names})
+        self.encoder = encoder = RowEncoder(self.folder, self.config, progress=self.progress)
+        check_vocabulary(encoder.codec, self.config.text_template or "")
+        check_layout(encoder, self.config.force_template, self.progress)
+        rows = [table.encode(number, encoder) for number in range(len(table))]
+        self.rows = prepare_rows(rows, **{n: self.settings[n] for n in names})
         if self.rows.cut:
             more = f", {self.rows.dropped} of them left out: nothing to learn in the rest" if self.rows.dropped else ""
-            self.progress.warn(f"{self.rows.cut} of {len(rows)} rows cut to {self.settings['seq_len']} tokens{more}")
+            self.progress.warn(f"{self.rows.cut} of {len(table)} rows cut to {self.settings['seq_len']} tokens{more}")
 
     def train(self) -> stages.Manifest:
         from phicli.training.checkpoint import Checkpoint
@@ -125,6 +127,8 @@ class _Work:
             for path in sorted((fresh / "adapter").iterdir()):
                 path.rename(fresh / path.name)
             (fresh / "adapter").rmdir()
+            if self.encoder.source:  # what the model's folder does not say
+                (fresh / TEMPLATE_FILE).write_text(self.encoder.source, encoding="utf-8")
             manifest.quality = {**result.model_attributes["quality"], "rows": len(self.rows.train),
                                 "held_out_rows": len(self.rows.held_out), "rows_cut": self.rows.cut}
         checkpoint.remove()

@@ -7,15 +7,16 @@ from typing import Any
 
 from phicli.config.steps import InspectConfig
 from phicli.dataset.cleaning import FORM, Cleaner, cleaning
+from phicli.dataset.defects import Defect
+from phicli.dataset.encoding import RowEncoder, row_reader
 from phicli.dataset.formats import open_rows
 from phicli.dataset.inspector import Batch, Inspector
 from phicli.dataset.lines import LineReader
-from phicli.dataset.rows import Defect, parse
+from phicli.dataset.rows import parse
 from phicli.errors import BadInput
 from phicli.hub.models import local_tokenizer
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.text import TextCodec, TextTemplate
 
 BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 
@@ -35,10 +36,10 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
             template or the model is wrong.
         UsageError: `fix` is the input. Missing: `fix` cannot be written.
     """
-    template, fix = TextTemplate(config.text_template), Path(config.fix) if config.fix else None
-    inspector = Inspector(template, _codec(config.model, progress), config.max_tokens, config.rows)
+    reader_of_rows, fix = row_reader(config), Path(config.fix) if config.fix else None
+    inspector = Inspector(reader_of_rows, _encoder(config, progress), config.max_tokens, config.rows)
     with open_rows(config.data) as reader, ExitStack() as stack:
-        cleaner = stack.enter_context(cleaning(fix, config.data, template)) if fix else None
+        cleaner = stack.enter_context(cleaning(fix, config.data, reader_of_rows)) if fix else None
         with progress.task(f"reading {reader.name}", reader.size, "B") as task:
             done = 0
             for batch in _batches(reader, inspector):
@@ -53,11 +54,11 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
     return _report(inspector, reader, cleaner, fix)
 
 
-def _codec(model: str, progress: Progress) -> TextCodec | None:
-    folder = local_tokenizer(model)
+def _encoder(config: InspectConfig, progress: Progress) -> RowEncoder | None:
+    folder = local_tokenizer(config.model)
     if folder:
-        return TextCodec(folder)
-    progress.note(f"tokens are left out: {model} is not on this machine, and looking at data fetches nothing. "
+        return RowEncoder(folder, config, progress=progress)
+    progress.note(f"tokens are left out: {config.model} is not on this machine, and looking at data fetches nothing. "
                   "To count them: --model tiny (built in), --model FOLDER, or after phicli quantize has fetched it")
     return None
 
@@ -84,13 +85,14 @@ def _report(inspector: Inspector, reader: LineReader, cleaner: Cleaner | None, f
     findings = inspector.findings
     tokens = inspector.tokens.figures()
     if tokens:
-        tokens |= {"total": inspector.tokens.total, "limit": inspector.max_tokens,
+        tokens |= {"total": inspector.tokens.total, "trained": inspector.trained.total, "limit": inspector.max_tokens,
                    "over_limit": findings.count("too_long")}
     report: dict[str, Any] = {
         "file": reader.name, "bytes": reader.done, "lines": inspector.lines,
-        "rows": inspector.rows, "bad_rows": inspector.bad_rows,
-        "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures(),
-                          "tokens": f.tokens.figures()} for name, f in inspector.fields.items()},
+        "rows": inspector.rows, "bad_rows": inspector.bad_rows, "formats": dict(inspector.formats),
+        "turns": inspector.turns.figures(), "rows_with_tools": inspector.with_tools,
+        "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures()}
+                   for name, f in inspector.fields.items()},
         "characters": inspector.characters.figures(), "tokens": tokens,
         "duplicate_rows": findings.count("duplicate_row"), "duplicate_prompts": findings.count("duplicate_prompt"),
         "first_rows": inspector.first, "warnings": findings.warnings(),

@@ -145,12 +145,14 @@ class Lab:
         from phicli.inference.conversation import Conversation
         from phicli.inference.generator import Sampling
         from phicli.inference.session import Session
+        from phicli.text.layout import template_options
 
         chat = self.config(ChatConfig)
         adapter = chat.adapter or self.config(FinetuneConfig).name
         begun = time.monotonic()
         question = prompt or self.first_question()
-        with Session(self.root / ONNX_FOLDER, chat.device, chat.kernels) as session:
+        with Session(self.root / ONNX_FOLDER, chat.device, chat.kernels,
+                     chat_template_kwargs=template_options(chat.chat_template_kwargs)) as session:
             talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
                                 sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
             answer = talk.ask(question)
@@ -160,13 +162,13 @@ class Lab:
                     f"first token after {duration(answer.first_token_seconds)}{rate}", f"adapter {adapter}")
 
     def first_question(self) -> str:
-        """The first field of the first held-out row."""
+        """The first question of the first held-out row."""
         from phicli.dataset import load_rows
-        from phicli.text import TextTemplate
+        from phicli.dataset.contents import question
+        from phicli.dataset.encoding import row_reader
 
         config = self.config(EvaluateConfig)
-        template = TextTemplate(config.text_template)
-        return load_rows(Path(config.eval_data), template)[0][template.fields[0]]
+        return question(load_rows(Path(config.eval_data), row_reader(config), 1)[0])
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

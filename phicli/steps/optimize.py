@@ -1,6 +1,5 @@
 """The optimize stage: from a checkpoint and adapters to a checked, published ONNX model folder with its manifest."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
+from phicli.export.chat_files import TEMPLATE_SUFFIX, copy_templates, copy_text_files
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
@@ -30,7 +30,6 @@ HEADS: dict[str, dict[str, Any]] = {
     "int8": {"extra_options": {"matmul_mixed_precision": "last_matmul:int8", "shared_embeddings": "false"}},
     "float": {"int4_nodes_to_exclude": ["/lm_head/MatMul", "/model/embed_tokens/Gather"]},
 }
-TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # genai's builder rewrites them
 
 
 @subdued()
@@ -73,10 +72,8 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     announce("optimize", estimate_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
     with plan.publishing() as (fresh, manifest):
         _run_builder(model, fresh, settings, progress)
-        for name in TEXT_FILES:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, fresh / name)
         (fresh / PREFIX).mkdir()
+        copy_text_files(model, fresh, sources, progress)
         if settings["adapter_layout"] in resident.GRAPHS:
             (fresh / MODEL).rename(fresh / resident.BASE)
             manifest.quality["adapters"] = _install(fresh, sources, settings, progress)
@@ -112,10 +109,12 @@ def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progre
     order = {name: plan.adapters[name] for name in have.quality["adapters"] if name in plan.adapters} | plan.adapters
     fresh_ones = [source for name, source in order.items() if in_graph or name in late]
     with plan.publishing() as (fresh, manifest):
-        replaced = {_file(Path(), source.name).as_posix() for source in fresh_ones}
+        replaced = {file.with_suffix(suffix).as_posix() for source in fresh_ones
+                    for file in [_file(Path(), source.name)] for suffix in (ADAPTER_SUFFIX, TEMPLATE_SUFFIX)}
         link_unchanged(folder, fresh, lambda name: name != stages.MANIFEST and name not in replaced and not (
             in_graph and (name == MODEL or name.startswith(resident.DATA))))
         (fresh / PREFIX).mkdir(exist_ok=True)
+        copy_templates(fresh, fresh_ones)
         entries = {name: entry for name, entry in have.quality["adapters"].items() if _file(fresh, name).is_file()}
         entries |= (_install if in_graph else _add_files)(fresh, fresh_ones, plan.settings, progress)
         manifest.inputs = {k: v for k, v in (have.inputs | plan.inputs).items()

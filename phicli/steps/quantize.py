@@ -6,6 +6,7 @@ from pathlib import Path
 
 from phicli.artifacts import stages
 from phicli.config.steps import QuantizeConfig
+from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
 from phicli.hub.fitting import check_groups
@@ -78,8 +79,12 @@ def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
         if not Path(config.plan).is_file():
             raise BadInput("no such plan", where=config.plan, hint="phicli quantize --save-plan FILE makes one")
         sources["plan"] = Path(config.plan)
-    target = Path(config.output or config.root_folder / config.algorithm)
-    return Plan("quantize", target, sources, config.recorded())
+    settings = config.recorded()
+    if has_rows(calibration):
+        sources |= config.row_sources()
+    else:  # how rows are laid out is nothing to this result
+        settings = {name: value for name, value in settings.items() if name not in config.row_settings()}
+    return Plan("quantize", Path(config.output or config.root_folder / config.algorithm), sources, settings)
 
 
 def _own(config: QuantizeConfig) -> bool:

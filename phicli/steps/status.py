@@ -53,7 +53,7 @@ class _Stages:
 
         quantize, finetune = self.lab.config(QuantizeConfig), self.lab.config(FinetuneConfig)
         adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
-        yield self.data(Path(finetune.data), finetune.text_template)
+        yield self.data(finetune)
         yield self.status("quantize", base, lambda: plan_quantize(_local(quantize)))
         yield self.status("finetune", adapter, lambda: plan_finetune(_local(finetune)))
         for folder in sorted(p.parent for p in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")):
@@ -63,12 +63,12 @@ class _Stages:
         yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(_local(optimize)))
         yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(_local(evaluate)))
 
-    def data(self, path: Path, template: str) -> StageStatus:
-        from phicli.dataset import load_rows
-        from phicli.text import TextTemplate
+    def data(self, config: FinetuneConfig) -> StageStatus:
+        from phicli.dataset.table import Table
 
+        path = Path(config.data)
         try:
-            rows = load_rows(path, TextTemplate(template))
+            rows = Table([path], config)
         except PhicliError as e:
             return StageStatus("data", State.BROKEN if path.exists() else State.MISSING, str(e), str(path))
         return StageStatus("data", CURRENT.state, f"{len(rows)} rows", str(path), bytes=path.stat().st_size)

@@ -5,22 +5,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from phicli.text.conversation import Conversation
 from phicli.text.encoded import Encoded
 from phicli.text.foreign import Alphabet
-from phicli.text.layout import ChatLayout, Message
+from phicli.text.layout import ChatLayout, Message, special_names
 from phicli.text.template import TextTemplate
 from phicli.text.tokens import Tokens
+from phicli.text.turns import Span, Turns, marked
 
 
 class TextCodec:
     """Text to ids and back.
 
+    Args:
+        template: a chat template in place of the folder's. options: further variables of it, such as enable_thinking.
+
     Raises:
         BadInput: no `tokenizer.json`, or a damaged one.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, template: str | None = None, options: Mapping[str, Any] | None = None):
+        self.folder, self._template, self._template_options = Path(folder), template, options
         self.tokens = Tokens(self.folder / "tokenizer.json")
 
     @property
@@ -61,30 +66,77 @@ class TextCodec:
         first = next((i for i, (start, _) in enumerate(encoding.offsets) if start >= response_at), len(encoding))
         return Encoded.counted_from(self.tokens.ids(encoding), first)
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
+                    tools: Sequence[Any] | None = None) -> list[int]:
         """Ids of a conversation, laid out by the model's own chat template.
 
         Raises:
             BadInput: the model has no chat template, or the template refuses the messages.
         """
-        plain = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
-        text, alphabet = self._layout.foreign(messages, add_generation_prompt)
-        control = self.tokens.pattern
-        if alphabet.show(text) != plain and control.findall(text) == control.findall(plain):
-            text, alphabet = plain, Alphabet()  # a template that traced text does not follow, and no foreign marks
-        pieces, at = [], 0
-        for match in control.finditer(text):
-            pieces += [alphabet.show(text[at : match.start()]), self.tokens.aliased(match[0])]
-            at = match.end()
-        return self.tokens.ids(self.tokens.encode("".join(pieces) + alphabet.show(text[at:])))
+        text, alphabet = self._laid_out(messages, add_generation_prompt, tools)
+        shown, _ = self._with_aliases(text, alphabet, [])
+        return self.tokens.ids(self.tokens.encode(shown))
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def encode_conversation(self, conversation: Conversation) -> Encoded:
+        """Ids of a conversation as `encode_chat` gives them; what the model says counts, with the end of its turn.
+
+        Raises:
+            BadInput: as `encode_chat`, or the template hides what is the model's.
+        """
+        text, alphabet = self._laid_out(conversation.messages, False, conversation.tools)
+        spans = self.turns.spans(conversation, text, alphabet)
+        shown, spans = self._with_aliases(text, alphabet, spans)
+        encoding = self.tokens.encode(shown)
+        return Encoded(self.tokens.ids(encoding), marked(encoding.offsets, spans))
+
+    def encode_document(self, text: str) -> Encoded:
+        """Ids of plain text between the tokens that a text of this model begins and ends with; all of it counts."""
+        ids = [*self.tokens.begin, *self.encode_text(text), *self.end_of_text]
+        return Encoded(ids, [True] * len(ids))
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
+                    tools: Sequence[Any] | None = None) -> str:
         """The conversation as text. Raises as `encode_chat`."""
-        return self._layout.render(messages, add_generation_prompt)
+        return self.layout.render(messages, add_generation_prompt, tools=tools)
 
     @cached_property
-    def _layout(self) -> ChatLayout:
-        return ChatLayout(self.folder)
+    def layout(self) -> ChatLayout:
+        """The chat template. Raises BadInput: there is none, or it cannot be read."""
+        return ChatLayout(self.folder, self._template, self._template_options)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """Where turns begin and end. Raises as `layout`."""
+        return Turns(self.layout, self.tokens.pattern)
+
+    @cached_property
+    def end_of_text(self) -> list[int]:
+        """The token that ends a text, if the tokenizer's settings name one that it has."""
+        found = special_names(self.folder).get("eos_token")
+        ident = self.tokens.decoder.token_to_id(found) if found else None
+        return [] if ident is None else [ident]
+
+    def _laid_out(self, messages: Sequence[Message], add_generation_prompt: bool,
+                  tools: Sequence[Any] | None) -> tuple[str, Alphabet]:
+        plain = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        text, alphabet = self.layout.foreign(messages, add_generation_prompt, tools)
+        control = self.tokens.pattern
+        if alphabet.show(text) != plain and control.findall(text) == control.findall(plain):
+            return plain, Alphabet()  # a template that traced text does not follow, and no foreign marks
+        return text, alphabet
+
+    def _with_aliases(self, text: str, alphabet: Alphabet, spans: Sequence[Span]) -> tuple[str, list[Span]]:
+        """What is to be encoded of a text in stand-ins, and where its spans are in that."""
+        pieces, edges, at, length = list[str](), dict[int, int](), 0, 0
+        wanted = sorted({edge for span in spans for edge in span})
+        for match in [*self.tokens.pattern.finditer(text), None]:
+            begin, end = match.span() if match else (len(text), len(text))
+            while wanted and wanted[0] <= begin:
+                edge = wanted.pop(0)
+                edges[edge] = length + len(alphabet.show(text[at:edge]))
+            pieces += [alphabet.show(text[at:begin]), self.tokens.aliased(text[begin:end])]
+            length, at = length + len(pieces[-2]) + len(pieces[-1]), end
+        return "".join(pieces), [(edges[begin], edges[end]) for begin, end in spans]
 
 
 class TokenStream:

@@ -14,7 +14,7 @@ PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10F
 
 
 class Alphabet:
-    """Stand-ins, one for each character that is met.
+    """Stand-ins, one for each character that is met, and others for each owner's.
 
     Args:
         own: text whose private-use characters are no stand-ins.
@@ -23,18 +23,33 @@ class Alphabet:
     def __init__(self, own: str = ""):
         used = set(own)
         self._free = (c for span in PRIVATE for c in map(chr, span) if c not in used)
-        self._hidden: dict[int, str] = {}
+        self._hidden: dict[int, dict[int, str]] = {}
         self.shown: dict[int, str] = {}
+        self.owners: dict[str, int] = {}
+        self.marks = (self._next(), self._next())  # around what a template says that a model says
+        self.shown |= dict.fromkeys(map(ord, self.marks), "")
 
-    def hide(self, text: str) -> str:
+    def hide(self, text: str, owner: int = 0) -> str:
         """The text in stand-ins. Raises BadInput: it has more characters than Unicode has for private use."""
-        for character in set(text).difference(map(chr, self._hidden)):
-            stand_in = next(self._free, None)
-            if stand_in is None:
-                raise BadInput("a text with more different characters than can be told apart")
-            self._hidden[ord(character)] = stand_in
-            self.shown[ord(stand_in)] = character
-        return text.translate(self._hidden)
+        hidden = self._hidden.setdefault(owner, {})
+        for character in set(text).difference(map(chr, hidden)):
+            hidden[ord(character)] = stand_in = self._next()
+            self.shown[ord(stand_in)], self.owners[stand_in] = character, owner
+        return text.translate(hidden)
+
+    def hide_all(self, value: Any, owner: int = 0) -> Any:
+        """Lists and objects with every text in them, names too, as one that a template may look at."""
+        if isinstance(value, str):
+            return self.trace(self.hide(value, owner))
+        if isinstance(value, dict):
+            return {self.hide_all(k, owner): self.hide_all(v, owner) for k, v in value.items()}
+        return [self.hide_all(part, owner) for part in value] if isinstance(value, list | tuple) else value
+
+    def _next(self) -> str:
+        stand_in = next(self._free, None)
+        if stand_in is None:
+            raise BadInput("a text with more different characters than can be told apart")
+        return stand_in
 
     def show(self, text: str) -> str:
         """The text with every stand-in as what it stands for."""
@@ -42,13 +57,14 @@ class Alphabet:
 
     def trace(self, text: str) -> str:
         """The text, as one that a template may look at."""
-        return Traced(text, self) if not text.isascii() and self.shown else text
+        return Traced(text, self) if not text.isascii() and self.owners else text
 
     def in_json(self, document: str) -> str:
         """A JSON document in whose strings foreign quotes, backslashes and control characters are escaped."""
         escapes = {c: "\\" + (c if c in '"\\' else f"u{ord(c):04x}") for c in self.shown.values()
-                   if c in '"\\' or c < " "} | {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
-        return document.translate({h: self.hide(escapes[c]) for h, c in list(self.shown.items()) if c in escapes})
+                   if c and (c in '"\\' or c < " ")} | {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
+        return document.translate({h: self.hide(escapes[c], self.owners[chr(h)])
+                                   for h, c in list(self.shown.items()) if c in escapes})
 
 
 class Traced(str):
@@ -129,7 +145,8 @@ class Traced(str):
         if len(change(self._shown)) != len(self):
             whole = map(change, self._shown)
         pairs = zip(super().__iter__(), whole, strict=True)
-        hidden = (self._alphabet.hide(c) if ord(h) in self._alphabet.shown else c for h, c in pairs)
+        owners = self._alphabet.owners
+        hidden = (self._alphabet.hide(c, owners[h]) if h in owners else c for h, c in pairs)
         return Traced("".join(hidden), self._alphabet)
 
 

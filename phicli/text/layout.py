@@ -1,80 +1,112 @@
 """A model's chat template: conversations as text, in which what is the template's own is told from what is not."""
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.reading import parse_json, read_text
-from phicli.errors import BadInput, PhicliError
+from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.text.foreign import Alphabet
 
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system", "user", "assistant" or "tool", "content": text}; an assistant's may have "tool_calls" as OpenAI's
+# API has them, their arguments an object
+Message = Mapping[str, Any]
 LONGEST = 1 << 16  # bytes of a template; those in use have up to 30,000
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TEMPLATE_FILE = "chat_template.jinja"
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no option
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+# For a model that has no chat template, as most base models; its turns end with the token that ends its texts.
+PLAIN_CHAT = """{% for message in messages %}{% if message.role == 'system' %}{{ message.content + '\n\n' }}
+{%- elif message.role == 'assistant' %}{{ 'Assistant: ' + message.content + eos_token + '\n' }}
+{%- else %}{{ 'User: ' + message.content + '\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"""
 
 
 class ChatLayout:
     """The chat template of a model's folder.
 
+    Args:
+        source: another template, in place of the folder's. options: further variables of it, such as enable_thinking.
+
     Raises:
         BadInput: there is none, or it cannot be read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, source: str | None = None, options: Mapping[str, Any] | None = None):
         from phicli.text.sandbox import BoundedEnvironment
 
         self.folder = folder
-        settings = self._settings()
-        self.source = self._source(settings)
-        named = {name: settings.get(name) for name in NAMES}
-        contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
-        self._given = {"tools": None, "documents": None} | {n: v for n, v in contents.items() if isinstance(v, str)}
+        self.source = source or self._source(tokenizer_settings(folder))
+        self._given = {"documents": None} | special_names(folder) | dict(options or {})
         self._environment, self._lock = BoundedEnvironment(), threading.Lock()
         try:
             self._template = self._environment.from_string(self.source)
         except Exception as e:  # Jinja and Python's compiler fail in many ways
             raise BadInput(f"chat template: {e}", where=folder) from None
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool, alphabet: Alphabet | None = None) -> str:
-        """The conversation as text; with an alphabet, foreign text in its characters.
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool, *, tools: Sequence[Any] | None = None,
+               alphabet: Alphabet | None = None) -> str:
+        """The conversation as text; with an alphabet, foreign text in its characters, owned by the message's number.
 
         Raises:
             BadInput: the template fails, refuses the messages, or takes too much time or memory.
         """
+        shown, marks = alphabet or Alphabet(), alphabet.marks if alphabet else ("", "")
+        given = [dict(message) for message in self.accepted(messages)]
+        if alphabet is not None:
+            given = [{"role": m["role"], **{str(k): alphabet.hide_all(v, at) for k, v in m.items() if k != "role"}}
+                     for at, m in enumerate(given, len(messages) - len(given))]
+            tools = alphabet.hide_all(list(tools), -1) if tools else None
+        return self._run(given, tools or None, add_generation_prompt, shown, marks)
+
+    def foreign(self, messages: Sequence[Message], add_generation_prompt: bool,
+                tools: Sequence[Any] | None = None) -> tuple[str, Alphabet]:
+        """The conversation as text in which every foreign character is one of the alphabet's. Raises as `render`."""
+        alphabet = Alphabet(self.source + "".join(map(str, self._given.values())))
+        return self.render(messages, add_generation_prompt, tools=tools, alphabet=alphabet), alphabet
+
+    @cached_property
+    def refuses_system(self) -> bool:
+        """Whether the template takes a question, but none with a system message before it."""
+        question = {"role": USER, "content": "a"}
+        try:
+            self._run([question], None, True, Alphabet(), ("", ""))
+        except BadInput:
+            return False  # it refuses for another reason
+        try:
+            self._run([{"role": SYSTEM, "content": "b"}, question], None, True, Alphabet(), ("", ""))
+        except BadInput:
+            return True
+        return False
+
+    def accepted(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages; if the template refuses a system message, the first is part of the first user's message."""
+        if len(messages) < 2 or messages[0]["role"] != SYSTEM or messages[1]["role"] != USER or not self.refuses_system:
+            return messages
+        system, user, *rest = messages
+        return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+    def _run(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool, shown: Alphabet,
+             marks: tuple[str, str]) -> str:
         with self._lock:
-            shown = alphabet or Alphabet()
-            if alphabet is not None:
-                messages = [{**m, "content": alphabet.trace(alphabet.hide(m["content"]))} for m in messages]
-            self._environment.begin(messages := list(messages), shown)
+            self._environment.begin(messages, tools, shown, marks)
             try:
-                return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt,
-                                             **self._given)
+                return self._template.render(messages=messages, tools=tools,
+                                             add_generation_prompt=add_generation_prompt, **self._given)
             except PhicliError:
                 raise
             except Exception as e:  # a template can fail in any way that Python can
                 said = shown.show(str(e) or type(e).__name__)
                 raise BadInput(f"chat template: {said}", where=self.folder) from None
 
-    def foreign(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, Alphabet]:
-        """The conversation as text in which every foreign character is one of the alphabet's. Raises as `render`."""
-        alphabet = Alphabet(self.source + "".join(map(str, self._given.values())))
-        return self.render(messages, add_generation_prompt, alphabet), alphabet
-
-    def _settings(self) -> dict[str, Any]:
-        path = self.folder / "tokenizer_config.json"
-        try:
-            found = parse_json(read_text(path), path)
-        except FileNotFoundError:
-            return {}
-        if not isinstance(found, dict):
-            raise BadInput("damaged tokenizer settings: not a JSON object", where=path)
-        return found
-
     def _source(self, settings: dict[str, Any]) -> str:
         """chat_template.jinja, or tokenizer_config.json's template, or the one it calls "default"."""
         try:
-            return read_text(self.folder / "chat_template.jinja", LONGEST)
+            return read_text(self.folder / TEMPLATE_FILE, LONGEST)
         except FileNotFoundError:
             found = settings.get("chat_template")
         if isinstance(found, list):
@@ -85,3 +117,43 @@ class ChatLayout:
         if len(found) > LONGEST:
             raise BadInput(f"chat template: more than {LONGEST:,} characters are not read", where=self.folder)
         return found
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model's folder has a chat template. Raises BadInput: damaged settings."""
+    return (folder / TEMPLATE_FILE).is_file() or bool(tokenizer_settings(folder).get("chat_template"))
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing where there is none. Raises BadInput: it is damaged."""
+    path = folder / "tokenizer_config.json"
+    try:
+        found = parse_json(read_text(path), path)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(found, dict):
+        raise BadInput("damaged tokenizer settings: not a JSON object", where=path)
+    return found
+
+
+def special_names(folder: Path) -> dict[str, str]:
+    """What a template knows as bos_token, eos_token and so on. Raises as `tokenizer_settings`."""
+    settings = tokenizer_settings(folder)
+    named = {name: settings.get(name) for name in NAMES}
+    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+    return {name: value for name, value in contents.items() if isinstance(value, str)}
+
+
+def template_options(given: Sequence[str]) -> dict[str, Any]:
+    """`enable_thinking=false` as {"enable_thinking": False}. Raises UsageError: not NAME=VALUE, or a reserved name."""
+    found = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        if not equals or not name.isidentifier() or name in RESERVED:
+            raise UsageError(f"needs NAME=VALUE with a name that is free, not {option[:40]!r}",
+                             where="--chat-template-kwargs", hint="--chat-template-kwargs enable_thinking=false")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found

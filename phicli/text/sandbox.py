@@ -8,6 +8,7 @@ multiply (`"a" * 10**9`, `replace`, `center`), the product of all sizes and numb
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from datetime import datetime
 from typing import Any
@@ -39,7 +40,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=_output, optimized=False,
                          extensions=["jinja2.ext.loopcontrols", _Generation])
-        self.begin([], Alphabet())
+        self.begin([], None, Alphabet(), ("", ""))
         for name in NEEDLESS:
             del self.filters[name]
         filters: dict[str, Any] = self.filters | {"tojson": self._to_json}
@@ -48,12 +49,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.tests = {name: self._paid(name, do) for name, do in tests.items()}
         self.filters |= {"_each": self._each, "_seen": self.seen}
         self.globals = {"range": self.globals["range"], "dict": dict, "namespace": self.globals["namespace"],
-                        "raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+                        "raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form),
+                        _Generation.MARK: lambda number: self.marks[number]}
 
-    def begin(self, messages: list[Any], alphabet: Alphabet) -> None:
-        """Before each rendering: what will be rendered, and what stands for foreign text in it."""
-        self.messages, self.alphabet = messages, alphabet
-        self.left = ALLOWANCE + sum(A_MESSAGE + A_CHARACTER * len(m["content"]) for m in messages)
+    def begin(self, messages: list[Any], others: Any, alphabet: Alphabet, marks: tuple[str, str]) -> None:
+        """Before each rendering: what will be rendered, what stands for foreign text in it, and what for generation."""
+        self.messages, self.alphabet, self.marks = messages, alphabet, marks
+        self.left = sys.maxsize
+        self.left = ALLOWANCE + A_MESSAGE * len(messages) + A_CHARACTER * self._size([messages, others])
 
     def pay(self, price: int) -> None:
         """Raises TemplateError: nothing left."""
@@ -197,13 +200,19 @@ class _Watch(NodeTransformer):
 
 
 class _Generation(Extension):
-    """transformers' `{% generation %}`, which marks what the model says; it changes nothing of the text."""
+    """transformers' `{% generation %}`, which marks what the model says; it changes nothing of the text itself."""
 
+    MARK = "_generation_mark"
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [self._mark(0, line), *body, self._mark(1, line)]
+
+    def _mark(self, number: int, line: int) -> nodes.Node:
+        call = nodes.Call(nodes.Name(self.MARK, "load"), [nodes.Const(number)], [], None, None)
+        return nodes.Output([call], lineno=line)
 
 
 def _filtered(node: Any, name: str) -> nodes.Filter:

@@ -29,6 +29,7 @@ class Tokens:
     decoder: as the file has it. encoder: the same, but blind to control tokens; usually one object.
     special: control token -> (its id, the tokenizer's own AddedToken). pattern: finds them.
     silent: ids that are left out of decoded text. real: id of an alias -> id of its token.
+    begin: ids that the tokenizer puts before a text, such as that of <s>.
 
     Raises:
         BadInput: none there, or a damaged one.
@@ -93,6 +94,7 @@ class Tokens:
             check_rules(found, self.path)
             found.no_truncation()
             found.no_padding()
+            self.begin = _added_before(found)
             trims = found.post_processor is not None and b"ByteLevel" in found.post_processor.__getstate__()
             found.post_processor = processors.ByteLevel() if trims else None  # others only add what is not wanted
             return found
@@ -126,6 +128,12 @@ class Tokens:
             self.real[self.encoder.token_to_id(alias)] = ident
             self._aliases[name] = alias
         return self._aliases[name]
+
+
+def _added_before(tokenizer: Any) -> list[int]:
+    added, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    at = next((at for at in range(len(added)) if added[at : at + len(bare)] == bare), 0)
+    return added[:at]
 
 
 def is_control(token: Any) -> bool:

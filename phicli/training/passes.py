@@ -20,7 +20,6 @@ from olive.passes.pytorch import lora as olive_lora
 from phicli.checkpoints.loading import linear_names, load_base
 from phicli.config.steps import FinetuneConfig
 from phicli.progress import SILENT, Progress
-from phicli.text import TextCodec, TextTemplate
 from phicli.training.checkpoint import Checkpoint
 from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
 from phicli.training.loftq import start_from_residual
@@ -30,7 +29,8 @@ from phicli.workflow.olive import pass_parameters
 from phicli.workflow.wording import worded
 
 _FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
-                  "mask_prompt", "eval_split", "data", "text_template", "seed")
+                  "mask_prompt", "eval_split", "data", "text_template", "format", "columns", "chat_template",
+                  "chat_template_kwargs", "seed")
 
 
 class Job:
@@ -121,10 +121,11 @@ PASSES = {"lora": Int4LoRA, "dora": Int4DoRA, "loftq": Int4LoftQ, "loha": Int4Lo
 
 
 def _load_rows(folder: Path, settings: Any) -> Rows:
-    from phicli.dataset import load_rows
+    from phicli.dataset.encoding import RowEncoder
+    from phicli.dataset.table import Table
 
-    template = TextTemplate(settings.text_template)
+    table, encoder = Table([settings.data], settings), RowEncoder(folder, settings)
     return prepare_rows(
-        load_rows(Path(settings.data), template), template, TextCodec(folder), seq_len=settings.seq_len,
+        [table.encode(number, encoder) for number in range(len(table))], seq_len=settings.seq_len,
         mask_prompt=settings.mask_prompt, eval_split=settings.eval_split, seed=settings.seed,
     )

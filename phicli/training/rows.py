@@ -1,12 +1,12 @@
 """Rows as token ids, which of them are held out, and which rows make up each step."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from phicli.errors import BadInput
-from phicli.text import Encoded, TextCodec, TextTemplate
+from phicli.text import Encoded
 
 POOL = 16  # batches that are sampled together and sorted by length, so that rows of a batch need little padding
 
@@ -25,11 +25,8 @@ class Rows:
     dropped: int
 
 
-def prepare_rows(
-    rows: Sequence[Mapping[str, str]], template: TextTemplate, codec: TextCodec, *,
-    seq_len: int, mask_prompt: bool, eval_split: float, seed: int,
-) -> Rows:
-    """Encode rows, cut them to `seq_len` tokens and hold out a share of them, chosen by the seed.
+def prepare_rows(rows: Sequence[Encoded], *, seq_len: int, mask_prompt: bool, eval_split: float, seed: int) -> Rows:
+    """Cut rows to `seq_len` tokens and hold out a share of them, chosen by the seed.
 
     Raises:
         BadInput: nothing left to learn in any row, or no row left to train on.
@@ -37,8 +34,7 @@ def prepare_rows(
     kept: list[Encoded] = []
     cut = 0
     for row in rows:
-        encoded = codec.encode_row(template, row)
-        encoded = encoded if mask_prompt else encoded.whole()
+        encoded = row if mask_prompt else row.whole()
         cut += len(encoded.ids) > seq_len
         if (shortened := encoded.cut(seq_len)).targets:
             kept.append(shortened)

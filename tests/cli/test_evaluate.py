@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from phicli.text import TextCodec, TextTemplate
+from phicli.dataset.contents import RowReader
+from phicli.text import TextCodec
 
 ROWS = [
     {"prompt": "Where should I go in Kyoto?", "response": "See the gates at sunrise, then the market."},
@@ -64,8 +65,7 @@ def measured(lab, rows_file):
 def test_every_stage_is_measured_on_the_same_tokens(measured, tiny):
     document, stages = measured
     assert list(stages) == ["original", "awq", "rtn", "rtn + travel", "onnx", "onnx + travel"]
-    template = TextTemplate(document["text_template"])
-    encoded = [TextCodec(tiny).encode_row(template, row) for row in ROWS]
+    encoded = [TextCodec(tiny).encode_conversation(RowReader().read(row).content) for row in ROWS]
     assert document["tokens"] == sum(len(e.targets) for e in encoded)
     assert document["rows"] == 3 and document["cut_rows"] == 0
     assert all(stage["missing"] is None and stage["bytes"] > 1e6 for stage in stages.values())
@@ -74,11 +74,11 @@ def test_every_stage_is_measured_on_the_same_tokens(measured, tiny):
 def test_perplexity_is_that_of_transformers_own_loss(measured, tiny):
     from transformers import AutoModelForCausalLM
 
-    document, stages = measured
+    _, stages = measured
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
-    template, loss, tokens = TextTemplate(document["text_template"]), 0.0, 0
+    loss, tokens = 0.0, 0
     for row in ROWS:
-        encoded = TextCodec(tiny).encode_row(template, row)
+        encoded = TextCodec(tiny).encode_conversation(RowReader().read(row).content)
         ids = torch.tensor([encoded.ids])
         labels = ids.clone()
         labels[~torch.tensor([encoded.mask])] = -100

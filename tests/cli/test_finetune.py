@@ -18,12 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from phicli.artifacts.stages import read_manifest
 from phicli.checkpoints.loading import load_base
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
+from phicli.dataset.contents import RowReader
 from phicli.errors import BadInput
-from phicli.text import TextCodec, TextTemplate
+from phicli.text import TextCodec
 from phicli.training.loss import RowLoss, count_targets, make_batch
-from phicli.training.rows import prepare_rows
 
 DATA = Path(__file__).parents[2] / "data"
 QUICK = ("--data", DATA / "data_sample_travel.jsonl", "--lora-r", "8", "--device", "cpu")
@@ -41,9 +40,7 @@ def root(tiny, tmp_path_factory):
 
 
 def held_out_loss(model, codec) -> float:
-    template = TextTemplate(DEFAULT_TEMPLATE)
-    options = {"seq_len": 256, "mask_prompt": True, "eval_split": 0.0, "seed": 0}
-    rows = prepare_rows(load_rows(DATA / "data_eval_travel.jsonl", template), template, codec, **options).train
+    rows = [codec.encode_conversation(row) for row in load_rows(DATA / "data_eval_travel.jsonl", RowReader())]
     with torch.no_grad():
         return float(RowLoss(model)(make_batch(rows))) / count_targets(rows)
 

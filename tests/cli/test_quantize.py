@@ -9,15 +9,14 @@ import sys
 
 import pytest
 import torch
+from lab_rows import calibration
 from reference import dequantized_state, kl_and_agreement, reference_model, unpack_columns
 from safetensors.torch import load_file
 
 from phicli.artifacts.stages import read_manifest
 from phicli.quantization.calibration import calibration_tokens
-from phicli.text import TextCodec, TextTemplate
 
 FEW = ("--samples", "8", "--seq-len", "128")
-ROWS = TextTemplate("<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def held_out(tiny):
     from pathlib import Path
 
     file = Path(__file__).parents[2] / "data" / "data_eval_travel.jsonl"
-    return calibration_tokens(TextCodec(tiny), file, ROWS, 16, 128, 0)
+    return calibration_tokens(tiny, calibration(file))
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import json
 import os
 
 import pytest
+from lab_rows import LAB_TEMPLATE, UNDER_IT
 
 import phicli
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.text import TextTemplate
 
 GOOD = b'{"prompt":  "Sound?", "response": "Yes \\u00e9.", "id": 1.10}\n'
 
@@ -20,7 +19,7 @@ def clean(tmp_path, content, out="out.jsonl"):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(content)
     out = tmp_path / out
-    report = phicli.inspect(source, model="tiny", text_template=DEFAULT_TEMPLATE, fix=out)
+    report = phicli.inspect(source, model="tiny", text_template=LAB_TEMPLATE, fix=out)
     return report["fix"], out
 
 
@@ -44,7 +43,7 @@ def test_sound_rows_keep_their_bytes(tmp_path):
 def test_what_is_restored(tmp_path, line, code, response):
     fix, out = clean(tmp_path, GOOD + line)
     assert fix["changed"] == {code: 1} and fix["dropped"] == {} and fix["rows"] == 2
-    assert load_rows(out, TextTemplate(DEFAULT_TEMPLATE))[1] == {"prompt": "a", "response": response}
+    assert load_rows(out, UNDER_IT)[1].fields == {"prompt": "a", "response": response}
 
 
 @pytest.mark.parametrize(("line", "code"), [
@@ -82,7 +81,7 @@ def test_the_clean_copy_of_anything_has_nothing_left_to_fix(tmp_path):
     dirty = codecs.BOM_UTF8 + GOOD + b"".join(
         [row("a", "CafÃ© &amp;\x00"), row("b", "&#0;"), row("c", "&amp;amp; &lt;|end|&gt;"), b"junk\n", row("d", "")])
     _, out = clean(tmp_path, dirty)
-    again = phicli.inspect(out, model="tiny", text_template=DEFAULT_TEMPLATE, fix=tmp_path / "again.jsonl")
+    again = phicli.inspect(out, model="tiny", text_template=LAB_TEMPLATE, fix=tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
     assert again["fix"]["changed"] == again["fix"]["dropped"] == {}
 

@@ -5,13 +5,12 @@ import gzip
 import json
 
 import pytest
+from lab_rows import UNDER_IT, calibration
 
 from phicli.api import inspect
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import Row, formats, load_rows, read_rows
 from phicli.dataset.lines import Line, LineReader
 from phicli.quantization.calibration import calibration_tokens
-from phicli.text import TextCodec, TextTemplate
 
 ROWS = [{"prompt": f"Where, {i}?", "response": f'By "train" é {i},\nor on foot'} for i in range(40)]
 
@@ -38,20 +37,20 @@ def table(tmp_path, monkeypatch, request):
 
 def test_rows_of_another_format(table):
     assert list(read_rows(table)) == [Row(i, row) for i, row in enumerate(ROWS, 1)]
-    assert load_rows(table, TextTemplate(DEFAULT_TEMPLATE)) == ROWS
+    assert [row.fields for row in load_rows(table, UNDER_IT)] == ROWS
 
 
 def test_it_is_inspected_and_written_clean(table, tmp_path):
     report = inspect(table, model="tiny", fix=str(tmp_path / "clean.jsonl"))
     assert (report["rows"], report["bad_rows"], report["warnings"]) == (40, 0, [])
-    assert [row.fields for row in read_rows(tmp_path / "clean.jsonl")] == ROWS
+    said = [[m["content"] for m in row.fields["messages"]] for row in read_rows(tmp_path / "clean.jsonl")]
+    assert said == [[row["prompt"], row["response"]] for row in ROWS]
 
 
 def test_it_calibrates(table, tiny):
-    codec, template = TextCodec(tiny), TextTemplate(DEFAULT_TEMPLATE)
     lines = table.with_name("rows.jsonl")
     lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    same = [calibration_tokens(codec, file, template, 4, 64, 0).tolist() for file in (table, lines)]
+    same = [calibration_tokens(tiny, calibration(file, 4, 64)).tolist() for file in (table, lines)]
     assert same[0] == same[1]
 
 

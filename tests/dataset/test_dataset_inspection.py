@@ -7,11 +7,11 @@ import json
 import pytest
 
 import phicli
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
+from phicli.dataset.contents import RowReader
 from phicli.dataset.findings import KINDS, SHOWN_LINES
 from phicli.errors import BadInput
-from phicli.text import TextCodec, TextTemplate
+from phicli.text import Conversation, TextCodec
 
 GOOD = [{"prompt": f"Question {i} about Zürich?", "response": f"Answer {i}, “quoted” – 日本 🙂."} for i in range(20)]
 
@@ -33,6 +33,11 @@ PROVOKED = {
     "duplicate_key": (CLEAN + b'{"prompt": "a", "prompt": "b", "response": "c"}\n', [21], 1),
     "not_object": (CLEAN + b'[1]\n"text"\n3\n', [21, 22, 23], 3),
     "missing_field": (jsonl({"prompt": "No answer?"}) + CLEAN, [1], 1),
+    "unknown_format": (CLEAN + jsonl({"frage": "Wo?", "antwort": "Da."}), [21], 1),
+    "preference": (CLEAN + jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}), [21], 1),
+    "bad_messages": (CLEAN + jsonl({"messages": [{"role": "assistent", "content": "a"}]}), [21], 1),
+    "nothing_to_learn": (CLEAN + jsonl({"messages": [{"role": "user", "content": "a"}]}), [21], 1),
+    "not_laid_out": (CLEAN + row(response="REFUSED"), [21], 1),
     "not_text": (CLEAN + jsonl({"prompt": "How many?", "response": 5}), [21], 1),
     "lone_surrogate": (CLEAN + b'{"prompt": "half \\ud83d", "response": "c"}\n', [21], 1),
     "encoding": (codecs.BOM_UTF16_LE + CLEAN.decode().encode("utf-16-le"), [], 20),
@@ -59,6 +64,7 @@ PROVOKED = {
 SETTINGS = {
     "unknown_template_token": {"text_template": "<|im_start|>{prompt}<|end|>{response}"},
     "too_long": {"max_tokens": 100},
+    "not_laid_out": {"chat_template": "strict.jinja"},
 }
 
 
@@ -73,23 +79,26 @@ def test_every_kind_is_provoked_below():
 
 
 @pytest.mark.parametrize("code", PROVOKED)
-def test_a_file_that_has_it_and_nothing_else(tmp_path, code):
+def test_a_file_that_has_it_and_nothing_else(tmp_path, monkeypatch, code):
     content, lines, count = PROVOKED[code]
+    (tmp_path / "strict.jinja").write_text("{% if 'REFUSED' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}"
+                                           "{{ messages[0].content + messages[-1].content }}<|end|>")
+    monkeypatch.chdir(tmp_path)
     (warning,) = inspect(tmp_path, content, **SETTINGS.get(code, {}))["warnings"]
     assert (warning["code"], warning["lines"], warning["count"]) == (code, lines, count)
     assert warning["message"] and warning["suggestion"] and "{" not in warning["message"]
 
 
-@pytest.mark.parametrize("code", PROVOKED)
+@pytest.mark.parametrize("code", [code for code in PROVOKED if code not in SETTINGS])
 def test_bad_rows_are_those_that_finetune_refuses(tmp_path, code):
     content, _, count = PROVOKED[code]
     report = inspect(tmp_path, content)
     assert report["bad_rows"] == (count if KINDS[code].bad else 0)
     if KINDS[code].bad:
         with pytest.raises(BadInput):
-            load_rows(tmp_path / "rows.jsonl", TextTemplate(DEFAULT_TEMPLATE))
+            load_rows(tmp_path / "rows.jsonl", RowReader())
     else:
-        assert len(load_rows(tmp_path / "rows.jsonl", TextTemplate(DEFAULT_TEMPLATE))) == report["rows"]
+        assert len(load_rows(tmp_path / "rows.jsonl", RowReader())) == report["rows"]
 
 
 def test_a_clean_file_has_none_and_its_figures_are_exact(tmp_path, tiny):
@@ -101,10 +110,11 @@ def test_a_clean_file_has_none_and_its_figures_are_exact(tmp_path, tiny):
     lengths = sorted(len(row["prompt"]) for row in GOOD)
     assert report["fields"]["prompt"]["characters"] == {
         "min": lengths[0], "mean": sum(lengths) / 20, "p95": lengths[18], "max": lengths[-1]}
-    codec, template = TextCodec(tiny), TextTemplate(DEFAULT_TEMPLATE)
-    tokens = [len(codec.encode_row(template, row).ids) for row in GOOD]
+    rows = [Conversation.of({"role": "user", "content": row["prompt"]},
+                            {"role": "assistant", "content": row["response"]}) for row in GOOD]
+    tokens = [len(TextCodec(tiny).encode_conversation(row).ids) for row in rows]
     assert report["tokens"]["total"] == sum(tokens) and report["tokens"]["max"] == max(tokens)
-    whole = [len(DEFAULT_TEMPLATE.format(**row)) for row in GOOD]
+    whole = [len(row["prompt"] + row["response"]) for row in GOOD]
     assert (report["characters"]["min"], report["characters"]["max"]) == (min(whole), max(whole))
 
 
@@ -123,10 +133,10 @@ def test_the_first_lines_are_named_and_all_are_counted(tmp_path):
     assert warning["count"] == 100 and warning["lines"] == list(range(21, 21 + SHOWN_LINES))
 
 
-def test_another_field_name_is_suggested(tmp_path):
-    report = inspect(tmp_path, jsonl({"instruction": "a", "output": "b"}))
+def test_fields_of_no_format_are_named(tmp_path):
+    report = inspect(tmp_path, jsonl({"frage": "a", "antwort": "b"}))
     assert report["rows"] == 0 and report["bad_rows"] == 1
-    assert "instruction, output" in report["warnings"][0]["suggestion"]
+    assert "frage, antwort" in report["warnings"][0]["message"]
 
 
 def test_a_json_array_is_recognized(tmp_path):
@@ -136,7 +146,7 @@ def test_a_json_array_is_recognized(tmp_path):
 
 def test_without_the_model_tokens_are_left_out(tmp_path):
     report = inspect(tmp_path, CLEAN, model="nobody/no-such-model")
-    assert report["tokens"] is None and report["fields"]["prompt"]["tokens"] is None
+    assert report["tokens"] is None
     assert report["rows"] == 20
 
 
@@ -145,7 +155,7 @@ def test_template_with_one_field_and_with_a_field_twice(tmp_path):
     report = inspect(tmp_path, content, text_template="{response}")
     assert (report["duplicate_rows"], report["duplicate_prompts"]) == (1, 0)
     twice = inspect(tmp_path, content, text_template="{prompt}{response}{prompt}")
-    assert twice["characters"]["max"] == max(2 * len(r["prompt"]) + len(r["response"]) for r in GOOD)
+    assert twice["tokens"]["max"] > inspect(tmp_path, content, text_template="{prompt}{response}")["tokens"]["max"]
 
 
 def test_endless_field_names_do_not_fill_the_memory(tmp_path):

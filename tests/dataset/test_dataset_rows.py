@@ -5,13 +5,13 @@ import json
 import re
 
 import pytest
+from lab_rows import UNDER_IT
 
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import Row, load_rows, read_rows
+from phicli.dataset.contents import RowReader
 from phicli.errors import BadInput
-from phicli.text import TextTemplate
+from phicli.text import Conversation
 
-TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)
 GOOD = {"prompt": "Where?", "response": "There é 🙂", "id": 7}
 
 
@@ -34,13 +34,19 @@ def test_rows_before_a_fault_are_given(tmp_path):
 
 
 def test_load_rows_keeps_the_fields_of_the_template(tmp_path):
-    assert load_rows(written(tmp_path, GOOD), TEMPLATE) == [{"prompt": "Where?", "response": "There é 🙂"}]
+    (row,) = load_rows(written(tmp_path, GOOD), UNDER_IT)
+    assert row.fields == {"prompt": "Where?", "response": "There é 🙂"}
+
+
+def test_load_rows_understands_rows_by_their_fields(tmp_path):
+    (row,) = load_rows(written(tmp_path, GOOD), RowReader())
+    assert row == Conversation.of({"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There é 🙂"})
 
 
 def test_gzip(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(GOOD).encode()))
-    assert len(load_rows(path, TEMPLATE)) == 1
+    assert len(load_rows(path, UNDER_IT)) == 1
 
 
 @pytest.mark.parametrize(("bad", "message"), [
@@ -57,7 +63,7 @@ def test_gzip(tmp_path):
 def test_a_fault_is_named_with_file_and_line_and_what_helps(tmp_path, bad, message):
     path = written(tmp_path, *[GOOD] * 16, bad, GOOD)
     with pytest.raises(BadInput, match=re.escape(message)) as caught:
-        load_rows(path, TEMPLATE)
+        load_rows(path, UNDER_IT)
     assert caught.value.where == f"{path}:17"
     assert caught.value.hint == f"phicli inspect {path}"
 
@@ -72,4 +78,4 @@ def test_invalid_utf8(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_no_rows(tmp_path, content):
     with pytest.raises(BadInput, match="no rows"):
-        load_rows(written(tmp_path, content), TEMPLATE)
+        load_rows(written(tmp_path, content), UNDER_IT)

@@ -7,14 +7,12 @@ import pytest
 from fuzzing import EXPECTED, fuzzed, mutated, text, to_json, values
 from hypothesis import assume
 from hypothesis import strategies as st
+from lab_rows import LAB_TEMPLATE, UNDER_IT
 
 import phicli
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.dataset import load_rows
-from phicli.dataset.tokens import TokenCounter
 from phicli.text import TextCodec, TextTemplate
 
-TEMPLATE = TextTemplate(DEFAULT_TEMPLATE)
 GOOD = b"".join(json.dumps({"prompt": f"Where is {n}?", "response": "Far <|end|> away, \u65e5\u672c"}).encode() + b"\n"
                 for n in range(4))
 SEEDS = [GOOD, gzip.compress(GOOD, mtime=0), GOOD.decode().encode("utf-16"), b"\xef\xbb\xbf" + GOOD, b"", b"\n\n"]
@@ -38,11 +36,11 @@ def test_files_of_rows(tmp_path, data):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
     try:
-        found = load_rows(path, TEMPLATE)
+        found = load_rows(path, UNDER_IT)
     except EXPECTED as e:
         assert str(path) in str(e)
     else:
-        assert found and all(set(row) == {"prompt", "response"} for row in found)
+        assert found and all(set(row.fields) == {"prompt", "response"} for row in found)
 
 
 @fuzzed(data=files)
@@ -51,12 +49,12 @@ def test_inspection_and_its_clean_copy(tmp_path, data):
     path.write_bytes(data)
     clean.unlink(missing_ok=True)
     try:
-        report = phicli.inspect(path, model="tiny", text_template=DEFAULT_TEMPLATE, fix=clean)
+        report = phicli.inspect(path, model="tiny", text_template=LAB_TEMPLATE, fix=clean)
     except EXPECTED:
         assert not clean.exists()
         return
     json.dumps(report)
-    assert len(load_rows(clean, TEMPLATE)) == report["fix"]["rows"]
+    assert len(load_rows(clean, UNDER_IT)) == report["fix"]["rows"]
 
 
 @fuzzed(template=templates, row=st.dictionaries(st.sampled_from(["prompt", "response", "role", "a"]), text))
@@ -73,7 +71,6 @@ def test_templates_and_rows(codec, template, row):
     special = {ident for ident, token in codec.special.values() if token.special}
     own = sum(1 for i in encoded.ids if i in special)
     assert own <= sum(literals.count(name) for name in codec.special)
-    TokenCounter(codec, parsed).count([row])
 
 
 @fuzzed(first=text.map("x".__add__), second=text)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from lab_rows import calibration
 from random_models import random_model
 from reference import pack
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from phicli.quantization.calibration import calibration_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
 from phicli.quantization.trainable import FRACTION, Stretch, TrainableLinear, direction
-from phicli.text import TextCodec, TextTemplate
 
 
 def a_linear(bias=False):
@@ -140,7 +140,7 @@ def divergence_of(model, folder, rows, device="cpu", dtype=torch.float32):
 
 
 def test_it_brings_the_checkpoint_nearer_to_the_original(tiny, tmp_path, small_steps):
-    both = calibration_tokens(TextCodec(tiny), None, TextTemplate("{prompt}"), 72, 128, 0)
+    both = calibration_tokens(tiny, calibration(None, 72, 128))
     tokens, test = both[:64], both[64:]
     reports = {}
     for steps in (0, 25):
@@ -165,7 +165,7 @@ def test_what_does_not_help_is_not_kept(tiny, tmp_path, small_steps, monkeypatch
         def warn(self, text: str) -> None:
             said.append(text)
 
-    tokens = calibration_tokens(TextCodec(tiny), None, TextTemplate("{prompt}"), 16, 64, 0)
+    tokens = calibration_tokens(tiny, calibration(None, 16, 64))
     monkeypatch.setattr(trainable, "STRETCH_STEP", 2.0)
     for steps in (0, 2):
         (tmp_path / str(steps)).mkdir()
@@ -207,7 +207,7 @@ def test_the_command(cli, tmp_path, tiny):
 
 @pytest.mark.gpu
 def test_on_a_gpu(tiny, tmp_path, small_steps):
-    tokens = calibration_tokens(TextCodec(tiny), None, TextTemplate("{prompt}"), 64, 128, 0)
+    tokens = calibration_tokens(tiny, calibration(None, 64, 128))
     report = quantize_checkpoint(tiny, tmp_path, tokens, shape=GridShape(), device="cuda", distill=25)
     before, after = report.distilled
     assert after < before

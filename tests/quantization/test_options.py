@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lab_rows import calibration
 from reference import kl_and_agreement, reference_model
 
 from phicli import optimize
@@ -11,7 +12,6 @@ from phicli.inference.session import Session
 from phicli.quantization.calibration import calibration_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
-from phicli.text import TextCodec, TextTemplate
 
 CASES = {"32": GridShape(4, 32), "64": GridShape(4, 64), "128": GridShape(4, 128),
          "32 symmetric": GridShape(4, 32, True), "128 symmetric": GridShape(4, 128, True)}
@@ -27,7 +27,7 @@ def original(tiny):
 @pytest.fixture(scope="module")
 def tokens(tiny):
     """Calibration, int64 (32, 128), and text of the same kind for the test, (4, 128)."""
-    both = calibration_tokens(TextCodec(tiny), None, TextTemplate("{prompt}"), 36, 128, 0)
+    both = calibration_tokens(tiny, calibration(None, 36, 128))
     return both[:32], both[32:]
 
 

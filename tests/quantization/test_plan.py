@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from lab_rows import calibration
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -11,7 +12,6 @@ from phicli.errors import BadInput
 from phicli.quantization.calibration import calibration_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
-from phicli.text import TextCodec, TextTemplate
 
 
 def quantize(model, out, tokens, **more):
@@ -24,7 +24,7 @@ def quantize(model, out, tokens, **more):
 def saved(tiny, tmp_path_factory):
     """Tokens, the plan's file, the report of the run that saved it, and what that run made."""
     root = tmp_path_factory.mktemp("plan")
-    tokens = calibration_tokens(TextCodec(tiny), None, TextTemplate("{prompt}"), 16, 128, 0)
+    tokens = calibration_tokens(tiny, calibration(None, 16, 128))
     return tokens, root / "plan.safetensors", *quantize(tiny, root / "out", tokens,
                                                         save_plan_to=root / "plan.safetensors")
 

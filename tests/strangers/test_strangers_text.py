@@ -7,12 +7,11 @@ import sys
 import time
 
 import pytest
+from lab_rows import LAB_TEMPLATE
 
 from phicli.checkpoints.peft_folder import check_weights
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.errors import BadInput
 from phicli.text import TextCodec, TextTemplate
-from phicli.training.rows import prepare_rows
 
 ENDLESS = {
     "nested loops": "{% set r = range(100000) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
@@ -176,6 +175,5 @@ def test_typed_marks(folder, mark, special):
     asked = [{"role": role, "content": f"a {mark} b"} for role in ("system", "user")]
     usual = [{"role": role, "content": "a b"} for role in ("system", "user")]
     assert codec.encode_chat(asked).count(ident) == codec.encode_chat(usual).count(ident)
-    row = prepare_rows([{"prompt": mark, "response": mark}], TextTemplate(DEFAULT_TEMPLATE), codec, seq_len=256,
-                       mask_prompt=True, eval_split=0, seed=0).train[0]
-    assert row.ids.count(ident) == DEFAULT_TEMPLATE.count(mark)
+    row = codec.encode_row(TextTemplate(LAB_TEMPLATE), {"prompt": mark, "response": mark})
+    assert row.ids.count(ident) == LAB_TEMPLATE.count(mark)

@@ -126,7 +126,7 @@ def test_plain_texts_give_the_ids_of_transformers(model):
         for prompt in (True, False):
             messages = messages_of(turns)
             assert codec.encode_chat(messages, add_generation_prompt=prompt) == reference(model, messages, prompt)
-            text, alphabet = codec._layout.foreign(messages, prompt)
+            text, alphabet = codec.layout.foreign(messages, prompt)
             assert alphabet.show(text) == codec.render_chat(messages, add_generation_prompt=prompt)
 
 

@@ -1,0 +1,226 @@
+"""What a row says, recognised by the names of its fields: a conversation, or plain text.
+
+To add a format: a function from fields to `Understood` and an entry in FORMATS.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from phicli.dataset.defects import Defect, check_text
+from phicli.dataset.messages import read_messages, read_tools
+from phicli.text import Conversation, TextTemplate
+from phicli.text.layout import ASSISTANT, SYSTEM, USER
+
+PROMPTS = ("prompt", "instruction", "question", "query", "input", "inputs", "user", "human", "problem")
+RESPONSES = ("response", "completion", "answer", "output", "outputs", "assistant", "reply", "solution", "target",
+             "targets")
+DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+CONTEXTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+TEXTS = ("text", "content", "document")
+TOOLS = ("tools", "functions")
+PREFERENCES = ("chosen", "rejected")
+
+Fields = Mapping[str, Any]
+
+
+class TemplatedRow(NamedTuple):
+    """Fields that go into a text template."""
+
+    fields: Fields
+
+
+Content = Conversation | str | TemplatedRow
+
+
+def question(content: Content) -> str:
+    """What a row asks first: its first message of a user, or else the first text in it."""
+    if isinstance(content, Conversation):
+        asked = [m["content"] for m in content.messages if m["role"] == USER]
+        return str(asked[0] if asked else content.messages[0]["content"])
+    return content if isinstance(content, str) else str(next(iter(content.fields.values())))
+
+
+class Understood(NamedTuple):
+    """What a row says; its format; the texts in it, each with the name of its field (or role); the fields used."""
+
+    content: Content
+    format: str
+    texts: list[tuple[str, str]]
+    used: frozenset[str]
+
+
+def row_hash(row: Understood) -> int:
+    """64 bits of a row's texts without the blanks around them."""
+    return _hash([text.strip() for _, text in row.texts])
+
+
+def prompt_hash(row: Understood) -> int:
+    """64 bits of what a row asks: of a conversation all before the first answer that is learnt."""
+    content = row.content
+    if isinstance(content, Conversation):
+        return _hash([[m["role"], str(m["content"]).strip(), m.get("tool_calls")] for m in content.asked])
+    texts = [text.strip() for _, text in row.texts]
+    return _hash(texts[:-1] or texts)
+
+
+def joined(texts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Texts by name; those of one name on lines of their own."""
+    found: dict[str, str] = {}
+    for name, text in texts:
+        found[name] = f"{found[name]}\n{text}" if name in found else text
+    return found
+
+
+def _hash(value: Any) -> int:
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+class RowReader:
+    """Understands rows.
+
+    Args:
+        format: a name of FORMATS; None: found for each row by its fields. columns: "prompt=question" for a row's field
+            `question` in place of `prompt`; a dotted name goes into objects. template: rows are its fields.
+    """
+
+    def __init__(self, format: str | None = None, columns: Sequence[str] = (), template: TextTemplate | None = None):
+        self.format, self.template = format, template
+        self.columns = dict(column.split("=", 1) for column in columns)
+
+    def read(self, fields: Fields) -> Understood:
+        """Raises Defect: the row is in no known format, or something is missing or wrong in it."""
+        if self.template:
+            return _templated(fields, self.template)
+        if self.columns:
+            fields = {**fields, **{name: _dotted(fields, path) for name, path in self.columns.items()}}
+            if "messages" in self.columns and self.format is None:
+                return FORMATS["messages"](fields)
+        return FORMATS[self.format or recognise(fields)](fields)
+
+
+def recognise(fields: Fields) -> str:
+    """The name of the format in which a row with such fields is. Raises Defect: none, or preferences."""
+    if all(name in fields for name in PREFERENCES):
+        raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do")
+    dialogue = next((fields[name] for name in DIALOGUES if isinstance(fields.get(name), list)), None)
+    if dialogue is not None:
+        return "sharegpt" if dialogue and isinstance(dialogue[0], dict) and "from" in dialogue[0] else "messages"
+    pair = _pair(fields)
+    if pair:
+        return "alpaca" if pair[0] == "instruction" else "prompt-response"
+    if _first(fields, TEXTS):
+        return "text"
+    if _first(fields, PROMPTS) or _first(fields, RESPONSES):
+        return "prompt-response"  # which says what is missing
+    names = ", ".join(map(str, list(fields)[:8])) or "none"
+    raise Defect("unknown_format", f"no format has these fields: {names}")
+
+
+def _messages(fields: Fields) -> Understood:
+    name = _first(fields, DIALOGUES) or "messages"
+    tools = _first(fields, TOOLS)
+    turns = fields.get(name)
+    system = _first(fields, SYSTEMS)
+    if system and isinstance(turns, list):
+        turns = [{"role": SYSTEM, "content": _text(fields, system)}, *turns]
+    messages, trained = read_messages(turns, name)
+    found = Conversation(messages, trained, read_tools(fields.get(tools)) if tools else ())
+    return _understood(found, "messages", fields, [name, tools, system])
+
+
+def _sharegpt(fields: Fields) -> Understood:
+    return _messages(fields)._replace(format="sharegpt")
+
+
+def _pairs(fields: Fields) -> Understood:
+    """Alpaca's instruction, input and output, and all other pairs; each may be a list of messages, as TRL has them."""
+    pair = _pair(fields)
+    if not pair:
+        wanted = "response" if _first(fields, PROMPTS) else "prompt"
+        raise Defect("missing_field", f"no field '{wanted}', nor another that means it", wanted)
+    prompt, response = pair
+    context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
+    system = next((name for name in SYSTEMS if fields.get(name)), None)
+    history = "history" if fields.get("history") else None
+    turns = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
+    turns += _history(fields["history"]) if history else []
+    asked = fields[prompt] if isinstance(fields[prompt], list) else _text(fields, prompt)
+    if context and isinstance(asked, str):
+        asked = f"{asked}\n\n{_text(fields, context)}"
+    turns += asked if isinstance(asked, list) else [{"role": USER, "content": asked}]
+    before = len(turns)
+    said = fields[response] if isinstance(fields[response], list) else _text(fields, response)
+    turns += said if isinstance(said, list) else [{"role": ASSISTANT, "content": said}]
+    messages, trained = read_messages(turns, prompt)
+    found = Conversation(messages, tuple(t and at >= before for at, t in enumerate(trained)))
+    kept = [prompt, context, system, history, response]
+    texts = [(name, fields[name]) for name in kept if name and isinstance(fields[name], str)]
+    named = "alpaca" if prompt == "instruction" else "prompt-response"
+    return Understood(found, named, texts, frozenset(name for name in kept if name) | {*CONTEXTS, *SYSTEMS, "history"})
+
+
+def _plain(fields: Fields) -> Understood:
+    name = _first(fields, TEXTS)
+    if name is None:
+        raise Defect("missing_field", "no field 'text'", "text")
+    text = _text(fields, name)
+    return Understood(text, "text", [(name, text)], frozenset([name]))
+
+
+def _templated(fields: Fields, template: TextTemplate) -> Understood:
+    names = list(dict.fromkeys(template.fields))
+    for name in names:
+        if name not in fields:
+            raise Defect("missing_field", f"no field '{name}', which the text template names", name)
+        check_text(fields[name], name)
+    used = {name: fields[name] for name in names}
+    return Understood(TemplatedRow(used), "text-template", list(used.items()), frozenset(names))
+
+
+FORMATS: dict[str, Callable[[Fields], Understood]] = {
+    "messages": _messages, "sharegpt": _sharegpt, "alpaca": _pairs, "prompt-response": _pairs, "text": _plain,
+}
+
+
+def _understood(found: Conversation, named: str, fields: Fields, used: Sequence[str | None]) -> Understood:
+    texts = [(m["role"], m["content"]) for m in found.messages if isinstance(m.get("content"), str)]
+    return Understood(found, named, texts, frozenset(name for name in used if name))
+
+
+def _pair(fields: Fields) -> tuple[str, str] | None:
+    """The names of question and answer, by the order of the lists above."""
+    response = _first(fields, RESPONSES)
+    prompt = next((name for name in PROMPTS if name in fields and name != response), None)
+    return (prompt, response) if prompt and response else None
+
+
+def _history(found: Any) -> list[dict[str, Any]]:
+    """Earlier turns as LLaMA-Factory's Alpaca has them: [[question, answer], …]."""
+    if not isinstance(found, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in found):
+        raise Defect("bad_messages", "'history' is no list of [question, answer]", "history")
+    return [{"role": role, "content": turn[at]} for turn in found for at, role in enumerate((USER, ASSISTANT))]
+
+
+def _first(fields: Fields, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in fields), None)
+
+
+def _text(fields: Fields, name: str) -> str:
+    check_text(fields[name], name)
+    return str(fields[name])
+
+
+def _dotted(fields: Fields, path: str) -> Any:
+    """`a.b` is `b` of the object in field `a`, where no field has that very name."""
+    if path in fields:
+        return fields[path]
+    found: Any = fields
+    for part in path.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise Defect("missing_field", f"no field '{path}', which --map names", path)
+        found = found[part]
+    return found

@@ -1,0 +1,101 @@
+"""How rows become tokens: as the model's own chat template lays them out, or as a text template of the user's says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from phicli.artifacts.reading import read_text
+from phicli.dataset.contents import Content, RowReader, TemplatedRow
+from phicli.errors import BadInput
+from phicli.progress import SILENT, Progress
+from phicli.text import Conversation, Encoded, TextCodec, TextTemplate
+from phicli.text.agreement import as_chat_template, disagreement
+from phicli.text.layout import LONGEST, PLAIN_CHAT, TEMPLATE_FILE, has_template, special_names, template_options
+
+
+class RowSettings(Protocol):
+    """What steps know of rows; see `phicli.config.steps.OfRows`."""
+
+    @property
+    def text_template(self) -> str | None: ...
+    @property
+    def format(self) -> str | None: ...
+    @property
+    def columns(self) -> Sequence[str]: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def chat_template_kwargs(self) -> Sequence[str]: ...
+
+
+class RowEncoder:
+    """Encodes what rows say for one model.
+
+    Args:
+        folder: of the model. fallbacks: folders whose chat template it takes where the model has none, such as those of
+            adapters that were trained on it.
+
+    Raises:
+        BadInput: no tokenizer, or a damaged one; a chat template that cannot be read.
+    """
+
+    def __init__(self, folder: Path, settings: RowSettings, fallbacks: Sequence[Path] = (),
+                 progress: Progress = SILENT):
+        self.template = TextTemplate(settings.text_template) if settings.text_template else None
+        self.source = _chat_template(folder, settings, fallbacks, progress)
+        self.codec = TextCodec(folder, self.source, template_options(settings.chat_template_kwargs))
+
+    def encode(self, content: Content) -> Encoded:
+        """Ids and what counts. Raises BadInput: the chat template refuses the messages, or a text cannot be encoded."""
+        if isinstance(content, Conversation):
+            return self.codec.encode_conversation(content)
+        if isinstance(content, TemplatedRow):
+            assert self.template
+            return self.codec.encode_row(self.template, content.fields)
+        return self.codec.encode_document(content)
+
+
+def check_layout(encoder: RowEncoder, force: bool, progress: Progress = SILENT) -> None:
+    """Check that a text template trains what chat will send.
+
+    Raises:
+        BadInput: it differs from the chat template, or no token that ends an answer would be learnt. force: a warning.
+    """
+    codec = encoder.codec
+    found = disagreement(codec, encoder.template) if encoder.template else None
+    if found is None and codec.turns.end is None:
+        found = "the model would not learn to end an answer: no token does that"
+    if found and not force:
+        raise BadInput(f"the rows would not be laid out as chat lays them out: {found}",
+                       where="--text-template" if encoder.template else codec.folder,
+                       hint="leave --text-template out, or --force-template" if encoder.template else
+                       "--chat-template FILE, or --force-template")
+    if found:
+        progress.warn(f"rows are not laid out as chat lays them out: {found}")
+
+
+def row_reader(settings: RowSettings) -> RowReader:
+    """What understands the rows. Raises BadInput: a wrong text template."""
+    return RowReader(settings.format, settings.columns,
+                     TextTemplate(settings.text_template) if settings.text_template else None)
+
+
+def _chat_template(folder: Path, settings: RowSettings, fallbacks: Sequence[Path], progress: Progress) -> str | None:
+    """The source of another chat template than the folder's own; None if that is to be used."""
+    if settings.chat_template:
+        try:
+            return read_text(Path(settings.chat_template), LONGEST)
+        except FileNotFoundError:
+            raise BadInput("no such chat template", where=settings.chat_template) from None
+    if has_template(folder):
+        return None
+    found = next((path / TEMPLATE_FILE for path in fallbacks if (path / TEMPLATE_FILE).is_file()), None)
+    if found:
+        return read_text(found, LONGEST)
+    if settings.text_template:
+        return as_chat_template(TextTemplate(settings.text_template))
+    if special_names(folder).get("eos_token"):
+        progress.note("the model has no chat template: it gets a plain one (User: … Assistant: …); "
+                      "--chat-template FILE gives another")
+        return PLAIN_CHAT
+    return None
