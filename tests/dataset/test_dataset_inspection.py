@@ -81,7 +81,7 @@ def test_every_kind_is_provoked_below():
 @pytest.mark.parametrize("code", PROVOKED)
 def test_a_file_that_has_it_and_nothing_else(tmp_path, monkeypatch, code):
     content, lines, count = PROVOKED[code]
-    (tmp_path / "strict.jinja").write_text("{% if 'REFUSED' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}"
+    (tmp_path / "strict.jinja").write_text("{% if 'REFUSED' in messages[-1].content %}{{ raise_exception() }}{% endif %}"
                                            "{{ messages[0].content + messages[-1].content }}<|end|>")
     monkeypatch.chdir(tmp_path)
     (warning,) = inspect(tmp_path, content, **SETTINGS.get(code, {}))["warnings"]
