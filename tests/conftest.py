@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from phicli.hub.models import BUILT_IN
 from phicli.libraries import subdued
@@ -44,6 +45,14 @@ def cli(capfd):
         return Outcome(int(code), out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts commands as processes of their own that need not import anything."""
+    started = Forks()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def broken(tmp_path, root):
     """Files that cannot be used, by name."""
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "json.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 16 + '{"prompt": \n')
-    (tmp_path / "field.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    (tmp_path / "field.jsonl").write_text('{"prompt": "a", "antwort": "b"}\n')
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "where " * 300, "response": "there"}) + "\n")
     shutil.copytree(root / "awq", tmp_path / "truncated")
     weights = tmp_path / "truncated" / "model.safetensors"

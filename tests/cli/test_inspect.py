@@ -136,7 +136,7 @@ def test_a_folder(cli, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "hint"), [
-    ('{"instruction": "a", "output": "b"}\n', "instruction, output"),
+    ('{"frage": "a", "antwort": "b"}\n', "--map prompt=FIELD"),
     ('[{"prompt": "a",\n"response": "b"}]\n', "JSON array"),
     ("prompt,response\na,b\n", "one complete JSON object a line"),
 ])

@@ -61,6 +61,8 @@ PROVOKED = {
     "extreme_length": (CLEAN + row(response="a" * 1001), [21], 1),
     "extra_field": (CLEAN + row(source="web"), [21], 1),
 }
+STRICT = """{% if 'REFUSED' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}
+{{- messages[0].content + messages[-1].content }}<|end|>"""
 SETTINGS = {
     "unknown_template_token": {"text_template": "<|im_start|>{prompt}<|end|>{response}"},
     "too_long": {"max_tokens": 100},
@@ -81,8 +83,7 @@ def test_every_kind_is_provoked_below():
 @pytest.mark.parametrize("code", PROVOKED)
 def test_a_file_that_has_it_and_nothing_else(tmp_path, monkeypatch, code):
     content, lines, count = PROVOKED[code]
-    (tmp_path / "strict.jinja").write_text("{% if 'REFUSED' in messages[-1].content %}{{ raise_exception() }}{% endif %}"
-                                           "{{ messages[0].content + messages[-1].content }}<|end|>")
+    (tmp_path / "strict.jinja").write_text(STRICT)
     monkeypatch.chdir(tmp_path)
     (warning,) = inspect(tmp_path, content, **SETTINGS.get(code, {}))["warnings"]
     assert (warning["code"], warning["lines"], warning["count"]) == (code, lines, count)

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from forks import Forks
+
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # the phicli beside these tests, wherever one is installed
 SETTINGS = """
@@ -66,7 +69,7 @@ class Running:
         return file.read_text(errors="replace") if file.is_file() else ""
 
     def wait(self) -> Done:
-        code = self.bench.ask({"wait": self.pid})["code"]
+        code = self.bench.forks.wait(self.pid)
         return Done(code, self.out(), self.err())
 
 
@@ -84,8 +87,7 @@ class Bench:
             (folder / f"{name}.jsonl").write_bytes(b"".join(lines))
         text = (REPOSITORY / "phicli" / "quantization" / "calibration.txt").read_text(encoding="utf-8")
         (folder / "calibration.txt").write_text(text[:20_000], encoding="utf-8")
-        self.server = subprocess.Popen([sys.executable, Path(__file__).with_name("zygote.py")], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        self.forks = Forks(ENVIRONMENT)
         self.started = 0
         begun = time.monotonic()
         assert self.phicli("run").code == 0
@@ -98,17 +100,11 @@ class Bench:
         shutil.copytree(self.root, self.whole)
         self.reference = content(self.whole)
 
-    def ask(self, request: dict) -> dict:
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
     def start(self, *argv: object, cwd: Path | None = None, limit: int | None = None, **env: str) -> Running:
         self.started += 1
         streams = self.folder / "streams" / str(self.started)
-        request = {"argv": [str(a) for a in argv], "cwd": str(cwd or self.folder), "env": env, "out": str(streams),
-                   "limit": limit}
-        return Running(self, self.ask(request)["pid"], streams)
+        pid = self.forks.start(*argv, cwd=cwd or self.folder, out=streams, env=env, limit=limit)
+        return Running(self, pid, streams)
 
     def phicli(self, *argv: object, **more) -> Done:
         return self.start(*argv, **more).wait()
@@ -151,8 +147,7 @@ class Bench:
                 {**dict.fromkeys(have), **self.reference}.items() if have.get(name) != value]
 
     def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait()
+        self.forks.close()
 
 
 def content(root: Path) -> dict[str, object]:

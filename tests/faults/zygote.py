@@ -1,8 +1,11 @@
 """A process that has imported everything and forks a child for each command, so that commands take their own time only.
 
-Requests and answers are lines of JSON: {"argv", "cwd", "env", "out", "limit"} -> {"pid"}, {"wait": pid} -> {"code"}.
+Requests and answers are lines of JSON: {"argv", "cwd", "env", "out", "limit", "killed_at"} -> {"pid"},
+{"wait": pid} -> {"code"}. killed_at: [module, class or nothing, function, n] kills the child at the n-th call, before
+it acts. (The tests have threads, and what is forked from a process with threads may wait for them for ever.)
 """
 
+import itertools
 import json
 import os
 import resource
@@ -32,6 +35,8 @@ def child(request: dict) -> None:
     if request.get("limit"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
     code = 1
+    if request.get("killed_at"):
+        kill_at(*request["killed_at"])
     try:
         code = int(cli.main(request["argv"]))
     except BaseException:
@@ -39,6 +44,18 @@ def child(request: dict) -> None:
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def kill_at(module: str, owner: str, name: str, after: int) -> None:
+    where = getattr(import_module(module), owner) if owner else import_module(module)
+    original, calls = getattr(where, name), itertools.count(1)
+
+    def step(*args, **kwargs):
+        if next(calls) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(where, name, step)
 
 
 def serve() -> None:

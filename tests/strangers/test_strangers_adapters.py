@@ -56,7 +56,7 @@ def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("layout", ["fused", "resident", "inputs"])
-def test_kill_while_an_adapter_is_added(root, layout):
+def test_kill_while_an_adapter_is_added(root, forks, layout):
     """kill -9 at each tenth of the time in which an adapter is added: the model holds the old adapters or all, each
     with its own answers and a manifest that fits, and the next command ends it."""
     folder = add(root, f"travel={root / 'travel'}", layout=layout)
@@ -69,15 +69,12 @@ def test_kill_while_an_adapter_is_added(root, layout):
     for tenth in range(1, 11):
         shutil.rmtree(folder)
         shutil.copytree(spare, folder)
-        child = os.fork()
-        if child == 0:
-            try:
-                add(root, f"other={root / 'other'}", layout=layout)
-            finally:
-                os._exit(0)
+        child = forks.start("optimize", "--root", root, "--adapter", f"other={root / 'other'}", "--device", "cpu",
+                            "--activations", "fp32", "--head", "int4", "--adapter-layout", layout,
+                            cwd=root, out=root.parent / "streams")
         time.sleep(seconds * tenth / 10)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        forks.wait(child)
         stages.check_whole(folder)
         assert any(same(answers(folder), wanted) for wanted in (before, after))
     add(root, f"other={root / 'other'}", layout=layout)

@@ -58,31 +58,23 @@ def right(storage: Storage, folder: Path) -> bool:
     return found == {name.removeprefix("phi/4/"): data for name, data in storage.files.items()}
 
 
-def killed(cli, where, name: str, after: int, *argv: object) -> None:
-    """Run a command in a process that is killed when a function is called for the `after`-th time, before it acts."""
-    process = os.fork()
-    if not process:
-        original, calls = getattr(where, name), count(1)
-
-        def step(*args, **kwargs):
-            if next(calls) == after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(where, name, step)
-        cli(*argv)
-        os._exit(0)
-    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+def killed(forks, at: tuple[str, str, str, int], *argv: object) -> None:
+    """Run a command in a process that is killed at the n-th call of a function, before it acts."""
+    here = Path.cwd()
+    child = forks.start(*argv, cwd=here, out=here / "killed", env=dict(os.environ), killed_at=at)
+    assert forks.wait(child) == -signal.SIGKILL
+    (here / "killed.out").unlink()
+    (here / "killed.err").unlink()
 
 
 @pytest.mark.parametrize(("name", "after"), [
     ("mkdir", 1), ("mkdir", 2), ("open", 2), ("replace", 1), ("replace", 2), ("rename", 1), ("rmdir", 2)])
-def test_killed_download(cli, storage, monkeypatch, name, after):
+def test_killed_download(cli, forks, storage, name, after):
     """`phicli download` killed at any step, the last renames too, and its result taken away: the next has all bytes."""
     if name == "rmdir":  # what removes the journal, after the rename
-        killed(cli, shutil, "rmtree", 1, "download", REFERENCE, "--output", "out")
+        killed(forks, ("shutil", "", "rmtree", 1), "download", REFERENCE, "--output", "out")
     else:
-        killed(cli, Path, name, after, "download", REFERENCE, "--output", "out")
+        killed(forks, ("pathlib", "Path", name, after), "download", REFERENCE, "--output", "out")
     shutil.rmtree("out", ignore_errors=True)
     done = cli("download", REFERENCE, "--output", "out")
     assert done.code == 0 and right(storage, Path("out")), done.err
@@ -90,11 +82,9 @@ def test_killed_download(cli, storage, monkeypatch, name, after):
 
 
 @pytest.fixture
-def begun(cli, storage):
+def begun(forks, storage):
     """The part of a download of which most ranges came."""
-    from phicli.azure.part import Part
-
-    killed(cli, Part, "add", 4, "download", REFERENCE, "--output", "out")
+    killed(forks, ("phicli.azure.part", "Part", "add", 4), "download", REFERENCE, "--output", "out")
     return Path(".out.part")
 
 
