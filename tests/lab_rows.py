@@ -1,11 +1,11 @@
 """The lab's text template, and what understands rows under it."""
 
 from phicli.config import QuantizeConfig
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.text import TextTemplate
 
 LAB_TEMPLATE = "<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>"
-UNDER_IT = RowReader(template=TextTemplate(LAB_TEMPLATE))
+UNDER_IT = RowParser(template=TextTemplate(LAB_TEMPLATE))
 
 
 def calibration(file=None, samples=16, seq_len=128, seed=0, text_template=None) -> QuantizeConfig:

@@ -8,7 +8,7 @@ from lab_rows import LAB_TEMPLATE, calibration
 
 from phicli.config import EvaluateConfig
 from phicli.dataset.contents import TemplatedRow
-from phicli.dataset.encoding import RowEncoder, row_reader
+from phicli.dataset.encoding import RowEncoder, row_parser
 from phicli.inference.conversation import Conversation
 from phicli.inference.session import Session
 from phicli.quantization.calibration import calibration_tokens
@@ -48,7 +48,7 @@ def expected(codec, prompt, response):
 
 def encoded(codec, row, template=None):
     settings = EvaluateConfig("tiny", text_template=template)
-    return RowEncoder(codec.folder, settings).encode(row_reader(settings).read(row).content)
+    return RowEncoder(codec.folder, settings).encode(row_parser(settings).read(row).content)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from phicli.artifacts.stages import publishing_file
 from phicli.config.layers import expand
-from phicli.dataset.contents import RowReader, Understood, row_hash
+from phicli.dataset.contents import RowParser, Understood, row_hash
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.defects import Defect
 from phicli.dataset.lines import Line
@@ -37,7 +37,7 @@ class Cleaner:
         rows: rows written. changed, dropped: code of the finding -> rows that were changed or left out for it.
     """
 
-    def __init__(self, reader: RowReader, out: TextIO):
+    def __init__(self, reader: RowParser, out: TextIO):
         self.reader, self.out = reader, out
         self.seen = SeenBefore()
         self.rows = 0
@@ -109,7 +109,7 @@ def canonical(row: Understood, fields: dict[str, Any]) -> dict[str, Any]:
     return {"messages": messages} | ({"tools": list(row.content.tools)} if row.content.tools else {})
 
 
-def _numbers_as_text(fields: dict[str, Any], reader: RowReader) -> tuple[dict[str, Any], bool]:
+def _numbers_as_text(fields: dict[str, Any], reader: RowParser) -> tuple[dict[str, Any], bool]:
     """The fields, in which numbers are text where text is wanted, and whether there were such."""
     changed = False
     for _ in range(len(fields)):
@@ -147,7 +147,7 @@ def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:
 
 
 @contextmanager
-def cleaning(output: Path, source: str, reader: RowReader) -> Iterator[Cleaner]:
+def cleaning(output: Path, source: str, reader: RowParser) -> Iterator[Cleaner]:
     """A Cleaner whose file takes its place at `output` (gzip if it ends in .gz) when the block ends well.
 
     Raises:

@@ -79,7 +79,7 @@ def _hash(value: Any) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-class RowReader:
+class RowParser:
     """Understands rows.
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phicli.artifacts.reading import read_text
-from phicli.dataset.contents import Content, RowReader, TemplatedRow
+from phicli.dataset.contents import Content, RowParser, TemplatedRow
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import Conversation, Encoded, TextCodec, TextTemplate
@@ -74,9 +74,9 @@ def check_layout(encoder: RowEncoder, force: bool, progress: Progress = SILENT) 
         progress.warn(f"rows are not laid out as chat lays them out: {found}")
 
 
-def row_reader(settings: RowSettings) -> RowReader:
+def row_parser(settings: RowSettings) -> RowParser:
     """What understands the rows. Raises BadInput: a wrong text template."""
-    return RowReader(settings.format, settings.columns,
+    return RowParser(settings.format, settings.columns,
                      TextTemplate(settings.text_template) if settings.text_template else None)
 
 

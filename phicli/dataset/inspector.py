@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phicli.dataset.contents import RowReader, Understood, joined, prompt_hash, row_hash
+from phicli.dataset.contents import RowParser, Understood, joined, prompt_hash, row_hash
 from phicli.dataset.counting import Histogram, SeenBefore
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder
@@ -43,7 +43,7 @@ class Inspector:
     encoder: counts tokens; None leaves them out.
     """
 
-    def __init__(self, reader: RowReader, encoder: RowEncoder | None, max_tokens: int, show: int):
+    def __init__(self, reader: RowParser, encoder: RowEncoder | None, max_tokens: int, show: int):
         self.reader, self.encoder, self.max_tokens, self.show = reader, encoder, max_tokens, show
         special = encoder.codec.special if encoder else {}
         self.special = re.compile("|".join([*map(re.escape, sorted(special, key=len, reverse=True)), ANY_SPECIAL]))

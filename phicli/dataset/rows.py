@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phicli.artifacts.reading import doubled, finite, refuse_constant
-from phicli.dataset.contents import Content, RowReader
+from phicli.dataset.contents import Content, RowParser
 from phicli.dataset.defects import Defect, kind_of
 from phicli.dataset.formats import open_rows
 from phicli.errors import BadInput
@@ -39,7 +39,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                     raise unusable(path, line.number, e) from None
 
 
-def load_rows(path: str | Path, reader: RowReader, most: int | None = None) -> list[Content]:
+def load_rows(path: str | Path, reader: RowParser, most: int | None = None) -> list[Content]:
     """What the rows of a file say, at most that many.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 
 from phicli.dataset.contents import Content, prompt_hash
 from phicli.dataset.defects import Defect
-from phicli.dataset.encoding import RowEncoder, RowSettings, row_reader
+from phicli.dataset.encoding import RowEncoder, RowSettings, row_parser
 from phicli.dataset.formats import open_rows
 from phicli.dataset.lines import LineReader
 from phicli.dataset.rows import parse, unusable
@@ -32,7 +32,7 @@ class Table:
     """
 
     def __init__(self, files: Sequence[Path | str], settings: RowSettings, progress: Progress = SILENT):
-        self.reader = row_reader(settings)
+        self.reader = row_parser(settings)
         self._files = [_File(file) for file in files]
         self._offsets, self._lines, self._keys = array("q"), array("i"), array("Q")
         self._ends: list[int] = []  # of each file's rows

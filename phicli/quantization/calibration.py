@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phicli.artifacts.reading import read_text
 from phicli.dataset import load_rows
-from phicli.dataset.encoding import RowEncoder, RowSettings, row_reader
+from phicli.dataset.encoding import RowEncoder, RowSettings, row_parser
 from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput
 from phicli.hub.vocabulary import check_vocabulary
@@ -71,7 +71,7 @@ def tokens_digest(tokens: Tensor) -> str:
 
 def _pieces(encoder: RowEncoder, file: Path, settings: CalibrationSettings) -> Iterator[list[int]]:
     if has_rows(file):
-        for content in load_rows(file, row_reader(settings)):
+        for content in load_rows(file, row_parser(settings)):
             yield encoder.encode(content).ids
         return
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from phicli.config.steps import InspectConfig
 from phicli.dataset.cleaning import FORM, Cleaner, cleaning
 from phicli.dataset.defects import Defect
-from phicli.dataset.encoding import RowEncoder, row_reader
+from phicli.dataset.encoding import RowEncoder, row_parser
 from phicli.dataset.formats import open_rows
 from phicli.dataset.inspector import Batch, Inspector
 from phicli.dataset.lines import LineReader
@@ -36,7 +36,7 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
             template or the model is wrong.
         UsageError: `fix` is the input. Missing: `fix` cannot be written.
     """
-    reader_of_rows, fix = row_reader(config), Path(config.fix) if config.fix else None
+    reader_of_rows, fix = row_parser(config), Path(config.fix) if config.fix else None
     inspector = Inspector(reader_of_rows, _encoder(config, progress), config.max_tokens, config.rows)
     with open_rows(config.data) as reader, ExitStack() as stack:
         cleaner = stack.enter_context(cleaning(fix, config.data, reader_of_rows)) if fix else None

@@ -165,10 +165,10 @@ class Lab:
         """The first question of the first held-out row."""
         from phicli.dataset import load_rows
         from phicli.dataset.contents import question
-        from phicli.dataset.encoding import row_reader
+        from phicli.dataset.encoding import row_parser
 
         config = self.config(EvaluateConfig)
-        return question(load_rows(Path(config.eval_data), row_reader(config), 1)[0])
+        return question(load_rows(Path(config.eval_data), row_parser(config), 1)[0])
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.text import TextCodec
 
 ROWS = [
@@ -65,7 +65,7 @@ def measured(lab, rows_file):
 def test_every_stage_is_measured_on_the_same_tokens(measured, tiny):
     document, stages = measured
     assert list(stages) == ["original", "awq", "rtn", "rtn + travel", "onnx", "onnx + travel"]
-    encoded = [TextCodec(tiny).encode_conversation(RowReader().read(row).content) for row in ROWS]
+    encoded = [TextCodec(tiny).encode_conversation(RowParser().read(row).content) for row in ROWS]
     assert document["tokens"] == sum(len(e.targets) for e in encoded)
     assert document["rows"] == 3 and document["cut_rows"] == 0
     assert all(stage["missing"] is None and stage["bytes"] > 1e6 for stage in stages.values())
@@ -78,7 +78,7 @@ def test_perplexity_is_that_of_transformers_own_loss(measured, tiny):
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     loss, tokens = 0.0, 0
     for row in ROWS:
-        encoded = TextCodec(tiny).encode_conversation(RowReader().read(row).content)
+        encoded = TextCodec(tiny).encode_conversation(RowParser().read(row).content)
         ids = torch.tensor([encoded.ids])
         labels = ids.clone()
         labels[~torch.tensor([encoded.mask])] = -100

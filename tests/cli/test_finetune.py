@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from phicli.artifacts.stages import read_manifest
 from phicli.checkpoints.loading import load_base
 from phicli.dataset import load_rows
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.errors import BadInput
 from phicli.text import TextCodec
 from phicli.training.loss import RowLoss, count_targets, make_batch
@@ -40,7 +40,7 @@ def root(tiny, tmp_path_factory):
 
 
 def held_out_loss(model, codec) -> float:
-    rows = [codec.encode_conversation(row) for row in load_rows(DATA / "data_eval_travel.jsonl", RowReader())]
+    rows = [codec.encode_conversation(row) for row in load_rows(DATA / "data_eval_travel.jsonl", RowParser())]
     with torch.no_grad():
         return float(RowLoss(model)(make_batch(rows))) / count_targets(rows)
 

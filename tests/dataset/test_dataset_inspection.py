@@ -8,7 +8,7 @@ import pytest
 
 import phicli
 from phicli.dataset import load_rows
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.dataset.findings import KINDS, SHOWN_LINES
 from phicli.errors import BadInput
 from phicli.text import Conversation, TextCodec
@@ -97,9 +97,9 @@ def test_bad_rows_are_those_that_finetune_refuses(tmp_path, code):
     assert report["bad_rows"] == (count if KINDS[code].bad else 0)
     if KINDS[code].bad:
         with pytest.raises(BadInput):
-            load_rows(tmp_path / "rows.jsonl", RowReader())
+            load_rows(tmp_path / "rows.jsonl", RowParser())
     else:
-        assert len(load_rows(tmp_path / "rows.jsonl", RowReader())) == report["rows"]
+        assert len(load_rows(tmp_path / "rows.jsonl", RowParser())) == report["rows"]
 
 
 def test_a_clean_file_has_none_and_its_figures_are_exact(tmp_path, tiny):

@@ -8,7 +8,7 @@ import pytest
 from lab_rows import UNDER_IT
 
 from phicli.dataset import Row, load_rows, read_rows
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.errors import BadInput
 from phicli.text import Conversation
 
@@ -39,7 +39,7 @@ def test_load_rows_keeps_the_fields_of_the_template(tmp_path):
 
 
 def test_load_rows_understands_rows_by_their_fields(tmp_path):
-    (row,) = load_rows(written(tmp_path, GOOD), RowReader())
+    (row,) = load_rows(written(tmp_path, GOOD), RowParser())
     assert row == Conversation.of({"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There é 🙂"})
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.errors import BadInput
 from phicli.text import TextCodec
 from phicli.training.rows import batches
@@ -19,7 +19,7 @@ def codec(tiny):
 
 
 def prepare_rows(table, codec, **options):
-    return prepare_encoded([codec.encode_conversation(RowReader().read(row).content) for row in table], **options)
+    return prepare_encoded([codec.encode_conversation(RowParser().read(row).content) for row in table], **options)
 
 
 def rows(n=10, **fields):
