@@ -52,6 +52,12 @@ KINDS: dict[str, Kind] = {
     "mojibake": Kind("'{field}' has UTF-8 that was read as Windows-1252 (Ã© for é)", "--fix OUT restores it"),
     "control_character": Kind("'{field}' has control characters", "--fix OUT removes them, and makes CRLF LF"),
     "html_entity": Kind("'{field}' has HTML entities (&amp;)", "--fix OUT makes them characters"),
+    "glued_punctuation": Kind("'{field}' has punctuation glued to the next word (\"must-visit,t don't\")",
+                              "words were lost there, or only a blank: take the row from its source again, or mend it"),
+    "doubled_word": Kind("'{field}' has a word twice in a row (the the)", "mend it: the model learns to stutter"),
+    "cut_off": Kind("'{field}' ends in the middle of a sentence", "probably cut at a limit of length: take the row from "
+                    "its source again, or the model learns to stop there"),
+    "markup": Kind("'{field}' has leftover markup (HTML tags, BBCode, wiki)", "remove it, unless the model is to write it"),
     "special_token": Kind("'{field}' has text that looks like a special token",
                           "perhaps a chat template is in it already; to phicli it is ordinary text, not to every tool"),
     "unknown_template_token": Kind("the text template's {field} is no special token of this model",
@@ -60,6 +66,8 @@ KINDS: dict[str, Kind] = {
     "duplicate_prompt": Kind("the prompt of an earlier row with another response", "fine if meant; "
                              "if not, keep the better one"),
     "not_laid_out": Kind("the model's chat template refuses them", "roles must alternate in some templates", bad=True),
+    "near_duplicate": Kind("nearly the same row as an earlier one", "keep one of them, unless the difference matters"),
+    "other_language": Kind("in another language than most rows", "fine if meant; if not, remove the row"),
     "too_long": Kind("longer than the limit of {field} tokens", "training cuts the end off: shorten it or raise "
                      "--max-tokens here and --seq-len in finetune"),
     "extreme_length": Kind("'{field}' is more than 20 times as long as usual", "see whether several rows ran together"),

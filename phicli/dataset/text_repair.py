@@ -49,7 +49,7 @@ def text_findings(text: str) -> Iterator[str]:
             yield "replacement_character"
         if has_mojibake(text):
             yield "mojibake"
-    if CONTROL.search(text):
+    if not text.isprintable() and CONTROL.search(text):  # the former takes half the time
         yield "control_character"
     if "&" in text and any(map(_is_entity, ENTITY.finditer(text))):
         yield "html_entity"
