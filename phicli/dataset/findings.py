@@ -55,9 +55,10 @@ KINDS: dict[str, Kind] = {
     "glued_punctuation": Kind("'{field}' has punctuation glued to the next word (\"must-visit,t don't\")",
                               "words were lost there, or only a blank: take the row from its source again, or mend it"),
     "doubled_word": Kind("'{field}' has a word twice in a row (the the)", "mend it: the model learns to stutter"),
-    "cut_off": Kind("'{field}' ends in the middle of a sentence", "probably cut at a limit of length: take the row from "
-                    "its source again, or the model learns to stop there"),
-    "markup": Kind("'{field}' has leftover markup (HTML tags, BBCode, wiki)", "remove it, unless the model is to write it"),
+    "cut_off": Kind("'{field}' ends in the middle of a sentence", "probably cut at a limit of length: take the row "
+                    "from its source again, or the model learns to stop there"),
+    "markup": Kind("'{field}' has leftover markup (HTML tags, BBCode, wiki)", "remove it, unless the model is to write "
+                   "it"),
     "special_token": Kind("'{field}' has text that looks like a special token",
                           "perhaps a chat template is in it already; to phicli it is ordinary text, not to every tool"),
     "unknown_template_token": Kind("the text template's {field} is no special token of this model",

@@ -14,19 +14,15 @@ _WORD = f"[{_L}](?:[{_L}'’-]*[{_L}])?"
 _CODE = re.compile(r"^ *(```|~~~).*?(?:^ *\1|\Z)|`[^`\n]+`|^(?: {4}|\t)[^\n]*", re.DOTALL | re.MULTILINE)
 _CODE_LINE = re.compile(r"[{}=<>|\\_]|\w\(|://|\);")
 
-# Words that begin a sentence, and are hardly the name of something in a program.
-_STARTERS = (
-    "A|After|All|Also|Although|An|And|Another|Are|As|At|Because|Before|Both|But|By|Can|Do|Don['’]t|During|Each|"
-    "Even|Every|Finally|First|For|From|He|Her|Here|His|How|However|I|I['’]\\w+|If|In|Is|It|It['’]s|Its|Just|Let|"
-    "Many|Most|My|Next|No|Not|Now|On|Once|One|Or|Our|Please|She|So|Some|Such|Take|That|The|Their|Then|There|"
-    "These|They|This|Those|Thus|To|Try|Visit|We|What|When|Where|Whether|Which|While|With|Yes|You|Your|Der|Die|"
-    "Das|Ein|Eine|Es|Er|Sie|Wir|Ich|El|La|Los|Las|Un|Una|Le|Les|Il|Elle|Une|Nous|Vous|the|you|your|they|there|"
-    "their|which"
-)
 _GLUED = re.compile(
-    f"(?<!\\S)[\"'“‘*]*[{_L}-]*[{_L}]{{2}}(?:[,;!?]{_WORD}|(?<=[^\\WA-Z]{{2}})\\.(?:{_STARTERS}))"
+    f"(?<!\\S)[\"'“‘*]*[{_L}-]*[{_L}]{{2}}(?:[,;!?]{_WORD}|(?<=[^\\WA-Z]{{2}})\\.(?:the|you|your|they|there|their|which))"
     r"[.,;:!?…\"'”’*]*(?!\S)"
 )
+# "time.The" as "asyncio.Queue": only where nothing else looks like a program.
+_GLUED_SENTENCE = re.compile(f"(?<!\\S)[\"'“‘*]*[{_L}-]*[^\\WA-Z\\d]{{2}}\\.[A-ZÀ-ÞА-Я](?:[{_L}'’-]*[^\\WA-Z\\d])?"
+                             r"[.,;:!?…\"'”’*]*(?!\S)")
+_ABOUT_CODE = re.compile(r"[{}=<>|\\_`@#]|\w\(|::|->|://|[a-z][A-Z]|\b(?i:api|arrays?|dtype|functions?|import|java|javascript"
+                         r"|librar(?:y|ies)|methods?|modules?|numpy|pyarrow|python)\b")
 
 # Words that no sentence has twice in a row. Of others only long ones are taken, and only in English: short ones are
 # often meant ("very very", "pole pole" is Swahili).
@@ -104,7 +100,7 @@ def _suspicions(texts: Sequence[str]) -> Iterator[tuple[int, str]]:
                                    ("doubled_word", _alike_neighbours(data), _has_doubled_word),
                                    ("markup", opening, _has_markup)):
         for at in np.unique(np.searchsorted(ends, positions, side="right")).tolist():
-            if holds(_CODE.sub("", texts[at])):
+            if holds(_CODE.sub("`", texts[at])):
                 yield at, code
 
 
@@ -120,6 +116,8 @@ def _alike_neighbours(data: bytes) -> np.ndarray:
 
 
 def _has_glued_punctuation(prose: str) -> bool:
+    if _GLUED_SENTENCE.search(prose) and not _ABOUT_CODE.search(prose):
+        return True
     return any(" " in line.strip() and _GLUED.search(line) and not _CODE_LINE.search(line)
                for line in prose.splitlines())
 

@@ -22,7 +22,8 @@ DAMAGED = {
         "Das Museum ist offen,aber der Turm nicht.", "Nous avons mangé,puis nous sommes partis.",
         "Он пришёл,но было поздно.", "Ride the bus.You will like it.",
         "The old town is lovely.And the ferry is cheap.", "Visit the castle,n the gardens behind it.",
-        "we walked for hours.then we ate",
+        "The bus costs two yen.Cards work too.", "The shrine is on a hill.Go early.", "He said so.I went there.",
+        "we walked for hours.then we ate",  # "then" might be a name in a program
     ],
     "doubled_word": [
         "Take the the tram to the centre.", "It is one of of the best.", "Walk to to the harbour.",
@@ -42,7 +43,7 @@ DAMAGED = {
 SOUND = [
     "For example, e.g. this, i.e. that; 3.14 and 1,000,000 in the U.S.A. at 10:30.",
     "Open file.txt, README.md and a.b.c!", "See https://example.org/a,b;c?d=e!f and www.example.org?x",
-    "I don't know… maybe...later", "Use asyncio.Queue here, or os.PathLike.",
+    "I don't know… maybe...later", "Use asyncio.Queue here, or os.PathLike.", "In Python, asyncio.Queue is one.",
     "Visit Booking.com or Node.js, ASP.NET too.", "name,age,city\nAnn,30,Rome", "red,green,blue are colours",
     "Call f(x,y) and then a,b = b,a in it.", "你好,世界。他说,好。", "使用iPhone,iPad和Mac",
     "日本語は、良い。いいえ,はい", "She said \"yes,\" and left.", "Rock'n'roll! Yahoo! and so on",
