@@ -14,7 +14,7 @@ MOST = 0.5  # the main language is that of more than this share of the judged ro
 VARIETIES = {"ary", "arz", "wuu", "yue", "pcm"}
 NO_LANGUAGE = "zxx"
 
-_NO_PROSE = re.compile(r"^ *(```|~~~).*?(?:^ *\1|\Z)|`[^`\n]+`|https?://\S+|[^\w\s]|[\d_]+", re.DOTALL | re.MULTILINE)
+_NO_PROSE = re.compile(r"^ *(```|~~~).*?(?:^ *\1|\Z)|`[^`\n]+`|https?://\S+|[!-&(-@[-`{-~]+", re.DOTALL | re.MULTILINE)
 
 
 class Languages:

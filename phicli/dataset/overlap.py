@@ -27,8 +27,10 @@ def overlap(train: Iterable[Sequence[str]], held_out: Iterable[Sequence[str]], m
     unique, rows_of = np.unique(hashes, return_inverse=True)
     seen = np.zeros(len(unique), bool)
     trained = NearDuplicates(max_rows)
-    for batch in train:
-        seen |= np.isin(unique, _hashes(batch))
+    for batch in train if len(unique) else ():
+        mine = _hashes(batch)
+        at = np.searchsorted(unique, mine)
+        seen[at[unique.take(at, mode="clip") == mine]] = True
         trained.add(batch, range(len(batch)))
     near = held.among(trained) & ~np.isin(hashes[held.lines[: held.compared]], unique[seen])
     return Overlap(len(hashes), int(seen[rows_of].sum()), int(near.sum()), held.compared, trained.compared)

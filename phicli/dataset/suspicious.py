@@ -24,7 +24,7 @@ _GLUED_SENTENCE = re.compile(f"(?<!\\S)[\"'“‘*]*[{_L}-]*[^\\WA-Z\\d]{{2}}\\.
 _ABOUT_CODE = re.compile(r"[{}=<>|\\_`@#]|\w\(|::|->|://|[a-z][A-Z]|\b(?i:api|arrays?|dtype|functions?|import|java|javascript"
                          r"|librar(?:y|ies)|methods?|modules?|numpy|pyarrow|python)\b")
 
-# Words that no sentence has twice in a row. Of others only long ones are taken, and only in English: short ones are
+# Words that no sentence has twice in a row. Of others only long ones are taken, and only amid English: short ones are
 # often meant ("very very", "pole pole" is Swahili).
 _NEVER_TWICE = re.compile(
     "a|an|and|are|as|at|be|but|by|can|could|from|has|have|if|into|of|or|our|should|than|the|their|them|then|"
@@ -128,13 +128,13 @@ def _has_doubled_word(prose: str) -> bool:
 
 def _is_slip(match: re.Match[str], text: str) -> bool:
     """Is a word there twice by mistake? Names ("Bora Bora") and what is said three times are not."""
-    word, again = match[1].lower(), match[2]
-    if again[0].isupper() or text[: match.start()].rstrip().lower().endswith(word):
+    word, again, (start, end) = match[1].lower(), match[2], match.span()
+    if again[0].isupper() or text[max(0, start - len(word) - 1): start].rstrip().lower() == word:
         return False
     if word == "a":
-        return bool(re.match(" [a-z]{2}", text[match.end():]))
+        return text[end: end + 1] == " " and text[end + 1: end + 3].isalpha()
     return bool(_NEVER_TWICE.fullmatch(word) or (
-        len(word) >= _LONG and word not in _MEANT and _ENGLISH.search(text)))
+        len(word) >= _LONG and word not in _MEANT and _ENGLISH.search(text, max(0, start - 300), end + 300)))
 
 
 def _has_markup(prose: str) -> bool:

@@ -78,7 +78,8 @@ def test_of_many_rows_a_sample_is_compared():
 
 def test_no_rows():
     assert pairs([]) == []
-    assert overlap([], []) == Overlap(0, 0, 0, 0, 0)
+    assert overlap([], []) == overlap([["a"]], []) == Overlap(0, 0, 0, 0, 0)
+    assert overlap([], [["a"]]) == Overlap(1, 0, 0, 1, 0)
 
 
 def test_overlap_of_two_files():

@@ -80,7 +80,7 @@ def test_each_text_has_its_own_findings():
 
 HOSTILE = [
     "<a ", "<a" + " " * 50, "[[a", "{{a", "a-", "a.", "the ", "a,", "```\n", "*", "“", "\t", "[url=", "a a", "' ",
-    ". ) ",
+    ". ) ", "very very, ", "krokodil krokodil, ", "a a 1 ", "x.Y ", "abc.Def_ ",
 ]
 
 
