@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phicli.dataset.cleaning import row_hash
+from phicli.dataset.contents import Understood, row_hash
 from phicli.dataset.near_duplicates import MAX_ROWS, NearDuplicates
 
 
@@ -21,8 +21,11 @@ class Overlap:
     train_compared: int
 
 
-def overlap(train: Iterable[Sequence[str]], held_out: Iterable[Sequence[str]], max_rows: int = MAX_ROWS) -> Overlap:
-    """Compare two files, each as batches of rows' texts. Memory: 8 bytes a held-out row, 0.5 KB a compared one."""
+Batches = Iterable[Sequence[Understood]]
+
+
+def overlap(train: Batches, held_out: Batches, max_rows: int = MAX_ROWS) -> Overlap:
+    """Compare two files, each as batches of rows. Memory: 8 bytes a held-out row, 0.5 KB a compared one."""
     hashes, held = _read(held_out, max_rows)
     unique, rows_of = np.unique(hashes, return_inverse=True)
     seen = np.zeros(len(unique), bool)
@@ -31,19 +34,23 @@ def overlap(train: Iterable[Sequence[str]], held_out: Iterable[Sequence[str]], m
         mine = _hashes(batch)
         at = np.searchsorted(unique, mine)
         seen[at[unique.take(at, mode="clip") == mine]] = True
-        trained.add(batch, range(len(batch)))
+        trained.add(_texts(batch), range(len(batch)))
     near = held.among(trained) & ~np.isin(hashes[held.lines[: held.compared]], unique[seen])
     return Overlap(len(hashes), int(seen[rows_of].sum()), int(near.sum()), held.compared, trained.compared)
 
 
-def _read(batches: Iterable[Sequence[str]], max_rows: int) -> tuple[np.ndarray, NearDuplicates]:
+def _read(batches: Batches, max_rows: int) -> tuple[np.ndarray, NearDuplicates]:
     """uint64[rows], and the rows to compare, whose lines are their numbers from 0."""
     near, hashes = NearDuplicates(max_rows), [np.empty(0, np.uint64)]
     for batch in batches:
         hashes.append(_hashes(batch))
-        near.add(batch, range(near.rows, near.rows + len(batch)))
+        near.add(_texts(batch), range(near.rows, near.rows + len(batch)))
     return np.concatenate(hashes), near
 
 
-def _hashes(texts: Sequence[str]) -> np.ndarray:
-    return np.array([row_hash({"text": text}, ["text"]) for text in texts], np.uint64)
+def _hashes(rows: Sequence[Understood]) -> np.ndarray:
+    return np.array([row_hash(row) for row in rows], np.uint64)
+
+
+def _texts(rows: Sequence[Understood]) -> list[str]:
+    return ["\n".join(text for _, text in row.texts) for row in rows]

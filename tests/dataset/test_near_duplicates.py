@@ -4,8 +4,10 @@ import random
 
 import pytest
 
+from phicli.dataset.contents import RowReader
 from phicli.dataset.near_duplicates import NearDuplicates
-from phicli.dataset.overlap import Overlap, overlap
+from phicli.dataset.overlap import Overlap
+from phicli.dataset.overlap import overlap as overlap_of_rows
 
 WORDS = [f"w{i}" for i in range(3000)]
 
@@ -19,6 +21,13 @@ def changed(text, at=-1):
     words = text.split()
     words[at] = "changed"
     return " ".join(words)
+
+
+def overlap(train, held_out, **settings):
+    """Of files given as batches of texts."""
+    read = RowReader().read
+    files = ([[read({"text": text}) for text in batch] for batch in batches] for batches in (train, held_out))
+    return overlap_of_rows(*files, **settings)
 
 
 def jaccard(a, b):
