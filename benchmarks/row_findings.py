@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.dataset.languages import Languages
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import overlap
@@ -32,7 +32,7 @@ def main() -> None:
     measure("NearDuplicates.add", lambda: [near.add(batch, range(len(batch))) for batch in batches])
     measure("NearDuplicates.pairs", near.pairs)
     measure("Languages.add", lambda: [languages.add(batch, range(len(batch))) for batch in batches])
-    rows = [[RowReader().read({"text": text}) for text in batch] for batch in batches]
+    rows = [[RowParser().read({"text": text}) for text in batch] for batch in batches]
     measure("overlap", lambda: overlap(rows, rows[:2]))
 
 

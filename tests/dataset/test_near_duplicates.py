@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from phicli.dataset.contents import RowReader
+from phicli.dataset.contents import RowParser
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import Overlap
 from phicli.dataset.overlap import overlap as overlap_of_rows
@@ -25,7 +25,7 @@ def changed(text, at=-1):
 
 def overlap(train, held_out, **settings):
     """Of files given as batches of texts."""
-    read = RowReader().read
+    read = RowParser().read
     files = ([[read({"text": text}) for text in batch] for batch in batches] for batches in (train, held_out))
     return overlap_of_rows(*files, **settings)
 
