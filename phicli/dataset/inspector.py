@@ -14,7 +14,7 @@ from phicli.dataset.counting import Histogram, SeenBefore
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.findings import SHOWN_LINES, Findings
-from phicli.dataset.lines import Line, LineReader
+from phicli.dataset.lines import Container, Line
 from phicli.dataset.text_repair import text_findings
 from phicli.errors import BadInput
 from phicli.text import Conversation, Encoded
@@ -149,7 +149,7 @@ class Inspector:
         if len(encoded.ids) > self.max_tokens:
             self.findings.add("too_long", line, str(self.max_tokens))
 
-    def finish(self, reader: LineReader) -> None:
+    def finish(self, reader: Container) -> None:
         """Add the findings that only the whole file shows."""
         add = self.findings.add
         if reader.encoding != "utf-8":

@@ -1,21 +1,15 @@
-"""From a file, a gzip file or stdin to numbered lines of UTF-8 bytes, in bounded memory."""
+"""From bytes to numbered lines of UTF-8, in bounded memory; what every reader of rows is and gives."""
 
 import codecs
-import gzip
-import os
-import stat
-import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from phicli.artifacts.reading import open_regular
+from phicli.dataset.streams import ByteStream
 from phicli.errors import BadInput
 
 MAX_LINE = 16 << 20  # bytes; a row of this length is no row, and its tokens would take hundreds of megabytes
-BLOCK = 1 << 20  # bytes read at once
+BLOCK = 1 << 20  # bytes taken at once
 
 BOMS = (  # the longer ones first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -24,59 +18,81 @@ BOMS = (  # the longer ones first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-FORMATS = (
-    (b"PAR1", "a Parquet file"),
-    (b"ARROW1", "an Arrow file"),
+REFUSED = (
     (b"PK\x03\x04", "a zip archive (or a spreadsheet)"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-    (b"\xfd7zXZ", "compressed with xz"),
-    (b"BZh", "compressed with bzip2"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document"),
     (b"%PDF", "a PDF"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"FEA1", "an old Feather file"),
 )
+READABLE = "JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow, plain or .gz, .zst, .bz2, .xz"
 
 
 class Line(NamedTuple):
-    """A line: its number from 1, its bytes in UTF-8 (not checked) without the ending, and the ending."""
+    """A row: its number, its bytes in UTF-8 (not checked) without the ending, and the ending.
+
+    JSON Lines and tables number the line that it begins in, from 1; the others number their rows, from 1.
+    fault: why it is none where its container says so; the data are no JSON object then.
+    """
 
     number: int
     data: bytes
-    ending: bytes
+    ending: bytes = b"\n"
+    fault: str | None = None
 
 
-class LineReader:
-    """Lines of a text file; its encoding and compression are found from its first bytes.
-
-    Lines end at LF, CRLF or CR, as a raw CR can stand in no JSON string. Use it as a context manager; iterate once.
+class Container:
+    """The rows of a file, each a `Line` of one JSON object. Use it as a context manager; iterate once.
 
     Attributes:
-        name: what to call the file in messages.
-        size: bytes of the file, None for a pipe. done: bytes of it that were read.
-        bom: there is a byte order mark. encoding: such as "utf-8"; lines come in UTF-8 whatever it is.
+        kind: what the file is, in words.
+        textual: each row is a line of the file, so that endings and blank lines say something about it.
+        name, size, done, compressed: see `ByteStream`.
+        bom: there is a byte order mark. encoding: such as "utf-8"; rows come in UTF-8 whatever it is.
 
     Raises:
-        BadInput: no such file, a folder, not readable, a binary file, damaged compression, a line over MAX_LINE.
+        BadInput: as `ByteStream`; it is damaged; a row is over MAX_LINE.
     """
 
-    def __init__(self, path: str | Path):
-        self.name = "stdin" if str(path) == "-" else str(path)
-        self.size: int | None = None
-        self.done = 0
-        self.bom, self.encoding, self.compressed = False, "utf-8", False
-        try:
-            self._raw: Any = sys.stdin.buffer if str(path) == "-" else open_regular(Path(path).expanduser())
-        except FileNotFoundError:
-            raise BadInput("no such file", where=path,
-                           hint="phicli config shows where the setting data comes from") from None
-        with suppress(OSError):
-            status = os.fstat(self._raw.fileno())
-            self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
+    kind = ""
+    textual = False
 
-    def __enter__(self) -> "LineReader":
+    def __init__(self, stream: ByteStream):
+        self.stream, self.name, self.compressed = stream, stream.name, stream.compressed
+        self.bom, self.encoding = False, "utf-8"
+
+    @property
+    def size(self) -> int | None:
+        return self.stream.size
+
+    @property
+    def done(self) -> int:
+        return self.stream.done
+
+    def __enter__(self) -> "Container":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._raw is not sys.stdin.buffer:
-            self._raw.close()
+        self.stream.close()
+
+    def __iter__(self) -> Iterator[Line]:
+        raise NotImplementedError
+
+
+class LineReader(Container):
+    """Lines of a text file, whose encoding is found from its first bytes.
+
+    Lines end at LF, CRLF or CR, as a raw CR can stand in no JSON string.
+
+    Raises:
+        BadInput: as `Container`, or a binary file.
+    """
+
+    kind = "JSON Lines"
+    textual = True
+
+    def __init__(self, source: str | Path | ByteStream):
+        super().__init__(source if isinstance(source, ByteStream) else ByteStream(source))
 
     def __iter__(self) -> Iterator[Line]:
         number, pending, held = 0, list[bytes](), 0
@@ -86,7 +102,7 @@ class LineReader:
                 held += len(piece)
                 if held > MAX_LINE:
                     raise BadInput(f"a line of more than {MAX_LINE >> 20} MB", where=f"{self.name}:{number + 1}",
-                                   hint="a row must be one line; see docs/inspect.md")
+                                   hint="see docs/inspect.md: Memory and speed")
                 if piece.endswith((b"\n", b"\r")):
                     number += 1
                     yield _line(number, b"".join(pending) if len(pending) > 1 else piece)
@@ -107,7 +123,7 @@ class LineReader:
     def _utf8(self) -> Iterator[bytes]:
         blocks = self._blocks()
         first = next(blocks, b"")
-        first = first[self._recognize(first) :]
+        first = first[self._recognize() :]
         if self.encoding == "utf-8":
             yield first
             yield from blocks
@@ -121,36 +137,33 @@ class LineReader:
         except UnicodeDecodeError as e:
             raise BadInput(f"not valid {self.encoding.upper()}: {e.reason}", where=self.name) from None
 
-    def _recognize(self, head: bytes) -> int:
+    def _recognize(self) -> int:
         """Find the encoding from the first bytes; returns the length of the byte order mark."""
-        for bom, encoding in BOMS:
-            if head.startswith(bom):
-                self.bom, self.encoding = True, encoding
-                return len(bom)
-        even, odd = head[0:1024:2], head[1:1024:2]
-        for nul, other, encoding in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
-            if 2 * nul.count(0) > len(nul) and not other.count(0):
-                self.encoding = encoding
-                return 0
-        what = next((name for magic, name in FORMATS if head.startswith(magic)), None)
-        if what or b"\0" in head:
+        head = self.stream.head
+        self.encoding, length = find_encoding(head)
+        self.bom = length > 0
+        what = next((name for magic, name in REFUSED if head.startswith(magic)), None)
+        if what or (self.encoding == "utf-8" and b"\0" in head):
             raise BadInput(f"not a text file: it is {what or 'binary'}", where=self.name,
-                           hint="rows are JSON Lines: one JSON object a line, plain or .gz")
-        return 0
+                           hint=f"rows are {READABLE}")
+        return length
 
     def _blocks(self) -> Iterator[bytes]:
-        stream = self._raw
-        try:
-            if self._raw.peek(2)[:2] == b"\x1f\x8b":
-                self.compressed = True
-                stream = gzip.GzipFile(fileobj=self._raw)
-            while block := stream.read(BLOCK):
-                self.done = self._raw.tell() if self.size else self.done + len(block)
-                yield block
-        except EOFError:
-            raise BadInput("truncated: the compressed data end too early", where=self.name) from None
-        except (OSError, zlib.error) as e:
-            raise BadInput(f"cannot be read: {e}", where=self.name) from None
+        for block in self.stream:
+            for at in range(0, len(block), BLOCK):
+                yield block[at : at + BLOCK]
+
+
+def find_encoding(head: bytes) -> tuple[str, int]:
+    """The encoding of a text with these first bytes, and the length of its byte order mark."""
+    for bom, encoding in BOMS:
+        if head.startswith(bom):
+            return encoding, len(bom)
+    even, odd = head[0:1024:2], head[1:1024:2]
+    for nul, other, encoding in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if 2 * nul.count(0) > len(nul) and not other.count(0):
+            return encoding, 0
+    return "utf-8", 0
 
 
 def _line(number: int, whole: bytes) -> Line:

@@ -15,7 +15,7 @@ from phicli.dataset.contents import Content, prompt_hash
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, RowSettings, row_parser
 from phicli.dataset.formats import open_rows
-from phicli.dataset.lines import LineReader
+from phicli.dataset.lines import Container, LineReader
 from phicli.dataset.rows import parse, unusable
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
@@ -98,7 +98,7 @@ class _File:
         self._copy: BinaryIO | None = None
         self._at = 0
 
-    def note(self, line: Any, reader: LineReader) -> int:
+    def note(self, line: Any, reader: Container) -> int:
         """Where the next line, this one, will be found."""
         if self._again is None:
             if type(reader) is LineReader and reader.size and reader.encoding == "utf-8" and not reader.compressed:

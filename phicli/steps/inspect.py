@@ -11,7 +11,7 @@ from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, row_parser
 from phicli.dataset.formats import open_rows
 from phicli.dataset.inspector import Batch, Inspector
-from phicli.dataset.lines import LineReader
+from phicli.dataset.lines import Container
 from phicli.dataset.rows import parse
 from phicli.errors import BadInput
 from phicli.hub.models import local_tokenizer
@@ -32,7 +32,7 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
         (of the templated row), duplicate_rows, duplicate_prompts, first_rows, warnings, fix.
 
     Raises:
-        BadInput: the file cannot be read as lines of text, see `LineReader`; it is empty; no row is left for `fix`; the
+        BadInput: the file cannot be read as lines of text, see `Container`; it is empty; no row is left for `fix`; the
             template or the model is wrong.
         UsageError: `fix` is the input. Missing: `fix` cannot be written.
     """
@@ -63,7 +63,7 @@ def _encoder(config: InspectConfig, progress: Progress) -> RowEncoder | None:
     return None
 
 
-def _batches(reader: LineReader, inspector: Inspector) -> Iterator[Batch]:
+def _batches(reader: Container, inspector: Inspector) -> Iterator[Batch]:
     batch: Batch = []
     held = 0
     for line in reader:
@@ -81,7 +81,7 @@ def _batches(reader: LineReader, inspector: Inspector) -> Iterator[Batch]:
         yield batch
 
 
-def _report(inspector: Inspector, reader: LineReader, cleaner: Cleaner | None, fix: Path | None) -> dict[str, Any]:
+def _report(inspector: Inspector, reader: Container, cleaner: Cleaner | None, fix: Path | None) -> dict[str, Any]:
     findings = inspector.findings
     tokens = inspector.tokens.figures()
     if tokens:

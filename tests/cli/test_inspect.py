@@ -137,8 +137,8 @@ def test_a_folder(cli, tmp_path):
 
 @pytest.mark.parametrize(("content", "hint"), [
     ('{"frage": "a", "antwort": "b"}\n', "--map prompt=FIELD"),
-    ('[{"prompt": "a",\n"response": "b"}]\n', "JSON array"),
-    ("prompt,response\na,b\n", "one complete JSON object a line"),
+    ('[{"prompt": "a",\n"response" "b"}]\n', "one complete JSON object"),
+    ("first,second\na,b\n", "--map prompt=FIELD"),
 ])
 def test_no_row_that_can_be_used_shows_the_report_and_ends_with_3(cli, tmp_path, content, hint):
     path = tmp_path / "rows.jsonl"

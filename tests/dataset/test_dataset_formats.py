@@ -1,37 +1,36 @@
 """A format of one's own is one class and one entry; every reader of rows then takes it."""
 
-import csv
 import gzip
 import json
+import tomllib
 
 import pytest
 from lab_rows import UNDER_IT, calibration
 
 from phicli.api import inspect
 from phicli.dataset import Row, formats, load_rows, read_rows
-from phicli.dataset.lines import Line, LineReader
+from phicli.dataset.lines import Container, Line
 from phicli.quantization.calibration import calibration_tokens
 
 ROWS = [{"prompt": f"Where, {i}?", "response": f'By "train" é {i},\nor on foot'} for i in range(40)]
 
 
-class CsvReader(LineReader):
-    """A table whose first line names its columns."""
+class TomlReader(Container):
+    """An array of tables, each a row."""
+
+    kind = "TOML"
 
     def __iter__(self):
-        text = ((line.data + line.ending).decode() for line in super().__iter__())
-        for number, fields in enumerate(csv.DictReader(text), 1):
-            yield Line(number, json.dumps(fields).encode(), b"\n")
+        for number, fields in enumerate(tomllib.loads(b"".join(self.stream).decode())["row"], 1):
+            yield Line(number, json.dumps(fields).encode())
 
 
-@pytest.fixture(params=["rows.csv", "ROWS.CSV.gz"])
+@pytest.fixture(params=["rows.toml", "ROWS.TOML.gz"])
 def table(tmp_path, monkeypatch, request):
-    monkeypatch.setitem(formats.READERS, ".csv", CsvReader)
+    monkeypatch.setitem(formats.READERS, ".toml", TomlReader)
     path = tmp_path / request.param
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["prompt", "response"])
-        writer.writeheader()
-        writer.writerows(ROWS)
+    text = "".join("[[row]]\n" + "".join(f"{key} = {json.dumps(row[key])}\n" for key in row) for row in ROWS)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 
 

@@ -144,9 +144,13 @@ def test_fields_of_no_format_are_named(tmp_path):
     assert "frage, antwort" in report["warnings"][0]["message"]
 
 
-def test_a_json_array_is_recognized(tmp_path):
-    report = inspect(tmp_path, json.dumps(GOOD, indent=1).encode())
-    assert "JSON array" in report["warnings"][0]["suggestion"]
+def test_a_json_array_and_a_table_are_read_as_lines_are(tmp_path):
+    plain = inspect(tmp_path, CLEAN)
+    table = "prompt,response\r\n" + "".join(f'"{r["prompt"]}","{r["response"]}"\r\n' for r in GOOD)
+    for content in (json.dumps(GOOD, indent=1), table):
+        report = inspect(tmp_path, content.encode())
+        for key in ("rows", "bad_rows", "fields", "characters", "tokens", "warnings"):
+            assert report[key] == plain[key]
 
 
 def test_without_the_model_tokens_are_left_out(tmp_path):

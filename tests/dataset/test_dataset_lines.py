@@ -88,7 +88,7 @@ def test_damaged_gzip_is_refused(tmp_path, spoil):
 
 
 @pytest.mark.parametrize(("content", "what"), [
-    (b"PAR1\x15\x04", "Parquet"), (b"PK\x03\x04\x14\x00", "zip"), (b"{\"a\": \"\x00\x01\x02\"}", "binary")])
+    (b"SQLite format 3\0", "SQLite"), (b"PK\x03\x04\x14\x00", "zip"), (b"{\"a\": \"\x00\x01\x02\"}", "binary")])
 def test_binary_is_refused_and_named(tmp_path, content, what):
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)

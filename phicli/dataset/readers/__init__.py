@@ -1,0 +1,1 @@
+"""Readers of what is no JSON Lines file: each gives its rows as lines of JSON."""

@@ -1,0 +1,79 @@
+"""From what a user calls data to files of rows: on this machine, or a data set of the Hugging Face hub."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from phicli.dataset.formats import has_rows
+from phicli.dataset.sources import DATA_FILES, Source, find_files, local_path, split_name, split_weight
+from phicli.errors import BadInput, Missing, RemoteError
+from phicli.libraries import online
+from phicli.progress import SILENT, Progress
+
+_REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")  # owner/name[/folder][@revision]
+
+
+def find_sources(data: Sequence[str], split: str = "train", progress: Progress = SILENT) -> list[Source]:
+    """The files that are named, each with its weight.
+
+    Args:
+        data: each a file, "-" for stdin, a folder, or a data set of the hub's as owner/name, owner/name@revision or
+            owner/name/folder, from the hub's cache or fetched; with ":2" or ":0.5" after it a weight.
+        split: of a folder or a data set. A file that is named itself is taken whatever the split.
+
+    Raises:
+        UsageError: no such split, a weight that is none, or as `find_files`.
+        BadInput: no such file, folder or data set, or as `find_files`.
+        Missing: offline, and not in the cache; or access has to be asked for. RemoteError: the hub cannot be reached.
+    """
+    split_name(split)
+    found = []
+    for entry in data:
+        name, weight = split_weight(entry)
+        paths = [name] if name == "-" else _files(name, split, progress)
+        found += [Source(path, weight) for path in paths]
+    return found
+
+
+def _files(name: str, split: str, progress: Progress) -> Sequence[str | Path]:
+    path = local_path(name) or _fetch(name, progress)
+    return find_files(path, split, progress) if path.is_dir() else [path]
+
+
+def _fetch(reference: str, progress: Progress) -> Path:
+    """The folder of a data set in the hub's cache; what is not there yet is fetched."""
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    parts = _REFERENCE.fullmatch(reference)
+    typo = parts and parts[2] and Path(parts[1]).parent.exists()  # more likely than a data set of the same name
+    if not parts or typo or reference[0] in "./~" or ".." in reference or has_rows(reference):
+        raise BadInput("no such file or folder", where=reference,
+                       hint="a file, a folder, or a data set of huggingface.co as owner/name")
+    name, inside, revision = parts[1], parts[2].strip("/"), parts[3]
+    progress.note(f"fetching the data set {name} from huggingface.co (or its cache)")
+    wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in DATA_FILES]  # data only, never a script
+    try:
+        with online():
+            folder = Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision,
+                                                            allow_patterns=wanted))
+    except hub.GatedRepoError:
+        raise Missing("access has to be asked for", where=reference,
+                      hint=f"https://huggingface.co/datasets/{name}") from None
+    except (hub.RepositoryNotFoundError, hub.HFValidationError):
+        raise BadInput("no such file or folder, and no such data set on huggingface.co", where=reference,
+                       hint="private data sets: hf auth login") from None
+    except hub.RevisionNotFoundError:
+        raise BadInput(f"the data set has no revision {revision}", where=reference) from None
+    except Exception as e:
+        if isinstance(e.__cause__, hub.OfflineModeIsEnabled):
+            raise Missing("no such file or folder, and not in the hub's cache; HF_HUB_OFFLINE keeps it from being "
+                          "fetched", where=reference, hint=f"online: hf download --repo-type dataset {name}") from None
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        raise RemoteError(f"huggingface.co: {reason}", where=reference, hint="a file or folder works offline") from None
+    folder /= inside
+    if not folder.is_dir():
+        raise BadInput(f"the data set has no folder {inside} with data files" if inside else
+                       "the data set has no data files", where=reference,
+                       hint=f"often it is there as Parquet too: {name}@refs/convert/parquet")
+    return folder

@@ -1,0 +1,93 @@
+"""Files of a split in folders as people and libraries lay them out, and weights."""
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from phicli.dataset import read_rows
+from phicli.dataset.sources import find_files, split_weight
+from phicli.errors import BadInput, UsageError
+
+
+def folder(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text('{"text": "a"}\n')
+    return root
+
+
+def found(root, split="train"):
+    return [path.relative_to(root).as_posix() for path in find_files(root, split)]
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("a.jsonl:2", ("a.jsonl", 2)), ("a.jsonl:0.5", ("a.jsonl", 0.5)), ("a.jsonl:.5", ("a.jsonl", 0.5)),
+    ("a.jsonl", ("a.jsonl", 1)), ("owner/name@main:3", ("owner/name@main", 3)), ("-:2", ("-", 2)), ("b:2", ("b:2", 1)),
+    ("b:2:2", ("b:2", 2)), ("c:\\rows", ("c:\\rows", 1)), (":2", (":2", 1)),
+])
+def test_weights(tmp_path, monkeypatch, name, expected):
+    monkeypatch.chdir(folder(tmp_path, "b:2"))
+    assert split_weight(name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.jsonl:0", "a.jsonl:0.0", f"a.jsonl:{'9' * 400}"])
+def test_a_weight_that_is_none(name):
+    with pytest.raises(UsageError, match="a number over 0"):
+        split_weight(name)
+
+
+@pytest.mark.parametrize(("names", "train", "validation", "test"), [
+    (["train.jsonl", "valid.jsonl", "test.jsonl"], ["train.jsonl"], ["valid.jsonl"], ["test.jsonl"]),
+    (["my-train.csv.gz", "my_dev.csv.gz"], ["my-train.csv.gz"], ["my_dev.csv.gz"], None),
+    (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/validation-0.parquet",
+      "README.md", "dataset_infos.json", "load.py"],
+     ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+     ["data/validation-0.parquet"], None),
+    (["train/a.json", "train/b.json", "eval/a.json", "test/x.json"], ["train/a.json", "train/b.json"], ["eval/a.json"],
+     ["test/x.json"]),
+    (["TRAIN1.jsonl", "Train2.jsonl"], ["TRAIN1.jsonl", "Train2.jsonl"], None, None),
+    (["b.jsonl", "a/c.csv", "latest.jsonl"], ["a/c.csv", "b.jsonl", "latest.jsonl"], None, None),
+    (["rows.jsonl", "test.jsonl"], ["rows.jsonl"], None, ["test.jsonl"]),
+    (["train.jsonl", "extra.jsonl", ".cache/train.jsonl", "_old/train.jsonl"], ["train.jsonl"], None, None),
+])
+def test_splits_of_a_folder(tmp_path, names, train, validation, test):
+    folder(tmp_path / "set", *names)
+    for split, expected in (("train", train), ("validation", validation), ("dev", validation), ("test", test)):
+        if expected is not None:
+            assert sorted(found(tmp_path / "set", split)) == expected
+        else:
+            with pytest.raises(BadInput, match=r"no files of the split \w+ in it, only of train \("):
+                found(tmp_path / "set", split)
+
+
+def test_the_folder_above_says_nothing(tmp_path):
+    assert found(folder(tmp_path / "test", "rows.jsonl")) == ["rows.jsonl"]
+
+
+def test_a_folder_that_datasets_wrote(tmp_path):
+    train, test = ([{"text": f"{name} {i}"} for i in range(5)] for name in ("train", "test"))
+    DatasetDict(train=Dataset.from_list(train), test=Dataset.from_list(test)).save_to_disk(tmp_path / "set")
+    for split, rows in (("train", train), ("test", test)):
+        (path,) = find_files(tmp_path / "set", split)
+        assert [row.fields for row in read_rows(path)] == rows
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["all/train.jsonl", "few/train.jsonl"], "several data sets are in it: all, few"),
+    (["train.jsonl", "train.csv"], "in several containers: .csv, .jsonl"),
+])
+def test_what_would_count_rows_twice_is_refused(tmp_path, names, message):
+    with pytest.raises(UsageError, match=message):
+        found(folder(tmp_path, *names))
+
+
+def test_nothing_to_find(tmp_path):
+    with pytest.raises(BadInput, match="no files of rows"):
+        found(folder(tmp_path, "README.md", "state.json"))
+    with pytest.raises(UsageError, match="no such split: 'trian'"):
+        found(tmp_path, "trian")
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    folder(tmp_path, "train.jsonl")
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert found(tmp_path) == ["train.jsonl"]
