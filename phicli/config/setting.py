@@ -75,11 +75,12 @@ class Setting:
             return None
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if self.kind is tuple and isinstance(value, list | tuple):
-            value = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)
-            if not all(isinstance(part, str) for part in value):
+        if self.kind is tuple and isinstance(value, str | list | tuple):
+            parts = [value] if isinstance(value, str) else value
+            texts = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in parts)
+            if not all(isinstance(part, str) for part in texts):
                 raise error("needs a list of texts", where=where)
-            return value
+            return tuple(map(expand, texts)) if self.path else texts
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
             value = float(value)
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):

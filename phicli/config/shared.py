@@ -7,6 +7,7 @@ from typing import Any
 from phicli.config.setting import setting
 
 COLUMNS = ("messages", "prompt", "response", "input", "system", "history", "tools", "text")
+DATA = ("data/data_sample_travel.jsonl",)
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 def model() -> Any:
@@ -31,15 +32,16 @@ def kernels() -> Any:
 
 def data(argument: bool = False) -> Any:
     if argument:
-        return setting("data/data_sample_travel.jsonl", "Data as JSON Lines (.gz too), - for stdin [default: the "
-                       "setting data]", shared=True, argument=True, metavar="FILE", path=True, recorded=False)
-    return setting("data/data_sample_travel.jsonl", "Training data: JSON Lines, one object per line (.gz too)",
-                   shared=True, flags=("--data", "-d"), path=True, recorded=False)
+        return setting(DATA, "Data: a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, compressed too), a folder with "
+                       "such files, - for stdin [default: the setting data]", shared=True, argument=True,
+                       metavar="FILE...", path=True, recorded=False)
+    return setting(DATA, "Training data: a file, a folder with a split train, or owner/name on the Hugging Face hub; "
+                   "may be repeated, FILE:2 counts twice", shared=True, flags=("--data", "-d"), path=True, recorded=False)
 
 
 def eval_data() -> Any:
-    return setting("data/data_eval_travel.jsonl", "Held-out data to measure on: JSON Lines (.gz too)", shared=True,
-                   path=True, recorded=False)
+    return setting("data/data_eval_travel.jsonl", "Held-out data to measure on: a file, a folder with a split test or "
+                   "validation, or owner/name on the Hugging Face hub", shared=True, path=True, recorded=False)
 
 
 def text_template() -> Any:

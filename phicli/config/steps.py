@@ -71,7 +71,7 @@ class InspectConfig(OfRows):
 
     STEP: ClassVar[str] = "inspect"
 
-    data: str = shared.data(argument=True)
+    data: tuple[str, ...] = shared.data(argument=True)
     max_tokens: int = setting(1024, "Report rows of more tokens than this", minimum=1)
     rows: int = setting(3, "Number of rows to print", minimum=0)
     fix: str | None = setting(None, "Write a clean copy to OUT: repair what can be repaired, drop what cannot",
@@ -117,7 +117,7 @@ class FinetuneConfig(OfRows):
 
     base: str | None = setting(None, "Model to train on: folder or id [default: the quantized model under the root]",
                                flags=("--base", "-b"), recorded=False, path=True)
-    data: str = shared.data()
+    data: tuple[str, ...] = shared.data()
     name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
     method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
     max_steps: int = setting(100, "Number of training steps", minimum=1)
@@ -211,7 +211,7 @@ class LabConfig(OfRows):
 
     STEP: ClassVar[str] = "run"
 
-    data: str = shared.data()
+    data: tuple[str, ...] = shared.data()
     eval_data: str = shared.eval_data()
     name: str = again(FinetuneConfig, "name")
     algorithm: str = again(QuantizeConfig, "algorithm")

@@ -47,6 +47,7 @@ class Container:
     Attributes:
         kind: what the file is, in words.
         textual: each row is a line of the file, so that endings and blank lines say something about it.
+        numbers_rows: the number of a `Line` is that of the row, and not of a line in the file.
         name, size, done, compressed: see `ByteStream`.
         bom: there is a byte order mark. encoding: such as "utf-8"; rows come in UTF-8 whatever it is.
 
@@ -56,6 +57,7 @@ class Container:
 
     kind = ""
     textual = False
+    numbers_rows = False
 
     def __init__(self, stream: ByteStream):
         self.stream, self.name, self.compressed = stream, stream.name, stream.compressed

@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from phicli.artifacts.reading import doubled, finite, refuse_constant
 from phicli.dataset.contents import Content, RowParser
 from phicli.dataset.defects import Defect, kind_of
 from phicli.dataset.formats import open_rows
+from phicli.dataset.lines import Container, Line
 from phicli.errors import BadInput
 
 
@@ -33,27 +34,46 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     with open_rows(path) as lines:
         for line in lines:
             if line.data.strip():
-                try:
-                    yield Row(line.number, parse(line.data))
-                except Defect as e:
-                    raise unusable(path, line.number, e) from None
+                with named(lines, line.number):
+                    fields = parse_line(line)
+                yield Row(line.number, fields)
 
 
-def load_rows(path: str | Path, reader: RowParser, most: int | None = None) -> list[Content]:
-    """What the rows of a file say, at most that many.
+def load_rows(files: str | Path | Sequence[str | Path], parser: RowParser, most: int | None = None) -> list[Content]:
+    """What the rows of files say, at most that many.
 
     Raises:
-        BadInput: as `read_rows`, no rows, or a row that the reader does not understand (named as file:line).
+        BadInput: as `read_rows`, no rows, or a row that the parser does not understand (named as file:line).
     """
     rows: list[Content] = []
-    for row in islice(read_rows(path), most):
-        try:
-            rows.append(reader.read(row.fields).content)
-        except Defect as e:
-            raise unusable(path, row.line, e) from None
+    files = [files] if isinstance(files, str | Path) else files
+    for path in files:
+        with open_rows(path) as lines:
+            for line in lines:
+                if most is not None and len(rows) >= most:
+                    return rows
+                if line.data.strip():
+                    with named(lines, line.number):
+                        rows.append(parser.read(parse_line(line)).content)
     if not rows:
-        raise BadInput("no rows", where=path, hint=_inspect(path))
+        raise BadInput("no rows", where=files[0], hint=_inspect(files[0]))
     return rows
+
+
+@contextmanager
+def named(container: Container, number: int) -> Iterator[None]:
+    """Raise BadInput, named with file and line, for a Defect in the block."""
+    try:
+        yield
+    except Defect as e:
+        raise unusable(container.name, number, e, container.numbers_rows) from None
+
+
+def parse_line(line: Line) -> dict[str, Any]:
+    """The JSON object in a line. Raises Defect: bad_row where its container says that it is none, or as `parse`."""
+    if line.fault:
+        raise Defect("bad_row", line.fault)
+    return parse(line.data)
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -81,11 +101,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=refuse_constant, parse_float=finite)
 
 
-def unusable(path: str | Path, line: int, defect: Defect) -> BadInput:
-    """The error for a row that cannot be used."""
+def unusable(name: str, number: int, defect: Defect, numbers_rows: bool = False) -> BadInput:
+    """The error for a row that cannot be used; rows of files without lines have numbers of their own."""
     what = {"bad_json": "broken JSON: ", "not_object": "not a JSON object: "}.get(defect.code, "")
-    name = "stdin" if str(path) == "-" else path
-    return BadInput(what + defect.message, where=f"{name}:{line}", hint=_inspect(path))
+    where = f"{name}, row {number}" if numbers_rows else f"{name}:{number}"
+    return BadInput(what + defect.message, where=where, hint=_inspect(name))
 
 
 def _inspect(path: str | Path) -> str:

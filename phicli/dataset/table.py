@@ -5,9 +5,10 @@ Of a row three numbers are kept, 20 bytes: where it lies, its line, and a hash o
 
 import tempfile
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from phicli.dataset.contents import Content, prompt_hash
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, RowSettings, row_parser
 from phicli.dataset.formats import open_rows
-from phicli.dataset.lines import Container, LineReader
-from phicli.dataset.rows import parse, unusable
+from phicli.dataset.lines import Container, Line, LineReader
+from phicli.dataset.rows import named, parse, parse_line, unusable
+from phicli.dataset.sources import Source
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
@@ -27,35 +29,41 @@ REPORTED = 1 << 12  # rows between two reports of progress
 class Table:
     """Rows of one or more files.
 
+    Args:
+        sources: files, each with how many times its rows count; of a fraction some are chosen, always the same.
+
     Raises:
         BadInput: no rows, or a row that cannot be used (named as file:line).
     """
 
-    def __init__(self, files: Sequence[Path | str], settings: RowSettings, progress: Progress = SILENT):
-        self.reader = row_parser(settings)
-        self._files = [_File(file) for file in files]
+    def __init__(self, sources: Sequence[Source], settings: RowSettings, progress: Progress = SILENT):
+        self.parser = row_parser(settings)
+        self._files = [_File(source.path) for source in sources]
         self._offsets, self._lines, self._keys = array("q"), array("i"), array("Q")
         self._ends: list[int] = []  # of each file's rows
         for file in self._files:
             self._read(file, progress)
             self._ends.append(len(self._offsets))
         if not self._offsets:
-            raise BadInput("no rows", where=files[0] if files else None, hint=f"phicli inspect {files[0]}")
+            raise BadInput("no rows", where=sources[0].path, hint=f"phicli inspect {sources[0].path}")
+        self._numbers = None if all(source.weight == 1 for source in sources) else self._weighted(sources)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._offsets) if self._numbers is None else len(self._numbers)
 
     def keys(self) -> np.ndarray:
         """uint64 (rows,): equal for rows that ask the same."""
-        return np.frombuffer(self._keys, np.uint64)
+        keys = np.frombuffer(self._keys, np.uint64)
+        return keys if self._numbers is None else keys[self._numbers]
 
     def content(self, number: int) -> Content:
         """What a row says. Raises BadInput: the file has changed meanwhile."""
-        file = self._file(number)
+        at, file = self._place(number)
+        end = self._offsets[at + 1] if at + 1 not in self._ends else file.size
         try:
-            return self.reader.read(parse(file.line_at(self._offsets[number]))).content
+            return self.parser.read(parse(file.line_at(self._offsets[at], end))).content
         except Defect as e:
-            raise unusable(file.name, self._lines[number], e) from None
+            raise unusable(file.name, self._lines[at], e, file.numbers_rows) from None
 
     def encode(self, number: int, encoder: RowEncoder) -> Encoded:
         """Ids of a row. Raises BadInput: as `content`, or the encoder cannot encode it (named as file:line)."""
@@ -63,11 +71,12 @@ class Table:
         try:
             return encoder.encode(content)
         except BadInput as e:
-            where = f"{self._file(number).name}:{self._lines[number]}"
-            raise BadInput(e.message, where=where, hint=e.hint or f"phicli inspect {self._file(number).name}") from None
+            at, file = self._place(number)
+            raise unusable(file.name, self._lines[at], Defect("not_laid_out", e.message), file.numbers_rows) from None
 
-    def _file(self, number: int) -> "_File":
-        return self._files[int(np.searchsorted(self._ends, number, side="right"))]
+    def _place(self, number: int) -> "tuple[int, _File]":
+        at = number if self._numbers is None else int(self._numbers[number])
+        return at, self._files[bisect_right(self._ends, at)]
 
     def _read(self, file: "_File", progress: Progress) -> None:
         with open_rows(file.path) as lines, progress.task(f"reading {file.name}", lines.size, "B") as task:
@@ -76,10 +85,8 @@ class Table:
                 offset = file.note(line, lines)
                 if not line.data.strip():
                     continue
-                try:
-                    key = prompt_hash(self.reader.read(parse(line.data)))
-                except Defect as e:
-                    raise unusable(file.name, line.number, e) from None
+                with named(lines, line.number):
+                    key = prompt_hash(self.parser.read(parse_line(line)))
                 self._offsets.append(offset)
                 self._lines.append(line.number)
                 self._keys.append(key)
@@ -88,30 +95,44 @@ class Table:
                     done = lines.done
             task.advance(lines.done - done, rows=len(self._offsets))
 
+    def _weighted(self, sources: Sequence[Source]) -> np.ndarray:
+        """int32: the rows of all files, each as often as its file's weight says."""
+        found, begin = [], 0
+        for source, end in zip(sources, self._ends, strict=True):
+            rows = np.arange(begin, end, dtype=np.int32)
+            whole, part = divmod(source.weight, 1)
+            found += [rows] * int(whole)
+            if part:
+                found.append(np.sort(np.random.default_rng(0).permutation(rows)[: max(1, round(part * len(rows)))]))
+            begin = end
+        return np.concatenate(found)
+
 
 class _File:
     """A file whose lines can be read again: plain UTF-8 lines as they are, all others from a copy without a name."""
 
     def __init__(self, path: Path | str):
         self.path, self.name = path, "stdin" if str(path) == "-" else str(path)
+        self.size, self.numbers_rows = 0, False
         self._again: BinaryIO | None = None
         self._copy: BinaryIO | None = None
-        self._at = 0
 
-    def note(self, line: Any, reader: Container) -> int:
+    def note(self, line: Line, lines: Container) -> int:
         """Where the next line, this one, will be found."""
         if self._again is None:
-            if type(reader) is LineReader and reader.size and reader.encoding == "utf-8" and not reader.compressed:
-                self._at, self._again = 3 * reader.bom, Path(self.path).expanduser().open("rb")
+            self.numbers_rows = lines.numbers_rows
+            if type(lines) is LineReader and lines.size and lines.encoding == "utf-8" and not lines.compressed:
+                self.size, self._again = 3 * lines.bom, Path(self.path).expanduser().open("rb")
             else:
                 self._copy = self._again = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the table)
-        offset = self._at
+        offset = self.size
         if self._copy:
             self._copy.write(line.data + b"\n")
-        self._at += len(line.data) + (1 if self._copy else len(line.ending))
+        self.size += len(line.data) + (1 if self._copy else len(line.ending))
         return offset
 
-    def line_at(self, offset: int) -> bytes:
+    def line_at(self, offset: int, end: int) -> bytes:
+        """The line that begins at an offset; no other row begins before the end."""
         assert self._again
         self._again.seek(offset)
-        return self._again.readline().rstrip(b"\r\n")
+        return self._again.read(end - offset).splitlines()[0]

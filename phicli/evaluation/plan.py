@@ -12,6 +12,7 @@ from phicli.artifacts.stages import check_whole, read_sealed
 from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput
 from phicli.evaluation.stages import Stage, find_stages
+from phicli.hub.datasets import data_inputs, held_out_sources
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict, difference
 
@@ -21,6 +22,7 @@ class EvaluationPlan(Plan):
     """Its target is a file, which holds the figures and what they were measured on."""
 
     stages: Sequence[Stage] = field(default_factory=tuple)
+    files: Sequence[Path] = ()  # of held-out rows
 
     def result(self) -> dict[str, Any] | None:
         """The document that is there. Raises BadInput: damaged."""
@@ -55,13 +57,14 @@ def plan_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> Evalua
     Raises:
         Missing: nothing made under root yet. BadInput: no such adapter; a damaged stage.
     """
-    root, eval_data = config.root_folder, Path(config.eval_data)
+    root = config.root_folder
+    data = data_inputs(held_out_sources(config.eval_data, progress), "eval_data")
     stages = find_stages(root, config.model, config.algorithm, config.adapter, progress)
     present = [stage for stage in stages if not stage.missing]
-    sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | {"eval_data": eval_data}
+    sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | data
     sources |= config.row_sources()
     for folder in dict.fromkeys(path for path in sources.values() if path.is_dir()):
         check_whole(folder)
     settings = {**config.row_settings(), "rows": config.rows, "seq_len": config.seq_len,
                 "missing": [stage.name for stage in stages if stage.missing]}
-    return EvaluationPlan("evaluate", root / EVALUATION, sources, settings, stages)
+    return EvaluationPlan("evaluate", root / EVALUATION, sources, settings, stages, list(data.values()))

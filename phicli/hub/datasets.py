@@ -1,5 +1,6 @@
 """From what a user calls data to files of rows: on this machine, or a data set of the Hugging Face hub."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,15 @@ from phicli.progress import SILENT, Progress
 _REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")  # owner/name[/folder][@revision]
 
 
-def find_sources(data: Sequence[str], split: str = "train", progress: Progress = SILENT) -> list[Source]:
+def find_sources(data: Sequence[str], split: str = "train", progress: Progress = SILENT,
+                 local: bool = False) -> list[Source]:
     """The files that are named, each with its weight.
 
     Args:
         data: each a file, "-" for stdin, a folder, or a data set of the hub's as owner/name, owner/name@revision or
             owner/name/folder, from the hub's cache or fetched; with ":2" or ":0.5" after it a weight.
         split: of a folder or a data set. A file that is named itself is taken whatever the split.
+        local: nothing is fetched.
 
     Raises:
         UsageError: no such split, a weight that is none, or as `find_files`.
@@ -30,17 +33,37 @@ def find_sources(data: Sequence[str], split: str = "train", progress: Progress =
     found = []
     for entry in data:
         name, weight = split_weight(entry)
-        paths = [name] if name == "-" else _files(name, split, progress)
+        paths = [name] if name == "-" else _files(name, split, progress, local)
         found += [Source(path, weight) for path in paths]
     return found
 
 
-def _files(name: str, split: str, progress: Progress) -> Sequence[str | Path]:
-    path = local_path(name) or _fetch(name, progress)
+def held_out_sources(name: str, progress: Progress = SILENT) -> list[Source]:
+    """The files of held-out rows: of a folder or a data set its split test, or else validation.
+
+    Raises:
+        As `find_sources`.
+    """
+    try:
+        return find_sources([name], "test", progress)
+    except BadInput as e:
+        try:
+            return find_sources([name], "validation", SILENT)
+        except BadInput:
+            raise e from None
+
+
+def data_inputs(sources: Sequence[Source], name: str = "data") -> dict[str, Path]:
+    """Files as a plan's inputs: data, data 2, data 3 …"""
+    return {f"{name} {number}" if number > 1 else name: Path(source.path) for number, source in enumerate(sources, 1)}
+
+
+def _files(name: str, split: str, progress: Progress, local: bool) -> Sequence[str | Path]:
+    path = local_path(name) or _fetch(name, progress, local)
     return find_files(path, split, progress) if path.is_dir() else [path]
 
 
-def _fetch(reference: str, progress: Progress) -> Path:
+def _fetch(reference: str, progress: Progress, local: bool = False) -> Path:
     """The folder of a data set in the hub's cache; what is not there yet is fetched."""
     import huggingface_hub
     from huggingface_hub import errors as hub
@@ -51,12 +74,17 @@ def _fetch(reference: str, progress: Progress) -> Path:
         raise BadInput("no such file or folder", where=reference,
                        hint="a file, a folder, or a data set of huggingface.co as owner/name")
     name, inside, revision = parts[1], parts[2].strip("/"), parts[3]
-    progress.note(f"fetching the data set {name} from huggingface.co (or its cache)")
+    if not local:
+        progress.note(f"fetching the data set {name} from huggingface.co (or its cache)")
     wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in DATA_FILES]  # data only, never a script
     try:
-        with online():
+        with contextlib.nullcontext() if local else online():
             folder = Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision,
-                                                            allow_patterns=wanted))
+                                                            allow_patterns=wanted, local_files_only=local))
+    except hub.LocalEntryNotFoundError as e:
+        if not local:
+            raise _unreached(reference, name, e) from None
+        raise Missing("is not on this machine yet", where=reference) from None
     except hub.GatedRepoError:
         raise Missing("access has to be asked for", where=reference,
                       hint=f"https://huggingface.co/datasets/{name}") from None
@@ -66,14 +94,20 @@ def _fetch(reference: str, progress: Progress) -> Path:
     except hub.RevisionNotFoundError:
         raise BadInput(f"the data set has no revision {revision}", where=reference) from None
     except Exception as e:
-        if isinstance(e.__cause__, hub.OfflineModeIsEnabled):
-            raise Missing("no such file or folder, and not in the hub's cache; HF_HUB_OFFLINE keeps it from being "
-                          "fetched", where=reference, hint=f"online: hf download --repo-type dataset {name}") from None
-        reason = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise RemoteError(f"huggingface.co: {reason}", where=reference, hint="a file or folder works offline") from None
+        raise _unreached(reference, name, e) from None
     folder /= inside
     if not folder.is_dir():
         raise BadInput(f"the data set has no folder {inside} with data files" if inside else
                        "the data set has no data files", where=reference,
                        hint=f"often it is there as Parquet too: {name}@refs/convert/parquet")
     return folder
+
+
+def _unreached(reference: str, name: str, error: Exception) -> Missing | RemoteError:
+    from huggingface_hub import errors as hub
+
+    if isinstance(error.__cause__, hub.OfflineModeIsEnabled):
+        return Missing("no such file or folder, and not in the hub's cache; HF_HUB_OFFLINE keeps it from being fetched",
+                       where=reference, hint=f"online: hf download --repo-type dataset {name}")
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return RemoteError(f"huggingface.co: {reason}", where=reference, hint="a file or folder works offline")

@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
     from phicli.dataset import load_rows
     from phicli.dataset.encoding import RowEncoder, row_parser
 
-    rows = load_rows(Path(config.eval_data), row_parser(config), config.rows)
+    rows = load_rows(plan.files, row_parser(config))[: config.rows]
     present = [stage for stage in plan.stages if not stage.missing]
     adapters = [stage.adapter_path for stage in present if stage.adapter_path]
     encoders = [RowEncoder(folder, config, adapters, progress) for folder in dict.fromkeys(s.folder for s in present)]

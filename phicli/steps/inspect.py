@@ -38,8 +38,8 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
     """
     reader_of_rows, fix = row_parser(config), Path(config.fix) if config.fix else None
     inspector = Inspector(reader_of_rows, _encoder(config, progress), config.max_tokens, config.rows)
-    with open_rows(config.data) as reader, ExitStack() as stack:
-        cleaner = stack.enter_context(cleaning(fix, config.data, reader_of_rows)) if fix else None
+    with open_rows(config.data[0]) as reader, ExitStack() as stack:
+        cleaner = stack.enter_context(cleaning(fix, config.data[0], reader_of_rows)) if fix else None
         with progress.task(f"reading {reader.name}", reader.size, "B") as task:
             done = 0
             for batch in _batches(reader, inspector):

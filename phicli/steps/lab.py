@@ -166,9 +166,10 @@ class Lab:
         from phicli.dataset import load_rows
         from phicli.dataset.contents import question
         from phicli.dataset.encoding import row_parser
+        from phicli.hub.datasets import held_out_sources
 
         config = self.config(EvaluateConfig)
-        return question(load_rows(Path(config.eval_data), row_parser(config), 1)[0])
+        return question(load_rows([s.path for s in held_out_sources(config.eval_data)], row_parser(config), 1)[0])
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

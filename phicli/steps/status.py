@@ -64,14 +64,19 @@ class _Stages:
         yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(_local(evaluate)))
 
     def data(self, config: FinetuneConfig) -> StageStatus:
+        from phicli.dataset.sources import local_path
         from phicli.dataset.table import Table
+        from phicli.hub.datasets import find_sources
 
-        path = Path(config.data)
+        where = ", ".join(config.data)
         try:
-            rows = Table([path], config)
+            sources = find_sources(config.data, local=True)
+            rows = Table(sources, config)
         except PhicliError as e:
-            return StageStatus("data", State.BROKEN if path.exists() else State.MISSING, str(e), str(path))
-        return StageStatus("data", CURRENT.state, f"{len(rows)} rows", str(path), bytes=path.stat().st_size)
+            there = any(map(local_path, config.data))
+            return StageStatus("data", State.BROKEN if there else State.MISSING, str(e), where)
+        size = sum(Path(source.path).stat().st_size for source in sources)
+        return StageStatus("data", CURRENT.state, f"{len(rows)} rows", where, bytes=size)
 
     def status(self, step: str, target: Path, make_plan: Callable[[], Plan]) -> StageStatus:
         """A stage's own verdict; one that is up to date but made from what will be made again is stale."""
@@ -96,9 +101,13 @@ class _Stages:
 
 def _local(config: Config) -> Config:
     """The settings with models by their folders: nothing is fetched to tell a state. Raises Missing."""
+    from phicli.hub.datasets import find_sources
     from phicli.hub.models import local_tokenizer
 
-    found = {}
+    found: dict[str, Any] = {}
+    if data := getattr(config, "data", None):
+        found["data"] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
+                         for source in find_sources(data, local=True)]
     for name in ("model", "base"):
         if reference := getattr(config, name, None):
             folder = local_tokenizer(reference)

@@ -29,6 +29,7 @@ class ArrayReader(LineReader):
 
     kind = "a JSON array"
     textual = False
+    numbers_rows = True
 
     def __iter__(self) -> Iterator[Line]:
         self._pieces = codecs.iterdecode(self._utf8(), "utf-8", "surrogateescape")

@@ -19,6 +19,8 @@ class ColumnarReader(Container):
     A row that cannot be made into JSON, such as text that is no UTF-8, is a row with a fault.
     """
 
+    numbers_rows = True
+
     def __iter__(self) -> Iterator[Line]:
         import pyarrow as pa
 
