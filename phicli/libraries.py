@@ -20,6 +20,7 @@ WHILE_WORKING = {
     "OLIVE_DISABLE_TELEMETRY": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     # Waiting threads sleep instead of spinning: a few percent slower alone, twice as fast with another program beside.

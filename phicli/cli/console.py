@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from phicli.artifacts.logs import log_file
@@ -177,8 +177,9 @@ class Reporter:
 
     def __init__(self, stream: TextIO):
         self.console = _stderr(stream)
-        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), _Done(),
-                             _Figures(), TimeElapsedColumn(), TimeRemainingColumn(compact=True),
+        bar = BarColumn(bar_width=min(24, max(4, self.console.width - 74)))  # one line in 80 columns
+        self.bars = Progress(TextColumn("{task.description}", markup=False), bar, _Done(),
+                             _Figures(Column(no_wrap=True)), TimeElapsedColumn(), TimeRemainingColumn(compact=True),
                              console=self.console, disable=not self.console.is_terminal,
                              redirect_stdout=False, redirect_stderr=False)  # libraries' output is for the log
 

@@ -20,4 +20,6 @@ def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
     line = f"loss {found['train_loss_before']:.3f} -> {found['train_loss_after']:.3f}"
     if found["held_out_loss_before"] is not None:
         line += f", held out {found['held_out_loss_before']:.3f} -> {found['held_out_loss_after']:.3f}"
+        if found["kept_step"] < found["steps"]:
+            line += f" (step {found['kept_step']} of {found['steps']})"
     console.note(f"{line}, {found['tokens_per_second']:.0f} tokens/s, {console.duration(manifest.seconds)}")

@@ -54,8 +54,8 @@ class Settings:
             UsageError: a flag out of range. BadInput: the same from the environment or the file.
         """
         if flag is not None:
-            if setting.kind is tuple and not isinstance(flag, str):  # given several times; all but paths with commas too
-                flag = [part for item in flag for part in ([item] if setting.path else _from_text(setting, item))]
+            if setting.kind is tuple and not isinstance(flag, str):  # several times; if no paths, with commas too
+                flag = [part for text in flag for part in ([text] if setting.path else _from_text(setting, text))]
             flag = str(flag) if isinstance(flag, Path) else flag
             return Value(setting.checked(flag, option or "--" + setting.name.replace("_", "-")), "flag")
         if setting.key and setting.env in os.environ:

@@ -36,7 +36,8 @@ def data(argument: bool = False) -> Any:
                        "such files, - for stdin [default: the setting data]", shared=True, argument=True,
                        metavar="FILE...", path=True, recorded=False)
     return setting(DATA, "Training data: a file, a folder with a split train, or owner/name on the Hugging Face hub; "
-                   "may be repeated, FILE:2 counts twice", shared=True, flags=("--data", "-d"), path=True, recorded=False)
+                   "may be repeated, FILE:2 counts twice", shared=True, flags=("--data", "-d"), path=True,
+                   recorded=False)
 
 
 def eval_data() -> Any:

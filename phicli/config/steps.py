@@ -13,6 +13,7 @@ from phicli.errors import UsageError
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
+DEFAULT_RANK = 64
 
 
 @dataclass(frozen=True)
@@ -120,23 +121,43 @@ class FinetuneConfig(OfRows):
     data: tuple[str, ...] = shared.data()
     name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
     method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
-    max_steps: int = setting(100, "Number of training steps", minimum=1)
+    from_adapter: str | None = setting(None, "Adapter to continue from: folder, or a name under ROOT/ft", path=True,
+                                       recorded=False)
+    max_steps: int | None = setting(None, "Number of training steps [default: 100, unless --epochs is given]",
+                                    minimum=1)
+    epochs: float | None = setting(None, "Passes over the training rows; with --max-steps, what is over first counts",
+                                   above=0)
     batch_size: int = setting(8, "Rows per training step", minimum=1)
     learning_rate: float | None = setting(None, "Peak learning rate [default: from the model's hidden size]", minimum=0)
     schedule: str = setting("linear", "Learning rate schedule after the warm-up",
                             choices=("linear", "cosine", "constant"))
-    lora_r: int = setting(64, "Rank of the adapter", minimum=1)
+    lora_r: int | None = setting(None, "Rank of the adapter [default: 64, or that of --from-adapter]", minimum=1)
     lora_alpha: float | None = setting(None, "Alpha: the adapter's output is scaled by alpha / rank [default: twice "
                                        "the rank]", minimum=0)
     lora_dropout: float = setting(0.05, "Dropout probability of the adapter's input", minimum=0, below=1)
     target_modules: tuple[str, ...] = setting(("all-linear",), "Linear layers that get an adapter, by name; may be "
                                               "repeated")
-    seq_len: int = setting(1024, "Maximum length of a row in tokens; longer rows are truncated", minimum=8)
+    seq_len: int = setting(1024, "Maximum length of a row in tokens", minimum=8)
+    too_long: str = setting("cut", "What becomes of a longer row; cut: its first tokens and the one that ends its last "
+                            "turn, split: several rows", choices=("cut", "drop", "split"))
     force_template: bool = setting(False, "Train with a --text-template that is not the model's own layout", once=True,
                                    recorded=False)
     mask_prompt: bool = setting(True, "Compute the loss on the response only, or on the prompt too",
                                 flags=("--mask-prompt/--no-mask-prompt",))
-    eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation", minimum=0, below=1)
+    eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation, rows that ask the same together "
+                                "(at most 500 rows)", minimum=0, below=1)
+    eval_data: str | None = setting(None, "Held-out data for --keep and the loss curve, in place of --eval-split",
+                                    path=True, recorded=False)
+    eval_steps: int | None = setting(None, "Training steps between measurements of the held-out loss [default: a tenth "
+                                     "of the run]", minimum=1)
+    keep: str = setting("best", "Which adapter is the result; best: that of the lowest held-out loss",
+                        choices=("best", "last"))
+    publish_anyway: bool = setting(False, "Publish the adapter even if its held-out loss is not below that of the "
+                                   "start", flags=("--publish-anyway/--no-publish-anyway",), recorded=False)
+    report_to: str = setting("none", "Where loss curves are logged", choices=("none", "tensorboard", "mlflow"),
+                             recorded=False)
+    logging_dir: str | None = setting(None, "Folder for those logs [default: ROOT/ft/.runs; MLFLOW_TRACKING_URI counts "
+                                      "before it]", path=True, recorded=False)
     checkpoint_steps: int = setting(20, "Training steps between checkpoints", minimum=1, recorded=False)
     device: str = shared.device()
     seed: int = shared.seed()
@@ -215,7 +236,8 @@ class LabConfig(OfRows):
     eval_data: str = shared.eval_data()
     name: str = again(FinetuneConfig, "name")
     algorithm: str = again(QuantizeConfig, "algorithm")
-    max_steps: int = again(FinetuneConfig, "max_steps")
+    max_steps: int | None = again(FinetuneConfig, "max_steps")
+    epochs: float | None = again(FinetuneConfig, "epochs")
     device: str = shared.device()
     seed: int = shared.seed()
 

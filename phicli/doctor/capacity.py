@@ -7,7 +7,7 @@ from typing import Any
 
 from phicli import resources
 from phicli.azure.target import cache_folder
-from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
+from phicli.config.steps import DEFAULT_RANK, EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
@@ -99,7 +99,8 @@ def step_estimates(subject: Subject) -> dict[str, Estimate]:
     quantized = resources.after_quantizing(known)
     return {
         "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
-        "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r, finetune.batch_size),
+        "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r or DEFAULT_RANK,
+                                                finetune.batch_size),
         "optimize": resources.estimate_optimize(quantized, device),
         "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
         "chat": resources.estimate_chat(known, device),

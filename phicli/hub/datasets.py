@@ -2,7 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from phicli.dataset.formats import has_rows
@@ -51,6 +54,21 @@ def held_out_sources(name: str, progress: Progress = SILENT) -> list[Source]:
             return find_sources([name], "validation", SILENT)
         except BadInput:
             raise e from None
+
+
+@contextlib.contextmanager
+def stdin_as_file(data: Sequence[str]) -> Iterator[list[str]]:
+    """What is named, with a temporary file in the place of "-", since data are read more than once."""
+    with contextlib.ExitStack() as files:
+        names = []
+        for name in data:
+            if name == "-":
+                file = files.enter_context(tempfile.NamedTemporaryFile(prefix="phicli-stdin-"))
+                shutil.copyfileobj(sys.stdin.buffer, file)
+                file.flush()
+                name = file.name
+            names.append(name)
+        yield names
 
 
 def data_inputs(sources: Sequence[Source], name: str = "data") -> dict[str, Path]:

@@ -83,8 +83,9 @@ class Lab:
         self.root = self.config(QuantizeConfig).root_folder
 
     def config(self, kind: type[Config]) -> Config:
-        """A step's settings."""
-        return self.settings.resolve(kind, self.flags)
+        """A step's settings. The flag --eval-data is evaluate's: what judges an adapter does not choose it as well."""
+        flags = self.flags if kind is not FinetuneConfig else {k: v for k, v in self.flags.items() if k != "eval_data"}
+        return self.settings.resolve(kind, flags)
 
     def staged(self, name: str, folder: Path, run: Callable[[], StageResult], gave: Callable[[Manifest], str]) -> Step:
         """Run a step that publishes a folder with a manifest."""

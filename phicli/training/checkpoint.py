@@ -16,6 +16,8 @@ from phicli.artifacts.reading import read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 
+Weights = dict[str, Tensor]  # of an adapter, by the parameter's name
+BEST = "best/"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 FILES = STATE, TENSORS = "state.json", "state.safetensors"
 
@@ -34,9 +36,14 @@ class Checkpoint:
             raise BadInput("no checkpoint of phicli's, but what stands where one is needed", where=folder,
                            hint="move it away")
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Write weights, optimizer and `state`, whole or not at all. Raises Missing: no space, no permission."""
-        tensors = {}
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any],
+             best: Weights | None = None) -> None:
+        """Write weights, optimizer, state and the best weights so far, whole or not at all.
+
+        Raises:
+            Missing: no space, no permission.
+        """
+        tensors = {f"{BEST}{name}": weight for name, weight in (best or {}).items()}
         for name, parameter in trainable(model).items():
             tensors[f"weight/{name}"] = parameter.detach()
             for moment in MOMENTS:
@@ -45,8 +52,14 @@ class Checkpoint:
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh / TENSORS)
             (fresh / STATE).write_text(json.dumps({"key": self.key, "state": state}), encoding="utf-8")
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Put the saved weights and moments in place and return the state; None where there is none of this run."""
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Any], Weights | None] | None:
+        """Put the saved weights and moments in place.
+
+        Returns:
+            the state and the best weights, if any were kept; None where nothing of this run was saved.
+        """
         stages.settle(self.folder)
         try:
             document = read_json(self.folder / STATE)
@@ -58,7 +71,8 @@ class Checkpoint:
             self._restore(tensors, model, optimizer, document["state"]["step"])
         except (BadInput, OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
-        return document["state"]
+        best = {name.removeprefix(BEST): t for name, t in tensors.items() if name.startswith(BEST)}
+        return document["state"], best or None
 
     def _restore(
         self, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, step: int
@@ -67,9 +81,7 @@ class Checkpoint:
         moments = [{m: tensors[f"{m}/{n}"] for m in MOMENTS} | {"step": torch.tensor(float(step))} for n in names]
         weights = [tensors[f"weight/{n}"] for n in names]  # all there before anything is changed
         optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(enumerate(moments))})
-        with torch.no_grad():
-            for parameter, weight in zip(trainable(model).values(), weights, strict=True):
-                parameter.copy_(weight)
+        set_weights(model, dict(zip(names, weights, strict=True)))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -78,3 +90,15 @@ class Checkpoint:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def copy_weights(model: nn.Module) -> Weights:
+    """What training has made of the parameters that it changes, in the host's memory."""
+    return {name: p.detach().cpu().clone() for name, p in trainable(model).items()}
+
+
+def set_weights(model: nn.Module, weights: Weights) -> None:
+    """Put weights into the model's very tensors."""
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(weights[name])

@@ -18,29 +18,39 @@ from olive.passes.pass_config import BasePassConfig
 from olive.passes.pytorch import lora as olive_lora
 
 from phicli.checkpoints.loading import linear_names, load_base
+from phicli.checkpoints.peft_folder import Lora
 from phicli.config.steps import FinetuneConfig
+from phicli.dataset.encoding import RowEncoder
+from phicli.dataset.table import Table
+from phicli.hub.datasets import find_sources
 from phicli.progress import SILENT, Progress
 from phicli.training.checkpoint import Checkpoint
+from phicli.training.continuing import continue_from
 from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
+from phicli.training.fitting import Fitting
 from phicli.training.loftq import start_from_residual
-from phicli.training.rows import Rows, prepare_rows
-from phicli.training.training import Recipe, Trainer
+from phicli.training.recipe import Recipe, count_steps
+from phicli.training.reporting import Reporter
+from phicli.training.rows import Rows, TableRows, prepare_rows
+from phicli.training.training import Trainer
 from phicli.workflow.olive import pass_parameters
 from phicli.workflow.wording import worded
 
-_FROM_SETTINGS = ("max_steps", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "seq_len",
-                  "mask_prompt", "eval_split", "data", "text_template", "format", "columns", "chat_template",
-                  "chat_template_kwargs", "seed")
+_FROM_SETTINGS = ("max_steps", "epochs", "batch_size", "learning_rate", "schedule", "checkpoint_steps", "eval_steps",
+                  "keep", "seq_len", "too_long", "mask_prompt", "eval_split", "data", "text_template",
+                  "format", "columns", "chat_template", "chat_template_kwargs", "seed")
 
 
 class Job:
-    """What phicli hands over beside the settings: rows already prepared, and where the state of training is saved.
+    """What phicli hands over beside the settings: rows already prepared, where the state of training is saved, where
+    figures go, the adapter to continue from.
 
     Not a dataclass, which Olive's config would turn into a dict.
     """
 
-    def __init__(self, rows: Rows, checkpoint: Checkpoint | None = None):
-        self.rows, self.checkpoint = rows, checkpoint
+    def __init__(self, rows: Rows, checkpoint: Checkpoint | None = None, reporter: Reporter | None = None,
+                 start: dict[str, Lora] | None = None):
+        self.rows, self.checkpoint, self.reporter, self.start = rows, checkpoint, reporter, start
 
 
 class Int4Base:
@@ -68,7 +78,7 @@ class Int4Base:
         job: Job = settings.job or Job(_load_rows(folder, settings))
         if settings.learning_rate is None:
             settings.learning_rate = default_learning_rate(folder)
-        settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
+        settings.max_steps = count_steps(settings.max_steps, settings.epochs, len(job.rows.train), settings.batch_size)
         recipe = Recipe(**{f.name: getattr(settings, f.name) for f in fields(Recipe)})
         cuda = self.accelerator_spec.accelerator_type == "gpu"
         if cuda:
@@ -76,9 +86,13 @@ class Int4Base:
         base = load_base(folder, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
         torch.manual_seed(recipe.seed)  # of the adapter's first values
         with worded("peft cannot put the adapter into this model", folder):
-            adapted = self.init_adapters(  # type: ignore[attr-defined]
-                base, config, task=model.task, use_dora=self.use_dora)
-        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress).run()
+            if job.start:
+                adapted = continue_from(base, job.start, settings.lora_dropout)
+            else:
+                settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
+                adapted = self.init_adapters(  # type: ignore[attr-defined]
+                    base, config, task=model.task, use_dora=self.use_dora)
+        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter).run()
         kept = adapted.peft_config["default"]
         kept.target_modules = sorted(kept.target_modules)  # peft's set has another order in each process
         adapter = Path(output_model_path) / "adapter"
@@ -121,11 +135,7 @@ PASSES = {"lora": Int4LoRA, "dora": Int4DoRA, "loftq": Int4LoftQ, "loha": Int4Lo
 
 
 def _load_rows(folder: Path, settings: Any) -> Rows:
-    from phicli.dataset.encoding import RowEncoder
-    from phicli.dataset.table import Table
-
-    table, encoder = Table([settings.data], settings), RowEncoder(folder, settings)
-    return prepare_rows(
-        [table.encode(number, encoder) for number in range(len(table))], seq_len=settings.seq_len,
-        mask_prompt=settings.mask_prompt, eval_split=settings.eval_split, seed=settings.seed,
-    )
+    data = [settings.data] if isinstance(settings.data, str) else settings.data
+    source = TableRows(Table(find_sources(data), settings), RowEncoder(folder, settings))
+    fitting = Fitting(settings.seq_len, settings.too_long, settings.mask_prompt)
+    return prepare_rows(source, fitting, eval_split=settings.eval_split, seed=settings.seed)

@@ -4,52 +4,30 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict
+from threading import Event
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from phicli.errors import BadInput, Missing
-from phicli.progress import SILENT, Progress
+from phicli.progress import SILENT, Progress, Task
 from phicli.text import Encoded
-from phicli.training.checkpoint import Checkpoint, trainable
+from phicli.training.batches import batches
+from phicli.training.checkpoint import Checkpoint, Weights, copy_weights, set_weights, trainable
 from phicli.training.determinism import repeatable
 from phicli.training.graphs import Gradients
 from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
-from phicli.training.rows import Rows, batches
+from phicli.training.recipe import Recipe
+from phicli.training.reporting import NoReporter, Reporter
+from phicli.training.rows import Rows
+from phicli.training.state import TrainingState, mean
 
-WARMUP = 0.1  # of the steps
 CLIP = 1.0  # largest norm of the gradient
 BETAS = (0.9, 0.999)
 WRITING_SHARE = 0.05  # of the time that writing checkpoints may take
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. max_steps, batch_size (rows), learning_rate (peak), schedule, seed; checkpoint_steps between."""
-
-    max_steps: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
-    seed: int
-    checkpoint_steps: int
-
-
-@dataclass
-class TrainingState:
-    """Where training stands. losses: of each step so far, mean per token. tokens: seen, padding not counted."""
-
-    step: int = 0
-    micro_batch: int = 0
-    recompute: bool = False
-    held_out_before: float | None = None
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -59,12 +37,11 @@ class Trainer:
     goes on from a checkpoint ends exactly as one that was never interrupted.
     """
 
-    def __init__(
-        self, model: Any, rows: Rows, recipe: Recipe, checkpoint: Checkpoint | None = None, progress: Progress = SILENT
-    ):
+    def __init__(self, model: Any, rows: Rows, recipe: Recipe, checkpoint: Checkpoint | None = None,
+                 progress: Progress = SILENT, reporter: Reporter | None = None):
         """model: a PeftModel on its device, float32 adapter weights."""
         self.model, self.rows, self.recipe = model, rows, recipe
-        self.checkpoint, self.progress = checkpoint, progress
+        self.checkpoint, self.progress, self.reporter = checkpoint, progress, reporter or NoReporter()
         self.loss = RowLoss(model.get_base_model())
         self.parameters = list(trainable(model).values())
         self.cuda = model.device.type == "cuda"
@@ -73,41 +50,45 @@ class Trainer:
         )
         self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast)
         self.state = TrainingState(micro_batch=recipe.batch_size)
+        self.best: Weights | None = None  # where they are not the model's own
+        self.last_write, self.write_seconds = time.monotonic(), 0.0
         if self.cuda:
             for module in model.modules():
                 if hasattr(module, "cast_input_dtype_enabled"):
                     module.cast_input_dtype_enabled = False  # autocast casts; peft would to float32 and back
 
     def run(self) -> dict[str, Any]:
-        """Train and measure.
+        """Train and measure; the model has the weights to keep then.
 
         Returns:
-            figures: train_loss and held_out_loss before and after (mean per token; training: mean over the first and
-            the last tenth of the steps), tokens, tokens_per_second, gpu_bytes (peak) on CUDA.
+            figures: those of `TrainingState`, held_out_loss before and after (mean per token, the latter with the
+            weights that are kept), gpu_bytes (peak) on CUDA.
 
         Raises:
             Missing: not enough memory even for one row. BadInput: the loss is no number.
             KeyboardInterrupt: Ctrl-C; the state is saved.
         """
+        finished = False
         with repeatable(self.cuda):
             self._begin()
-            self._steps()
-            after = self.evaluate()
-        state = self.state
-        tenth = max(1, len(state.losses) // 10)
-        figures: dict[str, Any] = {
-            "train_loss_before": _mean(state.losses[:tenth]), "train_loss_after": _mean(state.losses[-tenth:]),
-            "held_out_loss_before": state.held_out_before, "held_out_loss_after": after,
-            "tokens": state.tokens, "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-            "micro_batch": state.micro_batch,
-        }
+            try:
+                self._steps()
+                finished = True
+            finally:
+                self.reporter.close(finished)
+            self._keep()
+            after = self.evaluate(self.rows.held_out)
+        figures = self.state.figures(len(self.rows.train)) | {
+            "held_out_loss_before": self.state.held_out_before, "held_out_loss_after": after}
         if self.cuda:
             figures["gpu_bytes"] = torch.cuda.max_memory_allocated()
+        if after is not None and not after < self.state.held_out_before:  # type: ignore[operator]
+            self._save()  # it may not be published, and need not be trained again when that is decided otherwise
         return figures
 
-    def evaluate(self) -> float | None:
-        """Mean loss per token of the held-out rows, or None where there are none."""
-        rows = sorted(self.rows.held_out, key=lambda row: len(row.ids))
+    def evaluate(self, held_out: Sequence[Encoded]) -> float | None:
+        """Mean loss per token of rows, or None where there are none."""
+        rows = sorted(held_out, key=lambda row: len(row.ids))
         if not rows:
             return None
         self.model.eval()
@@ -125,40 +106,65 @@ class Trainer:
     def _begin(self) -> None:
         saved = self.checkpoint.load(self.model, self.optimizer) if self.checkpoint else None
         if saved is not None:
-            self.state = TrainingState(**saved)
+            self.state, self.best = TrainingState(**saved[0]), saved[1]
             if self.state.recompute:
                 self._recompute()
-            self.progress.note(f"going on from step {self.state.step}")
-        else:
-            self.state.held_out_before = self.evaluate()
+            done = self.state.step == self.recipe.max_steps
+            self.progress.note(f"all {self.state.step} steps are done already" if done else
+                               f"going on from step {self.state.step}")
+        watched = self.rows.held_out[: self.recipe.watched]
+        if watched and len(watched) < len(self.rows.held_out):
+            self.progress.note(f"held-out loss during training: of {len(watched)} of the {len(self.rows.held_out)} "
+                               "held-out rows")
+        self.state.log = self.reporter.open(self.state.log, self.state.step)
+        if saved is None:
+            self.state.held_out_before = self.evaluate(self.rows.held_out)
+            self._watch(None)
 
     def _steps(self) -> None:
-        state, recipe, train = self.state, self.recipe, self.rows.train
-        numbers = batches([len(row.ids) for row in train], recipe.batch_size, recipe.seed)
-        self.model.train()
-        last_write, write_seconds = time.monotonic(), 0.0
+        state, recipe = self.state, self.recipe
+        coming = batches(self.rows, recipe.batch_size, recipe.seed, state.step, recipe.max_steps)
         with self.progress.task("finetune", total=recipe.max_steps, unit="steps") as task, ctrl_c() as stop:
             task.advance(state.step)
-            for batch in islice(numbers, state.step, recipe.max_steps):
+            self.model.train()
+            for batch in coming:
                 begun = time.monotonic()
-                rows = [train[i] for i in batch]
-                rate = recipe.learning_rate * schedule_factor(state.step, recipe.max_steps, recipe.schedule)
-                loss = self._step(rows, rate)
-                state.step += 1
-                state.losses.append(loss)
-                state.tokens += sum(len(row.ids) for row in rows)
-                state.seconds += time.monotonic() - begun
-                task.advance(1, **self._figures(loss, rate))
-                if stop.is_set():
-                    self._save()
-                    self.progress.note(f"stopped after step {state.step}; the same command goes on from there")
-                    raise KeyboardInterrupt
-                due = state.step % recipe.checkpoint_steps == 0 and state.step < recipe.max_steps
-                if due and write_seconds <= WRITING_SHARE * (time.monotonic() - last_write):
-                    before = time.monotonic()
-                    self._save()
-                    last_write = time.monotonic()
-                    write_seconds = last_write - before
+                rate = recipe.rate(state.step)
+                loss = self._step(batch.rows, rate)
+                state.add(batch, loss, time.monotonic() - begun)
+                task.advance(1, **self._figures(loss))
+                self.reporter.add(state.step, loss=loss, learning_rate=rate, tokens_per_second=state.speed)
+                if state.step % recipe.between_evaluations == 0 or state.step == recipe.max_steps:
+                    self._watch(task)
+                self._save_if_due(stop)
+
+    def _watch(self, task: Task | None) -> None:
+        """A point of the curve; the best weights so far are kept."""
+        state = self.state
+        loss = self.evaluate(self.rows.held_out[: self.recipe.watched])
+        if loss is None:
+            return
+        before = state.curve[-1][0] if state.curve else 0
+        state.curve.append([state.step, mean(state.losses[before:]), loss])
+        self.reporter.add(state.step, eval_loss=loss)
+        if task:
+            task.advance(0, eval=f"{loss:.3f}")
+        if self.recipe.keep == "best" and state.best_step() == state.step:
+            self.best = copy_weights(self.model) if state.step < self.recipe.max_steps else None
+        self.model.train()
+
+    def _keep(self) -> None:
+        """Give the model the weights that are the result."""
+        state = self.state
+        if state.kept_step is not None:
+            return
+        state.kept_step = state.step
+        if self.best is not None:
+            state.kept_step = state.best_step()
+            set_weights(self.model, self.best)
+            self.best = None
+            self.progress.note(f"the held-out loss was lowest after step {state.kept_step} of {state.step}: that "
+                               "adapter is kept (--keep last takes the last one)")
 
     def _step(self, rows: Sequence[Encoded], rate: float) -> float:
         """One optimizer step; the batch goes through in parts as large as memory takes."""
@@ -210,28 +216,28 @@ class Trainer:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
 
+    def _save_if_due(self, stop: Event) -> None:
+        """Save from time to time, and when somebody wants to stop. Raises KeyboardInterrupt then."""
+        state = self.state
+        due = state.step % self.recipe.checkpoint_steps == 0 and state.step < self.recipe.max_steps
+        if stop.is_set():
+            self._save()
+            self.progress.note(f"stopped after step {state.step}; the same command goes on from there")
+            raise KeyboardInterrupt
+        if due and self.write_seconds <= WRITING_SHARE * (time.monotonic() - self.last_write):
+            before = time.monotonic()
+            self._save()
+            self.last_write = time.monotonic()
+            self.write_seconds = self.last_write - before
+
     def _save(self) -> None:
         if self.checkpoint:
-            self.checkpoint.save(self.model, self.optimizer, asdict(self.state))
+            self.checkpoint.save(self.model, self.optimizer, asdict(self.state), self.best)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """On CUDA the float32 adapter weights compute in bfloat16, as the base does."""
         return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if self.cuda else contextlib.nullcontext()
 
-    def _figures(self, loss: float, rate: float) -> dict[str, Any]:
-        speed = round(self.state.tokens / self.state.seconds)
-        shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "tok/s": speed}
+    def _figures(self, loss: float) -> dict[str, Any]:
+        shown = {"loss": f"{loss:.3f}", "tok/s": round(self.state.speed)}
         return shown | ({"memory": f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB"} if self.cuda else {})
-
-
-def schedule_factor(step: int, steps: int, schedule: str) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then linear, cosine or no decay."""
-    warmup = max(1, round(WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[schedule]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -155,7 +155,7 @@ def test_killed_and_started_again_it_ends_the_same(cli, root):
     whole, killed = (root / "ft" / name / "adapter_model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
     qualities = [read_manifest(root / "ft" / name).quality for name in ("whole", "killed")]
-    assert qualities[0]["held_out_loss_after"] == qualities[1]["held_out_loss_after"]
+    assert all(qualities[0][name] == qualities[1][name] for name in ("held_out_loss_after", "curve", "rows_seen"))
 
 
 @pytest.fixture
@@ -164,7 +164,9 @@ def broken(tmp_path, root):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "json.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 16 + '{"prompt": \n')
     (tmp_path / "field.jsonl").write_text('{"prompt": "a", "antwort": "b"}\n')
-    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "where " * 300, "response": "there"}) + "\n")
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"prompt": f"{i} " + "where " * 300, "response": "there"})
+                                                 + "\n" for i in range(9)))
+    (tmp_path / "same.jsonl").write_text('{"prompt": "a", "response": "b"}\n' * 16)
     shutil.copytree(root / "awq", tmp_path / "truncated")
     weights = tmp_path / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -181,7 +183,10 @@ def broken(tmp_path, root):
     (("--data", "{}/empty.jsonl"), 3, "no rows"),
     (("--data", "{}/json.jsonl"), 3, "json.jsonl:17"),
     (("--data", "{}/field.jsonl"), 3, "field.jsonl:1"),
-    (("--data", "{}/long.jsonl", "--seq-len", "32"), 3, "no row has a token to learn"),
+    (("--data", "{}/long.jsonl", "--seq-len", "32"), 3, "has a token to learn within 32 tokens"),
+    (("--data", "{}/same.jsonl"), 3, "all rows ask the same (16), and are held out"),
+    (("--eval-data", "{}/none.jsonl"), 3, "none.jsonl"),
+    (("--eval-data", "{}/field.jsonl"), 3, "field.jsonl:1"),
     (("--text-template", "no fields"), 3, "text template"),
     (("--base", "{}/none"), 3, "no such model folder"),
     (("--base", "{}/empty"), 3, "no config.json"),
@@ -192,6 +197,17 @@ def broken(tmp_path, root):
     (("--name", ".."), 3, "an adapter's name"),
     (("--target-modules", "q_proj"), 3, "down_proj, gate_up_proj, o_proj, qkv_proj"),
     (("--max-steps", "0"), 2, "--max-steps"),
+    (("--epochs", "0"), 2, "--epochs"),
+    (("--eval-steps", "0"), 2, "--eval-steps"),
+    (("--too-long", "truncate"), 2, "cut, drop, split"),
+    (("--keep", "first"), 2, "best, last"),
+    (("--report-to", "wandb"), 2, "none, tensorboard, mlflow"),
+    (("--from-adapter", "{}/none"), 3, "no such adapter folder"),
+    (("--from-adapter", "{}/empty"), 3, "no adapter_config.json"),
+    (("--from-adapter", "travel", "--lora-alpha", "4"), 2, "the adapter to continue from has 16"),
+    (("--from-adapter", "travel", "--target-modules", "o_proj"), 2, "has down_proj, gate_up_proj, o_proj, qkv_proj"),
+    (("--from-adapter", "travel", "--method", "dora"), 2, "--from-adapter goes on with LoRA"),
+    (("--from-adapter", "travel", "--name", "travel"), 2, "would replace the adapter"),
     (("--eval-split", "1"), 2, "--eval-split"),
     (("--method", "qlora"), 2, "lora"),
 ])

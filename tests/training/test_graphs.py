@@ -7,12 +7,15 @@ from peft import LoraConfig, get_peft_model
 from phicli.checkpoints.loading import load_base
 from phicli.text import Encoded
 from phicli.training.checkpoint import trainable
+from phicli.training.fitting import Fitting
 from phicli.training.loss import make_even_batch
-from phicli.training.rows import Rows
-from phicli.training.training import Recipe, Trainer
+from phicli.training.recipe import Recipe
+from phicli.training.rows import EncodedRows, prepare_rows
+from phicli.training.training import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")]
-ROWS = Rows([Encoded.counted_from([(7 * i + j) % 400 + 8 for j in range(12 + 3 * i)], 4) for i in range(24)], [], 0, 0)
+ROWS = prepare_rows(EncodedRows([Encoded.counted_from([(7 * i + j) % 400 + 8 for j in range(12 + 3 * i)], 4)
+                                 for i in range(24)]), Fitting(256))
 
 
 @pytest.mark.parametrize("dense", [True, False])

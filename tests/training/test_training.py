@@ -13,12 +13,14 @@ from phicli.errors import BadInput, Missing
 from phicli.progress import Silent
 from phicli.text import Encoded
 from phicli.training.checkpoint import Checkpoint, trainable
-from phicli.training.rows import Rows
-from phicli.training.training import Recipe, Trainer, schedule_factor
+from phicli.training.fitting import Fitting
+from phicli.training.recipe import Recipe, schedule_factor
+from phicli.training.rows import EncodedRows, prepare_rows
+from phicli.training.training import Trainer
 
 RECIPE = Recipe(max_steps=4, batch_size=4, learning_rate=1e-3, schedule="linear", seed=0, checkpoint_steps=1)
 TRAIN = [Encoded.counted_from([7 * i + j for j in range(9 + i)], 4) for i in range(12)]
-ROWS = Rows(TRAIN, TRAIN[3:5], 0, 0)
+ROWS = prepare_rows(EncodedRows(TRAIN), Fitting(64), eval_source=EncodedRows(TRAIN[3:5]))
 
 
 class Recorder(Silent):
@@ -39,7 +41,7 @@ class Recorder(Silent):
 
     def advance(self, n=1, **figures):
         self.done += n
-        if self.stop_after and self.done == self.stop_after:
+        if n and self.stop_after and self.done == self.stop_after:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -147,7 +149,7 @@ def test_a_loss_that_is_no_number_stops_the_run(make):
     with torch.no_grad():
         next(iter(trainable(model).values())).fill_(math.inf)
     with pytest.raises(BadInput, match="the loss is nan at step 1"):
-        Trainer(model, Rows(ROWS.train, [], 0, 0), RECIPE).run()
+        Trainer(model, prepare_rows(EncodedRows(TRAIN), Fitting(64)), RECIPE).run()
 
 
 def test_schedule():
