@@ -7,6 +7,7 @@ import pytest
 
 from phicli.config import FinetuneConfig
 from phicli.dataset.encoding import RowEncoder
+from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput
 from phicli.text import Encoded
@@ -22,7 +23,7 @@ def asking(tiny, tmp_path):
     def made(prompts) -> TableRows:
         rows = [{"prompt": prompt, "response": f"It is {i} km away."} for i, prompt in enumerate(prompts)]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return TableRows(Table([tmp_path / "rows.jsonl"], FinetuneConfig("tiny")), encoder)
+        return TableRows(Table([Source(tmp_path / "rows.jsonl")], FinetuneConfig("tiny")), encoder)
 
     return made
 
