@@ -24,6 +24,7 @@ from phicli.training.recipe import DEFAULT_STEPS
 from phicli.training.reporting import check_reporter
 from phicli.workflow.plan import Plan, StageResult
 
+PEFT_DEFAULT = 8  # rank and alpha of an adapter whose settings name none
 LIBRARIES = ("torch", "phicli.training.passes", "transformers.modeling_layers")  # that the work begins with
 
 
@@ -127,8 +128,10 @@ def _continued(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
         raise UsageError(f"--from-adapter goes on with LoRA, not with {config.method}", where="--method")
     known = read_peft_config(folder)
     targets = known.get("target_modules")
-    own: dict[str, Any] = {"lora_r": known.get("r"), "lora_alpha": known.get("lora_alpha"),
-           "target_modules": sorted(targets) if isinstance(targets, list) else [str(targets)]}
+    own: dict[str, Any] = {
+        "lora_r": known.get("r") or PEFT_DEFAULT, "lora_alpha": known.get("lora_alpha") or PEFT_DEFAULT,
+        "target_modules": sorted(targets) if isinstance(targets, list) else [str(targets)],
+    }
     given = {"lora_r": config.lora_r, "lora_alpha": config.lora_alpha,
              "target_modules": None if config.target_modules == (ALL_LINEAR,) else sorted(config.target_modules)}
     for name, value in given.items():

@@ -1,5 +1,5 @@
 """Adapters (LoRA and its kin) trained on a quantized or plain base.
 
-rows (tokens, batches) -> loss -> training (the loop) with checkpoint are the mathematics; loading and int4 bring a
-quantized base into transformers; passes are their Olive form, loftq one way to begin; stage is the whole.
+rows (where they come from, what is held out) -> batches, with fitting -> loss -> training (the loop), with recipe,
+state, checkpoint and reporting; passes are their Olive form, loftq and continuing two ways to begin.
 """

@@ -70,8 +70,10 @@ class Trainer:
         """
         finished = False
         with repeatable(self.cuda):
-            self._begin()
+            self._load()
+            self.state.log = self.reporter.open(self.state.log, self.state.step)
             try:
+                self._begin()
                 self._steps()
                 finished = True
             finally:
@@ -103,23 +105,24 @@ class Trainer:
             self._spare_memory()
         return total / count_targets(rows)
 
-    def _begin(self) -> None:
+    def _load(self) -> None:
         saved = self.checkpoint.load(self.model, self.optimizer) if self.checkpoint else None
-        if saved is not None:
-            self.state, self.best = TrainingState(**saved[0]), saved[1]
-            if self.state.recompute:
-                self._recompute()
-            done = self.state.step == self.recipe.max_steps
-            self.progress.note(f"all {self.state.step} steps are done already" if done else
-                               f"going on from step {self.state.step}")
-        watched = self.rows.held_out[: self.recipe.watched]
-        if watched and len(watched) < len(self.rows.held_out):
-            self.progress.note(f"held-out loss during training: of {len(watched)} of the {len(self.rows.held_out)} "
-                               "held-out rows")
-        self.state.log = self.reporter.open(self.state.log, self.state.step)
         if saved is None:
+            return
+        self.state, self.best = TrainingState(**saved[0]), saved[1]
+        if self.state.recompute:
+            self._recompute()
+        done = self.state.step == self.recipe.max_steps
+        self.progress.note(f"all {self.state.step} steps are done already" if done else
+                           f"going on from step {self.state.step}")
+
+    def _begin(self) -> None:
+        watched, all_rows = len(self.rows.held_out[: self.recipe.watched]), len(self.rows.held_out)
+        if watched < all_rows:
+            self.progress.note(f"held-out loss during training: of {watched} of the {all_rows} held-out rows")
+        if self.state.step == 0:
             self.state.held_out_before = self.evaluate(self.rows.held_out)
-            self._watch(None)
+            self._watch()
 
     def _steps(self) -> None:
         state, recipe = self.state, self.recipe
@@ -138,7 +141,7 @@ class Trainer:
                     self._watch(task)
                 self._save_if_due(stop)
 
-    def _watch(self, task: Task | None) -> None:
+    def _watch(self, task: Task | None = None) -> None:
         """A point of the curve; the best weights so far are kept."""
         state = self.state
         loss = self.evaluate(self.rows.held_out[: self.recipe.watched])

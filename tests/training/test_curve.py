@@ -12,8 +12,9 @@ from phicli.training.recipe import Recipe, count_steps
 from phicli.training.rows import EncodedRows, prepare_rows
 from phicli.training.training import Trainer
 
-TRAIN = [Encoded.counted_from([7 * i + j + 9 for j in range(12)], 4) for i in range(6)]
-OTHER = [Encoded.counted_from([901 + 13 * i + 5 * j for j in range(12)], 4) for i in range(20)]
+# What is trained says 50 always, what is held out mostly: its loss falls first, and rises with too much certainty.
+TRAIN = [Encoded.counted_from([*range(7 * i + 60, 7 * i + 64), *[50] * 8], 4) for i in range(6)]
+OTHER = [Encoded.counted_from([*range(7 * i + 60, 7 * i + 64), *[50, 50, 51, 50] * 2], 4) for i in range(20)]
 ROWS = prepare_rows(EncodedRows(TRAIN), Fitting(64), eval_source=EncodedRows(OTHER))
 OVERFIT = replace(RECIPE, max_steps=30, learning_rate=3e-3, schedule="constant", eval_steps=3)
 
