@@ -48,6 +48,11 @@ class Table:
             raise BadInput("no rows", where=sources[0].path, hint=f"phicli inspect {sources[0].path}")
         self._numbers = None if all(source.weight == 1 for source in sources) else self._weighted(sources)
 
+    @property
+    def name(self) -> str:
+        """The files, in words."""
+        return self._files[0].name if len(self._files) == 1 else f"{len(self._files)} files"
+
     def __len__(self) -> int:
         return len(self._offsets) if self._numbers is None else len(self._numbers)
 

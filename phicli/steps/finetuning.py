@@ -66,26 +66,33 @@ class Work:
         self.encoder = encoder = RowEncoder(self.folder, self.config, adapters, self.progress)
         check_vocabulary(encoder.codec, self.config.text_template or "")
         check_layout(encoder, self.config.force_template, self.progress)
-        self._prepare(TableRows(table, encoder), TableRows(eval_table, encoder) if eval_table else None)
+        self.sources = [TableRows(found, encoder) for found in (table, eval_table) if found]
+        self._prepare(*self.sources)
 
-    def _prepare(self, source: RowSource, eval_source: RowSource | None) -> None:
-        """Hold rows out, look at those that come first, and say what there is."""
+    def _prepare(self, source: TableRows, eval_source: TableRows | None = None) -> None:
+        """Hold rows out, look at those that come first, and say what there is. Raises BadInput for a refused row."""
         size, seed = self.settings["batch_size"], self.settings["seed"]
         fitting = Fitting(*(self.settings[name] for name in ("seq_len", "too_long", "mask_prompt")))
         rows = self.rows = prepare_rows(source, fitting, eval_split=self.settings["eval_split"], seed=seed,
                                         eval_source=eval_source)
+        self._check_refused()
         first = draw_pool(rows, Order(rows.train, seed), size, 0)
+        self._check_refused()
         self.longest = max(len(row.ids) for row in [*rows.held_out, *(row for batch in first for row in batch.rows)])
         steps = count_steps(self.settings["max_steps"], self.settings["epochs"], len(rows.train), size)
-        whose = f" of {self.config.eval_data}" if eval_source is not None else ""
+        whose = f" of {eval_source.table.name}" if eval_source is not None else ""
         self.progress.note(f"{len(rows.train):,} rows to train on, {len(rows.held_out)} held out{whose}; "
                            f"{steps:,} steps of {size} rows: {steps * size / len(rows.train):.3g} epochs")
         if eval_source is not None and (shared := _shared(source, eval_source)):
-            self.progress.warn(f"{shared:,} rows to train on ask what rows of {self.config.eval_data} ask: the "
+            self.progress.warn(f"{shared:,} rows to train on ask what rows of {eval_source.table.name} ask: the "
                                "held-out loss will look too good")
         if long := sum(batch.long for batch in first):
             self.progress.warn(f"{long} of the first {sum(batch.drawn for batch in first)} rows have more than "
                                f"{fitting.seq_len} tokens: such rows are {TOO_LONG[fitting.too_long]} (--too-long)")
+
+    def _check_refused(self) -> None:
+        for error in (error for source in self.sources for error in source.refused.values()):
+            raise error
 
     def train(self) -> Manifest:
         """Train and publish. Raises BadInput: the held-out loss did not fall; the adapter is in `aside` then."""
@@ -125,6 +132,8 @@ class Work:
         if found["rows_left_out"]:
             text += f"; {found['rows_left_out']:,} left out, with nothing to learn within the limit"
         self.progress.note(text)
+        if refused := [error for source in self.sources for error in source.refused.values()]:
+            self.progress.warn(f"{len(refused):,} rows left out that cannot be laid out; the first: {refused[0]}")
 
     def _check_gain(self, found: dict[str, Any], adapter: Path) -> None:
         """Refuse an adapter that is worse than what training began with, or as good."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -46,16 +46,24 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class TableRows:
-    """Rows of files, read and encoded when they are asked for."""
+    """Rows of files, read and encoded when they are asked for.
+
+    refused: why rows could not be encoded, each once; such a row has no token.
+    """
 
     table: Table
     encoder: RowEncoder
+    refused: dict[int, BadInput] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def encode(self, number: int) -> Encoded:
-        return self.table.encode(number, self.encoder)
+        try:
+            return self.table.encode(number, self.encoder)
+        except BadInput as e:
+            self.refused[number] = e
+            return Encoded([], [])
 
     def keys(self) -> np.ndarray:
         return self.table.keys()
