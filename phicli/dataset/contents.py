@@ -95,11 +95,14 @@ class RowParser:
         """Raises Defect: the row is in no known format, or something is missing or wrong in it."""
         if self.template:
             return _templated(fields, self.template)
-        if self.columns:
-            fields = {**fields, **{name: _dotted(fields, path) for name, path in self.columns.items()}}
-            if "messages" in self.columns and self.format is None:
-                return FORMATS["messages"](fields)
-        return FORMATS[self.format or recognise(fields)](fields)
+        if not self.columns:
+            return FORMATS[self.format or recognise(fields)](fields)
+        sources = {part for path in self.columns.values() for part in (path, path.split(".")[0])}
+        own = {name: _dotted(fields, path) for name, path in self.columns.items()}
+        fields = {name: value for name, value in fields.items() if name not in sources} | own
+        named = self.format or ("messages" if "messages" in own else recognise(fields))
+        found = FORMATS[named](fields)
+        return found._replace(used=found.used | sources)
 
 
 def recognise(fields: Fields) -> str:

@@ -1,0 +1,114 @@
+"""What rows of each format say, whatever their fields are called."""
+
+import json
+
+import pytest
+
+from phicli.dataset.contents import FORMATS, RowParser
+from phicli.dataset.defects import Defect
+from phicli.text import Conversation
+
+SYSTEM, USER, ASSISTANT = ({"role": role, "content": text} for role, text in (
+    ("system", "Be brief."), ("user", "Where?"), ("assistant", "There.")))
+ONE = Conversation.of(USER, ASSISTANT)
+WITH_SYSTEM = Conversation.of(SYSTEM, USER, ASSISTANT)
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALLS = "function_call"
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"place": "Kyoto"}}}
+CALLING = Conversation.of(USER, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                          {"role": "tool", "content": "sunny"}, ASSISTANT, tools=(TOOL,))
+
+
+def turns(*messages):
+    return [dict(message) for message in messages]
+
+
+KNOWN = {
+    "openai": ({"messages": turns(SYSTEM, USER, ASSISTANT)}, "messages", WITH_SYSTEM),
+    "developer": ({"messages": [{"role": "developer", "content": "Be brief."}, *turns(USER, ASSISTANT)]}, "messages",
+                  WITH_SYSTEM),
+    "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": part} for part in ("Whe", "re?")]},
+                            ASSISTANT]}, "messages", ONE),
+    "weights": ({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]}, "messages",
+                Conversation((USER, ASSISTANT, USER, ASSISTANT), (False, False, False, True))),
+    "calls as text": ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
+        {"type": "function", "function": {"name": "look", "arguments": '{"place": "Kyoto"}'}}]},
+        {"role": "tool", "content": "sunny"}, ASSISTANT], "tools": json.dumps([TOOL])}, "messages", CALLING),
+    "old functions": ({"messages": [USER, {"role": "assistant", "content": None, "function_call": {
+        "name": "look", "arguments": '{"place": "Kyoto"}'}}, {"role": "function", "content": "sunny"}, ASSISTANT],
+        "functions": [TOOL["function"]]}, "messages", CALLING),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]},
+                 "sharegpt", ONE),
+    "sharegpt with tools": ({"conversations": [
+        {"from": "human", "value": "Where?"}, {"from": "function_call", "value": json.dumps(CALL["function"])},
+        {"from": "observation", "value": "sunny"}, {"from": "gpt", "value": "There."}], "tools": json.dumps([TOOL])},
+        "sharegpt", CALLING),
+    "sharegpt with system": ({"system": "Be brief.", "conversations": [
+        {"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]}, "sharegpt", WITH_SYSTEM),
+    "alpaca": ({"instruction": "Where?", "output": "There."}, "alpaca", ONE),
+    "alpaca, input null": ({"instruction": "Where?", "input": None, "output": "There."}, "alpaca", ONE),
+    "alpaca, input": ({"instruction": "Where", "input": "is it?", "output": "There."}, "alpaca",
+                      Conversation.of({"role": "user", "content": "Where\n\nis it?"}, ASSISTANT)),
+    "alpaca, history": ({"instruction": "Where?", "output": "There.", "history": [["a", "b"]]}, "alpaca",
+                        Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER,
+                                      ASSISTANT), (False, False, False, True))),
+    "dolly": ({"instruction": "Where?", "context": "", "response": "There.", "category": "qa"}, "alpaca", ONE),
+    "trl": ({"prompt": turns(USER), "completion": turns(ASSISTANT)}, "prompt-response", ONE),
+    "text": ({"text": "All of it."}, "text", "All of it."),
+    **{f"{a}/{b}": ({a: "Where?", b: "There."}, "prompt-response", ONE)
+       for a, b in (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+                    ("input", "output"), ("problem", "solution"), ("user", "assistant"), ("inputs", "targets"))},
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_row_is_understood_by_its_fields(name):
+    fields, format, content = KNOWN[name]
+    found = RowParser().read(fields)
+    assert (found.format, found.content) == (format, content)
+    assert RowParser(format).read(fields).content == content
+
+
+def test_fields_may_be_named():
+    fields = {"id": 1, "frage": "Where?", "a": {"antwort": "There."}}
+    found = RowParser(columns=["prompt=frage", "response=a.antwort"]).read(fields)
+    assert found.content == ONE and {"frage", "a"} <= found.used and "id" not in found.used
+    chat = RowParser(columns=["messages=x"]).read({"x": turns(USER, ASSISTANT), "text": "other"})
+    assert chat.content == ONE
+    preferred = RowParser(columns=["response=chosen"]).read({"prompt": "Where?", "chosen": "There.", "rejected": "No."})
+    assert preferred.content == ONE
+    with pytest.raises(Defect, match="no field 'a.b'"):
+        RowParser(columns=["prompt=a.b"]).read(fields)
+
+
+def test_the_format_may_be_named():
+    both = {"instruction": "Where?", "output": "There.", "text": "### Where? There."}
+    assert RowParser().read(both).content == ONE and RowParser("text").read(both).content == both["text"]
+    with pytest.raises(Defect, match="'messages' is null"):
+        RowParser("messages").read(both)
+    assert set(FORMATS) >= {format for _, format, _ in KNOWN.values()}
+
+
+@pytest.mark.parametrize(("fields", "code", "said"), [
+    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "preference training"),
+    ({"frage": "a"}, "unknown_format", "frage"),
+    ({"prompt": "a"}, "missing_field", "response"),
+    ({"completion": "a"}, "missing_field", "prompt"),
+    ({"prompt": 5, "response": "a"}, "not_text", "'prompt' is a number"),
+    ({"messages": []}, "bad_messages", "'messages' is empty"),
+    ({"messages": ["a"]}, "bad_messages", "message 1: it is a string"),
+    ({"messages": [{"role": "assistent", "content": "a"}]}, "bad_messages", "message 1: its role is 'assistent'"),
+    ({"messages": [USER, {"role": "assistant", "content": 5}]}, "not_text", "message 2: 'content' is a number"),
+    ({"messages": [USER, {"role": "assistant"}]}, "not_text", "message 2: 'content' is null"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "bad_messages", "no text"),
+    ({"messages": turns(USER)}, "nothing_to_learn", "no message of an assistant"),
+    ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "nothing_to_learn", "no message of an assistant"),
+    ({"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": "1"}]}]}, "bad_messages", "has no name"),
+    ({"conversations": [{"from": "human", "value": "a"}, {"from": CALLS, "value": "{"}]}, "bad_messages", "JSON"),
+    ({"messages": turns(USER, ASSISTANT), "tools": 5}, "bad_messages", "'tools' is no list"),
+    ({"messages": [USER, {"role": "assistant", "content": "half \ud83d"}]}, "lone_surrogate", "message 2"),
+])
+def test_what_is_wrong_is_said(fields, code, said):
+    with pytest.raises(Defect, match=said) as caught:
+        RowParser().read(fields)
+    assert caught.value.code == code
