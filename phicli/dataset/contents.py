@@ -5,6 +5,7 @@ To add a format: a function from fields to `Understood` and an entry in FORMATS.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content", "document")
 TOOLS = ("tools", "functions")
-PREFERENCES = ("chosen", "rejected")
 
 Fields = Mapping[str, Any]
 
@@ -107,10 +107,10 @@ class RowParser:
 
 def recognise(fields: Fields) -> str:
     """The name of the format in which a row with such fields is. Raises Defect: none, or preferences."""
-    if all(name in fields for name in PREFERENCES):
+    if "chosen" in fields and "rejected" in fields:
         raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do")
-    dialogue = next((fields[name] for name in DIALOGUES if isinstance(fields.get(name), list)), None)
-    if dialogue is not None:
+    dialogue = fields.get(_first(fields, DIALOGUES) or "")
+    if isinstance(dialogue, list):
         return "sharegpt" if dialogue and isinstance(dialogue[0], dict) and "from" in dialogue[0] else "messages"
     pair = _pair(fields)
     if pair:
@@ -127,12 +127,13 @@ def _messages(fields: Fields) -> Understood:
     name = _first(fields, DIALOGUES) or "messages"
     tools = _first(fields, TOOLS)
     turns = fields.get(name)
-    system = _first(fields, SYSTEMS)
+    system = next((name for name in SYSTEMS if fields.get(name)), None)
     if system and isinstance(turns, list):
         turns = [{"role": SYSTEM, "content": _text(fields, system)}, *turns]
     messages, trained = read_messages(turns, name)
     found = Conversation(messages, trained, read_tools(fields.get(tools)) if tools else ())
-    return _understood(found, "messages", fields, [name, tools, system])
+    texts = [(m["role"], m["content"]) for m in found.messages]
+    return Understood(found, "messages", texts, _used((name, tools, *SYSTEMS)))
 
 
 def _sharegpt(fields: Fields) -> Understood:
@@ -149,21 +150,22 @@ def _pairs(fields: Fields) -> Understood:
     context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
     system = next((name for name in SYSTEMS if fields.get(name)), None)
     history = "history" if fields.get("history") else None
-    turns = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
-    turns += _history(fields["history"]) if history else []
-    asked = fields[prompt] if isinstance(fields[prompt], list) else _text(fields, prompt)
+    before = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
+    before += _history(fields["history"]) if history else []
+    asked, said = (fields[name] if isinstance(fields[name], list) else _text(fields, name) for name in pair)
     if context and isinstance(asked, str):
         asked = f"{asked}\n\n{_text(fields, context)}"
-    turns += asked if isinstance(asked, list) else [{"role": USER, "content": asked}]
-    before = len(turns)
-    said = fields[response] if isinstance(fields[response], list) else _text(fields, response)
-    turns += said if isinstance(said, list) else [{"role": ASSISTANT, "content": said}]
-    messages, trained = read_messages(turns, prompt)
-    found = Conversation(messages, tuple(t and at >= before for at, t in enumerate(trained)))
-    kept = [prompt, context, system, history, response]
+    before += asked if isinstance(asked, list) else [{"role": USER, "content": asked}]
+    after = said if isinstance(said, list) else [{"role": ASSISTANT, "content": said}]
+    if history or isinstance(asked, list) or isinstance(said, list):  # somebody else's messages
+        messages, trained = read_messages(before + after, prompt)
+    else:
+        messages, trained = (*before, *after), (True,) * (len(before) + len(after))
+    found = Conversation(messages, tuple(t and at >= len(before) for at, t in enumerate(trained)))
+    kept = (prompt, context, system, history, response)
     texts = [(name, fields[name]) for name in kept if name and isinstance(fields[name], str)]
     named = "alpaca" if prompt == "instruction" else "prompt-response"
-    return Understood(found, named, texts, frozenset(name for name in kept if name) | {*CONTEXTS, *SYSTEMS, "history"})
+    return Understood(found, named, texts, _used((*kept, *CONTEXTS, *SYSTEMS, "history")))
 
 
 def _plain(fields: Fields) -> Understood:
@@ -189,9 +191,9 @@ FORMATS: dict[str, Callable[[Fields], Understood]] = {
 }
 
 
-def _understood(found: Conversation, named: str, fields: Fields, used: Sequence[str | None]) -> Understood:
-    texts = [(m["role"], m["content"]) for m in found.messages if isinstance(m.get("content"), str)]
-    return Understood(found, named, texts, frozenset(name for name in used if name))
+@lru_cache(64)
+def _used(names: tuple[str | None, ...]) -> frozenset[str]:
+    return frozenset(name for name in names if name)
 
 
 def _pair(fields: Fields) -> tuple[str, str] | None:
@@ -208,7 +210,12 @@ def _history(found: Any) -> list[dict[str, Any]]:
     return [{"role": role, "content": turn[at]} for turn in found for at, role in enumerate((USER, ASSISTANT))]
 
 
-def _first(fields: Fields, names: Sequence[str]) -> str | None:
+def _first(fields: Fields, names: tuple[str, ...]) -> str | None:
+    return _first_of(tuple(fields), names)
+
+
+@lru_cache(64)  # most rows of a file have the same fields
+def _first_of(fields: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in fields), None)
 
 

@@ -77,7 +77,7 @@ def test_fields_may_be_named():
     assert chat.content == ONE
     preferred = RowParser(columns=["response=chosen"]).read({"prompt": "Where?", "chosen": "There.", "rejected": "No."})
     assert preferred.content == ONE
-    with pytest.raises(Defect, match="no field 'a[.]b'"):
+    with pytest.raises(Defect, match=r"no field 'a\.b'"):
         RowParser(columns=["prompt=a.b"]).read(fields)
 
 
