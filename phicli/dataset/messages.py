@@ -6,7 +6,7 @@ from typing import Any
 
 from phicli.dataset.defects import Defect, check_text, kind_of
 from phicli.text import Message
-from phicli.text.layout import ASSISTANT, SYSTEM, USER
+from phicli.text.layout import ASSISTANT, REASONING, SYSTEM, USER
 
 TOOL = "tool"
 CALL = "function_call"
@@ -14,7 +14,7 @@ ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "human": USER, "pr
          "assistant": ASSISTANT, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT, "bot": ASSISTANT,
          CALL: ASSISTANT, "tool": TOOL, "function": TOOL, "observation": TOOL, "function_response": TOOL,
          "ipython": TOOL}
-KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
+KEPT = ("name", "tool_call_id", *REASONING)
 
 
 def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bool, ...]]:

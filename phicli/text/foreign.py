@@ -5,7 +5,9 @@ where it has ordinary characters, and foreign where it has stand-ins. Where a te
 `strip`, `in`, `==`), it must see what stands there: that is what `Traced` is for.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from phicli.errors import BadInput
@@ -21,20 +23,22 @@ class Alphabet:
     """
 
     def __init__(self, own: str = ""):
-        used = set(own)
-        self._free = (c for span in PRIVATE for c in map(chr, span) if c not in used)
+        self._free, self._used = _free(own), 0
         self._hidden: dict[int, dict[int, str]] = {}
         self.shown: dict[int, str] = {}
         self.owners: dict[str, int] = {}
-        self.marks = (self._next(), self._next())  # around what a template says that a model says
+        self.marks = self._take(1), self._take(1)  # around what a template says that a model says
         self.shown |= dict.fromkeys(map(ord, self.marks), "")
 
     def hide(self, text: str, owner: int = 0) -> str:
         """The text in stand-ins. Raises BadInput: it has more characters than Unicode has for private use."""
         hidden = self._hidden.setdefault(owner, {})
-        for character in set(text).difference(map(chr, hidden)):
-            hidden[ord(character)] = stand_in = self._next()
-            self.shown[ord(stand_in)], self.owners[stand_in] = character, owner
+        new = [c for c in set(text) if ord(c) not in hidden]
+        if new:
+            stand_ins = self._take(len(new))
+            hidden.update(zip(map(ord, new), stand_ins, strict=True))
+            self.shown.update(zip(map(ord, stand_ins), new, strict=True))
+            self.owners.update(dict.fromkeys(stand_ins, owner))
         return text.translate(hidden)
 
     def hide_all(self, value: Any, owner: int = 0) -> Any:
@@ -45,11 +49,11 @@ class Alphabet:
             return {self.hide_all(k, owner): self.hide_all(v, owner) for k, v in value.items()}
         return [self.hide_all(part, owner) for part in value] if isinstance(value, list | tuple) else value
 
-    def _next(self) -> str:
-        stand_in = next(self._free, None)
-        if stand_in is None:
+    def _take(self, count: int) -> str:
+        begin, self._used = self._used, self._used + count
+        if self._used > len(self._free):
             raise BadInput("a text with more different characters than can be told apart")
-        return stand_in
+        return self._free[begin : self._used]
 
     def show(self, text: str) -> str:
         """The text with every stand-in as what it stands for."""
@@ -59,12 +63,25 @@ class Alphabet:
         """The text, as one that a template may look at."""
         return Traced(text, self) if not text.isascii() and self.owners else text
 
-    def in_json(self, document: str) -> str:
+    def in_json(self, document: str, ascii_only: bool = False) -> str:
         """A JSON document in whose strings foreign quotes, backslashes and control characters are escaped."""
-        escapes = {c: "\\" + (c if c in '"\\' else f"u{ord(c):04x}") for c in self.shown.values()
-                   if c and (c in '"\\' or c < " ")} | {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
+        escapes = {c: _escaped(c) for c in self.shown.values()
+                   if c and (c in '"\\' or c < " " or (ascii_only and c > "~"))}
+        if ascii_only:
+            document = "".join(_escaped(c) if c > "~" and ord(c) not in self.shown else c for c in document)
         return document.translate({h: self.hide(escapes[c], self.owners[chr(h)])
                                    for h, c in list(self.shown.items()) if c in escapes})
+
+
+@lru_cache(maxsize=4)
+def _free(own: str) -> str:
+    """All characters for private use that are not in a text."""
+    used = set(own)
+    return "".join(c for span in PRIVATE for c in map(chr, span) if c not in used)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 class Traced(str):
@@ -74,12 +91,18 @@ class Traced(str):
     """
 
     _alphabet: Alphabet
-    _shown: str
+    _seen: str | None = None
 
     def __new__(cls, text: str, alphabet: Alphabet) -> "Traced":
         made = super().__new__(cls, text)
-        made._alphabet, made._shown = alphabet, alphabet.show(text)
+        made._alphabet = alphabet
         return made
+
+    @property
+    def _shown(self) -> str:
+        if self._seen is None:
+            self._seen = self._alphabet.show(self)
+        return self._seen
 
     def __str__(self) -> str:
         return self

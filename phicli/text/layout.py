@@ -17,6 +17,7 @@ Message = Mapping[str, Any]
 LONGEST = 1 << 16  # bytes of a template; those in use have up to 30,000
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TEMPLATE_FILE = "chat_template.jinja"
+REASONING = ("reasoning_content", "thinking", "reasoning")  # fields of a message; templates read one of the first two
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no option
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 # For a model that has no chat template, as most base models; its turns end with the token that ends its texts.
@@ -41,7 +42,10 @@ class ChatLayout:
 
         self.folder = folder
         self.source = source or self._source(tokenizer_settings(folder))
-        self._given = {"documents": None} | special_names(folder) | dict(options or {})
+        names = special_names(folder)
+        self.eos = names.get("eos_token")
+        self._given = {"documents": None} | names | dict(options or {})
+        self._own = self.source + "".join(map(str, self._given.values()))
         self._environment, self._lock = BoundedEnvironment(), threading.Lock()
         try:
             self._template = self._environment.from_string(self.source)
@@ -56,7 +60,7 @@ class ChatLayout:
             BadInput: the template fails, refuses the messages, or takes too much time or memory.
         """
         shown, marks = alphabet or Alphabet(), alphabet.marks if alphabet else ("", "")
-        given = [dict(message) for message in self.accepted(messages)]
+        given = [_with_reasoning(message) for message in self.accepted(messages)]
         if alphabet is not None:
             given = [{"role": m["role"], **{str(k): alphabet.hide_all(v, at) for k, v in m.items() if k != "role"}}
                      for at, m in enumerate(given, len(messages) - len(given))]
@@ -66,7 +70,7 @@ class ChatLayout:
     def foreign(self, messages: Sequence[Message], add_generation_prompt: bool,
                 tools: Sequence[Any] | None = None) -> tuple[str, Alphabet]:
         """The conversation as text in which every foreign character is one of the alphabet's. Raises as `render`."""
-        alphabet = Alphabet(self.source + "".join(map(str, self._given.values())))
+        alphabet = Alphabet(self._own)
         return self.render(messages, add_generation_prompt, tools=tools, alphabet=alphabet), alphabet
 
     @cached_property
@@ -117,6 +121,12 @@ class ChatLayout:
         if len(found) > LONGEST:
             raise BadInput(f"chat template: more than {LONGEST:,} characters are not read", where=self.folder)
         return found
+
+
+def _with_reasoning(message: Message) -> dict[str, Any]:
+    """The message, its reasoning under both names that templates know, as transformers gives it to them."""
+    found = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return dict(message) if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
 def has_template(folder: Path) -> bool:

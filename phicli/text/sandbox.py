@@ -47,7 +47,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._paid(name, do) for name, do in filters.items()}
         tests: dict[str, Any] = self.tests
         self.tests = {name: self._paid(name, do) for name, do in tests.items()}
-        self.filters |= {"_each": self._each, "_seen": self.seen}
+        self.filters |= {"_each": self._each, "_seen": self.seen, "_text": lambda value: self.seen(str(value))}
         self.globals = {"range": self.globals["range"], "dict": dict, "namespace": self.globals["namespace"],
                         "raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form),
                         _Generation.MARK: lambda number: self.marks[number]}
@@ -66,10 +66,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def seen(self, value: Any) -> Any:
         """A value as a template may look at it, paid for by its size."""
+        if isinstance(value, str):  # most are
+            self.pay(len(value))
+            return self.alphabet.trace(value) if type(value) is str else value
+        if value is None or value is True or value is False:
+            self.pay(64)
+            return value
         if isinstance(value, Iterator | KeysView | ValuesView | ItemsView) and not isinstance(value, LoopContext):
             value = list(self._each(value))
         self.pay(A_STEP if value is self.messages else self._size(value))  # templates ask for it again and again
-        return self.alphabet.trace(value) if type(value) is str else value
+        return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         left, right = self.seen(left), self.seen(right)
@@ -153,7 +159,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         size, stack = 0, [value]
         while stack and size <= self.left:
             found = stack.pop()
-            size += len(found) if isinstance(found, str | bytes) else 64
+            if isinstance(found, str):
+                size += len(found)
+                continue
+            size += len(found) if isinstance(found, bytes) else 64
             if isinstance(found, int):
                 size += found.bit_length() // 3
             elif isinstance(found, Namespace):
@@ -167,8 +176,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
                  separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-        return self.alphabet.in_json(json.dumps(value, ensure_ascii=ensure_ascii, indent=min(indent or 0, 16) or None,
-                                                separators=separators, sort_keys=sort_keys))
+        return self.alphabet.in_json(json.dumps(value, ensure_ascii=False, indent=min(indent or 0, 16) or None,
+                                                separators=separators, sort_keys=sort_keys), ensure_ascii)
 
 
 class _Watch(NodeTransformer):
@@ -188,7 +197,7 @@ class _Watch(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        parts: list[nodes.Expr] = [_filtered(part, "string") for part in node.nodes]
+        parts: list[nodes.Expr] = [_filtered(part, "_text") for part in node.nodes]  # no Markup, which escapes
         return functools.reduce(lambda left, right: nodes.Add(left, right, lineno=node.lineno), parts)
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
@@ -208,7 +217,7 @@ class _Generation(Extension):
     def parse(self, parser: Any) -> list[nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return [self._mark(0, line), *body, self._mark(1, line)]
+        return [self._mark(0, line), nodes.Scope(body, lineno=line), self._mark(1, line)]
 
     def _mark(self, number: int, line: int) -> nodes.Node:
         call = nodes.Call(nodes.Name(self.MARK, "load"), [nodes.Const(number)], [], None, None)
