@@ -70,11 +70,14 @@ def _opened(folder: Path, config: ChatConfig, compare: bool) -> "Talks":
     from phicli.cli.talks import Talks
     from phicli.inference.session import Session
     from phicli.kernels.build import why_slow
+    from phicli.text.layout import MERGED_SYSTEM
 
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
     with console.task_log("chat", config.root_folder) as progress:
         talks = Talks(folder, config, compare)
+        if any(talk.merges_system for talk in talks.all):
+            progress.note(MERGED_SYSTEM)
         if trouble := why_slow():
             progress.note(f"slower than it need be: {trouble}; phicli doctor says what helps")
         return talks

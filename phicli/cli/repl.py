@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from phicli.cli.interrupt import interruptible
 from phicli.errors import PhicliError
 from phicli.inference.conversation import Answer, Conversation
+from phicli.text.layout import MERGED_SYSTEM
 
 COMMANDS = {
     "/adapter": "NAME: answer with that adapter from now on; without NAME: with none",
@@ -102,6 +103,8 @@ class Repl:
         for talk in self.talks:
             talk.system = text or None
         self.note("system message set" if text else "no system message")
+        if self.talk.merges_system:
+            self.note(MERGED_SYSTEM)
 
     def _reset(self, rest: str) -> None:
         for talk in self.talks:

@@ -9,8 +9,8 @@ from phicli.dataset.contents import Content, RowParser, TemplatedRow
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import Conversation, Encoded, TextCodec, TextTemplate
-from phicli.text.agreement import as_chat_template, disagreement
-from phicli.text.layout import LONGEST, PLAIN_CHAT, TEMPLATE_FILE, has_template, special_names, template_options
+from phicli.text.agreement import as_chat_template, disagreement, plain_chat
+from phicli.text.layout import LONGEST, MERGED_SYSTEM, SYSTEM, TEMPLATE_FILE, has_template, template_options
 
 
 class RowSettings(Protocol):
@@ -42,12 +42,17 @@ class RowEncoder:
     def __init__(self, folder: Path, settings: RowSettings, fallbacks: Sequence[Path] = (),
                  progress: Progress = SILENT):
         self.template = TextTemplate(settings.text_template) if settings.text_template else None
-        self.source = _chat_template(folder, settings, fallbacks, progress)
-        self.codec = TextCodec(folder, self.source, template_options(settings.chat_template_kwargs))
+        codec = TextCodec(folder, options=template_options(settings.chat_template_kwargs))
+        self.source = _chat_template(codec, settings, fallbacks, progress)
+        self.codec = codec.under(self.source) if self.source else codec
+        self._progress, self._told = progress, False
 
     def encode(self, content: Content) -> Encoded:
         """Ids and what counts. Raises BadInput: the chat template refuses the messages, or a text cannot be encoded."""
         if isinstance(content, Conversation):
+            if not self._told and content.messages[0]["role"] == SYSTEM and self.codec.layout.refuses_system:
+                self._progress.note(MERGED_SYSTEM)
+                self._told = True
             return self.codec.encode_conversation(content)
         if isinstance(content, TemplatedRow):
             assert self.template
@@ -80,22 +85,23 @@ def row_parser(settings: RowSettings) -> RowParser:
                      TextTemplate(settings.text_template) if settings.text_template else None)
 
 
-def _chat_template(folder: Path, settings: RowSettings, fallbacks: Sequence[Path], progress: Progress) -> str | None:
+def _chat_template(codec: TextCodec, settings: RowSettings, fallbacks: Sequence[Path],
+                   progress: Progress) -> str | None:
     """The source of another chat template than the folder's own; None if that is to be used."""
     if settings.chat_template:
         try:
             return read_text(Path(settings.chat_template), LONGEST)
         except FileNotFoundError:
             raise BadInput("no such chat template", where=settings.chat_template) from None
-    if has_template(folder):
+    if has_template(codec.folder):
         return None
     found = next((path / TEMPLATE_FILE for path in fallbacks if (path / TEMPLATE_FILE).is_file()), None)
     if found:
         return read_text(found, LONGEST)
     if settings.text_template:
-        return as_chat_template(TextTemplate(settings.text_template))
-    if special_names(folder).get("eos_token"):
+        return as_chat_template(codec, TextTemplate(settings.text_template))
+    if codec.end_of_text:
         progress.note("the model has no chat template: it gets a plain one (User: … Assistant: …); "
                       "--chat-template FILE gives another")
-        return PLAIN_CHAT
+        return plain_chat(codec)
     return None

@@ -11,7 +11,8 @@ from phicli.errors import BadInput
 from phicli.export.sources import Source
 from phicli.progress import Progress
 from phicli.text import TextCodec
-from phicli.text.layout import PLAIN_CHAT, TEMPLATE_FILE, has_template, special_names
+from phicli.text.agreement import plain_chat
+from phicli.text.layout import TEMPLATE_FILE, has_template
 
 TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", TEMPLATE_FILE)  # genai's builder rewrites them
 TEMPLATE_SUFFIX = ".jinja"  # of the template that an adapter was trained with, beside its file
@@ -30,8 +31,8 @@ def copy_text_files(model: Path, folder: Path, sources: Sequence[Source], progre
         own = [source.template for source in sources if source.template.is_file()]
         if own:
             shutil.copyfile(own[0], folder / TEMPLATE_FILE)
-        elif special_names(folder).get("eos_token"):
-            (folder / TEMPLATE_FILE).write_text(PLAIN_CHAT, encoding="utf-8")
+        elif (codec := TextCodec(folder)).end_of_text:
+            (folder / TEMPLATE_FILE).write_text(plain_chat(codec), encoding="utf-8")
             progress.note("the model has no chat template: chat lays it out plainly (User: … Assistant: …)")
     _complete_ends(folder, progress)
 

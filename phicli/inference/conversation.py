@@ -91,6 +91,11 @@ class Conversation:
         self._capacity = 0
         self.use_adapter(adapter)
 
+    @property
+    def merges_system(self) -> bool:
+        """Whether the system message becomes part of the first question, because the chat template takes none."""
+        return bool(self.system) and self.session.codec_of(self.adapter).layout.refuses_system
+
     def use_adapter(self, name: str | None) -> None:
         """Answer with another adapter from now on. What is cached was computed with the old one, so it goes.
 

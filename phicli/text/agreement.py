@@ -3,7 +3,7 @@
 import json
 
 from phicli.text.codec import TextCodec
-from phicli.text.layout import ASSISTANT, USER
+from phicli.text.layout import ASSISTANT, PLAIN_CHAT, USER
 from phicli.text.template import TextTemplate
 
 
@@ -22,7 +22,7 @@ def disagreement(codec: TextCodec, template: TextTemplate) -> str | None:
     literals = [literal for literal, _ in template.parts]
     answer_at = max(at for at, (_, name) in enumerate(template.parts) if name is not None)
     own_after = "".join(literals[answer_at + 1 :])
-    begin = codec.tokens.decoder.decode(codec.tokens.begin, skip_special_tokens=False)
+    begin = _as_text(codec, codec.begin_of_chat)
     if end and end not in own_after:
         return f"the model would not learn to end an answer, which {end!r} does"
     if not own_after.startswith(after):
@@ -34,12 +34,30 @@ def disagreement(codec: TextCodec, template: TextTemplate) -> str | None:
     return None
 
 
-def as_chat_template(template: TextTemplate) -> str:
-    """A chat template (Jinja) that lays a question and its answer out as a text template does."""
+def as_chat_template(codec: TextCodec, template: TextTemplate) -> str:
+    """A chat template (Jinja) that lays a question and its answer out as a text template does for this tokenizer.
+
+    It takes no system message, which then becomes part of the first question.
+    """
     answer_at = max(at for at, (_, name) in enumerate(template.parts) if name is not None)
     literals = [literal for literal, _ in template.parts]
-    before, between, after = literals[0], literals[answer_at], "".join(literals[answer_at + 1 :])
-    question = f"{json.dumps(before)} + message.content + {json.dumps(between)}" if answer_at else "message.content"
-    return ("{% for message in messages %}{% if message.role == 'assistant' %}"
-            f"{{{{ message.content + {json.dumps(after)} }}}}{{% else %}}{{{{ {question} }}}}"
-            "{% endif %}{% endfor %}")
+    begin = _as_text(codec, codec.tokens.begin)
+    before, between, after = literals[0].removeprefix(begin), literals[answer_at], "".join(literals[answer_at + 1 :])
+    question = [_quoted(before), "message.content", _quoted(between)] if answer_at else ["message.content"]
+    return ("{{ " + _quoted(begin) + " }}{% for message in messages %}"
+            "{% if message.role == 'system' %}{{ raise_exception('no system message') }}"
+            "{% elif message.role == 'assistant' %}{{ message.content + " + _quoted(after) + " }}"
+            "{% else %}{{ " + " + ".join(question) + " }}{% endif %}{% endfor %}")
+
+
+def plain_chat(codec: TextCodec) -> str:
+    """A chat template for a model that has none, with what its tokenizer puts before a text."""
+    return "{{ " + _quoted(_as_text(codec, codec.tokens.begin)) + " }}" + PLAIN_CHAT
+
+
+def _as_text(codec: TextCodec, ids: list[int]) -> str:
+    return str(codec.tokenizer.decode(ids, skip_special_tokens=False)) if ids else ""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

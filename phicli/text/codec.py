@@ -1,14 +1,16 @@
 """A model's tokenizer and chat template together, read from its folder without transformers."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from phicli.errors import BadInput
 from phicli.text.conversation import Conversation
 from phicli.text.encoded import Encoded
 from phicli.text.foreign import Alphabet
-from phicli.text.layout import ChatLayout, Message, special_names
+from phicli.text.layout import USER, ChatLayout, Message, special_names
 from phicli.text.template import TextTemplate
 from phicli.text.tokens import Tokens
 from phicli.text.turns import Span, Turns, marked
@@ -27,6 +29,12 @@ class TextCodec:
     def __init__(self, folder: Path, template: str | None = None, options: Mapping[str, Any] | None = None):
         self.folder, self._template, self._template_options = Path(folder), template, options
         self.tokens = Tokens(self.folder / "tokenizer.json")
+
+    def under(self, template: str) -> "TextCodec":
+        """The same tokenizer under another chat template. To be asked before anything is laid out."""
+        other = copy(self)
+        other._template = template
+        return other
 
     @property
     def tokenizer(self) -> Any:
@@ -56,7 +64,10 @@ class TextCodec:
         return TokenStream(self.tokens)
 
     def encode_row(self, template: TextTemplate, row: Mapping[str, str]) -> Encoded:
-        """Ids of a row under a text template, counted from its last field on. Raises as `encode_text`."""
+        """Ids of a row under a text template, counted from its last field on; it begins as chat does.
+
+        Raises as `encode_text`.
+        """
         text, response_at = "", 0
         for piece, foreign in template.pieces(row):
             if foreign:
@@ -64,7 +75,9 @@ class TextCodec:
             text += piece if foreign else self.tokens.aliased(piece)
         encoding = self.tokens.encode(text)
         first = next((i for i, (start, _) in enumerate(encoding.offsets) if start >= response_at), len(encoding))
-        return Encoded.counted_from(self.tokens.ids(encoding), first)
+        ids, begin = self.tokens.ids(encoding), self.begin_of_chat
+        begin = [] if ids[: len(begin)] == begin else begin
+        return Encoded.counted_from([*begin, *ids], len(begin) + first)
 
     def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
                     tools: Sequence[Any] | None = None) -> list[int]:
@@ -108,6 +121,15 @@ class TextCodec:
     def turns(self) -> Turns:
         """Where turns begin and end. Raises as `layout`."""
         return Turns(self.layout, self.tokens.pattern)
+
+    @cached_property
+    def begin_of_chat(self) -> list[int]:
+        """What the tokenizer puts before a text, if the chat template puts it there too, or if there is none."""
+        begin = self.tokens.begin
+        try:
+            return begin if begin == self.encode_chat([{"role": USER, "content": "a"}])[: len(begin)] else []
+        except BadInput:
+            return begin
 
     @cached_property
     def end_of_text(self) -> list[int]:

@@ -20,6 +20,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # fields of a message; templates read one of the first two
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no option
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+MERGED_SYSTEM = "the chat template takes no system message: it is put before the first question"
 # For a model that has no chat template, as most base models; its turns end with the token that ends its texts.
 PLAIN_CHAT = """{% for message in messages %}{% if message.role == 'system' %}{{ message.content + '\n\n' }}
 {%- elif message.role == 'assistant' %}{{ 'Assistant: ' + message.content + eos_token + '\n' }}
