@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phicli.artifacts.names import ADAPTERS, GENAI_CONFIG
-from phicli.artifacts.reading import read_json
+from phicli.artifacts.reading import read_json, read_text
 from phicli.errors import BadInput
 from phicli.export.sources import Source
 from phicli.progress import Progress
 from phicli.text import TextCodec
 from phicli.text.agreement import plain_chat
-from phicli.text.layout import TEMPLATE_FILE, has_template
+from phicli.text.layout import LONGEST, TEMPLATE_FILE, has_template
 
 TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", TEMPLATE_FILE)  # genai's builder rewrites them
 TEMPLATE_SUFFIX = ".jinja"  # of the template that an adapter was trained with, beside its file
@@ -34,7 +34,7 @@ def copy_text_files(model: Path, folder: Path, sources: Sequence[Source], progre
         elif (codec := TextCodec(folder)).end_of_text:
             (folder / TEMPLATE_FILE).write_text(plain_chat(codec), encoding="utf-8")
             progress.note("the model has no chat template: chat lays it out plainly (User: … Assistant: …)")
-    _complete_ends(folder, progress)
+    complete_ends(folder, progress)
 
 
 def copy_templates(folder: Path, sources: Sequence[Source]) -> None:
@@ -44,19 +44,23 @@ def copy_templates(folder: Path, sources: Sequence[Source]) -> None:
             shutil.copyfile(source.template, folder / ADAPTERS / (source.name + TEMPLATE_SUFFIX))
 
 
-def _complete_ends(folder: Path, progress: Progress) -> None:
-    """Add the token that ends a turn in the chat template to those that end an answer, if it is missing there."""
+def complete_ends(folder: Path, progress: Progress) -> None:
+    """Add the tokens that end a turn in the chat templates there to those that end an answer, where one is missing."""
     codec = TextCodec(folder)
-    try:
-        end = codec.turns.end
-    except BadInput:  # no chat template, or none that can be used; chat says so
-        return
+    own = [codec.under(read_text(file, LONGEST)) for file in sorted((folder / ADAPTERS).glob("*" + TEMPLATE_SUFFIX))]
     path = folder / GENAI_CONFIG
     document = read_json(path)
-    known = document["model"]["eos_token_id"]
-    known = known if isinstance(known, list) else [known]
-    ident = codec.special[end][0] if end else known[0]
-    if ident not in known:
-        document["model"]["eos_token_id"] = [*known, ident]
+    found = document["model"]["eos_token_id"]
+    known = [*found] if isinstance(found, list) else [found]
+    for layout in (codec, *own):
+        try:
+            end = layout.turns.end
+        except BadInput:  # no chat template, or none that can be used; chat says so
+            continue
+        if end and codec.special[end][0] not in known:
+            known.append(codec.special[end][0])
+            progress.note(f"answers end at {end}, as the chat template says; the model's own settings leave it out")
+    if known != (found if isinstance(found, list) else [found]):
+        document["model"]["eos_token_id"] = known
+        path.unlink()  # it may be a link to that of the folder which this one replaces
         path.write_text(json.dumps(document, indent=4), encoding="utf-8")
-        progress.note(f"answers end at {end}, as the chat template says; the model's own settings leave it out")

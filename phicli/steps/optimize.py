@@ -10,7 +10,7 @@ from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
-from phicli.export.chat_files import TEMPLATE_SUFFIX, copy_templates, copy_text_files
+from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
@@ -115,6 +115,7 @@ def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progre
             in_graph and (name == MODEL or name.startswith(resident.DATA))))
         (fresh / PREFIX).mkdir(exist_ok=True)
         copy_templates(fresh, fresh_ones)
+        complete_ends(fresh, progress)
         entries = {name: entry for name, entry in have.quality["adapters"].items() if _file(fresh, name).is_file()}
         entries |= (_install if in_graph else _add_files)(fresh, fresh_ones, plan.settings, progress)
         manifest.inputs = {k: v for k, v in (have.inputs | plan.inputs).items()

@@ -23,7 +23,14 @@ class TextTemplate:
             parts = list(string.Formatter().parse(template))
         except ValueError as e:
             raise BadInput(f"text template: {e}", where=repr(template)) from None
-        self.parts = [(literal, name) for literal, name, _, _ in parts]
+        self.parts: list[tuple[str, str | None]] = []  # each field with what stands before it; then what is left
+        before = ""
+        for literal, name, _, _ in parts:  # a brace ends a literal too
+            before += literal
+            if name is not None:
+                self.parts.append((before, name))
+                before = ""
+        self.parts += [(before, None)] if before else []
         self.fields = [name for _, name in self.parts if name is not None]
         wrong = [n for n, (_, name, spec, conversion) in enumerate(parts)
                  if name is not None and (not name.isidentifier() or spec or conversion)]
