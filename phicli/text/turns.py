@@ -66,11 +66,13 @@ class Turns:
         """Begin and end, in the text in stand-ins, of each turn that is learnt and that the template shows.
 
         Raises:
-            BadInput: the template changes a conversation so that its parts cannot be told apart.
+            BadInput: the template leaves out a call that is learnt, or changes a conversation so that its parts cannot
+                be told apart.
         """
         laid = LaidOut(conversation, text, alphabet, runs_of(text, alphabet))
         if not laid.runs and any(message.get("content") for message in conversation.messages):
             raise BadInput("chat template: it hides which part of a conversation is whose", where=self.layout.folder)
+        self._check_calls(laid)
         opening, closing = alphabet.marks
         if opening in text:
             marked = re.finditer(f"{opening}([^{closing}]*){closing}", text)
@@ -78,6 +80,15 @@ class Turns:
                     if any(conversation.trained[number] for number in _speakers(laid, *match.span(1)))]
         spans = [self._span(laid, number) for number, learnt in enumerate(conversation.trained) if learnt]
         return sorted(span for span in spans if span)
+
+    def _check_calls(self, laid: LaidOut) -> None:
+        """Raises BadInput: the model would learn to say nothing where it is to call."""
+        for number, message in enumerate(laid.conversation.messages):
+            for call in message.get("tool_calls") or () if laid.conversation.trained[number] else ():
+                name = call["function"]["name"]
+                if laid.alphabet.hide(name, number) not in laid.text:
+                    raise BadInput(f"chat template: it does not show the call of {name[:40]!r}",
+                                   where=self.layout.folder, hint="--chat-template FILE with one that knows tools")
 
     def _span(self, laid: LaidOut, number: int) -> Span | None:
         """A message's first run, from the begin of its turn to the token that ends it; None if it is not shown."""

@@ -123,6 +123,11 @@ def compare(model, messages, tools=()):
             plain.encode_conversation(Conversation.of(*messages, tools=tools))
         assert "template" in type(e).__name__.lower() or "undefined" in type(e).__name__.lower(), e
         return
+    text = plain.render_chat(messages, tools=tools)
+    if any("tool_calls" in m and m["tool_calls"][0]["function"]["name"] not in text for m in messages):
+        with pytest.raises(BadInput, match="does not show the call"):
+            plain.encode_conversation(Conversation.of(*messages, tools=tools))
+        return
     for codec in (plain, marked):
         found = codec.encode_conversation(Conversation.of(*messages, tools=tools))
         assert shown(codec, (found.ids, found.mask)) == shown(codec, wanted)
