@@ -5,7 +5,7 @@
 
 Each runs its own code on the same rows with the same tokenizer (the built-in one with further control tokens) under the
 chat templates that TRL ships; what is not installed is left out. Prints a Markdown table: what of a row counts, each
-part on its own, or "same" where it is what counts with us.
+part on its own; of the others, how it differs.
 """
 
 import argparse
@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
+from phicli.errors import BadInput
 from phicli.hub.models import BUILT_IN
 from phicli.text import Conversation, TextCodec
 
@@ -57,7 +59,7 @@ ROWS = {
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     others = {name: run for name, (module, run) in PROGRAMS.items() if _there(module)}
-    print("| template | row | ours |", " | ".join(others), "|\n|", " --- |" * (3 + len(others)), sep="")
+    print("| template | row | ours |", " | ".join(others), "|\n|" + " --- |" * (3 + len(others)))
     shipped = Path(importlib.import_module("trl").__file__ or "").parent / "chat_templates"
     for name, (factory, eos) in TEMPLATES.items():
         source = (shipped / f"{name}.jinja").read_text(encoding="utf-8")
@@ -68,7 +70,7 @@ def main() -> None:
                 tools = [TOOL] if any("tool_calls" in m for m in messages) else None
                 own, *found = (_parts(tokenizer, partial(run, given, messages, tools, factory))
                                for given, run in ((codec, _ours), *((tokenizer, run) for run in others.values())))
-                print(f"| {name} | {title} |", " | ".join([own, *("same" if f == own else f for f in found)]), "|")
+                print(f"| {name} | {title} |", " | ".join([_shown(own), *(_shown(f, own) for f in found)]), "|")
 
 
 def model(folder: Path, template: str, eos: str) -> Path:
@@ -113,7 +115,7 @@ def _factory(tokenizer: Any, messages: list[dict[str, Any]], tools: list[Any] | 
 
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
     if any("tool_calls" in m or "reasoning_content" in m for m in messages):
-        raise NotImplementedError("another format of rows")
+        raise NotImplementedError("another format")
     pairs = KNOWN[name].encode_multiturn(tokenizer, messages[bool(system) :], system, None)
     ids, mask = list[int](), list[bool]()
     for asked, said in pairs:
@@ -130,26 +132,42 @@ PROGRAMS: dict[str, tuple[str, Callable[..., Masked]]] = {
 def _there(module: str) -> bool:
     try:
         importlib.import_module(module)
-    except ImportError as e:
+    except (ImportError, OSError) as e:
         print(f"(without {module}: {e})\n")
         return False
     return True
 
 
-def _parts(tokenizer: Any, run: Callable[[], Masked]) -> str:
-    """What counts of a row, each part in code marks."""
+def _parts(tokenizer: Any, run: Callable[[], Masked]) -> list[str] | str:
+    """What counts of a row, part by part; or why there is nothing."""
     try:
         ids, mask = run()
     except Exception as e:  # a template that refuses the row, a program that cannot do it
-        return f"({type(e).__name__})"
+        return "refused" if isinstance(e, BadInput | TemplateError) else f"({e})"
     parts, before = list[list[int]](), False
     for ident, counts in zip(ids, mask, strict=True):
         parts += [[]] if counts and not before else []
         if counts:
             parts[-1].append(ident)
         before = counts
-    return " ".join("`" + json.dumps(tokenizer.decode(part), ensure_ascii=False)[1:-1].replace("|", "\\|") + "`"
-                    for part in parts) or "nothing"
+    return [str(tokenizer.decode(part)) for part in parts]
+
+
+def _shown(found: list[str] | str, own: list[str] | str | None = None) -> str:
+    """Parts in code marks, or how they differ from our own."""
+    if isinstance(found, str):
+        return found
+    kept = own[-len(found) :] if isinstance(own, list) and found else []
+    if not kept or any(mine not in part for mine, part in zip(kept, found, strict=True)):
+        return " ".join(map(_code, found)) or "nothing"
+    pieces = [part.partition(mine) for mine, part in zip(kept, found, strict=True)]
+    before, after = ([_code(text) for text in dict.fromkeys(piece[at] for piece in pieces) if text] for at in (0, 2))
+    return (("same" if own == kept else "last turn only") + (f", {before[0]} before" if before else "")
+            + (f", {' or '.join(after)} behind" if after else ""))
+
+
+def _code(text: str) -> str:
+    return "`" + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("|", "\\|") + "`"
 
 
 if __name__ == "__main__":
