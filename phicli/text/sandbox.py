@@ -67,7 +67,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def seen(self, value: Any) -> Any:
         """A value as a template may look at it, paid for by its size."""
         if isinstance(value, str):  # most are
-            self.pay(len(value))
+            self.left -= len(value)
+            if self.left < 0:
+                self.pay(0)
             return self.alphabet.trace(value) if type(value) is str else value
         if value is None or value is True or value is False:
             self.pay(64)

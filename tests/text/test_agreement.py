@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+from lab_rows import calibration
 from tokenizers import Tokenizer, processors
 
 from phicli.config import EvaluateConfig
 from phicli.dataset.contents import TemplatedRow
 from phicli.dataset.encoding import RowEncoder, check_layout
 from phicli.errors import BadInput
+from phicli.quantization.calibration import calibration_tokens
 from phicli.text import Conversation, TextCodec, TextTemplate
 from phicli.text.agreement import disagreement
 
@@ -87,6 +89,18 @@ def test_a_text_begins_once_and_as_chat_does(tiny, tmp_path, chat, begin):
     assert encoder.codec.decode([row.ids[at] for at in row.targets]) == "b"
     written = TextTemplate("<|system|>" + LAB)
     assert encoder.codec.encode_row(written, {"prompt": "a", "response": "b"}).ids.count(bos) == 1
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_each_piece_to_calibrate_on_begins_once(tiny, tmp_path, begin):
+    folder = model(tiny, tmp_path / "m", PHI, begin=begin)
+    shutil.copy(tiny / "config.json", folder / "config.json")
+    (tmp_path / "plain.txt").write_text("one two three four\n\n" * 8, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text((json.dumps({"text": "one two three four"}) + "\n") * 8, encoding="utf-8")
+    bos = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<|system|>")
+    for name in ("plain.txt", "rows.jsonl"):  # eight pieces of one length: no token is left over
+        tokens = calibration_tokens(folder, calibration(tmp_path / name, 100, 8))
+        assert tokens.flatten().tolist().count(bos) == begin * 8
 
 
 @pytest.mark.parametrize("begin", [True, False])
