@@ -9,16 +9,17 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 from phicli.errors import BadInput
 from phicli.text.conversation import Conversation
-from phicli.text.foreign import Alphabet
+from phicli.text.foreign import PRIVATE, Alphabet
 from phicli.text.layout import ASSISTANT, USER, ChatLayout, Message
 
 Span = tuple[int, int]
 REMEMBERED = 1 << 8  # prompts
-SAME_OWNER = re.compile(r"([^\0])(?:\0*\1)*")
+PRIVATE_USE = re.compile("[" + "".join(f"{chr(span[0])}-{chr(span[-1])}" for span in PRIVATE) + "]+")
 
 
 class Run(NamedTuple):
@@ -168,16 +169,21 @@ class Turns:
         return behind + len(self.end) if self.end and text.startswith(self.end, behind) else end
 
 
-class _Owners(dict[int, str]):
-    def __missing__(self, character: int) -> str:
-        self[character] = "\0"
-        return "\0"
-
-
 def runs_of(text: str, alphabet: Alphabet) -> list[Run]:
     """Whose the characters of a text in stand-ins are."""
-    owners = _Owners({ord(stand_in): chr(owner + 2) for stand_in, owner in alphabet.owners.items()})  # tools have -1
-    return [Run(ord(match[1]) - 2, *match.span()) for match in SAME_OWNER.finditer(text.translate(owners))]
+    found: list[Run] = []
+    for match in PRIVATE_USE.finditer(text):
+        at = match.start()
+        if len({alphabet.owners.get(c) for c in set(match[0])}) == 1:
+            pieces = [(alphabet.owners.get(match[0][0]), len(match[0]))]
+        else:
+            pieces = [(owner, len(list(piece))) for owner, piece in groupby(match[0], alphabet.owners.get)]
+        for owner, length in pieces:
+            if owner is not None:
+                begin = found.pop().begin if found and found[-1].owner == owner else at
+                found.append(Run(owner, begin, at + length))
+            at += length
+    return found
 
 
 def marked(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
