@@ -1,5 +1,6 @@
 """A model's chat template: conversations as text, in which what is the template's own is told from what is not."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ Message = Mapping[str, Any]
 LONGEST = 1 << 16  # bytes of a template; those in use have up to 30,000
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TEMPLATE_FILE = "chat_template.jinja"
+TOOL_USE = "tool_use"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # fields of a message; templates read one of the first two
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no option
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
@@ -42,14 +44,16 @@ class ChatLayout:
         from phicli.text.sandbox import BoundedEnvironment
 
         self.folder = folder
-        self.source = source or self._source(tokenizer_settings(folder))
+        found = {"default": source} if source else _templates(folder)
+        self.source = found["default"]
         names = special_names(folder)
         self.eos = names.get("eos_token")
         self._given = {"documents": None} | names | dict(options or {})
-        self._own = self.source + "".join(map(str, self._given.values()))
+        self._own = "".join(found.values()) + "".join(map(str, self._given.values()))
         self._environment, self._lock = BoundedEnvironment(), threading.Lock()
         try:
             self._template = self._environment.from_string(self.source)
+            self._with_tools = self._environment.from_string(found.get(TOOL_USE, self.source))
         except Exception as e:  # Jinja and Python's compiler fail in many ways
             raise BadInput(f"chat template: {e}", where=folder) from None
 
@@ -100,28 +104,33 @@ class ChatLayout:
         with self._lock:
             self._environment.begin(messages, tools, shown, marks)
             try:
-                return self._template.render(messages=messages, tools=tools,
-                                             add_generation_prompt=add_generation_prompt, **self._given)
+                template = self._with_tools if tools else self._template
+                return template.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt,
+                                       **self._given)
             except PhicliError:
                 raise
             except Exception as e:  # a template can fail in any way that Python can
                 said = shown.show(str(e) or type(e).__name__)
                 raise BadInput(f"chat template: {said}", where=self.folder) from None
 
-    def _source(self, settings: dict[str, Any]) -> str:
-        """chat_template.jinja, or tokenizer_config.json's template, or the one it calls "default"."""
-        try:
-            return read_text(self.folder / TEMPLATE_FILE, LONGEST)
-        except FileNotFoundError:
-            found = settings.get("chat_template")
-        if isinstance(found, list):
-            named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
-            found = named[0].get("template") if named else None
-        if not isinstance(found, str) or not found:
-            raise BadInput("the model has no chat template", where=self.folder)
-        if len(found) > LONGEST:
-            raise BadInput(f"chat template: more than {LONGEST:,} characters are not read", where=self.folder)
-        return found
+
+def _templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a folder by name, "default" and perhaps "tool_use", for conversations that have tools.
+
+    They are in chat_template.jinja and the folder beside it, or in tokenizer_config.json. Raises BadInput: none.
+    """
+    own = tokenizer_settings(folder).get("chat_template")
+    named = [t for t in own if isinstance(t, dict)] if isinstance(own, list) else [{"name": "default", "template": own}]
+    found: dict[str, Any] = {str(t.get("name")): t.get("template") for t in named}
+    for name, path in (("default", TEMPLATE_FILE), (TOOL_USE, f"additional_chat_templates/{TOOL_USE}.jinja")):
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = read_text(folder / path, LONGEST)
+    found = {name: source for name in ("default", TOOL_USE) if isinstance(source := found.get(name), str) and source}
+    if "default" not in found:
+        raise BadInput("the model has no chat template", where=folder)
+    if max(map(len, found.values())) > LONGEST:
+        raise BadInput(f"chat template: more than {LONGEST:,} characters are not read", where=folder)
+    return found
 
 
 def _with_reasoning(message: Message) -> dict[str, Any]:

@@ -98,6 +98,15 @@ def added(tiny, tmp_path_factory):
 
 
 @pytest.fixture
+def model_folder(added, tmp_path):
+    """A folder with that tokenizer and no template."""
+    (tmp_path / "tokenizer.json").write_bytes((added / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<|endoftext|>"}))
+    return tmp_path
+
+
+@pytest.fixture
 def model(request, added, tmp_path):
     """A folder with that tokenizer and one of the templates."""
     (tmp_path / "tokenizer.json").write_bytes((added / "tokenizer.json").read_bytes())
@@ -193,3 +202,25 @@ def test_prefix_spaces_are_those_of_transformers(tmp_path, scheme, vocabulary):
     assert codec.encode_chat(messages) == reference(tmp_path, messages)
     ids = codec.encode_chat(messages_of([("user", "a</s>b <s>"), ("user", "[INST] a")]))
     assert [ids.count(codec.special[name][0]) for name in ("<s>", "</s>", "[INST]")] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("place", ["settings", "folder"])
+def test_a_template_for_tools_is_taken_where_there_are_tools(model_folder, place):
+    named = {"default": "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
+             "tool_use": "{{ tools | tojson }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"}
+    settings = json.loads((model_folder / "tokenizer_config.json").read_text())
+    if place == "settings":
+        settings["chat_template"] = [{"name": name, "template": source} for name, source in named.items()]
+        (model_folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    else:
+        (model_folder / "chat_template.jinja").write_text(named["default"])
+        (model_folder / "additional_chat_templates").mkdir()
+        (model_folder / "additional_chat_templates" / "tool_use.jinja").write_text(named["tool_use"])
+    from transformers import AutoTokenizer
+
+    tokenizer, codec = AutoTokenizer.from_pretrained(model_folder), TextCodec(model_folder)
+    messages = messages_of([("user", "a"), ("assistant", "b")])
+    tools = [{"type": "function", "function": {"name": "look", "description": "x", "parameters": {}}}]
+    for given in (None, tools):
+        wanted = tokenizer.apply_chat_template(messages, tools=given, tokenize=True, return_dict=False)
+        assert codec.encode_chat(messages, add_generation_prompt=False, tools=given) == wanted
