@@ -57,10 +57,37 @@ def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: s
         table.add_column(_text(name), justify="right" if figures and i else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(_text, row))
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
+    _stdout().print(table)
+
+
+def result_list(rows: Iterable[tuple[str, str]], title: str | None = None) -> None:
+    """Names, each with a text of one or more lines beside it, on stdout; lines end between words."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(_text(name), _text(text))
+    console = _stdout()
+    if title:
+        console.print(Text("\n").append(_line(title), "bold"))
     console.print(table)
+
+
+def result_marked(pieces: Iterable[tuple[str, bool]], title: str) -> None:
+    """A text on stdout of which parts are marked: by colour and underlining, else by ⟦ and ⟧."""
+    console = _stdout()
+    plain = not console.is_terminal or not console.color_system or console.no_color
+    text = Text()
+    for piece, marked in pieces:
+        shown = printable(piece)
+        text.append(f"⟦{shown}⟧" if marked and plain else shown, "green underline" if marked else "")
+    console.print(Text("\n").append(_line(title), "bold"))
+    console.print(text)
+
+
+def _stdout() -> Console:
+    console = Console(file=sys.stdout, highlight=False)
+    return console if console.is_terminal else Console(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
 
 
 def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:

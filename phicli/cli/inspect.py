@@ -1,16 +1,25 @@
-"""`phicli inspect`: what is in a file of rows, and what is wrong with it."""
+"""`phicli inspect`: what is in files of rows, and what is wrong with it."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
 
 from phicli.cli import console, options
 from phicli.config.steps import InspectConfig
 from phicli.errors import BadInput
 
 PREVIEW = 160  # characters shown of a field
+HEAD, TAIL = 1400, 400  # characters shown of the first row as the model sees it
 
 
-def inspect(config: InspectConfig, json: options.Json = False) -> None:
-    """Show the first rows, figures about fields and tokens, and everything that may be wrong with the data."""
+def inspect(
+    config: InspectConfig,
+    json: options.Json = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if there are findings that are more "
+                                         "than remarks")] = False,
+) -> None:
+    """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data."""
     from phicli.steps.inspect import inspect_file
 
     with console.task_log("inspect", config.root_folder) as progress:
@@ -23,41 +32,94 @@ def inspect(config: InspectConfig, json: options.Json = False) -> None:
         worst = max((w for w in report["warnings"] if w["bad"]), key=lambda w: w["count"])
         raise BadInput(f"no row can be used: {_plain(worst['message'])}", where=report["file"],
                        hint=_plain(worst["suggestion"]))
+    counted = [f"{w['code']} ({w['count']})" for w in report["warnings"] if not w["remark"]]
+    if strict and counted:
+        raise BadInput(f"findings: {', '.join(counted)}", where=report["file"])
 
 
 def _show(report: dict[str, Any]) -> None:
-    fields = [name for name in report["first_rows"][0] if name != "line"] if report["first_rows"] else []
-    if fields:
-        first = [[row["line"], *(_plain(row[name], PREVIEW) for name in fields)] for row in report["first_rows"]]
-        console.result_table(["line", *map(_plain, fields)], first, title="First rows")
+    console.result(_summary(report))
+    console.result_list(_understood(report))
+    findings = [(w["code"], f"{_seen(report, w)}: {_plain(w['message'])}\n-> {_plain(w['suggestion'])}")
+                for w in report["warnings"]]
+    if findings:
+        console.result_list(findings, title="Findings")
+    if report["example"]:
+        learnt = f"{report['example']['trained']} of {report['example']['tokens']} tokens, those marked, are trained"
+        console.result_marked(_shortened(report["example"]["pieces"]),
+                              f"Row {report['example']['line']} as the model sees it: {learnt}")
+    first = [(f"{report['numbers']} {row['line']}" if isinstance(row["line"], int) else row["line"],
+              "\n".join(f"{_plain(name)}: {_plain(text, PREVIEW)}" for name, text in row.items() if name != "line"))
+             for row in report["first_rows"]]
+    if first:
+        console.result_list(first, title="First rows")
     measured = [*report["fields"].items(), ("whole row", {**report, "empty": None})]
     figures = [(_plain(name), f["rows"], f["empty"], what, *(f"{value:g}" for value in list(f[what].values())[:4]))
                for name, f in measured for what in ("characters", "tokens") if f.get(what)]
     console.result_table(["field", "rows", "empty", "of", "min", "mean", "p95", "max"], figures, title="Fields")
-    findings = [(w["code"], w["count"], _lines(w), _plain(w["message"]), _plain(w["suggestion"]))
-                for w in report["warnings"]]
-    if findings:
-        console.result_table(["finding", "rows", "lines", "what", "what helps"], findings, title="Findings")
     if "fix" in report:
         done = report["fix"]
         both = [("changed", code, n) for code, n in done["changed"].items()]
         both += [("left out", code, n) for code, n in done["dropped"].items()]
         console.result_table(["clean copy", "for", "rows"], [*both, ("written", done["output"], done["rows"])])
-    console.result(_summary(report))
+    for command in report["commands"]:
+        console.result(command)
 
 
 def _summary(report: dict[str, Any]) -> str:
-    tokens = report["tokens"]
     parts = [f"{report['rows']} rows", f"{report['bad_rows']} that cannot be used",
              f"{report['duplicate_rows']} duplicates"]
-    if tokens:
-        parts.append(f"{tokens['total']} tokens, {tokens['over_limit']} rows over {tokens['limit']}")
     return ", ".join(parts) + ("" if report["warnings"] else ". No findings.")
 
 
-def _lines(warning: dict[str, Any]) -> str:
-    more = " …" if warning["lines"] and warning["count"] > len(warning["lines"]) else ""
-    return ", ".join(map(str, warning["lines"])) + more
+def _understood(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a person wants to know first, each with its name."""
+    kinds = " and ".join(dict.fromkeys(file["container"] for file in report["files"]))
+    yield "file", f"{_plain(report['file'])}, {kinds}, {console.size(report['bytes'])}"
+    yield "format", ", ".join(f"{name} ({n})" if len(report["formats"]) > 1 else name
+                              for name, n in report["formats"].items()) or "none"
+    if report["turns"]:
+        turns = report["turns"]
+        yield "answers", f"{turns['mean']:g} a row to learn, {turns['max']} at most"
+        yield "messages", ", ".join(f"{name} {n}" for name, n in report["roles"].items())
+    if report["rows_with_tools"]:
+        yield "tools", f"in {report['rows_with_tools']} rows"
+    if report["example"]:
+        yield "end of turn", report["end_of_turn"] or "none: the model would not learn to stop"
+    if tokens := report["tokens"]:
+        sample = tokens["measured_rows"] < report["rows"]
+        about = f"about, from {tokens['measured_rows']} rows: " if sample else ""
+        over = f"{tokens['over_limit']}{' of those' if sample else ''} rows over {tokens['limit']}"
+        yield "tokens", f"{about}{tokens['total']}, {tokens['trained']} of them trained; {over}"
+    epoch = report["epoch"]
+    yield "epoch", f"{epoch['steps']} steps of {epoch['batch_size']} rows, {epoch['train_rows']} to train on"
+    if held := report["held_out"]:
+        yield "held out", (f"of {held['rows']} rows in {_plain(held['data'])} {held['exact']} are here too, "
+                           f"{held['near']} nearly so")
+
+
+def _seen(report: dict[str, Any], warning: dict[str, Any]) -> str:
+    """How often, and where: "3 rows, lines 4, 17, 20"."""
+    count, lines = warning["count"], warning["lines"]
+    found = f"{count} {'row' if count == 1 else 'rows'}"
+    if not lines:
+        return found
+    name = f"{report['numbers']}{'s' if len(lines) > 1 else ''} " if isinstance(lines[0], int) else ""
+    return f"{found}, {name}{', '.join(_plain(str(line)) for line in lines)}{' …' if count > len(lines) else ''}"
+
+
+def _shortened(pieces: list[dict[str, Any]]) -> Iterator[tuple[str, bool]]:
+    """The pieces of a text, without the middle of a long one."""
+    length, at = sum(len(piece["text"]) for piece in pieces), 0
+    for piece in pieces:
+        text, begin = piece["text"], at
+        at += len(text)
+        if length > HEAD + TAIL:
+            head, tail = text[: max(0, HEAD - begin)], text[max(0, length - TAIL - begin) :]
+            left_out = begin <= HEAD < at
+            text = head + (f" […{length - HEAD - TAIL} characters…] " if left_out else "") + tail
+        if text:
+            yield text, piece["trained"]
 
 
 def _plain(text: str, limit: int = 1000) -> str:

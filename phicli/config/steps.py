@@ -75,6 +75,7 @@ class InspectConfig(OfRows):
     data: tuple[str, ...] = shared.data(argument=True)
     max_tokens: int = setting(1024, "Report rows of more tokens than this", minimum=1)
     rows: int = setting(3, "Number of rows to print", minimum=0)
+    eval_data: str = shared.eval_data()
     fix: str | None = setting(None, "Write a clean copy to OUT: repair what can be repaired, drop what cannot",
                               once=True, metavar="OUT", recorded=False, path=True)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -30,6 +30,31 @@ RESTORED = {"mojibake", "html_entity", "control_character"}
 LOST = {"nan_text", "replacement_character"}
 
 
+class Cleaned(NamedTuple):
+    """Rows of a batch that can be used: the line to write, codes of what was changed, `row_hash`; and of the others,
+    code of the finding -> rows left out for it."""
+
+    rows: list[tuple[str, set[str], int]]
+    dropped: Counter[str]
+
+
+def restored(parser: RowParser, batch: Sequence[tuple[Line, dict[str, Any] | Defect]]) -> Cleaned:
+    """What can be used of a batch of lines, each with its parsed object or why it cannot be."""
+    cleaned = Cleaned([], Counter())
+    for line, parsed in batch:
+        try:
+            row, fields, changes = _restore(parser, line, parsed)
+        except Defect as e:
+            cleaned.dropped[e.code] += 1
+            continue
+        if changes or fields != parsed:
+            text = json.dumps(fields, ensure_ascii=False)
+        else:
+            text = line.data.strip().decode("utf-8")
+        cleaned.rows.append((text, changes, row_hash(row)))
+    return cleaned
+
+
 class Cleaner:
     """Writes clean rows.
 
@@ -37,29 +62,18 @@ class Cleaner:
         rows: rows written. changed, dropped: code of the finding -> rows that were changed or left out for it.
     """
 
-    def __init__(self, reader: RowParser, out: TextIO):
-        self.reader, self.out = reader, out
+    def __init__(self, out: TextIO):
+        self.out = out
         self.seen = SeenBefore()
         self.rows = 0
         self.changed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
 
-    def take(self, batch: Sequence[tuple[Line, dict[str, Any] | Defect]]) -> None:
-        """Write what can be used of a batch of lines, each with its parsed object or why it is none."""
-        kept = []
-        for line, parsed in batch:
-            try:
-                row, fields, changes = self._restore(line, parsed)
-            except Defect as e:
-                self.dropped[e.code] += 1
-                continue
-            if changes or fields != parsed:
-                text = json.dumps(fields, ensure_ascii=False)
-            else:
-                text = line.data.strip().decode("utf-8")
-            kept.append((text, changes, row_hash(row)))
-        repeated = self.seen.add(np.array([h for _, _, h in kept], np.uint64))
-        for (text, changes, _), again in zip(kept, repeated, strict=True):
+    def take(self, cleaned: Cleaned) -> None:
+        """Write the rows of a batch that are no duplicates."""
+        self.dropped.update(cleaned.dropped)
+        repeated = self.seen.add(np.array([h for _, _, h in cleaned.rows], np.uint64))
+        for (text, changes, _), again in zip(cleaned.rows, repeated, strict=True):
             if again:
                 self.dropped["duplicate_row"] += 1
                 continue
@@ -67,29 +81,31 @@ class Cleaner:
             self.rows += 1
             self.changed.update(changes)
 
-    def _restore(self, line: Line, parsed: dict[str, Any] | Defect) -> tuple[Understood, dict[str, Any], set[str]]:
-        """The row as it should be, what to write of it, and codes of what was changed. Raises Defect: of no use."""
-        changes: set[str] = set()
-        if isinstance(parsed, Defect):
-            parsed = _as_windows_1252(line, parsed)
-            changes.add("invalid_utf8")
-        fields, changed = _numbers_as_text(parsed, self.reader)
-        changes |= {"not_text"} if changed else set()
-        row = self.reader.read(fields)
-        codes = {code for _, text in row.texts for code in text_findings(text)}
-        if codes & RESTORED:
-            changes |= codes & RESTORED
-            fields = _repaired(fields)
-            row = self.reader.read(fields)
-        last = len(row.texts) - 1
-        for at, (name, text) in enumerate(row.texts):
-            for code in set(text_findings(text)) & (LOST if at != last else LOST | {"empty_field"}):
-                raise Defect(code, "", name)
-        return row, canonical(row, fields), changes
-
     def summary(self, output: Path) -> dict[str, Any]:
         return {"output": str(output), "rows": self.rows,
                 "changed": dict(sorted(self.changed.items())), "dropped": dict(sorted(self.dropped.items()))}
+
+
+def _restore(parser: RowParser, line: Line,
+             parsed: dict[str, Any] | Defect) -> tuple[Understood, dict[str, Any], set[str]]:
+    """The row as it should be, what to write of it, and codes of what was changed. Raises Defect: of no use."""
+    changes: set[str] = set()
+    if isinstance(parsed, Defect):
+        parsed = _as_windows_1252(line, parsed)
+        changes.add("invalid_utf8")
+    fields, changed = _numbers_as_text(parsed, parser)
+    changes |= {"not_text"} if changed else set()
+    row = parser.read(fields)
+    codes = {code for _, text in row.texts for code in text_findings(text)}
+    if codes & RESTORED:
+        changes |= codes & RESTORED
+        fields = _repaired(fields)
+        row = parser.read(fields)
+    last = len(row.texts) - 1
+    for at, (name, text) in enumerate(row.texts):
+        for code in set(text_findings(text)) & (LOST if at != last else LOST | {"empty_field"}):
+            raise Defect(code, "", name)
+    return row, canonical(row, fields), changes
 
 
 def canonical(row: Understood, fields: dict[str, Any]) -> dict[str, Any]:
@@ -147,28 +163,28 @@ def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:
 
 
 @contextmanager
-def cleaning(output: Path, source: str, reader: RowParser) -> Iterator[Cleaner]:
+def cleaning(output: Path, sources: Sequence[str | Path]) -> Iterator[Cleaner]:
     """A Cleaner whose file takes its place at `output` (gzip if it ends in .gz) when the block ends well.
 
     Raises:
-        UsageError: `output` is the file that is read, or "-".
+        UsageError: `output` is a file that is read, or "-".
         BadInput: no row was left; what is there is another file, a link, a folder or a device, and stays.
         Missing: it cannot be written.
     """
     output = Path(expand(str(output)))
     if str(output) == "-":
         raise UsageError("needs the name of a file to write", where=f"--fix {output}")
-    if source != "-" and output.exists() and Path(source).expanduser().samefile(output):
+    if output.exists() and any(str(path) != "-" and Path(path).expanduser().samefile(output) for path in sources):
         raise UsageError("would write over its own input", where=f"--fix {output}", hint="name another file")
     with publishing_file(output) as fresh:
         with ExitStack() as files:
             raw = files.enter_context(fresh.open("wb"))
             packed = output.suffix == ".gz"
             binary = files.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)) if packed else raw
-            cleaner = Cleaner(reader, files.enter_context(io.TextIOWrapper(binary, "utf-8", newline="\n")))
+            cleaner = Cleaner(files.enter_context(io.TextIOWrapper(binary, "utf-8", newline="\n")))
             yield cleaner
         if not cleaner.rows:
-            raise BadInput("no row is left to write", where=source)
+            raise BadInput("no row is left to write", where=sources[0])
         if output.exists() and output.stat().st_size and not filecmp.cmp(fresh, output, shallow=False):
             raise BadInput("a file with other content is there, and stays", where=output,
                            hint="remove it, or name another file")

@@ -9,8 +9,8 @@ import numpy as np
 class Histogram:
     """How often each length occurs: exact percentiles, and memory for the distinct lengths only."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
+    def __init__(self, lengths: Iterable[int] = ()) -> None:
+        self.counts: Counter[int] = Counter(lengths)
 
     def add(self, lengths: Iterable[int]) -> None:
         self.counts.update(lengths)

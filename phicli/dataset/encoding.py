@@ -79,6 +79,14 @@ def check_layout(encoder: RowEncoder, force: bool, progress: Progress = SILENT) 
         progress.warn(f"rows are not laid out as chat lays them out: {found}")
 
 
+def end_of_turn(encoder: RowEncoder) -> str | None:
+    """The token that ends an answer; None if there is none, or no chat template."""
+    try:
+        return encoder.codec.turns.end
+    except BadInput:
+        return None
+
+
 def row_parser(settings: RowSettings) -> RowParser:
     """What understands the rows. Raises BadInput: a wrong text template."""
     return RowParser(settings.format, settings.columns,

@@ -1,180 +1,201 @@
-"""Figures about rows and findings about them, from batches of lines; no row is kept."""
+"""Figures about rows and findings about them, put together from looks at batches; no row is kept."""
 
-import heapq
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from phicli.dataset.contents import RowParser, Understood, joined, prompt_hash, row_hash
-from phicli.dataset.counting import Histogram, SeenBefore
-from phicli.dataset.defects import Defect
+from phicli.dataset.contents import Understood
+from phicli.dataset.counting import SeenBefore
 from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.findings import SHOWN_LINES, Findings
+from phicli.dataset.languages import FIRST, Languages
 from phicli.dataset.lines import Container, Line
-from phicli.dataset.text_repair import text_findings
-from phicli.errors import BadInput
-from phicli.text import Conversation, Encoded
+from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Figures, Look
+from phicli.dataset.near_duplicates import NearDuplicates
+from phicli.dataset.overlap import HeldOut, Overlap
+from phicli.text import TextTemplate
 
-MAX_FIELDS = 100  # names of further fields are counted together
-OTHER_FIELDS = "(further fields)"
-EXTREME, EXTREME_FROM = 20, 1000  # times the median, and at least so many characters
-ANY_SPECIAL = r"<\|[A-Za-z0-9_]+\|>|\[/?INST\]|<<?/?SYS>>"  # of whatever model
-
-Batch = list[tuple[Line, dict[str, Any] | Defect]]
+BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
+MEASURED = 20_000  # rows whose tokens are counted; of more rows a sample of about so many
+EXTREME = 20  # times the median, and at least EXTREME_FROM
+_FILE = 40  # bits of a line's number
 
 
-@dataclass
-class FieldFigures:
-    """A field over all rows that have it as text."""
+class Places:
+    """Numbers for rows of several files, in their order: the file's number, and below it that of the line or row."""
 
-    rows: int = 0
-    empty: int = 0
-    characters: Histogram = field(default_factory=Histogram)
-    longest: list[tuple[int, int]] = field(default_factory=list)  # heap of (characters, -line)
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.numbers_rows: list[bool] = []
+
+    def begin(self, container: Container) -> int:
+        """What is to be added to the numbers of lines of the next file."""
+        self.names.append(container.name)
+        self.numbers_rows.append(container.numbers_rows)
+        return (len(self.names) - 1) << _FILE
+
+    def name(self, place: int) -> int | str:
+        """The number of a line where there is one file, else with the file's name."""
+        file, number = place >> _FILE, place & ((1 << _FILE) - 1)
+        if len(self.names) == 1:
+            return number
+        return f"{self.names[file]}, row {number}" if self.numbers_rows[file] else f"{self.names[file]}:{number}"
 
 
 class Inspector:
-    """Takes batches of lines and keeps figures and findings, never rows.
+    """Makes batches of lines, takes the looks at them in the same order, and keeps figures and findings, never rows.
 
-    encoder: counts tokens; None leaves them out.
+    Args:
+        show: so many first rows are kept. size: bytes of all files, if it is known.
+
+    Attributes:
+        rows: that can be used. lines, bytes: of all files that were read.
     """
 
-    def __init__(self, reader: RowParser, encoder: RowEncoder | None, max_tokens: int, show: int):
-        self.reader, self.encoder, self.max_tokens, self.show = reader, encoder, max_tokens, show
-        special = encoder.codec.special if encoder else {}
-        self.special = re.compile("|".join([*map(re.escape, sorted(special, key=len, reverse=True)), ANY_SPECIAL]))
-        literal = "".join(text for text, _ in reader.template.parts) if reader.template else ""
-        self.unknown_tokens = sorted({t for t in re.findall(ANY_SPECIAL, literal) if encoder and t not in special})
-        self.findings = Findings()
-        self.fields: dict[str, FieldFigures] = {}
-        self.unused: set[str] = set()
-        self.formats: Counter[str] = Counter()
-        self.characters, self.tokens, self.trained, self.turns = Histogram(), Histogram(), Histogram(), Histogram()
+    def __init__(self, show: int, size: int | None = None, held_out: HeldOut | None = None):
+        self.show, self.size, self.held_out = show, size, held_out
+        self.places, self.figures, self.findings = Places(), Figures(), Findings()
         self.seen_rows, self.seen_prompts = SeenBefore(), SeenBefore()
+        self.near, self.languages = NearDuplicates(), Languages()
+        self.unused: set[str] = set()
+        self.first: list[tuple[int, Understood]] = []
+        self.rows = self.lines = self.bytes = 0
+        self._given = 0  # rows that were put into batches
+
+    def batches(self, container: Container) -> Iterator[Batch]:
+        """The rows of a file, without blank lines; its form is looked at meanwhile."""
+        base, form, held = self.places.begin(container), _Form(), 0
+        batch = Batch([], [], {})
+        for line in container:
+            if not form.see(line):
+                continue
+            if line.fault:
+                batch.faults[len(batch.data)] = line.fault
+            batch.places.append(base + line.number)
+            batch.data.append(line.data)
+            held += len(line.data)
+            if len(batch.data) >= BATCH_LINES or held >= BATCH_BYTES:
+                yield self._asked(batch, container)
+                batch, held = Batch([], [], {}), 0
+        if batch.data:
+            yield self._asked(batch, container)
+        self.lines += form.lines
+        self.bytes += container.done
+        form.finish(self.findings, container, base)
+
+    def _asked(self, batch: Batch, container: Container) -> Batch:
+        """The batch, with what is wanted of it."""
+        before, self._given = self._given, self._given + len(batch.data)
+        expected = self._given * max((self.size or 0) / max(self.bytes + container.done, 1), 1.0)
+        return batch._replace(share=min(1.0, MEASURED / expected), all_languages=before < FIRST,
+                              below=self.near.below, first=max(self.show, 1) - len(self.first))
+
+    def take(self, look: Look) -> None:
+        self.rows += len(look.places) - look.unmeasurable
+        self.figures.merge(look.figures)
+        self.figures.bad_rows += look.unmeasurable
+        for finding in look.findings.values():
+            if finding.code == "extra_field":
+                if len(self.unused) < MAX_FIELDS:
+                    self.unused.add(str(finding.field))
+                finding.field = finding.field if finding.field in self.unused else OTHER_FIELDS
+            self.findings.merge(finding)
+        self.first += look.first[: max(self.show, 1) - len(self.first)]
+        again, asked = self.seen_rows.add(look.hashes), self.seen_prompts.add(look.prompts)
+        for at in np.flatnonzero(again).tolist():
+            self.findings.add("duplicate_row", look.places[at])
+        for at in np.flatnonzero(asked & ~again).tolist():
+            self.findings.add("duplicate_prompt", look.places[at])
+        kept = ~again[np.searchsorted(look.places, look.near.places)]
+        self.near.take(look.near, kept)
+        self.languages.add(look.language_texts, look.language_places)
+        if self.held_out:
+            self.held_out.see(look.hashes)
+
+    def finish(self, encoder: RowEncoder | None, template: TextTemplate | None, held_out_name: str) -> Overlap | None:
+        """Add the findings that only all rows show; returns how many held-out rows there are among them."""
+        literal = "".join(text for text, _ in template.parts) if template and encoder else ""
+        for token in sorted(set(re.findall(ANY_SPECIAL, literal))):
+            if encoder and token not in encoder.codec.special:
+                self.findings.add("unknown_template_token", None, token, count=self.rows)
+        for name, figures in self.figures.fields.items():
+            limit = max(EXTREME * figures.characters.quantile(0.5), EXTREME_FROM)
+            if count := figures.characters.above(limit):
+                self.findings.add("extreme_length", None, name, count=count)
+                found = self.findings["extreme_length", name]
+                found.places = sorted(-place for length, place in figures.longest if length > limit)
+        self._alike()
+        for language, (count, places) in self.languages.others().items():
+            self.findings.add("other_language", None, language, count=count, detail=self._languages())
+            self.findings["other_language", language].places = places
+        self.findings.mark_style(self.rows)
+        found = self.held_out.overlap(self.near) if self.held_out else None
+        if found and found.exact + found.near:
+            self.findings.add("held_out", None, held_out_name, count=found.exact + found.near,
+                              detail=f"{found.exact} the same, {found.near} nearly the same")
+        return found
+
+    def _alike(self) -> None:
+        distinct = self.rows - self.findings.count("duplicate_row")
+        sample = f", of {self.near.compared:,} rows compared" if self.near.compared < distinct else ""
+        for place, earlier in self.near.pairs():
+            same = f"such as {self._called(place)} and {self._called(earlier)}{sample}"
+            self.findings.add("near_duplicate", place, detail=same)
+
+    def _languages(self) -> str:
+        looked_at = self.languages.looked_at
+        sample = f", of {looked_at:,} rows looked at" if looked_at < self.rows else ""
+        return f"most are in {self.languages.main}{sample}"
+
+    def _called(self, place: int) -> str:
+        name = self.places.name(place)
+        return name if isinstance(name, str) else f"row {name}" if self.places.numbers_rows[0] else f"line {name}"
+
+
+class _Form:
+    """How the lines of a file are written."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.last = b"\n"
+        self.blank = 0
+        self.blank_lines: list[int] = []
         self.endings: Counter[bytes] = Counter()
         self.ending_lines: dict[bytes, list[int]] = {}
-        self.lines = self.rows = self.bad_rows = self.with_tools = 0
-        self.opens_array = False
-        self.first: list[dict[str, Any]] = []
-        self.example: Encoded | None = None
-
-    def take(self, batch: Batch) -> None:
-        usable: list[tuple[int, Understood]] = []
-        for line, parsed in batch:
-            try:
-                if isinstance(parsed, Defect):
-                    raise parsed
-                usable.append((line.number, self._read(line.number, parsed)))
-            except Defect as e:
-                self.findings.add(e.code, line.number, e.field, detail=e.message)
-                self.bad_rows += 1
-        if usable:
-            self._rows([number for number, _ in usable], [row for _, row in usable])
 
     def see(self, line: Line) -> bool:
         """Note a line's form; is there anything on it?"""
-        self.lines = line.number
-        if line.number == 1:
-            self.opens_array = line.data.lstrip().startswith(b"[")
-        if line.ending:
-            self.endings[line.ending] += 1
-            if self.endings[line.ending] <= SHOWN_LINES:
-                self.ending_lines.setdefault(line.ending, []).append(line.number)
-        else:
-            self.findings.add("no_final_newline", line.number)
+        self.lines, self.last = line.number, line.ending
+        self.endings[line.ending] += 1
+        if self.endings[line.ending] <= SHOWN_LINES:
+            self.ending_lines.setdefault(line.ending, []).append(line.number)
         if line.data and not line.data.isspace():
             return True
-        self.findings.add("blank_line", line.number)
+        self.blank += 1
+        if self.blank <= SHOWN_LINES:
+            self.blank_lines.append(line.number)
         return False
 
-    def _read(self, line: int, fields: dict[str, Any]) -> Understood:
-        """What a row says, after a look at each of its texts. Raises Defect: it cannot be used."""
-        row = self.reader.read(fields)
-        for name in fields:
-            if name not in row.used:
-                self.unused.add(name) if len(self.unused) < MAX_FIELDS else None
-                self.findings.add("extra_field", line, name if name in self.unused else OTHER_FIELDS)
-        for name, text in row.texts:
-            figures = self.fields.get(name) or self.fields.setdefault(name, FieldFigures())
-            figures.rows += 1
-            self._text(line, name, text, figures)
-        return row
-
-    def _text(self, line: int, name: str, text: str, figures: FieldFigures) -> None:
-        figures.characters.add([len(text)])
-        if len(text) > EXTREME_FROM:
-            push = heapq.heappush if len(figures.longest) < SHOWN_LINES else heapq.heappushpop
-            push(figures.longest, (len(text), -line))
-        figures.empty += not text or text.isspace()
-        for code in text_findings(text):
-            self.findings.add(code, line, name)
-        if ("<" in text or "[" in text) and (match := self.special.search(text)):
-            self.findings.add("special_token", line, name, detail=match[0])
-
-    def _rows(self, lines: Sequence[int], rows: Sequence[Understood]) -> None:
-        """Look at whole rows that can be used."""
-        self.rows += len(rows)
-        for line, row in zip(lines, rows, strict=True):
-            self.formats[row.format] += 1
-            if len(self.first) < self.show:
-                self.first.append({"line": line, **joined(row.texts)})
-            if isinstance(row.content, Conversation):
-                self.turns.add([sum(row.content.trained)])
-                self.with_tools += bool(row.content.tools)
-        self.characters.add(sum(len(text) for _, text in row.texts) for row in rows)
-        again = self.seen_rows.add(np.array([row_hash(row) for row in rows], np.uint64))
-        asked = self.seen_prompts.add(np.array([prompt_hash(row) for row in rows], np.uint64))
-        for at in np.flatnonzero(again).tolist():
-            self.findings.add("duplicate_row", lines[at])
-        for at in np.flatnonzero(asked & ~again).tolist():
-            self.findings.add("duplicate_prompt", lines[at])
-        if self.encoder:
-            for line, row in zip(lines, rows, strict=True):
-                self._tokens(line, row, self.encoder)
-
-    def _tokens(self, line: int, row: Understood, encoder: RowEncoder) -> None:
-        try:
-            encoded = encoder.encode(row.content)
-        except BadInput as e:
-            self.findings.add("not_laid_out", line, detail=e.message)
-            self.rows, self.bad_rows = self.rows - 1, self.bad_rows + 1
+    def finish(self, findings: Findings, container: Container, base: int) -> None:
+        if container.encoding != "utf-8":
+            findings.add("encoding", None, container.encoding.upper(), count=self.lines)
+        elif container.bom:
+            findings.add("bom", base + 1)
+        if not container.textual:
             return
-        self.example = self.example or encoded
-        self.tokens.add([len(encoded.ids)])
-        self.trained.add([len(encoded.targets)])
-        if len(encoded.ids) > self.max_tokens:
-            self.findings.add("too_long", line, str(self.max_tokens))
-
-    def finish(self, reader: Container) -> None:
-        """Add the findings that only the whole file shows."""
-        add = self.findings.add
-        if reader.encoding != "utf-8":
-            add("encoding", None, reader.encoding.upper(), count=self.lines)
-        elif reader.bom:
-            add("bom", 1)
-        usual = self.endings.most_common(1)[0][0] if self.endings else b"\n"
+        if self.blank:
+            findings.add("blank_line", None, count=self.blank)
+            findings["blank_line", None].places += [base + number for number in self.blank_lines]
+        if not self.last:
+            findings.add("no_final_newline", base + self.lines)
+            del self.endings[self.last]
+        usual = max(self.endings, key=lambda ending: self.endings[ending], default=b"\n")
         for ending, count in self.endings.items():
             if ending != usual or (len(self.endings) == 1 and ending != b"\n"):
                 code = "mixed_line_endings" if ending != usual else "crlf" if ending == b"\r\n" else "cr"
-                add(code, None, count=count)
-                kept = self.findings[code, None]
-                kept.lines = sorted([*kept.lines, *self.ending_lines[ending]])[:SHOWN_LINES]
-        for token in self.unknown_tokens:
-            add("unknown_template_token", None, token, count=self.rows)
-        for name, figures in self.fields.items():
-            limit = max(EXTREME * figures.characters.quantile(0.5), EXTREME_FROM)
-            for line in sorted(-line for length, line in figures.longest if length > limit):
-                add("extreme_length", line, name, count=0)
-            if ("extreme_length", name) in self.findings:
-                self.findings["extreme_length", name].count = figures.characters.above(limit)
-        self._suggest()
-
-    def _suggest(self) -> None:
-        """Advice that knows the file."""
-        for finding in self.findings.values():
-            if finding.code in ("bad_json", "not_object") and self.opens_array:
-                finding.suggestion = "the file looks like one JSON array: jq -c '.[]' FILE > ROWS makes rows of it"
+                findings.add(code, None, count=count)
+                found = findings[code, None]
+                places = [base + number for number in self.ending_lines[ending]]
+                found.places = sorted([*found.places, *places])[:SHOWN_LINES]

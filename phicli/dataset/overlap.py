@@ -24,28 +24,39 @@ class Overlap:
 Batches = Iterable[Sequence[Understood]]
 
 
+class HeldOut:
+    """Held-out rows, in batches, to be compared with others. Memory: 8 bytes a row, 0.5 KB a compared one."""
+
+    def __init__(self, batches: Batches, max_rows: int = MAX_ROWS):
+        self.near, hashes = NearDuplicates(max_rows), [np.empty(0, np.uint64)]
+        for batch in batches:
+            hashes.append(_hashes(batch))
+            self.near.add(_texts(batch), range(self.near.rows, self.near.rows + len(batch)))
+        self.hashes = np.concatenate(hashes)
+        self.unique, self._rows_of = np.unique(self.hashes, return_inverse=True)
+        self.seen = np.zeros(len(self.unique), bool)
+
+    def see(self, hashes: np.ndarray) -> None:
+        """Note which held-out rows are among these; uint64, see `row_hash`."""
+        if len(self.unique):
+            at = np.searchsorted(self.unique, hashes)
+            self.seen[at[self.unique.take(at, mode="clip") == hashes]] = True
+
+    def overlap(self, trained: NearDuplicates) -> Overlap:
+        """With the rows that were seen; `trained`: a sample of them."""
+        known = np.isin(self.hashes[self.near.lines[: self.near.compared]], self.unique[self.seen])
+        near = self.near.among(trained) & ~known
+        return Overlap(len(self.hashes), int(self.seen[self._rows_of].sum()), int(near.sum()), self.near.compared,
+                       trained.compared)
+
+
 def overlap(train: Batches, held_out: Batches, max_rows: int = MAX_ROWS) -> Overlap:
-    """Compare two files, each as batches of rows. Memory: 8 bytes a held-out row, 0.5 KB a compared one."""
-    hashes, held = _read(held_out, max_rows)
-    unique, rows_of = np.unique(hashes, return_inverse=True)
-    seen = np.zeros(len(unique), bool)
-    trained = NearDuplicates(max_rows)
-    for batch in train if len(unique) else ():
-        mine = _hashes(batch)
-        at = np.searchsorted(unique, mine)
-        seen[at[unique.take(at, mode="clip") == mine]] = True
-        trained.add(_texts(batch), range(len(batch)))
-    near = held.among(trained) & ~np.isin(hashes[held.lines[: held.compared]], unique[seen])
-    return Overlap(len(hashes), int(seen[rows_of].sum()), int(near.sum()), held.compared, trained.compared)
-
-
-def _read(batches: Batches, max_rows: int) -> tuple[np.ndarray, NearDuplicates]:
-    """uint64[rows], and the rows to compare, whose lines are their numbers from 0."""
-    near, hashes = NearDuplicates(max_rows), [np.empty(0, np.uint64)]
-    for batch in batches:
-        hashes.append(_hashes(batch))
-        near.add(_texts(batch), range(near.rows, near.rows + len(batch)))
-    return np.concatenate(hashes), near
+    """Compare two files, each as batches of rows."""
+    held, trained = HeldOut(held_out, max_rows), NearDuplicates(max_rows)
+    for batch in train if len(held.unique) else ():
+        held.see(_hashes(batch))
+        trained.add(_texts(batch), range(trained.rows, trained.rows + len(batch)))
+    return held.overlap(trained)
 
 
 def _hashes(rows: Sequence[Understood]) -> np.ndarray:

@@ -41,17 +41,17 @@ def find_sources(data: Sequence[str], split: str = "train", progress: Progress =
     return found
 
 
-def held_out_sources(name: str, progress: Progress = SILENT) -> list[Source]:
-    """The files of held-out rows: of a folder or a data set its split test, or else validation.
+def held_out_sources(name: str, progress: Progress = SILENT, local: bool = False) -> list[Source]:
+    """The files of held-out rows: of a folder or a data set its split test, or else validation. local: no fetching.
 
     Raises:
         As `find_sources`.
     """
     try:
-        return find_sources([name], "test", progress)
+        return find_sources([name], "test", progress, local)
     except BadInput as e:
         try:
-            return find_sources([name], "validation", SILENT)
+            return find_sources([name], "validation", SILENT, local)
         except BadInput:
             raise e from None
 

@@ -1,103 +1,128 @@
-"""One pass over a file of rows: figures about its fields and tokens, and everything that may be wrong with it."""
+"""One pass over files of rows: what they say, figures about fields and tokens, and everything that may be wrong."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from phicli.config.steps import InspectConfig
-from phicli.dataset.cleaning import FORM, Cleaner, cleaning
+from phicli.dataset.cleaning import cleaning
+from phicli.dataset.contents import Understood
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, row_parser
 from phicli.dataset.formats import open_rows
-from phicli.dataset.inspector import Batch, Inspector
-from phicli.dataset.lines import Container
-from phicli.dataset.rows import parse
-from phicli.errors import BadInput
+from phicli.dataset.inspector import Inspector
+from phicli.dataset.looking import Batch, Looker
+from phicli.dataset.near_duplicates import MAX_ROWS
+from phicli.dataset.overlap import HeldOut
+from phicli.dataset.rows import parse_line
+from phicli.errors import BadInput, Missing, PhicliError
+from phicli.hardware.devices import usable_cores
+from phicli.hardware.processes import spread
+from phicli.hub.datasets import find_sources, held_out_sources
 from phicli.hub.models import local_tokenizer
 from phicli.libraries import subdued
-from phicli.progress import SILENT, Progress
+from phicli.progress import SILENT, Progress, Task
+from phicli.steps.inspected import FileRead, report
 
-BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
+ALONE = 4  # batches that are looked at before other processes are started: fewer take less time than their start
 
 
 @subdued()
 def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str, Any]:
-    """Inspect a file of rows, or stdin as "-", in one pass and bounded memory.
+    """Inspect files of rows, or stdin as "-", in one pass and bounded memory.
 
-    The model's tokenizer counts; it is never fetched, and without it the report has no tokens.
+    The model's tokenizer counts; it is never fetched, and without it the report has no tokens. Nor are data fetched.
 
     Returns:
-        The report, ready for JSON: file, bytes, lines, rows (that can be used), bad_rows, fields, characters and tokens
-        (of the templated row), duplicate_rows, duplicate_prompts, first_rows, warnings, fix.
+        The report, ready for JSON; docs/inspect.md tells what is in it.
 
     Raises:
-        BadInput: the file cannot be read as lines of text, see `Container`; it is empty; no row is left for `fix`; the
+        BadInput: a file cannot be read as rows, see `Container`; there are no rows; no row is left for `fix`; the
             template or the model is wrong.
-        UsageError: `fix` is the input. Missing: `fix` cannot be written.
+        UsageError: `fix` is one of the files; as `find_sources`. Missing: `fix` cannot be written; data are not here.
     """
-    reader_of_rows, fix = row_parser(config), Path(config.fix) if config.fix else None
-    inspector = Inspector(reader_of_rows, _encoder(config, progress), config.max_tokens, config.rows)
-    with open_rows(config.data[0]) as reader, ExitStack() as stack:
-        cleaner = stack.enter_context(cleaning(fix, config.data[0], reader_of_rows)) if fix else None
-        with progress.task(f"reading {reader.name}", reader.size, "B") as task:
+    try:
+        sources = find_sources(config.data, progress=progress, local=True)
+    except Missing as e:
+        raise Missing(e.message, where=e.where, hint=f"hf download --repo-type dataset {e.where}") from None
+    paths = [source.path for source in sources]
+    folder, fix = local_tokenizer(config.model), Path(config.fix) if config.fix else None
+    encoder = RowEncoder(folder, config, progress=progress) if folder else None
+    if not encoder:
+        progress.note(f"tokens are left out: {config.model} is not on this machine, and looking at data fetches "
+                      "nothing. To count them: --model tiny (built in), --model FOLDER, or after phicli quantize has "
+                      "fetched it")
+    parser, size = row_parser(config), _size(paths)
+    inspector = Inspector(config.rows, size, _held_out(config, paths, progress))
+    files: list[FileRead] = []
+    with ExitStack() as stack:
+        cleaner = stack.enter_context(cleaning(fix, paths)) if fix else None
+        task = stack.enter_context(progress.task(f"reading {_named(paths)}", size, "B"))
+        looker = partial(Looker, config, folder, config.max_tokens, bool(fix))
+        batches = _batches(paths, inspector, files, task)
+        for look in stack.enter_context(closing(spread(looker, batches, usable_cores(), ALONE))):
+            inspector.take(look)
+            if cleaner and look.cleaned:
+                cleaner.take(look.cleaned)
+        if not inspector.rows + inspector.figures.bad_rows:
+            raise BadInput("no rows: the file is empty", where=_named(paths))
+    overlap = inspector.finish(encoder, parser.template, config.eval_data)
+    return report(config, sources, files, inspector, overlap, encoder, cleaner)
+
+
+def _batches(paths: Sequence[str | Path], inspector: Inspector, files: list[FileRead], task: Task) -> Iterator[Batch]:
+    for path in paths:
+        with open_rows(path) as container:
             done = 0
-            for batch in _batches(reader, inspector):
-                inspector.take(batch)
-                if cleaner:
-                    cleaner.take(batch)
-                task.advance(reader.done - done, rows=inspector.rows)
-                done = reader.done
-        if not inspector.rows + inspector.bad_rows:
-            raise BadInput("no rows: the file is empty", where=reader.name)
-        inspector.finish(reader)
-    return _report(inspector, reader, cleaner, fix)
+            for batch in inspector.batches(container):
+                yield batch
+                task.advance(container.done - done, rows=inspector.rows)
+                done = container.done
+            task.advance(container.done - done, rows=inspector.rows)
+            files.append(FileRead(container.name, container.kind, container.encoding, container.done))
 
 
-def _encoder(config: InspectConfig, progress: Progress) -> RowEncoder | None:
-    folder = local_tokenizer(config.model)
-    if folder:
-        return RowEncoder(folder, config, progress=progress)
-    progress.note(f"tokens are left out: {config.model} is not on this machine, and looking at data fetches nothing. "
-                  "To count them: --model tiny (built in), --model FOLDER, or after phicli quantize has fetched it")
-    return None
+def _held_out(config: InspectConfig, paths: Sequence[str | Path], progress: Progress) -> HeldOut | None:
+    """The held-out rows of the setting, where they are other files that are there; MAX_ROWS of them at most."""
+    try:
+        found = [source.path for source in held_out_sources(config.eval_data, local=True)]
+        ours = {Path(path).resolve() for path in paths if path != "-"}
+        found = [path for path in found if path != "-" and Path(path).resolve() not in ours]
+        return HeldOut(_understood(found, config)) if found else None
+    except PhicliError as e:
+        if config.eval_data != InspectConfig.eval_data:
+            progress.warn(f"held-out rows are not compared: {e}")
+        return None
 
 
-def _batches(reader: Container, inspector: Inspector) -> Iterator[Batch]:
-    batch: Batch = []
-    held = 0
-    for line in reader:
-        if not inspector.see(line):
-            continue
-        try:
-            batch.append((line, parse(line.data)))
-        except Defect as e:
-            batch.append((line, e))
-        held += len(line.data)
-        if len(batch) >= BATCH_LINES or held >= BATCH_BYTES:
-            yield batch
-            batch, held = [], 0
-    if batch:
+def _understood(paths: Sequence[str | Path], config: InspectConfig) -> Iterator[Sequence[Understood]]:
+    """Rows that can be used, in batches."""
+    parser = row_parser(config)
+
+    def rows() -> Iterator[Understood]:
+        for path in paths:
+            with open_rows(path) as container:
+                for line in container:
+                    if line.data.strip():
+                        try:
+                            yield parser.read(parse_line(line))
+                        except Defect:
+                            continue
+
+    found = islice(rows(), MAX_ROWS)
+    while batch := list(islice(found, 1000)):
         yield batch
 
 
-def _report(inspector: Inspector, reader: Container, cleaner: Cleaner | None, fix: Path | None) -> dict[str, Any]:
-    findings = inspector.findings
-    tokens = inspector.tokens.figures()
-    if tokens:
-        tokens |= {"total": inspector.tokens.total, "trained": inspector.trained.total, "limit": inspector.max_tokens,
-                   "over_limit": findings.count("too_long")}
-    report: dict[str, Any] = {
-        "file": reader.name, "bytes": reader.done, "lines": inspector.lines,
-        "rows": inspector.rows, "bad_rows": inspector.bad_rows, "formats": dict(inspector.formats),
-        "turns": inspector.turns.figures(), "rows_with_tools": inspector.with_tools,
-        "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures()}
-                   for name, f in inspector.fields.items()},
-        "characters": inspector.characters.figures(), "tokens": tokens,
-        "duplicate_rows": findings.count("duplicate_row"), "duplicate_prompts": findings.count("duplicate_prompt"),
-        "first_rows": inspector.first, "warnings": findings.warnings(),
-    }
-    if cleaner and fix:
-        cleaner.changed.update({code: findings.count(code) for code in FORM if findings.count(code)})
-        report["fix"] = cleaner.summary(fix)
-    return report
+def _size(paths: Sequence[str | Path]) -> int | None:
+    """Bytes of all files; None where one is not a file."""
+    plain = [Path(path).expanduser() for path in paths]
+    return sum(path.stat().st_size for path in plain) if all(path.is_file() for path in plain) else None
+
+
+def _named(paths: Sequence[str | Path]) -> str:
+    first = "stdin" if str(paths[0]) == "-" else str(paths[0])
+    return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"

@@ -1,0 +1,147 @@
+"""The report of an inspection: what was understood, figures, findings, and the commands that come next."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from phicli.config.setting import settings_of
+from phicli.config.steps import FinetuneConfig, InspectConfig
+from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner
+from phicli.dataset.contents import joined
+from phicli.dataset.encoding import RowEncoder, end_of_turn
+from phicli.dataset.inspector import Inspector
+from phicli.dataset.overlap import Overlap
+from phicli.dataset.sources import Source
+from phicli.errors import BadInput
+from phicli.text import Encoded
+
+REPAIRED = {*FORM, *LOST, *RESTORED, "empty_field", "duplicate_row"}  # findings that --fix does away with, beside bad rows
+LARGEST_EXAMPLE = 1 << 16  # characters
+
+
+class FileRead(NamedTuple):
+    """A file that was inspected: its name, what it is, and its size in bytes."""
+
+    file: str
+    container: str
+    encoding: str
+    bytes: int
+
+
+def report(config: InspectConfig, sources: Sequence[Source], files: Sequence[FileRead], inspector: Inspector,
+           overlap: Overlap | None, encoder: RowEncoder | None, cleaner: Cleaner | None) -> dict[str, Any]:
+    """All that was found, ready for JSON."""
+    figures, findings, place = inspector.figures, inspector.findings, inspector.places.name
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    found: dict[str, Any] = {
+        "file": files[0].file + more, "files": [file._asdict() for file in files],
+        "bytes": inspector.bytes, "lines": inspector.lines, "numbers": _numbers(inspector),
+        "rows": inspector.rows, "bad_rows": figures.bad_rows, "formats": dict(figures.formats),
+        "roles": dict(figures.roles), "turns": figures.turns.figures(), "rows_with_tools": figures.with_tools,
+        "end_of_turn": end_of_turn(encoder) if encoder else None,
+        "example": example(inspector, encoder) if encoder else None,
+        "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures()}
+                   for name, f in figures.fields.items()},
+        "characters": figures.characters.figures(), "tokens": _tokens(config, inspector),
+        "epoch": _epoch(inspector.rows, sources),
+        "duplicate_rows": findings.count("duplicate_row"), "duplicate_prompts": findings.count("duplicate_prompt"),
+        "held_out": {"data": config.eval_data, **overlap.__dict__} if overlap else None,
+        "first_rows": [{"line": place(at), **joined(row.texts)} for at, row in inspector.first[: config.rows]],
+        "warnings": findings.warnings(place),
+    }
+    if cleaner:
+        cleaner.changed.update({code: findings.count(code) for code in FORM if findings.count(code)})
+        found["fix"] = cleaner.summary(Path(str(config.fix)))
+    return found | {"commands": commands(config, found)}
+
+
+def example(inspector: Inspector, encoder: RowEncoder) -> dict[str, Any] | None:
+    """The first row as the model sees it: its text in pieces, each learnt or not."""
+    for place, row in inspector.first:
+        if sum(len(text) for _, text in row.texts) > LARGEST_EXAMPLE:
+            continue
+        try:
+            encoded = encoder.encode(row.content)
+        except BadInput:
+            continue
+        return {"line": inspector.places.name(place), "tokens": len(encoded.ids), "trained": len(encoded.targets),
+                "pieces": _pieces(encoder, encoded)}
+    return None
+
+
+def _pieces(encoder: RowEncoder, encoded: Encoded) -> list[dict[str, Any]]:
+    """The text of the tokens, control tokens too, in pieces of tokens that are all learnt or all not."""
+    from tokenizers.decoders import DecodeStream
+
+    tokens, stream = encoder.codec.tokens, DecodeStream(skip_special_tokens=False)
+    targets = set(encoded.targets)
+    texts = tokens.run("the tokenizer cannot decode", lambda: [
+        (at in targets, stream.step(tokens.decoder, ident) or "") for at, ident in enumerate(encoded.ids)])
+    return [{"text": "".join(text for _, text in part), "trained": trained}
+            for trained, part in groupby(texts, key=lambda piece: piece[0])]
+
+
+def _tokens(config: InspectConfig, inspector: Inspector) -> dict[str, Any] | None:
+    figures = inspector.figures
+    found = figures.tokens.figures()
+    if not found:
+        return None
+    measured = figures.tokens.counts.total()
+    scale = figures.characters.total / figures.measured_characters if measured < inspector.rows else 1.0
+    return {**found, "total": round(scale * figures.tokens.total), "trained": round(scale * figures.trained.total),
+            "limit": config.max_tokens, "over_limit": inspector.findings.count("too_long"), "measured_rows": measured}
+
+
+def _epoch(rows: int, sources: Sequence[Source]) -> dict[str, Any]:
+    """Steps that finetune takes to see each row once, at its defaults."""
+    batch, split = FinetuneConfig.batch_size, FinetuneConfig.eval_split
+    train = rows - min(max(1, round(split * rows)), rows)
+    weight = sum(source.weight for source in sources) / len(sources)
+    return {"steps": math.ceil(train * weight / batch), "batch_size": batch, "train_rows": round(train * weight)}
+
+
+def _numbers(inspector: Inspector) -> str:
+    return "row" if all(inspector.places.numbers_rows) else "line"
+
+
+def commands(config: InspectConfig, found: dict[str, Any]) -> list[str]:
+    """What to type next: a clean copy first, if something can be repaired, and finetune with what was inspected."""
+    if not found["rows"]:
+        return []
+    if "fix" in found:
+        return [_finetune(config, [found["fix"]["output"]], canonical=True)]
+    if config.data == ("-",) or any(
+            warning["code"] in REPAIRED or (warning["bad"] and warning["code"] != "not_laid_out")
+            for warning in found["warnings"]):
+        output = _clean_name(config.data[0])
+        fix = ["phicli", "inspect", *config.data, *_given(config), "--fix", output]
+        return [shlex.join(fix), _finetune(config, [output], canonical=True)]
+    return [_finetune(config, config.data)]
+
+
+def _finetune(config: InspectConfig, data: Sequence[str], canonical: bool = False) -> str:
+    named = [part for name in data for part in ("--data", name)]
+    return shlex.join(["phicli", "finetune", *_given(config, ("format", "columns") if canonical else ()), *named])
+
+
+def _given(config: InspectConfig, without: Sequence[str] = ()) -> list[str]:
+    """The options, shared with finetune, that differ from their defaults; the model always."""
+    parts = ["--model", config.model] + (["--root", str(config.root)] if config.root_chosen else [])
+    for name in ("format", "columns", "text_template", "chat_template", "chat_template_kwargs"):
+        setting, value = settings_of(FinetuneConfig)[name], getattr(config, name)
+        flag = (setting.flags or ("--" + name.replace("_", "-"),))[0]
+        if name not in without and value != setting.default:
+            parts += [part for each in (value if isinstance(value, tuple) else [value]) for part in (flag, each)]
+    return parts
+
+
+def _clean_name(data: str) -> str:
+    """The name of a clean copy: rows.clean.jsonl in the folder of rows.csv.gz."""
+    if data == "-":
+        return "rows.clean.jsonl"
+    path = Path(data.rstrip("/"))
+    name = path.name if path.is_dir() else path.name.partition(".")[0]
+    return str(path.with_name(f"{name or 'rows'}.clean.jsonl"))
