@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -73,10 +74,8 @@ def watched(process: "subprocess.Popen[bytes]") -> tuple[int, bytes]:
     """Highest sum of resident memory of a process and those that it starts, four times a second, and its output."""
     peak, main = 0, psutil.Process(process.pid)
     while process.poll() is None:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             peak = max(peak, sum(each.memory_info().rss for each in [main, *main.children(recursive=True)]))
-        except psutil.NoSuchProcess:
-            pass
         time.sleep(0.25)
     assert process.stdout
     return peak, process.stdout.read()

@@ -61,7 +61,8 @@ def prompt_hash(row: Understood) -> int:
     """64 bits of what a row asks: of a conversation all before the first answer that is learnt."""
     content = row.content
     if isinstance(content, Conversation):
-        return _hash([[m["role"], str(m["content"]).strip(), m.get("tool_calls")] for m in content.asked])
+        return _hash([part for m in content.asked for part in (
+            m["role"], str(m["content"]).strip(), json.dumps(m["tool_calls"]) if "tool_calls" in m else "")])
     texts = [text.strip() for _, text in row.texts]
     return _hash(texts[:-1] or texts)
 
@@ -74,9 +75,10 @@ def joined(texts: Sequence[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _hash(value: Any) -> int:
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+def _hash(texts: Sequence[str]) -> int:
+    parts = [text.encode("utf-8", "replace") for text in texts]
+    said = b"".join([*parts, *(b"%d " % len(part) for part in parts)])  # the lengths tell where each ends
+    return int.from_bytes(blake2b(said, digest_size=8).digest(), "little")
 
 
 class RowParser:

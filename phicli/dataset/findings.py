@@ -78,8 +78,8 @@ KINDS: dict[str, Kind] = {
     "no_end_of_turn": Kind("the answer does not end in a token that ends a turn", "the model would not learn to stop: "
                            "leave --text-template out, or --chat-template FILE"),
     "near_duplicate": Kind("nearly the same row as an earlier one", "keep one of them, unless the difference matters"),
-    "held_out": Kind("rows that are held out in {field} too", "what is trained says nothing there: remove them from one "
-                     "of the two"),
+    "held_out": Kind("rows that are held out in {field} too", "a figure of them says nothing of what is new: take them "
+                     "out of one of the two"),
     "other_language": Kind("in another language than most rows ({field})", "fine if meant; if not, remove the row",
                            remark=True),
     "too_long": Kind("longer than the limit of {field} tokens", "training cuts the end off: shorten it or raise "
@@ -113,21 +113,20 @@ class Finding:
 class Findings(dict[tuple[str, str | None], Finding]):
     """Findings by code and field."""
 
-    def add(self, code: str, place: int | None, field: str | None = None, *, count: int = 1,
-            detail: str | None = None) -> None:
+    def add(self, code: str, place: int | None, field: str | None = None, *, detail: str | None = None) -> None:
         """Note one more; of the details only the first is kept. place None: it is about the whole file."""
         found = self.get((code, field))
         if found is None:
             found = self[code, field] = Finding(code, field, detail=detail)
-        found.count += count
+        found.count += 1
         if place is not None and len(found.places) < SHOWN_LINES:
             found.places.append(place)
 
     def merge(self, other: Finding) -> None:
-        """Add a finding in rows that come later."""
+        """Add a finding in further rows."""
         found = self.setdefault((other.code, other.field), Finding(other.code, other.field, detail=other.detail))
         found.count += other.count
-        found.places = (found.places + other.places)[:SHOWN_LINES]
+        found.places = sorted(found.places + other.places)[:SHOWN_LINES]
 
     def count(self, code: str) -> int:
         return sum(f.count for f in self.values() if f.code == code)

@@ -9,7 +9,7 @@ import numpy as np
 from phicli.dataset.contents import Understood
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.encoding import RowEncoder
-from phicli.dataset.findings import SHOWN_LINES, Findings
+from phicli.dataset.findings import SHOWN_LINES, Finding, Findings
 from phicli.dataset.languages import FIRST, Languages
 from phicli.dataset.lines import Container, Line
 from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Figures, Look
@@ -119,23 +119,21 @@ class Inspector:
         literal = "".join(text for text, _ in template.parts) if template and encoder else ""
         for token in sorted(set(re.findall(ANY_SPECIAL, literal))):
             if encoder and token not in encoder.codec.special:
-                self.findings.add("unknown_template_token", None, token, count=self.rows)
+                self.findings.merge(Finding("unknown_template_token", token, self.rows))
         for name, figures in self.figures.fields.items():
             limit = max(EXTREME * figures.characters.quantile(0.5), EXTREME_FROM)
             if count := figures.characters.above(limit):
-                self.findings.add("extreme_length", None, name, count=count)
-                found = self.findings["extreme_length", name]
-                found.places = sorted(-place for length, place in figures.longest if length > limit)
+                places = sorted(-place for length, place in figures.longest if length > limit)
+                self.findings.merge(Finding("extreme_length", name, count, places))
         self._alike()
         for language, (count, places) in self.languages.others().items():
-            self.findings.add("other_language", None, language, count=count, detail=self._languages())
-            self.findings["other_language", language].places = places
+            self.findings.merge(Finding("other_language", language, count, places, self._languages()))
         self.findings.mark_style(self.rows)
-        found = self.held_out.overlap(self.near) if self.held_out else None
-        if found and found.exact + found.near:
-            self.findings.add("held_out", None, held_out_name, count=found.exact + found.near,
-                              detail=f"{found.exact} the same, {found.near} nearly the same")
-        return found
+        overlap = self.held_out.overlap(self.near) if self.held_out else None
+        if overlap and overlap.exact + overlap.near:
+            self.findings.merge(Finding("held_out", held_out_name, overlap.exact + overlap.near, [],
+                                        f"{overlap.exact} the same, {overlap.near} nearly the same"))
+        return overlap
 
     def _alike(self) -> None:
         distinct = self.rows - self.findings.count("duplicate_row")
@@ -180,14 +178,13 @@ class _Form:
 
     def finish(self, findings: Findings, container: Container, base: int) -> None:
         if container.encoding != "utf-8":
-            findings.add("encoding", None, container.encoding.upper(), count=self.lines)
+            findings.merge(Finding("encoding", container.encoding.upper(), self.lines))
         elif container.bom:
             findings.add("bom", base + 1)
         if not container.textual:
             return
         if self.blank:
-            findings.add("blank_line", None, count=self.blank)
-            findings["blank_line", None].places += [base + number for number in self.blank_lines]
+            findings.merge(Finding("blank_line", None, self.blank, [base + number for number in self.blank_lines]))
         if not self.last:
             findings.add("no_final_newline", base + self.lines)
             del self.endings[self.last]
@@ -195,7 +192,4 @@ class _Form:
         for ending, count in self.endings.items():
             if ending != usual or (len(self.endings) == 1 and ending != b"\n"):
                 code = "mixed_line_endings" if ending != usual else "crlf" if ending == b"\r\n" else "cr"
-                findings.add(code, None, count=count)
-                found = findings[code, None]
-                places = [base + number for number in self.ending_lines[ending]]
-                found.places = sorted([*found.places, *places])[:SHOWN_LINES]
+                findings.merge(Finding(code, None, count, [base + number for number in self.ending_lines[ending]]))

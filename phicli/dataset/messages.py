@@ -14,6 +14,7 @@ ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "human": USER, "pr
          "assistant": ASSISTANT, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT, "bot": ASSISTANT,
          CALL: ASSISTANT, "tool": TOOL, "function": TOOL, "observation": TOOL, "function_response": TOOL,
          "ipython": TOOL}
+PLAIN = (SYSTEM, USER, ASSISTANT)
 KEPT = ("name", "tool_call_id", *REASONING)
 
 
@@ -55,6 +56,9 @@ def read_tools(found: Any) -> tuple[Mapping[str, Any], ...]:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise Defect("bad_messages", f"it is {kind_of(turn)}")
+    if len(turn) == 2 and isinstance(turn.get("content"), str) and turn.get("role") in PLAIN:  # most are: no time lost
+        check_text(turn["content"], "content")
+        return turn
     sharegpt = "from" in turn and "role" not in turn
     said, content = turn.get("from" if sharegpt else "role"), turn.get("value" if sharegpt else "content")
     role = ROLES.get(said) if isinstance(said, str) else None

@@ -1,12 +1,14 @@
 """Work spread over processes of our own, which end when the one that has started them does, whatever ends it."""
 
+import gc
 import os
 import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -15,11 +17,12 @@ from phicli.errors import Missing
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+GARBAGE = 100_000  # new objects between two collections; many small ones that live shortly need no more
 AHEAD = 2  # tasks a process: one that it works on, one that is ready
 
 
 def spread(make: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], processes: int,
-           alone: int = 0) -> Iterator[Result]:
+           alone: int = 0) -> Generator[Result, None, None]:
     """What a function gives for each task, in the order of the tasks; close the iterator to end the processes.
 
     A program's own main module is not imported in them, so that it needs no guard.
@@ -74,7 +77,8 @@ class _Pool:
             process.wait()
         self.threads.shutdown(cancel_futures=True)
         for process in self.processes:
-            process.__exit__(None, None, None)  # closes the pipes
+            with suppress(OSError):  # what could not be sent
+                process.__exit__(None, None, None)
 
     def _exchange(self, task: Any) -> Any:
         process = self.idle.get()
@@ -108,6 +112,8 @@ def _serve() -> None:
             task = pickle.load(sys.stdin.buffer)
             if function is None:
                 function = task()
+                gc.freeze()
+                gc.set_threshold(GARBAGE)
                 continue
             try:
                 answer = pickle.dumps((True, function(task)), pickle.HIGHEST_PROTOCOL)

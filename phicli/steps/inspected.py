@@ -18,7 +18,7 @@ from phicli.dataset.sources import Source
 from phicli.errors import BadInput
 from phicli.text import Encoded
 
-REPAIRED = {*FORM, *LOST, *RESTORED, "empty_field", "duplicate_row"}  # findings that --fix does away with, beside bad rows
+REPAIRED = {*FORM, *LOST, *RESTORED, "empty_field", "duplicate_row"}  # what --fix does away with, as bad rows
 LARGEST_EXAMPLE = 1 << 16  # characters
 
 

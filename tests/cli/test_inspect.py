@@ -4,10 +4,14 @@ import gzip
 import io
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 DATA = Path(__file__).parents[2] / "data"
@@ -130,14 +134,81 @@ def test_unusable_files(cli, tmp_path, content, message):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_folder(cli, tmp_path):
+def test_a_folder_without_rows(cli, tmp_path):
     done = cli("inspect", tmp_path, "--model", "tiny")
-    assert done.code == 3 and "folder" in done.err
+    assert done.code == 3 and "no files of rows in it" in done.err
+
+
+def test_a_data_set_that_is_not_here_is_not_fetched(cli):
+    done = cli("inspect", "nobody/no-such-data", "--model", "tiny")
+    assert (done.code, done.out) == (4, "")
+    assert "not on this machine" in done.err and "hf download --repo-type dataset nobody/no-such-data" in done.err
+
+
+def test_the_first_row_as_the_model_sees_it(cli, rows):
+    done = cli("inspect", rows, "--model", "tiny")
+    assert "<|user|>\nQuestion 0?<|end|>\n<|assistant|>\n⟦Answer 0.<|end|>⟧\n<|endoftext|>" in done.out
+    assert "end of turn" in done.out and "JSON Lines" in done.out and "4 steps of 8 rows" in done.out
+
+
+def test_a_long_row_is_shown_without_its_middle(cli, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "Long?", "response": "word " * 1000 + "end."}) + "\n")
+    done = cli("inspect", path, "--model", "tiny", "--rows", 0)
+    assert "characters…] " in done.out and "end.<|end|>⟧" in done.out and len(done.out) < 6000
+
+
+def test_the_last_line_is_the_command_that_comes_next(cli, tmp_path, monkeypatch):
+    path = tmp_path / "my rows.csv"
+    path.write_text("frage,antwort\n" + "".join(f"Question {i}?,Answer {i}.\n" for i in range(9)))
+    options = ["--model", "tiny", "--root", tmp_path / "root", "--map", "prompt=frage", "--map", "response=antwort",
+               "--format", "prompt-response"]
+    done = cli("inspect", path, *options)
+    assert done.out.splitlines()[-1] == (
+        f"phicli finetune --model tiny --root {tmp_path}/root --format prompt-response --map prompt=frage "
+        f"--map response=antwort --data '{path}'")
+    path.write_text(path.read_text() + "Why?,a &amp; b\n")
+    fix, finetune = json.loads(cli("inspect", path, *options, "--json").out)["commands"]
+    clean = f"'{tmp_path}/my rows.clean.jsonl'"
+    assert fix == (f"phicli inspect '{path}' --model tiny --root {tmp_path}/root --format prompt-response "
+                   f"--map prompt=frage --map response=antwort --fix {clean}")
+    assert finetune == f"phicli finetune --model tiny --root {tmp_path}/root --data {clean}"
+    assert cli(*shlex.split(fix)[1:]).out.splitlines()[-1] == finetune
+    assert cli(*shlex.split(finetune)[1:], "--max-steps", 1).code == 4  # no quantized model, but nothing wrong with it
+
+
+@pytest.mark.parametrize(("more", "code"), [
+    ({}, 0), ({"source": "web"}, 0), ({"response": "Answer &amp; more."}, 3), ({"prompt": 5}, 3),
+])
+def test_strict(cli, rows, more, code):
+    with rows.open("a") as file:
+        file.write(json.dumps({"prompt": "Question?", "response": "Answer.", **more}) + "\n")
+    assert cli("inspect", rows, "--model", "tiny").code == 0
+    done = cli("inspect", rows, "--model", "tiny", "--strict", "--json")
+    assert done.code == code and json.loads(done.out)["rows"] >= 30
+    assert ("findings: " in done.err) == (code == 3)
+
+
+def test_ctrl_c_ends_all_processes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for at in range(0, 400_000, len(ROWS)):
+            file.writelines(json.dumps({**row, "number": at}) + "\n" for row in ROWS)
+    with subprocess.Popen([sys.executable, "-m", "phicli", "inspect", str(path), "--model", "tiny"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        main, workers = psutil.Process(started.pid), []
+        while len(workers) < 2 and started.poll() is None:
+            workers = main.children(recursive=True)
+            time.sleep(0.05)
+        main.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (130, "") and "Traceback" not in err
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 @pytest.mark.parametrize(("content", "hint"), [
     ('{"frage": "a", "antwort": "b"}\n', "--map prompt=FIELD"),
-    ('[{"prompt": "a",\n"response" "b"}]\n', "one complete JSON object"),
+    ('[{"prompt": "a",\n"response" "b"}]\n', "mend the file there"),
     ("first,second\na,b\n", "--map prompt=FIELD"),
 ])
 def test_no_row_that_can_be_used_shows_the_report_and_ends_with_3(cli, tmp_path, content, hint):
