@@ -53,6 +53,7 @@ def _show(report: dict[str, Any]) -> None:
              for row in report["first_rows"]]
     if first:
         console.result_list(first, title="First rows")
+    console.result("")
     measured = [*report["fields"].items(), ("whole row", {**report, "empty": None})]
     figures = [(_plain(name), f["rows"], f["empty"], what, *(f"{value:g}" for value in list(f[what].values())[:4]))
                for name, f in measured for what in ("characters", "tokens") if f.get(what)]

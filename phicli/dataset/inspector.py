@@ -15,7 +15,6 @@ from phicli.dataset.lines import Container, Line
 from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Figures, Look
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import HeldOut, Overlap
-from phicli.text import TextTemplate
 
 BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 MEASURED = 20_000  # rows whose tokens are counted; of more rows a sample of about so many
@@ -60,6 +59,7 @@ class Inspector:
         self.seen_rows, self.seen_prompts = SeenBefore(), SeenBefore()
         self.near, self.languages = NearDuplicates(), Languages()
         self.unused: set[str] = set()
+        self.file_rows: Counter[int] = Counter()  # by the number of the file
         self.first: list[tuple[int, Understood]] = []
         self.rows = self.lines = self.bytes = 0
         self._given = 0  # rows that were put into batches
@@ -93,7 +93,9 @@ class Inspector:
                               below=self.near.below, first=max(self.show, 1) - len(self.first))
 
     def take(self, look: Look) -> None:
-        self.rows += len(look.places) - look.unmeasurable
+        self.rows += (usable := len(look.places) - look.unmeasurable)
+        if look.places:
+            self.file_rows[look.places[0] >> _FILE] += usable
         self.figures.merge(look.figures)
         self.figures.bad_rows += look.unmeasurable
         for finding in look.findings.values():
@@ -114,9 +116,9 @@ class Inspector:
         if self.held_out:
             self.held_out.see(look.hashes)
 
-    def finish(self, encoder: RowEncoder | None, template: TextTemplate | None, held_out_name: str) -> Overlap | None:
+    def finish(self, encoder: RowEncoder | None, held_out_name: str) -> Overlap | None:
         """Add the findings that only all rows show; returns how many held-out rows there are among them."""
-        literal = "".join(text for text, _ in template.parts) if template and encoder else ""
+        literal = "".join(text for text, _ in encoder.template.parts) if encoder and encoder.template else ""
         for token in sorted(set(re.findall(ANY_SPECIAL, literal))):
             if encoder and token not in encoder.codec.special:
                 self.findings.merge(Finding("unknown_template_token", token, self.rows))

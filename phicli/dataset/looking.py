@@ -27,6 +27,7 @@ from phicli.dataset.rows import parse_line
 from phicli.dataset.suspicious import is_cut_off, suspicions
 from phicli.dataset.text_repair import text_findings
 from phicli.errors import BadInput
+from phicli.progress import SILENT, Progress
 from phicli.text import Conversation
 from phicli.text.layout import SYSTEM, USER
 
@@ -126,9 +127,10 @@ class Looker:
         folder: of the model whose tokens are counted; None leaves them out. clean: rows are restored too.
     """
 
-    def __init__(self, settings: RowSettings, folder: Path | None, max_tokens: int, clean: bool):
+    def __init__(self, settings: RowSettings, folder: Path | None, max_tokens: int, clean: bool,
+                 progress: Progress = SILENT):
         self.parser, self.max_tokens, self.clean = row_parser(settings), max_tokens, clean
-        self.encoder = RowEncoder(folder, settings) if folder else None
+        self.encoder = RowEncoder(folder, settings, progress=progress) if folder else None
         special = self.encoder.codec.special if self.encoder else {}
         self.special = re.compile("|".join([*map(re.escape, sorted(special, key=len, reverse=True)), ANY_SPECIAL]))
         end = end_of_turn(self.encoder) if self.encoder else None

@@ -21,26 +21,25 @@ GARBAGE = 100_000  # new objects between two collections; many small ones that l
 AHEAD = 2  # tasks a process: one that it works on, one that is ready
 
 
-def spread(make: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], processes: int,
-           alone: int = 0) -> Generator[Result, None, None]:
+def spread(here: Callable[[Task], Result], make: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task],
+           processes: int, alone: int = 0) -> Generator[Result, None, None]:
     """What a function gives for each task, in the order of the tasks; close the iterator to end the processes.
 
     A program's own main module is not imported in them, so that it needs no guard.
 
     Args:
-        make: gives the function, here and once in each process; it, tasks and results are pickled.
+        here: the function. make: gives it, once in each process; make, tasks and results are pickled.
         alone: so many first tasks are done here; the processes start when there are more.
 
     Raises:
         Missing: a process was ended from outside. Whatever the function raises.
     """
-    here, rest = make(), iter(tasks)
+    rest = iter(tasks)
     for task in rest if processes < 2 else islice(rest, alone):
         yield here(task)
     first = next(rest, None)
     if first is None:
         return
-    del here
     pool = _Pool(make, processes)
     try:
         yield from pool.map(first, rest)
@@ -59,8 +58,7 @@ class _Pool:
             process = subprocess.Popen([sys.executable, "-c", begin], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        start_new_session=True)
             self.processes.append(process)
-            self.threads.submit(self._send, process, make).add_done_callback(
-                lambda _, process=process: self.idle.put(process))
+            self.threads.submit(self._begin, process, make)
 
     def map(self, first: Any, rest: Iterator[Any]) -> Iterator[Any]:
         waiting: deque[Future[Any]] = deque([self.threads.submit(self._exchange, first)])
@@ -79,6 +77,11 @@ class _Pool:
         for process in self.processes:
             with suppress(OSError):  # what could not be sent
                 process.__exit__(None, None, None)
+
+    def _begin(self, process: "subprocess.Popen[bytes]", make: Callable[[], Any]) -> None:
+        with suppress(OSError):  # it has ended: who gives it a task will see
+            self._send(process, make)
+        self.idle.put(process)
 
     def _exchange(self, task: Any) -> Any:
         process = self.idle.get()

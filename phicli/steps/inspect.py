@@ -11,7 +11,7 @@ from phicli.config.steps import InspectConfig
 from phicli.dataset.cleaning import cleaning
 from phicli.dataset.contents import Understood
 from phicli.dataset.defects import Defect
-from phicli.dataset.encoding import RowEncoder, row_parser
+from phicli.dataset.encoding import row_parser
 from phicli.dataset.formats import open_rows
 from phicli.dataset.inspector import Inspector
 from phicli.dataset.looking import Batch, Looker
@@ -50,27 +50,27 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
         raise Missing(e.message, where=e.where, hint=f"hf download --repo-type dataset {e.where}") from None
     paths = [source.path for source in sources]
     folder, fix = local_tokenizer(config.model), Path(config.fix) if config.fix else None
-    encoder = RowEncoder(folder, config, progress=progress) if folder else None
-    if not encoder:
+    look_at = partial(Looker, config, folder, config.max_tokens, bool(fix))
+    looker = look_at(progress)
+    if not folder:
         progress.note(f"tokens are left out: {config.model} is not on this machine, and looking at data fetches "
                       "nothing. To count them: --model tiny (built in), --model FOLDER, or after phicli quantize has "
                       "fetched it")
-    parser, size = row_parser(config), _size(paths)
+    size = _size(paths)
     inspector = Inspector(config.rows, size, _held_out(config, paths, progress))
     files: list[FileRead] = []
     with ExitStack() as stack:
         cleaner = stack.enter_context(cleaning(fix, paths)) if fix else None
         task = stack.enter_context(progress.task(f"reading {_named(paths)}", size, "B"))
-        looker = partial(Looker, config, folder, config.max_tokens, bool(fix))
         batches = _batches(paths, inspector, files, task)
-        for look in stack.enter_context(closing(spread(looker, batches, usable_cores(), ALONE))):
+        for look in stack.enter_context(closing(spread(looker, look_at, batches, usable_cores(), ALONE))):
             inspector.take(look)
             if cleaner and look.cleaned:
                 cleaner.take(look.cleaned)
         if not inspector.rows + inspector.figures.bad_rows:
             raise BadInput("no rows: the file is empty", where=_named(paths))
-    overlap = inspector.finish(encoder, parser.template, config.eval_data)
-    return report(config, sources, files, inspector, overlap, encoder, cleaner)
+    overlap = inspector.finish(looker.encoder, config.eval_data)
+    return report(config, sources, files, inspector, overlap, looker.encoder, cleaner)
 
 
 def _batches(paths: Sequence[str | Path], inspector: Inspector, files: list[FileRead], task: Task) -> Iterator[Batch]:

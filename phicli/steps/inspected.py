@@ -14,7 +14,7 @@ from phicli.dataset.contents import joined
 from phicli.dataset.encoding import RowEncoder, end_of_turn
 from phicli.dataset.inspector import Inspector
 from phicli.dataset.overlap import Overlap
-from phicli.dataset.sources import Source
+from phicli.dataset.sources import Source, split_weight
 from phicli.errors import BadInput
 from phicli.text import Encoded
 
@@ -46,7 +46,7 @@ def report(config: InspectConfig, sources: Sequence[Source], files: Sequence[Fil
         "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures()}
                    for name, f in figures.fields.items()},
         "characters": figures.characters.figures(), "tokens": _tokens(config, inspector),
-        "epoch": _epoch(inspector.rows, sources),
+        "epoch": _epoch(inspector, sources, _held_out_given(config, overlap)),
         "duplicate_rows": findings.count("duplicate_row"), "duplicate_prompts": findings.count("duplicate_prompt"),
         "held_out": {"data": config.eval_data, **overlap.__dict__} if overlap else None,
         "first_rows": [{"line": place(at), **joined(row.texts)} for at, row in inspector.first[: config.rows]],
@@ -95,12 +95,14 @@ def _tokens(config: InspectConfig, inspector: Inspector) -> dict[str, Any] | Non
             "limit": config.max_tokens, "over_limit": inspector.findings.count("too_long"), "measured_rows": measured}
 
 
-def _epoch(rows: int, sources: Sequence[Source]) -> dict[str, Any]:
+def _epoch(inspector: Inspector, sources: Sequence[Source], held_out_given: bool) -> dict[str, Any]:
     """Steps that finetune takes to see each row once, at its defaults."""
-    batch, split = FinetuneConfig.batch_size, FinetuneConfig.eval_split
-    train = rows - min(max(1, round(split * rows)), rows)
-    weight = sum(source.weight for source in sources) / len(sources)
-    return {"steps": math.ceil(train * weight / batch), "batch_size": batch, "train_rows": round(train * weight)}
+    from phicli.training.rows import HELD_OUT_MOST
+
+    rows = round(sum(source.weight * inspector.file_rows[at] for at, source in enumerate(sources)))
+    held_out = 0 if held_out_given else min(max(1, round(FinetuneConfig.eval_split * rows)), HELD_OUT_MOST, rows)
+    train, batch = rows - held_out, FinetuneConfig.batch_size
+    return {"steps": math.ceil(train / batch), "batch_size": batch, "train_rows": train}
 
 
 def _numbers(inspector: Inspector) -> str:
@@ -111,20 +113,25 @@ def commands(config: InspectConfig, found: dict[str, Any]) -> list[str]:
     """What to type next: a clean copy first, if something can be repaired, and finetune with what was inspected."""
     if not found["rows"]:
         return []
-    if "fix" in found:
-        return [_finetune(config, [found["fix"]["output"]], canonical=True)]
-    if config.data == ("-",) or any(
-            warning["code"] in REPAIRED or (warning["bad"] and warning["code"] != "not_laid_out")
-            for warning in found["warnings"]):
-        output = _clean_name(config.data[0])
-        fix = ["phicli", "inspect", *config.data, *_given(config), "--fix", output]
-        return [shlex.join(fix), _finetune(config, [output], canonical=True)]
-    return [_finetune(config, config.data)]
+    held_out = ["--eval-data", config.eval_data] if _held_out_given(config, found["held_out"]) else []
+    clean = None
+    if "fix" not in found and (config.data == ("-",) or any(map(_repaired, found["warnings"]))):
+        clean = _clean_name(config.data[0])
+        fix = ["phicli", "inspect", *config.data, *_given(config), *held_out, "--fix", clean]
+    output = found["fix"]["output"] if "fix" in found else clean
+    rows = _given(config, ("format", "columns") if output else ())
+    data = [part for name in ([output] if output else config.data) for part in ("--data", name)]
+    finetune = shlex.join(["phicli", "finetune", *rows, *data, *held_out])
+    return [shlex.join(fix), finetune] if clean else [finetune]
 
 
-def _finetune(config: InspectConfig, data: Sequence[str], canonical: bool = False) -> str:
-    named = [part for name in data for part in ("--data", name)]
-    return shlex.join(["phicli", "finetune", *_given(config, ("format", "columns") if canonical else ()), *named])
+def _repaired(warning: dict[str, Any]) -> bool:
+    return warning["code"] in REPAIRED or (warning["bad"] and warning["code"] != "not_laid_out")
+
+
+def _held_out_given(config: InspectConfig, overlap: Any) -> bool:
+    """Whether there are held-out rows that are not the lab's own, so that finetune need not choose any."""
+    return bool(overlap) and config.eval_data != InspectConfig.eval_data
 
 
 def _given(config: InspectConfig, without: Sequence[str] = ()) -> list[str]:
@@ -142,6 +149,7 @@ def _clean_name(data: str) -> str:
     """The name of a clean copy: rows.clean.jsonl in the folder of rows.csv.gz."""
     if data == "-":
         return "rows.clean.jsonl"
-    path = Path(data.rstrip("/"))
+    path = Path(split_weight(data)[0])
     name = path.name if path.is_dir() else path.name.partition(".")[0]
+    path = path if path.exists() else Path(path.name)  # of a data set of the hub
     return str(path.with_name(f"{name or 'rows'}.clean.jsonl"))

@@ -177,6 +177,17 @@ def test_the_last_line_is_the_command_that_comes_next(cli, tmp_path, monkeypatch
     assert cli(*shlex.split(finetune)[1:], "--max-steps", 1).code == 4  # no quantized model, but nothing wrong with it
 
 
+def test_held_out_rows_are_given_on(cli, rows, tmp_path):
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text(json.dumps(ROWS[3]) + "\n")
+    done = cli("inspect", rows, "--model", "tiny", "--eval-data", held_out)
+    assert "of 1 rows in" in done.out and "30 to train on" in done.out
+    assert done.out.splitlines()[-1].endswith(f"--data {rows} --eval-data {held_out}")
+    held_out.write_bytes(b"PK\x03\x04")
+    done = cli("inspect", rows, "--model", "tiny", "--eval-data", held_out)
+    assert done.code == 0 and "held-out rows are not compared" in done.err and "27 to train on" in done.out
+
+
 @pytest.mark.parametrize(("more", "code"), [
     ({}, 0), ({"source": "web"}, 0), ({"response": "Answer &amp; more."}, 3), ({"prompt": 5}, 3),
 ])

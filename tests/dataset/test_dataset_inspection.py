@@ -69,8 +69,8 @@ PROVOKED = {
     "doubled_word": (CLEAN + row(response="Take the the tram."), [21], 1),
     "cut_off": (CLEAN + row(response="Take the tram. Then walk up to the castle. From there the"), [21], 1),
     "markup": (CLEAN + row(response="Take the <b>tram</b>."), [21], 1),
-    "near_duplicate": (PROSE + row(prompt="Where to go on day 4?", response=ENGLISH[2].replace(".", "!!")) +
-                       row(prompt="Where to go on day 3?", response=ENGLISH[2]), [4, 5], 2),
+    "near_duplicate": (PROSE + row(prompt="When to go on day 2?", response=ENGLISH[2].replace(".", "!!")) +
+                       row(prompt="How to go on day 2?", response=ENGLISH[2]), [4, 5], 2),
     "other_language": (PROSE + row(response=GERMAN), [4], 1),
     "no_end_of_turn": (CLEAN, [1, 2, 3, 4, 5], 20),
     "held_out": (CLEAN, [], 2),
@@ -230,9 +230,10 @@ def test_what_was_understood(tmp_path):
 def test_steps_of_an_epoch_and_held_out_rows(tmp_path):
     (tmp_path / "held.csv").write_text(f"prompt,response\n{GOOD[1]['prompt']},\"{GOOD[1]['response']}\"\nWhy?,So.\n")
     report = inspect(tmp_path, CLEAN, eval_data=str(tmp_path / "held.csv"))
-    assert report["epoch"] == {"steps": 3, "batch_size": 8, "train_rows": 18}
+    assert report["epoch"] == {"steps": 3, "batch_size": 8, "train_rows": 20}
     assert {name: report["held_out"][name] for name in ("rows", "exact", "near")} == {"rows": 2, "exact": 1, "near": 0}
     assert inspect(tmp_path, CLEAN, eval_data=str(tmp_path / "rows.jsonl"))["held_out"] is None
+    assert inspect(tmp_path, CLEAN)["epoch"]["train_rows"] == 18
 
 
 def test_of_many_rows_the_tokens_of_a_sample_are_counted(tmp_path, monkeypatch):

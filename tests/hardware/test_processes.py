@@ -24,23 +24,23 @@ def children():
 @pytest.mark.parametrize(("processes", "alone"), [(1, 0), (2, 0), (3, 5), (2, 100)])
 def test_results_come_in_order_and_nothing_is_left(processes, alone):
     texts = [f"{i} {{a{i}}}" for i in range(40)]
-    found = list(spread(partial(partial, TextTemplate), texts, processes, alone))
+    found = list(spread(TextTemplate, partial(partial, TextTemplate), texts, processes, alone))
     assert [template.fields for template in found] == [TextTemplate(text).fields for text in texts]
     assert children() == []
 
 
 def test_few_tasks_start_no_process():
-    with closing(spread(partial(partial, Histogram), [[1], [2]], 2, alone=2)) as results:
+    with closing(spread(Histogram, partial(partial, Histogram), [[1], [2]], 2, alone=2)) as results:
         assert [result.total for result in results if not children()] == [1, 2]
 
 
 def test_no_tasks():
-    assert list(spread(partial(partial, Histogram), [], 2)) == []
+    assert list(spread(Histogram, partial(partial, Histogram), [], 2)) == []
 
 
 def test_an_error_comes_through_and_ends_the_processes():
     with pytest.raises(BadInput, match="needs fields"):
-        list(spread(partial(partial, TextTemplate), ["{a}", "no field", "{b}"], 2))
+        list(spread(TextTemplate, partial(partial, TextTemplate), ["{a}", "no field", "{b}"], 2))
     assert children() == []
 
 
@@ -51,7 +51,7 @@ def test_an_error_of_the_tasks_ends_the_processes():
         raise BadInput("no more")
 
     with pytest.raises(BadInput, match="no more"):
-        list(spread(partial(partial, Histogram), tasks(), 2))
+        list(spread(Histogram, partial(partial, Histogram), tasks(), 2))
     assert children() == []
 
 
@@ -63,7 +63,7 @@ def test_a_process_that_is_ended_from_outside_is_an_error():
         yield from [0.0] * 10
 
     with pytest.raises(Missing, match="was ended"):
-        list(spread(partial(partial, time.sleep), tasks(), 2))
+        list(spread(time.sleep, partial(partial, time.sleep), tasks(), 2))
     assert children() == []
 
 
