@@ -135,8 +135,7 @@ def _remark(answer: "Answer", prefix: str = "") -> None:
 
 def _warned(answer: "Answer") -> "Answer":
     if answer.finish_reason == "repetition":
-        console.warn("the model repeats itself, so its answer ends here; what helps: --repetition-penalty 1.1, or "
-                     "--temperature 0.7")
+        console.warn("the model loops; try --temperature 0.7 or --repetition-penalty 1.1")
     return answer
 
 

@@ -17,7 +17,7 @@ COMMANDS = {
     "/help": "this list",
     "/exit": "leave (so does Ctrl-D)",
 }
-KEYS = "Enter sends, Alt-Enter begins a new line, Ctrl-C stops the answer, // at the start is a plain /."
+KEYS = ("Enter sends, Alt-Enter begins a new line, Ctrl-C stops the answer,", "// at the start is a plain /.")
 NO_ADAPTER = "none"
 
 
@@ -32,7 +32,7 @@ def summary(answer: Answer) -> str:
         kept = f" after {answer.cached_tokens} kept" if answer.cached_tokens else ""
         parts.append(f"prompt {answer.prefill_tokens} tokens{kept}, {answer.prefill_rate:.0f} tok/s")
     ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "interrupted": "stopped",
-            "repetition": "ended as it repeats itself"}
+            "repetition": "ended as it loops"}
     parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []
     return "; ".join(parts)
 
@@ -116,7 +116,7 @@ class Repl:
     def _settings(self, rest: str) -> None:
         talk = self.talk
         self.note(f"sampling: {talk.sampling}")
-        self.note(f"without settings of yours: {talk.session.sampling}")
+        self.note(f"default:  {talk.session.sampling}")
         self.note(f"an answer has at most {talk.max_new_tokens} tokens, and ends before: "
                   f"{', '.join(map(repr, talk.stop)) or 'no text'}")
 
@@ -130,4 +130,5 @@ class Repl:
     def _help(self, rest: str) -> None:
         for name, meaning in COMMANDS.items():
             self.note(f"{name:10} {meaning}")
-        self.note(KEYS)
+        for line in KEYS:
+            self.note(line)

@@ -66,10 +66,11 @@ class Sampling:
 
         tokens: the whole sequence; genai applies the penalty only when it draws, so it is counted in here.
         """
-        scores, seen = logits.ravel().copy(), np.unique(tokens)
+        scores, kept, seen = logits.ravel().copy(), logits.copy(), np.unique(tokens)
         scores[seen] *= np.where(scores[seen] > 0, 1 / self.repetition_penalty, self.repetition_penalty)
         unlikely = scores < scores.max() + self.temperature * np.log(self.min_p)
-        return np.where(unlikely.reshape(logits.shape), -np.inf, logits).astype(logits.dtype)
+        np.copyto(kept, -np.inf, where=unlikely.reshape(logits.shape))
+        return kept
 
     def __str__(self) -> str:
         parts = ["greedy"] if self.temperature == 0 else [

@@ -53,16 +53,16 @@ def test_a_greedy_answer_that_goes_round_in_a_circle_is_ended_after_three_rounds
         answer = Conversation(session, max_new_tokens=100).ask(QUESTION)
         assert answer.text.strip() == (CIRCLE * 3).strip() and answer.finish_reason == "repetition"
         sampled = Conversation(session, sampling=Sampling(temperature=0.01), max_new_tokens=100).ask(QUESTION)
-        assert sampled.text.startswith(answer.text) and (sampled.finish_reason, sampled.answer_tokens) == ("length", 100)
+        assert sampled.text.startswith(answer.text) and sampled.finish_reason == "length"
 
 
-def test_the_command_says_that_the_model_repeats_itself(cli, circling):
+def test_the_command_says_that_the_model_loops(cli, circling):
     for flags in ([], ["--json"]):
         done = cli("chat", "--root", circling, "-p", QUESTION, *flags)
-        assert done.code == 0 and "the model repeats itself" in done.err and "--repetition-penalty" in done.err
+        assert done.code == 0 and "the model loops" in done.err and "--repetition-penalty" in done.err
     assert json.loads(done.out)["finish_reason"] == "repetition"
     sampled = cli("chat", "--root", circling, "-p", QUESTION, "--temperature", "0.01", "--max-new-tokens", "60")
-    assert sampled.out.count("ferry") > 3 and "repeats" not in sampled.err
+    assert sampled.out.count("ferry") > 3 and "loops" not in sampled.err
 
 
 def test_only_eight_tokens_and_more_that_come_three_times_running_are_a_repetition():
@@ -113,7 +113,7 @@ def test_an_answer_ends_before_a_stop_text_that_is_never_shown(session, stream):
         assert answer.text == whole.text.partition(stop)[0] == "".join(pieces)
         assert answer.finish_reason == "stop" and answer.answer_tokens <= whole.answer_tokens
         assert talk.turns == [(QUESTION, answer.text)]
-        assert 0 < talk.ask("And then?").cached_tokens
+        assert talk.ask("And then?").cached_tokens > 0
 
 
 def test_half_a_stop_text_at_the_end_is_shown(session):
