@@ -213,7 +213,8 @@ class Conversation:
     def _decode(self, generator: Generator, stopped: Callable[[], bool],
                 on_text: Callable[[str], None]) -> tuple[str, list[float], str]:
         """Generate; returns the answer, the time at which each token was there, and why it ended."""
-        codec, ends = self.session.codec, self._end_ids()
+        codec = self.session.codec
+        ends = self.session.end_ids | {codec.special[stop][0] for stop in self.stop if stop in codec.special}
         stream, text = codec.stream(), StopText(self.stop)
         drawn: list[int] = []
         times: list[float] = []
@@ -243,10 +244,6 @@ class Conversation:
         if whole.startswith(text.given) and len(whole) > len(text.given):
             on_text(whole[len(text.given) :])  # what was held back: half a stop text, bytes that are no character
         return whole, times, reason
-
-    def _end_ids(self) -> frozenset[int]:
-        special = self.session.codec.special
-        return self.session.end_ids_of(self.adapter) | {special[stop][0] for stop in self.stop if stop in special}
 
 
 def _common_length(a: Sequence[int] | np.ndarray, b: Sequence[int]) -> int:

@@ -102,12 +102,6 @@ class Session:
             self._codecs[adapter] = TextCodec(self.folder, read_text(file, LONGEST), self._template_options)
         return self._codecs[adapter]
 
-    def end_ids_of(self, adapter: str | None) -> frozenset[int]:
-        """Tokens that end an answer: the model's, and the one that ends a turn in the chat template of `codec_of`."""
-        codec = self.codec_of(adapter)
-        end = codec.turns.end
-        return self.end_ids | {codec.special[end][0]} if end else self.end_ids
-
     def close(self) -> None:
         """Give the memory of the model, its adapters and all its caches back. Again: nothing happens."""
         with self._lock:

@@ -125,20 +125,10 @@ def test_half_a_stop_text_at_the_end_is_shown(session):
 
 def test_a_control_token_can_be_a_stop_text(session, monkeypatch):
     usual = Conversation(session).ask(QUESTION)
-    monkeypatch.setattr(session, "end_ids_of", lambda adapter: frozenset())
+    monkeypatch.setattr(session, "end_ids", frozenset())
     assert Conversation(session, max_new_tokens=40).ask(QUESTION).finish_reason == "length"
     answer = Conversation(session, max_new_tokens=40, stop=session.codec.turns.end).ask(QUESTION)
     assert (answer.text, answer.finish_reason) == (usual.text, "stop")
-
-
-def test_an_adapter_with_a_template_of_its_own_ends_where_that_does(optimized, tmp_path):
-    folder = shutil.copytree(optimized / "onnx-ao", tmp_path / "onnx-ao")
-    template = (folder / "chat_template.jinja").read_text().replace("<|end|>", "<|system|>")
-    (folder / "adapters" / "travel.jinja").write_text(template)
-    with Session(folder) as session:
-        special = session.codec.special
-        assert session.end_ids_of("cooking") == session.end_ids_of(None) == session.end_ids
-        assert session.end_ids_of("travel") == session.end_ids | {special["<|system|>"][0]}
 
 
 def test_stop_texts_that_are_none(session):
