@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
     from phicli.inference.conversation import Answer, Conversation
-    from phicli.inference.generator import Sampling
+    from phicli.inference.sampling import Sampling
     from phicli.inference.session import Session
     from phicli.workflow.plan import StageResult
 
@@ -33,7 +33,7 @@ _HOME = {
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "OptimizeConfig", "ChatConfig",
                       "EvaluateConfig"),
     "phicli.inference.session": ("Session",),
-    "phicli.inference.generator": ("Sampling",),
+    "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
     "phicli.workflow.plan": ("StageResult",),
     "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),

@@ -36,13 +36,13 @@ def chat(
     if json and question is None:
         raise UsageError("--json needs --prompt or a prompt on stdin")
     config = config.but(system=config.system and console.typed(config.system),
-                        adapter=None if no_adapter else config.adapter)
-    with _opened(Path(config.path or config.root_folder / ONNX_FOLDER), config, compare) as talks:
+                        stop=tuple(map(console.typed, config.stop)), adapter=None if no_adapter else config.adapter)
+    with _opened(Path(config.path or config.root_folder / ONNX_FOLDER), config, compare, question is None) as talks:
         answer = _compare_on(talks.all) if compare else _stream_on(talks.last)
         if question is None:
             _converse(talks, answer)
         elif json:
-            answers = [_document(talk.ask(question)) for talk in talks.all]
+            answers = [_document(_warned(talk.ask(question))) for talk in talks.all]
             console.result_json({"prompt": question, "answers": answers} if compare else answers[0])
         else:
             answer(question, lambda: False)
@@ -65,7 +65,7 @@ def _question(prompt: str | None) -> str | None:
     return prompt
 
 
-def _opened(folder: Path, config: ChatConfig, compare: bool) -> "Talks":
+def _opened(folder: Path, config: ChatConfig, compare: bool, sample: bool) -> "Talks":
     """The model, loaded, and the conversations on it."""
     from phicli.cli.talks import Talks
     from phicli.inference.session import Session
@@ -75,7 +75,7 @@ def _opened(folder: Path, config: ChatConfig, compare: bool) -> "Talks":
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
     with console.task_log("chat", config.root_folder) as progress:
-        talks = Talks(folder, config, compare)
+        talks = Talks(folder, config, compare, sample)
         if any(talk.merges_system for talk in talks.all):
             progress.note(MERGED_SYSTEM)
         if trouble := why_slow():
@@ -120,6 +120,7 @@ def _converse(talks: "Talks", answer: Callable[[str, Callable[[], bool]], None])
 
     repl = Repl(talks.all, answer, talks.use_adapter, read, console.note, console.failure)
     reader = line_reader(repl.words)
+    console.note(f"sampling: {talks.last.sampling}")
     console.note(f"adapter: {talks.last.adapter or 'none'}; /help lists the commands, Ctrl-D leaves")
     repl.run()
 
@@ -129,7 +130,13 @@ def _remark(answer: "Answer", prefix: str = "") -> None:
 
     if answer.dropped_turns:
         console.warn(f"the context is full: the oldest {answer.dropped_turns} turns were left out")
-    console.note(prefix + summary(answer))
+    console.note(prefix + summary(_warned(answer)))
+
+
+def _warned(answer: "Answer") -> "Answer":
+    if answer.finish_reason == "repetition":
+        console.warn("the model loops; try --temperature 0.7 or --repetition-penalty 1.1")
+    return answer
 
 
 def _document(answer: "Answer") -> dict[str, Any]:

@@ -12,11 +12,12 @@ COMMANDS = {
     "/adapters": "the adapters there are",
     "/system": "TEXT: the system message; without TEXT: none",
     "/reset": "forget the conversation",
+    "/settings": "how answers are drawn and what ends them",
     "/stats": "tokens and speed",
     "/help": "this list",
     "/exit": "leave (so does Ctrl-D)",
 }
-KEYS = "Enter sends, Alt-Enter begins a new line, Ctrl-C stops the answer, // at the start is a plain /."
+KEYS = ("Enter sends, Alt-Enter begins a new line, Ctrl-C stops the answer,", "// at the start is a plain /.")
 NO_ADAPTER = "none"
 
 
@@ -30,7 +31,8 @@ def summary(answer: Answer) -> str:
     if answer.prefill_rate and answer.answer_tokens:
         kept = f" after {answer.cached_tokens} kept" if answer.cached_tokens else ""
         parts.append(f"prompt {answer.prefill_tokens} tokens{kept}, {answer.prefill_rate:.0f} tok/s")
-    ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "interrupted": "stopped"}
+    ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "interrupted": "stopped",
+            "repetition": "ended as it loops"}
     parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []
     return "; ".join(parts)
 
@@ -111,6 +113,13 @@ class Repl:
             talk.reset()
         self.note("conversation forgotten")
 
+    def _settings(self, rest: str) -> None:
+        talk = self.talk
+        self.note(f"sampling: {talk.sampling}")
+        self.note(f"default:  {talk.session.sampling}")
+        self.note(f"an answer has at most {talk.max_new_tokens} tokens, and ends before: "
+                  f"{', '.join(map(repr, talk.stop)) or 'no text'}")
+
     def _stats(self, rest: str) -> None:
         talk = self.talk
         self.note(f"turns: {len(talk.turns)}, tokens: {talk.cached_tokens} of {talk.session.context}, "
@@ -121,4 +130,5 @@ class Repl:
     def _help(self, rest: str) -> None:
         for name, meaning in COMMANDS.items():
             self.note(f"{name:10} {meaning}")
-        self.note(KEYS)
+        for line in KEYS:
+            self.note(line)

@@ -6,7 +6,6 @@ from pathlib import Path
 from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, PhicliError
 from phicli.inference.conversation import Conversation
-from phicli.inference.generator import Sampling
 from phicli.inference.session import Session
 from phicli.text.layout import template_options
 
@@ -19,16 +18,17 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
 
     Args:
         folder: of the model. compare: whether answers with and without adapters are compared.
+        sample: whether answers are sampled as the model asks; else they are greedy, unless the settings say otherwise.
 
     Raises:
         Missing, BadInput: as `Session` and `Conversation` do; nothing to compare.
     """
 
-    def __init__(self, folder: Path, config: ChatConfig, compare: bool = False):
+    def __init__(self, folder: Path, config: ChatConfig, compare: bool = False, sample: bool = False):
         self._folder, self._config = folder, config
         self.session = self._open(adapters=compare or config.adapter is not None)
         try:
-            self.all = self._begun(compare)
+            self.all = self._begun(compare, sample)
         except BaseException:
             self.session.close()
             raise
@@ -38,7 +38,7 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
         return Session(self._folder, self._config.device, self._config.kernels, adapters,
                        template_options(self._config.chat_template_kwargs))
 
-    def _begun(self, compare: bool) -> list[Conversation]:
+    def _begun(self, compare: bool, sample: bool) -> list[Conversation]:
         s = self._config
         adapters: list[str | None] = [s.adapter]
         if compare:
@@ -46,9 +46,9 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
             if len(adapters) == 1:
                 raise BadInput("no adapter to compare with", where=self._folder,
                                hint="phicli optimize --adapter NAME=FOLDER")
-        sampling = Sampling(s.temperature, s.top_p, s.top_k, s.seed)
+        sampling = self.session.sampling.settled(s, sample)
         return [Conversation(self.session, adapter=name, system=s.system, sampling=sampling,
-                             max_new_tokens=s.max_new_tokens) for name in adapters]
+                             max_new_tokens=s.max_new_tokens, stop=s.stop) for name in adapters]
 
     def use_adapter(self, name: str | None) -> None:
         """Let the last conversation answer with another adapter from now on; None for none.

@@ -115,7 +115,7 @@ def _from_text(setting: Setting, text: str) -> Any:
             raise BadInput(f"'{text}' is neither true nor false", where=setting.env)
         return lowered in ("1", "true", "yes", "on")
     if setting.kind is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return [text] if setting.verbatim else [part.strip() for part in text.split(",") if part.strip()]
     try:
         return setting.kind(text)
     except ValueError:

@@ -27,6 +27,7 @@ class Setting:
     help: for people, one line. choices: all values there are. minimum, maximum: of a number.
     above, below: the number has to be larger, smaller than that.
     flags: how the option is spelt, where it is not `--name`. argument: given by its place, without a flag.
+    verbatim: of a list: a flag or variable is one text as it is, in which a comma parts nothing; none is empty.
     path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
     recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
         only changes how the result is come by.
@@ -44,6 +45,7 @@ class Setting:
     flags: tuple[str, ...] = ()
     metavar: str | None = None
     argument: bool = False
+    verbatim: bool = False
     path: bool = False
     recorded: bool = True
 
@@ -80,6 +82,8 @@ class Setting:
             texts = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in parts)
             if not all(isinstance(part, str) for part in texts):
                 raise error("needs a list of texts", where=where)
+            if self.verbatim and not all(texts):
+                raise error("is empty", where=where)
             return tuple(map(expand, texts)) if self.path else texts
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
             value = float(value)

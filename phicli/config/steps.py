@@ -201,10 +201,18 @@ class ChatConfig(OfModel):
     adapter: str | None = shared.adapter()
     system: str | None = setting(None, "System message")
     max_new_tokens: int = setting(256, "Maximum length of an answer in tokens", minimum=1)
-    temperature: float = setting(0.0, "Sampling temperature; 0: greedy decoding", minimum=0)
-    top_p: float = setting(0.95, "Nucleus sampling: the likeliest tokens with this total probability", above=0,
-                           maximum=1)
-    top_k: int = setting(50, "Sample from this many likeliest tokens", minimum=1)
+    stop: tuple[str, ...] = setting((), "Text that an answer ends before; may be repeated", verbatim=True,
+                                    metavar="TEXT")
+    temperature: float | None = setting(None, "Sampling temperature; 0: greedy decoding [default: the model's own in a "
+                                        "conversation, else 0]", minimum=0)
+    top_p: float | None = setting(None, "Nucleus sampling: the likeliest tokens with this total probability [default: "
+                                  "the model's own, else 0.95]", above=0, maximum=1)
+    top_k: int | None = setting(None, "Sample from this many likeliest tokens; 0: from all [default: the model's own, "
+                                "else 50]", minimum=0)
+    min_p: float | None = setting(None, "Sample from tokens at least this fraction as likely as the likeliest one "
+                                  "[default: 0]", minimum=0, maximum=1)
+    repetition_penalty: float | None = setting(None, "Divide the score of tokens that were there already by this; 1: "
+                                               "no penalty [default: the model's own, else 1]", above=0)
     seed: int = shared.seed()
     device: str = shared.device()
     kernels: str = shared.kernels()

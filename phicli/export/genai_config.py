@@ -11,7 +11,9 @@ from typing import Any
 
 from phicli.artifacts.names import GENAI_CONFIG
 from phicli.artifacts.reading import read_json
-from phicli.errors import BadInput, Missing
+from phicli.config.setting import checked
+from phicli.config.steps import ChatConfig
+from phicli.errors import BadInput, Missing, UsageError
 
 REBUILD = "phicli optimize --force"
 LARGEST_FILE = 1 << 20  # bytes
@@ -48,8 +50,14 @@ def _all(check: Check) -> Check:
     return lambda value: isinstance(value, list) and len(value) <= LARGEST_LIST and all(map(check, value))
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1e9
+def _chat_setting(name: str) -> Check:
+    """What the setting of chat takes."""
+    def check(value: Any) -> bool:
+        try:
+            return checked(ChatConfig, name, value) is not None
+        except UsageError:
+            return False
+    return check
 
 
 LARGEST_LIST = 4096
@@ -89,8 +97,9 @@ PROVIDERS: dict[str, dict[str, Check]] = {
     "dml": {"enable_graph_capture": _option}, "webgpu": {"enableGraphCapture": _option, "validationMode": _option},
 }
 SEARCH: dict[str, Check] = {
-    "past_present_share_buffer": _flag, "repetition_penalty": _number, "min_length": _integer(0, 1 << 27),
-    "no_repeat_ngram_size": _integer(0, 1 << 20), "chunk_size": _integer(1, 1 << 27),
+    "past_present_share_buffer": _flag, "min_length": _integer(0, 1 << 27),
+    "no_repeat_ngram_size": _integer(0, 1 << 20), "chunk_size": _integer(1, 1 << 27), "do_sample": _flag,
+    **{name: _chat_setting(name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
 }
 NEEDED = ("type", "vocab_size", "context_length", "eos_token_id", "num_attention_heads", "num_key_value_heads",
           "head_size", "num_hidden_layers")

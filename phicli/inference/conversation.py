@@ -16,7 +16,9 @@ from phicli.config.setting import checked
 from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.graph_file import REBUILD
-from phicli.inference.generator import Generator, Sampling
+from phicli.inference.endings import StopText, is_prose, repeated
+from phicli.inference.generator import Generator
+from phicli.inference.sampling import Sampling
 from phicli.inference.session import Session
 
 PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
@@ -27,7 +29,8 @@ CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full contex
 class Answer:
     """An answer and what it took.
 
-    finish_reason: "stop" (the model ended it), "length" (max_new_tokens), "context" (no room left), "interrupted".
+    finish_reason: "stop" (the model ended it, or a stop text came), "length" (max_new_tokens), "context" (no room
+        left), "repetition" (greedy, it said the same three times running), "interrupted".
     prompt_tokens: of the whole laid-out conversation; cached_tokens of them were in the cache and did not run.
     answer_tokens: those generated, the end token too. dropped_turns: old ones left out for lack of room.
     Times in seconds: first token from the question on; prefill from the first prompt token to the first answer
@@ -73,17 +76,18 @@ class Conversation:
 
     Args:
         session: the model. adapter: name of the adapter that answers; None for none.
-        system: the system message. max_new_tokens: longest answer.
+        system: the system message. max_new_tokens: longest answer. sampling: greedy, unless given; `session.sampling`
+            is the model's own. stop: texts that an answer ends before; control tokens such as "<|end|>" too.
 
     Raises:
         BadInput, UsageError: as `Session.load_adapter` does. UsageError: a setting of `ChatConfig` out of range.
     """
 
     def __init__(self, session: Session, *, adapter: str | None = None, system: str | None = None,
-                 sampling: Sampling | None = None, max_new_tokens: int = 256):
+                 sampling: Sampling | None = None, max_new_tokens: int = 256, stop: str | Sequence[str] = ()):
         self.session, self.sampling = session, sampling or Sampling()
         self.max_new_tokens = checked(ChatConfig, "max_new_tokens", max_new_tokens)
-        self.system = checked(ChatConfig, "system", system)
+        self.system, self.stop = checked(ChatConfig, "system", system), checked(ChatConfig, "stop", stop)
         self.turns: list[tuple[str, str]] = []
         self.adapter: str | None = None
         self.last: Answer | None = None
@@ -141,9 +145,8 @@ class Conversation:
             generator, cached = self._prepare(len(ids) + self.max_new_tokens, ids)
             prefill_begun = time.perf_counter()
             ready = self._prefill(generator, ids[cached:], stopped, whole=cached == 0)
-            drawn, times, reason = self._decode(generator, stopped, on_text) if ready else ([], [], "interrupted")
-            spoken = self.session.codec.decode([token for token in drawn if token not in self.session.end_ids])
-            if drawn and not spoken and np.isnan(generator.logits()).any():  # a whole copy: not at every answer
+            spoken, times, reason = self._decode(generator, stopped, on_text) if ready else ("", [], "interrupted")
+            if times and not spoken and np.isnan(generator.logits()).any():  # a whole copy: not at every answer
                 raise BadInput("the model's logits are not numbers", where=self.session.folder, hint=REBUILD)
         except BaseException:
             self._generator = None  # what it holds now is unknown
@@ -152,7 +155,7 @@ class Conversation:
         if spoken or reason != "interrupted":
             self.turns.append((text, spoken))
         first, last = (times[0], times[-1]) if times else (time.perf_counter(),) * 2
-        self.last = Answer(spoken, reason, self.adapter, len(ids), cached, len(drawn), dropped,
+        self.last = Answer(spoken, reason, self.adapter, len(ids), cached, len(times), dropped,
                            first - begun, first - prefill_begun, last - first)
         return self.last
 
@@ -208,12 +211,15 @@ class Conversation:
         return True
 
     def _decode(self, generator: Generator, stopped: Callable[[], bool],
-                on_text: Callable[[str], None]) -> tuple[list[int], list[float], str]:
-        """Generate; returns the tokens, the time at which each was there, and why it ended."""
+                on_text: Callable[[str], None]) -> tuple[str, list[float], str]:
+        """Generate; returns the answer, the time at which each token was there, and why it ended."""
+        codec = self.session.codec
+        ends = self.session.end_ids | {codec.special[stop][0] for stop in self.stop if stop in codec.special}
+        stream, text = codec.stream(), StopText(self.stop)
         drawn: list[int] = []
         times: list[float] = []
-        stream, streamed, reason = self.session.codec.stream(), "", "length"
-        while len(drawn) < self.max_new_tokens:
+        reason = "length"
+        while len(times) < self.max_new_tokens:
             if stopped():
                 reason = "interrupted"
                 break
@@ -221,18 +227,23 @@ class Conversation:
                 reason = "context"
                 break
             token = generator.next_token()
-            drawn.append(token)
             times.append(time.perf_counter())
-            if token in self.session.end_ids:
+            if token in ends:
                 reason = "stop"
                 break
-            if piece := stream.step(token):
-                streamed += piece
+            drawn.append(token)
+            if piece := text.step(stream.step(token)):
                 on_text(piece)
-        rest = self.session.codec.decode([t for t in drawn if t not in self.session.end_ids])
-        if rest.startswith(streamed) and len(rest) > len(streamed):
-            on_text(rest[len(streamed) :])  # bytes that never became a whole character
-        return drawn, times, reason
+            if text.found:
+                return text.given, times, "stop"
+            block = repeated(drawn) if self.sampling.temperature == 0 else ()
+            if block and is_prose(codec.decode(block), text.given):
+                reason = "repetition"
+                break
+        whole = codec.decode(drawn)
+        if whole.startswith(text.given) and len(whole) > len(text.given):
+            on_text(whole[len(text.given) :])  # what was held back: half a stop text, bytes that are no character
+        return whole, times, reason
 
 
 def _common_length(a: Sequence[int] | np.ndarray, b: Sequence[int]) -> int:

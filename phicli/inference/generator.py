@@ -2,38 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from phicli.config.setting import checked
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.export.graph_file import REBUILD
+from phicli.inference.sampling import Sampling
 from phicli.resources.shortage import within_memory
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn. temperature 0 takes the likeliest one; top_p and top_k then have no effect."""
-
-    temperature: float = 0.0
-    top_p: float = 0.95
-    top_k: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for a value that the settings of the same names would not take either."""
-        for name in ("temperature", "top_p", "top_k", "seed"):
-            object.__setattr__(self, name, checked(ChatConfig, name, getattr(self, name)))
-
-    def search_options(self, vocab_size: int) -> dict[str, Any]:
-        if self.temperature == 0:
-            return {"do_sample": False}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p,
-                "top_k": min(self.top_k, vocab_size), "random_seed": self.seed}
 
 
 class Generator:
@@ -43,9 +20,9 @@ class Generator:
     UsageError once the session is closed.
     """
 
-    def __init__(self, made: Any, adapter: str | None, where: Path):
+    def __init__(self, made: Any, sampling: Sampling, adapter: str | None, where: Path):
         """made: an onnxruntime_genai.Generator. where: the adapter's or the model's place, for errors."""
-        self._made = made
+        self._made, self._sampling = made, sampling
         self._fault, self._where = run_fault(adapter), where
 
     def append_tokens(self, ids: Sequence[int] | np.ndarray) -> None:
@@ -56,6 +33,8 @@ class Generator:
     def next_token(self) -> int:
         """Draw the next token and append it; it is run only when the one after it is drawn."""
         with self._running() as made:
+            if self._sampling.filters:  # genai 0.18 has no min_p
+                made.set_logits(self._sampling.without_unlikely(made.get_logits(), made.get_sequence(0)))
             made.generate_next_token()
             return int(made.get_next_tokens()[0])
 

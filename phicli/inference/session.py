@@ -20,7 +20,8 @@ from phicli.errors import BadInput, UsageError
 from phicli.export.genai_config import read_config
 from phicli.export.graph_file import REBUILD, read_model
 from phicli.inference.genai_model import open_graph
-from phicli.inference.generator import Generator, Sampling, closed_error, run_fault, translated
+from phicli.inference.generator import Generator, closed_error, run_fault, translated
+from phicli.inference.sampling import Sampling
 from phicli.libraries import subdued
 from phicli.text import TextCodec
 from phicli.text.layout import LONGEST
@@ -41,6 +42,8 @@ class Session:
 
     The graph that is loaded stays the same until `close`, or the end of the `with` block, gives the memory back.
     Conversations and generators of a closed session raise UsageError.
+
+    `sampling` is what the model asks for, to be handed to a `Conversation`.
 
     Args:
         folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
@@ -81,6 +84,7 @@ class Session:
         self.rope_border = ROPE_BORDER.get(model["type"], self.context)
         ends = model["eos_token_id"]
         self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+        self.sampling = Sampling.asked_by(settings["search"])
         base = self.folder / BASE_GRAPH
         self.takes_adapters = adapters or not base.is_file()
         self._graph = self.folder / model["decoder"]["filename"] if self.takes_adapters else base
@@ -195,16 +199,16 @@ class Session:
             BadInput, UsageError: as `load_adapter`. Missing: not enough memory.
         """
         adapters = self._adapter(adapter) if adapter is not None else None
-        model = self._open_model()
+        sampling, model = sampling or Sampling(), self._open_model()
         where = self._adapter_path(adapter) if adapter else self.folder
         with translated(run_fault(adapter), where, REBUILD):
             params = self._og.GeneratorParams(model)
             params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
-                                      **(sampling or Sampling()).search_options(self.vocab_size))
+                                      **sampling.search_options(self.vocab_size))
             made = self._og.Generator(model, params)
             if adapter is not None:
                 made.set_active_adapter(adapters, adapter)
-        generator = Generator(made, adapter, where)
+        generator = Generator(made, sampling, adapter, where)
         with self._lock:
             self._open_model()  # not one that `close` would not see
             self._generators.add(generator)

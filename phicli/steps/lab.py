@@ -144,7 +144,6 @@ class Lab:
 
     def chat(self, prompt: str | None) -> Step:
         from phicli.inference.conversation import Conversation
-        from phicli.inference.generator import Sampling
         from phicli.inference.session import Session
         from phicli.text.layout import template_options
 
@@ -155,7 +154,7 @@ class Lab:
         with Session(self.root / ONNX_FOLDER, chat.device, chat.kernels,
                      chat_template_kwargs=template_options(chat.chat_template_kwargs)) as session:
             talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
-                                sampling=Sampling(chat.temperature, chat.top_p, chat.top_k, chat.seed))
+                                sampling=session.sampling.settled(chat, sample=False), stop=chat.stop)
             answer = talk.ask(question)
         rate = f", {answer.decode_rate:.0f} tokens/s" if answer.decode_rate else ""
         self.progress.note(f"{adapter}, asked: {question}\n  {answer.text}")

@@ -148,6 +148,40 @@ def test_seed_and_temperature(cli, optimized):
     assert answer("--top-k", "1", "--seed", "5") == greedy
 
 
+def test_a_prompt_is_greedy_and_a_conversation_samples_as_the_model_asks(cli, optimized, tmp_path):
+    folder = shutil.copytree(optimized / "onnx-ao", tmp_path / "onnx-ao")
+    settings = json.loads((folder / "genai_config.json").read_text())
+    settings["search"] |= {"do_sample": True, "temperature": 1.6, "top_p": 1.0, "top_k": 9}
+    (folder / "genai_config.json").write_text(json.dumps(settings))
+
+    def conversation(**given):
+        with Talks(folder, ChatConfig(**given), sample=True) as talks:
+            return str(talks.last.sampling), talks.last.ask(QUESTION).text
+
+    greedy = cli("chat", "--root", optimized, "-p", QUESTION).out
+    assert cli("chat", "--path", folder, "-p", QUESTION).out == greedy
+    sampled = conversation()
+    assert sampled[0] == "temperature 1.6, top-p 1, top-k 9, seed 0" and sampled == conversation()
+    assert len({greedy.strip(), sampled[1], *(conversation(seed=seed)[1] for seed in range(1, 5))}) > 3
+    assert conversation(temperature=0) == ("greedy", greedy.strip())
+    assert cli("chat", "--path", folder, "-p", QUESTION, "--temperature", "1.6").out.strip() == sampled[1]
+
+
+def test_stop_texts_keep_their_commas_and_blanks_and_are_not_printed(cli, optimized, monkeypatch, tmp_path):
+    def answer(*flags):
+        return cli("chat", "--root", optimized, "-p", QUESTION, *flags).out.removesuffix("\n")
+
+    whole = answer()
+    first, second, *_ = whole.split()
+    assert answer("--stop", f"{first} {second}, no", "--stop", f" {second}") == first
+    monkeypatch.setenv("PHICLI_CHAT_STOP", f" {second}")
+    assert answer() == first and answer("--stop", "nowhere in it") == whole
+    (tmp_path / "phicli.toml").write_text(f'[chat]\nstop = ["a, b", "{first} "]\n')
+    monkeypatch.delenv("PHICLI_CHAT_STOP")
+    monkeypatch.setenv("PHICLI_CONFIG", str(tmp_path / "phicli.toml"))
+    assert answer() == ""
+
+
 def test_settings_name_the_adapter_and_a_flag_drops_it(cli, optimized, monkeypatch):
     plain = cli("chat", "--root", optimized, "-p", QUESTION).out
     monkeypatch.setenv("PHICLI_ADAPTER", "travel")
@@ -159,6 +193,10 @@ def test_settings_name_the_adapter_and_a_flag_drops_it(cli, optimized, monkeypat
     (["-p", ""], 2, "the prompt is empty"),
     (["-p", "x", "--top-p", "1.5"], 2, "at most 1"),
     (["-p", "x", "--temperature", "-1"], 2, "at least 0"),
+    (["-p", "x", "--min-p", "1.5"], 2, "at most 1"),
+    (["-p", "x", "--repetition-penalty", "0"], 2, "over 0"),
+    (["-p", "x", "--top-k", "-1"], 2, "at least 0"),
+    (["-p", "x", "--stop", ""], 2, "--stop: is empty"),
     (["-p", "x", "--adapter", "travel", "--no-adapter"], 2, "exclude each other"),
     (["-p", "x", "--adapter", "paris"], 3, "there are: cooking, travel"),
     (["-p", "x " * 3000], 3, "the model's context is 2048"),
@@ -204,7 +242,7 @@ def test_at_a_terminal(optimized, tmp_path):
         return seen
 
     try:
-        until("Ctrl-D leaves")
+        assert "sampling: temperature 0.7, top-p 0.95, top-k 50, seed 0" in until("Ctrl-D leaves")
         os.write(leader, "Où aller, 東京?\r".encode())
         until("first token after")
         os.write(leader, b"/adapter travel\r")

@@ -39,7 +39,7 @@ def converse(session, lines, on_piece=lambda piece: None, **options):
 def test_messages_and_commands(session):
     repl, said = converse(session, [
         "Hello!", "/adapter travel", "Hello!", "/adapters", "/adapter", "//etc is a folder", "/system Be brief.",
-        "/stats", " ", "/reset", "/stats", "/nonsense", "/help", "/exit", "never read"])
+        "/stats", "/settings", " ", "/reset", "/stats", "/nonsense", "/help", "/exit", "never read"])
     answers = [a for a in said if isinstance(a, tuple)]
     assert [text for text, _ in answers] == ["Hello!", "Hello!", "/etc is a folder"]
     assert [a.adapter for _, a in answers] == [None, "travel", None]
@@ -48,6 +48,8 @@ def test_messages_and_commands(session):
     assert "adapter: travel" in notes and "* travel" in notes and "  cooking" in notes and "adapter: none" in notes
     assert any(note.startswith("turns: 3, ") and "of 2048, adapter: none" in note for note in notes)
     assert any(note.startswith("turns: 0, tokens: 0 of") for note in notes)
+    assert "sampling: greedy" in notes and any(note.endswith("at most 12 tokens, and ends before: no text")
+                                               for note in notes)
     assert any("unknown command /nonsense" in note for note in notes)
     assert all(any(note.startswith(name) for note in notes) for name in COMMANDS)
     assert repl.talk.system == "Be brief."

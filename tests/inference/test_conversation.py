@@ -7,7 +7,7 @@ import pytest
 
 from phicli.errors import BadInput, UsageError
 from phicli.inference.conversation import PREFILL_CHUNK, Conversation
-from phicli.inference.generator import Sampling
+from phicli.inference.sampling import Sampling
 from phicli.inference.session import Session
 
 TEXT = "Please tell me about the harbour, the market and the old town. "

@@ -11,7 +11,7 @@ from phicli.errors import BadInput, Missing
 from phicli.export.genai_config import read_config
 from phicli.hardware.driver import gpu_count
 from phicli.inference.devices import built_for
-from phicli.inference.generator import Sampling
+from phicli.inference.sampling import Sampling
 from phicli.inference.session import Session
 
 
@@ -124,6 +124,6 @@ def test_cuda_agrees_with_cpu(optimized, session):
 
 
 def test_sampling_options():
-    assert Sampling().search_options(100) == {"do_sample": False}
+    assert Sampling().search_options(100) == {"do_sample": False, "repetition_penalty": 1.0}
     options = Sampling(temperature=0.5, top_k=500, seed=7).search_options(100)
     assert options["top_k"] == 100 and options["random_seed"] == 7 and options["do_sample"]
