@@ -54,5 +54,7 @@ def test_the_result_runs_without_phicli(folder, layout):
                             output=folder / layout).folder
     answer = run(folder / "run.py", built, "travel", QUESTION).rstrip("\n")
     session = phicli.Session(built, kernels="onnxruntime")
-    assert answer == phicli.Conversation(session, adapter="travel").ask(QUESTION).text
-    assert answer != phicli.Conversation(session).ask(QUESTION).text
+    ours = phicli.Conversation(session, adapter="travel").ask(QUESTION)
+    looped = ours.finish_reason == "repetition"  # which nothing ends there
+    assert len(ours.text) > 80 and (answer.startswith(ours.text) if looped else answer == ours.text)
+    assert not answer.startswith(phicli.Conversation(session).ask(QUESTION).text)
