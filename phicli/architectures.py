@@ -80,8 +80,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": _gemma("post_attention_layernorm"),
     "gemma2": _gemma("pre_feedforward_layernorm"),
     "gemma3_text": _gemma("pre_feedforward_layernorm"),
-    "granite": Architecture(),
-    "smollm3": Architecture(),
+    "granite": Architecture(LLAMA),
+    "smollm3": Architecture(LLAMA),
+    "olmo2": Architecture((LLAMA[1], LLAMA[3])),  # its norms stand after the linears
+    "phi": Architecture((  # Phi-1.5 and 2; attention and MLP read one norm
+        Scaling("input_layernorm", (*LLAMA[0].consumers, "mlp.fc1")),
+        Scaling("self_attn.v_proj", ("self_attn.dense",), "value"),
+    ), norm="model.final_layernorm", modules={"self_attn.dense": "self_attn.o_proj"}),
 }
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 

@@ -90,8 +90,8 @@ class QuantizeConfig(OfRows):
     implementation: str = setting("phicli", "Implementation of AWQ; autoawq is the package AutoAWQ, which needs CUDA",
                                   choices=("phicli", "autoawq"))
     bits: int = setting(4, "Bits per weight: AWQ 4, other algorithms 4 or 8", minimum=2)
-    group_size: int = setting(128, "Weights of a row that share a scale and a zero point; AWQ: 32, 64 or 128",
-                              minimum=16)
+    group_size: int | None = setting(None, "Weights of a row that share a scale and a zero point; AWQ: 32, 64 or 128 "
+                                     "[default: 128, or the largest below it that fits the model]", minimum=16)
     symmetric: bool = setting(False, "Zero point in the middle of the range, or one for each group",
                               flags=("--symmetric/--asymmetric",))
     skip: tuple[str, ...] = setting((), "Leave linear layers unquantized whose names contain this; may be repeated")

@@ -22,7 +22,7 @@ from olive.passes.onnx import model_builder
 from olive.passes.pass_config import BasePassConfig
 
 from phicli.checkpoints.skeleton import check_tensors
-from phicli.export import graph_inputs
+from phicli.export import families, graph_inputs
 from phicli.export.external_data import streamed_saving
 from phicli.export.loading import float_projections, streamed_loading
 from phicli.hub.models import read_config
@@ -60,13 +60,14 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         saved = Path(resolve_onnx_path(output_model_path)).parent
         saved.mkdir(parents=True, exist_ok=True)
         with (TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch),
-              streamed_saving(saved) as data, streamed_loading(data)):
+              streamed_saving(saved) as data, streamed_loading(data), families.put_right() as family):
             about = read_config(folder)
             if "quantization_config" not in about:
                 check_tensors(folder)
             with (worded("genai's builder cannot build this model", folder),
                   self.progress.task("build", about.get("num_hidden_layers"), "layers") as task, _watching(task)):
                 settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
+                family.settle(settings.extra_options["hf_details"]["hf_config"])
                 built = super()._run_for_config(model, settings, output_model_path)
         if layout == graph_inputs.NAME:
             with self.progress.task("adapter slots", unit="slots") as task:
@@ -80,7 +81,7 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         """
         from onnxruntime_genai.models.builder import parse_extra_options
 
-        given = {"hf_token": "false", "hf_remote": "false"}
+        given = {"hf_token": "false", "hf_remote": "false", **families.OPTIONS}
         for key, value in settings.model_dump().items():
             if value is not None and key not in ("precision", "metadata_only", "search", "extra_options"):
                 between = "/" if "op_types" in key else ","

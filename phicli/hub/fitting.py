@@ -89,35 +89,6 @@ def check_linears(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
                 _check_shape(name, shape, wanted[linear], folder)
 
 
-def check_groups(headers: Mapping[str, Any], size: int, skip: Sequence[str], all_must: bool, folder: Path) -> str:
-    """Check that the linears of the layers can be quantized in groups of `size` inputs.
-
-    Args:
-        skip: parts of names that are to stay in float. all_must: no other linear may stay so.
-
-    Returns:
-        which linears stay in float for their size, in words; "" where none does.
-
-    Raises:
-        BadInput: none can be quantized, or not all that must.
-    """
-    shapes = {name.removesuffix(".weight"): entry["shape"] for name, entry in headers.items()
-              if name.endswith(".weight") and in_layer(name) and len(entry["shape"]) == 2}
-    wanted = {name: shape for name, shape in shapes.items() if not any(part in name for part in skip)}
-    odd = {name: inputs for name, (outputs, inputs) in wanted.items()
-           if inputs % size or (not all_must and outputs % 8)}  # AWQ packs eight outputs into a word
-    if not odd:
-        return ""
-    words = f"{len(odd)} of {len(wanted)} linears have widths that --group-size {size} does not divide"
-    if all_must or len(odd) == len(wanted):
-        sizes = (128, 64, 32, 16) if all_must else (64, 32)
-        fitting = [n for n in sizes if n < size and not any(inputs % n for inputs in odd.values())]
-        first = next(iter(odd))
-        raise BadInput(f"{words}: {first} has {odd[first]} inputs", where=folder,
-                       hint=f"--group-size {fitting[0]}" if fitting else "another model: no group size fits this one")
-    return f"{words}, and stay in float: {', '.join(sorted({name.rpartition('.')[2] for name in odd}))}"
-
-
 def _linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int | None, int | None]]:
     """Outputs and inputs of the linears of a Llama-like layer; None where config.json does not say."""
     hidden, width, heads = (config.get(key) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))

@@ -5,7 +5,6 @@ To add one: its name in `phicli.config.steps.QUANTIZE_ALGORITHMS`, and an entry 
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,9 @@ from phicli.progress import Progress
 Run = Callable[[Path, Path, str, QuantizeConfig, Progress], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """run: does it. all_linears: none that --skip does not name may stay in float for its size."""
-
-    run: Run
-    all_linears: bool = True
-
-
-def algorithm_of(name: str, implementation: str) -> Algorithm:
+def algorithm_of(name: str, implementation: str) -> Run:
     """What does the work under these settings."""
-    return AUTOAWQ if (name, implementation) == ("awq", "autoawq") else ALGORITHMS[name]
+    return _autoawq if (name, implementation) == ("awq", "autoawq") else ALGORITHMS[name]
 
 
 def _awq(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress) -> dict[str, Any]:
@@ -92,11 +83,10 @@ def _calibrated(folder: Path, config: QuantizeConfig, progress: Progress) -> tup
     return tokens, {"calibration_tokens": tokens_digest(tokens), "calibration_sequences": len(tokens)}
 
 
-AUTOAWQ = Algorithm(_autoawq, all_linears=False)
-ALGORITHMS: dict[str, Algorithm] = {
-    "awq": Algorithm(_awq, all_linears=False),
-    "gptq": Algorithm(partial(_olive, ("Gptq",), True)),
-    "rtn": Algorithm(partial(_olive, ("Rtn",), False)),
-    "kquant": Algorithm(partial(_olive, ("KQuant",), False)),
-    "quarot": Algorithm(partial(_olive, ("QuaRot", "Gptq"), True)),
+ALGORITHMS: dict[str, Run] = {
+    "awq": _awq,
+    "gptq": partial(_olive, ("Gptq",), True),
+    "rtn": partial(_olive, ("Rtn",), False),
+    "kquant": partial(_olive, ("KQuant",), False),
+    "quarot": partial(_olive, ("QuaRot", "Gptq"), True),
 }

@@ -15,9 +15,11 @@ from olive.passes.pytorch.common import inherit_hf_from_hf
 from torch.utils.data import Dataset
 
 from phicli.config.steps import QuantizeConfig
+from phicli.hub.models import read_headers
 from phicli.progress import SILENT, Progress
 from phicli.quantization.calibration import calibration_tokens, tokens_digest
 from phicli.quantization.grid import GridShape
+from phicli.quantization.groups import choose_group_size
 from phicli.quantization.quantize import quantize_checkpoint
 from phicli.workflow.olive import pass_parameters
 
@@ -44,14 +46,16 @@ class PhicliAwq(Pass):
     ) -> HfModelHandler:
         settings: Any = config
         folder = Path(model.model_name_or_path)
+        skip = tuple(settings.modules_to_not_convert)
+        group_size, _ = choose_group_size(read_headers(folder), settings.group_size, skip, True, folder)
         tokens = calibration_tokens(folder, settings, self.progress)
         output = Path(output_model_path)
         output.mkdir(parents=True, exist_ok=True)
         report = quantize_checkpoint(
             folder, output, tokens,
-            shape=GridShape(4, settings.group_size, settings.symmetric), rounding=settings.rounding,
+            shape=GridShape(4, group_size, settings.symmetric), rounding=settings.rounding,
             device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
-            skip=tuple(settings.modules_to_not_convert), plan=Path(settings.plan) if settings.plan else None,
+            skip=skip, plan=Path(settings.plan) if settings.plan else None,
             save_plan_to=Path(settings.save_plan) if settings.save_plan else None, distill=settings.distill,
             progress=self.progress,
         )

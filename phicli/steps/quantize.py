@@ -9,19 +9,18 @@ from phicli.config.steps import QuantizeConfig
 from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
-from phicli.hub.fitting import check_groups
 from phicli.hub.models import read_config, read_headers, resolve_model, weight_files
 from phicli.hub.roots import remember_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
 from phicli.quantization.algorithms import algorithm_of
+from phicli.quantization.groups import AWQ_SIZES, choose_group_size
 from phicli.quantization.warmup import warm_up
 from phicli.resources import announce, estimate_quantize, size_of_folder
 from phicli.steps.importing import imports
 from phicli.workflow.plan import Plan, StageResult
 
-AWQ_GROUPS = (32, 64, 128)  # what genai's builder and AutoAWQ's kernels read
 LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "transformers.modeling_layers",
              "phicli.quantization.olive_pass")  # that the work begins with
 
@@ -38,6 +37,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         Missing: no GPU, no package, no space.
     """
     stage, force = plan_quantize(config, progress), config.force
+    size, remarks = _group_size(config, stage.sources["model"])
+    config = config.but(group_size=size)
     if config.save_plan:
         check_save_plan(config, stage.target)
         force = force or not _is_saved(Path(config.save_plan), stage.result())
@@ -47,9 +48,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         done = stage.finished(force, progress)
         if done:
             return StageResult(stage.target, done)
-        left = check_groups(read_headers(folder), config.group_size, config.skip, algorithm.all_linears, folder)
-        if left:
-            progress.warn(left)
+        for remark in remarks:
+            progress.warn(remark)
         device = choose_device(config.device)
         estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
         announce("quantize", estimate, stage.target, progress)
@@ -58,7 +58,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         if done:
             return StageResult(stage.target, done)
         with stage.publishing() as (fresh, manifest):
-            manifest.quality = algorithm.run(folder, fresh, device, config, progress)
+            manifest.quality = algorithm(folder, fresh, device, config, progress)
             manifest.quality["source_bytes"] = sum(p.stat().st_size for p in weight_files(folder))
         if config.output is None:
             remember_model(config.root_folder, config.model)
@@ -79,12 +79,17 @@ def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
         if not Path(config.plan).is_file():
             raise BadInput("no such plan", where=config.plan, hint="phicli quantize --save-plan FILE makes one")
         sources["plan"] = Path(config.plan)
-    settings = config.recorded()
+    settings = config.recorded() | {"group_size": _group_size(config, folder)[0]}
     if has_rows(calibration):
         sources |= config.row_sources()
     else:  # how rows are laid out is nothing to this result
         settings = {name: value for name, value in settings.items() if name not in config.row_settings()}
     return Plan("quantize", Path(config.output or config.root_folder / config.algorithm), sources, settings)
+
+
+def _group_size(config: QuantizeConfig, folder: Path) -> tuple[int, list[str]]:
+    """As `choose_group_size` of the model in a folder."""
+    return choose_group_size(read_headers(folder), config.group_size, config.skip, config.algorithm == "awq", folder)
 
 
 def _own(config: QuantizeConfig) -> bool:
@@ -98,17 +103,19 @@ def check_options(config: QuantizeConfig) -> None:
     if config.algorithm == "awq":
         if bits != 4:
             raise UsageError(f"the AWQ format has 4 bits, not {bits}", hint="--algorithm rtn, kquant or gptq has 8")
-        if group_size not in AWQ_GROUPS:
-            raise UsageError(f"--group-size must be one of {', '.join(map(str, AWQ_GROUPS))}, not {group_size}")
+        if group_size and group_size not in AWQ_SIZES:
+            raise UsageError(f"--group-size must be one of {', '.join(map(str, AWQ_SIZES))}, not {group_size}")
     elif bits not in (4, 8):
         raise UsageError(f"--bits must be 4 or 8, not {bits}")
-    elif group_size & (group_size - 1):
+    elif group_size and group_size & (group_size - 1):
         raise UsageError(f"--group-size must be a power of two, not {group_size}")
     if config.implementation == "autoawq":
         if config.algorithm != "awq":
             raise UsageError("--implementation autoawq goes with --algorithm awq")
         if not find_spec("awq"):
             raise Missing("the package autoawq is not installed", hint="pip install 'phicli[autoawq]'")
+    if config.skip and config.algorithm != "awq":
+        raise UsageError("--skip goes with --algorithm awq; Olive's passes leave no linear in float")
     for option, given in (("--plan", config.plan), ("--distill", config.distill)):
         if given and not _own(config):
             raise UsageError(f"{option} goes with phicli's own AWQ")

@@ -114,20 +114,28 @@ def test_tokens_without_embedding(first, model, step):
 
 @pytest.mark.parametrize("algorithm", ["gptq", "rtn", "kquant", "quarot", "awq"])
 def test_group_sizes(cli, tmp_path, tiny, algorithm):
-    """A group size that divides no width, or with Olive's algorithms not all: exit code 3 with one that does, no
-    AssertionError, and nothing that stays unquantized in silence."""
+    """A given group size that does not divide all widths: exit code 3 with the one that does, which is taken and said
+    where none is given, by every algorithm."""
     random_model(tmp_path / "model", "llama", vocab_size=4096, hidden_size=192, intermediate_size=320, head_dim=48)
     shutil.copy(tiny / "tokenizer.json", tmp_path / "model")
-    found = cli("quantize", "--model", tmp_path / "model", "--root", tmp_path / "root", "-a", algorithm, *QUANTIZE)
-    refused(found, "--group-size 128 does not divide", "try: --group-size 64")
+    arguments = ["quantize", "--model", tmp_path / "model", "--root", tmp_path / "root", "-a", algorithm, *QUANTIZE]
+    refused(cli(*arguments, "--group-size", 128), "--group-size 128 does not divide", "try: --group-size 64")
+    found = cli(*arguments)
+    assert found.code == 0 and found.err.count("group size 64: 128 does not divide") == 1, found.err
+    folder = tmp_path / "root" / algorithm
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["group_size"] == 64
+    assert json.loads((folder / "phicli.json").read_text())["settings"]["group_size"] == 64
+    assert "up to date" in cli(*arguments, "--group-size", 64).err
 
 
 def test_some_linears_stay(cli, tmp_path, tiny):
-    """A group size that divides some widths only: quantized, and a warning names what stays in float."""
-    random_model(tmp_path / "model", "llama", vocab_size=4096)  # widths 128 and 192
+    """Widths that no group size divides, some only: AWQ leaves those in float and names them, Olive's refuse."""
+    random_model(tmp_path / "model", "llama", vocab_size=4096, intermediate_size=200)  # widths 128 and 200
     shutil.copy(tiny / "tokenizer.json", tmp_path / "model")
-    found = cli("quantize", "--model", tmp_path / "model", "--root", tmp_path / "root", *QUANTIZE)
-    assert found.code == 0 and "2 of 14 linears" in found.err and "stay in float: down_proj" in found.err
+    arguments = ["quantize", "--model", tmp_path / "model", "--root", tmp_path / "root", *QUANTIZE]
+    refused(cli(*arguments, "-a", "rtn"), "does not divide", "down_proj has 200 inputs", "try: --algorithm awq")
+    found = cli(*arguments)
+    assert found.code == 0 and "2 of 14 linears stay in float" in found.err and "widths: down_proj" in found.err
 
 
 def load_bytes(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
