@@ -1,7 +1,7 @@
 """What is known of each family of decoders, as data: the names of its parts, and which weights may share AWQ's scales.
 
-To add a family: an entry in ARCHITECTURES, under the `model_type` of its config.json. Families without one are taken
-to name their parts as Llama does, and are quantized without AWQ's scales.
+To add a family: an entry in ARCHITECTURES, under the `model_type` of its config.json, and one in
+tests/family_models.py. Commands refuse families without one.
 """
 
 import re

@@ -30,7 +30,7 @@ class Family:
         elif config.model_type in WINDOW_IN_ALL:
             config.layer_types = ["sliding_attention"] * config.num_hidden_layers
         if config.model_type == "phi3" and config.rope_parameters["rope_type"] == "default":
-            config.original_max_position_embeddings = longest  # else it takes LongRoPE for granted
+            config.architectures = ["MistralForCausalLM"]  # the same; of a Phi-3 genai takes LongRoPE for granted
         if config.model_type == "olmo2":
             config.architectures = ["OlmoForCausalLM"]  # whose place `put_right` gives to OLMo 2's class
         self._settle_rope(config)

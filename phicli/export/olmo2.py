@@ -16,12 +16,13 @@ class Olmo2Model(Model):
         return False  # it goes over each head
 
     def make_qk_norm(self, layer_id: int, attention: Any) -> None:
+        settings = {"epsilon": self.layernorm_attrs["epsilon"], "axis": -1, "stash_type": 1}
         for part, width in (("q", self.q_size), ("k", self.kv_size)):
             name = f"/model/layers.{layer_id}/attn/{part}_norm/SimplifiedLayerNormalization"
             weight = f"model.layers.{layer_id}.attn.{part}_norm.layernorm.weight"
             self.make_initializer(getattr(attention, f"{part}_norm").weight, weight, to=self.io_dtype)
             self.make_node("SimplifiedLayerNormalization", [self.attention_attrs[f"{part}_path"], weight],
-                           [f"{name}/output_0"], name=name, epsilon=self.layernorm_attrs["epsilon"], axis=-1, stash_type=1)
+                           [f"{name}/output_0"], name=name, **settings)
             self.make_value(f"{name}/output_0", self.io_dtype, shape=self.make_hidden_state_shape(last_dim=width))
             self.attention_attrs[f"{part}_path"] = f"{name}/output_0"
 

@@ -15,6 +15,9 @@ COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_va
 LARGEST = 1 << 24  # of positions, say; builders make tables of that many rows
 PARTS = ("text_config", "vision_config", "audio_config", "encoder", "is_encoder_decoder")  # more than one decoder
 DTYPES = ("float16", "bfloat16", "float32", "float64", "auto")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")  # "dynamic" is another at every length of a text
+LONG_ROPE = ("longrope", "su")
 TASKS = ("ForCausalLM", "LMHeadModel")
 EMBEDDING = tuple(f"{name}.weight" for name in EMBEDDINGS)
 ANOTHER = "a language model that is a decoder alone, such as microsoft/Phi-3.5-mini-instruct"
@@ -44,9 +47,31 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         raise BadInput(f"dtype is {str(dtype)[:40]!r}", where=path, hint=", ".join(DTYPES[:-1]))
     if "quantization_config" in config:
         _check_quantization(config["quantization_config"], path)
+    check_family(config, path)
     heads, kv = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if heads and kv and heads % kv:
         raise BadInput(f"{heads} attention heads cannot share {kv} of keys and values", where=path)
+
+
+def check_family(config: Mapping[str, Any], path: Path) -> None:
+    """Check that every step can be done with this kind of model.
+
+    Raises:
+        BadInput: a mixture of experts, another family than those of `ARCHITECTURES`, or positions that are scaled in a
+            way that no graph has.
+    """
+    kind = config["model_type"]
+    if experts := next((name for name in EXPERTS if config.get(name)), None):
+        raise BadInput(f"a mixture of experts ({experts})", where=path, hint=ANOTHER)
+    if kind not in ARCHITECTURES:
+        raise BadInput(f"'{kind[:40]}' is none of the families that phicli knows", where=path,
+                       hint=f"a model of another: {', '.join(ARCHITECTURES)}")
+    ropes = [rope for name in ("rope_parameters", "rope_scaling") if isinstance(rope := config.get(name), dict)]
+    for part in [part for rope in ropes for part in (rope, *rope.values()) if isinstance(part, dict)]:
+        scaling = part.get("rope_type") or part.get("type") or "default"
+        if scaling not in ROPE_SCALINGS and not (kind == "phi3" and scaling in LONG_ROPE):
+            raise BadInput(f"rope scaling {str(scaling)[:40]!r} cannot be built for '{kind}'", where=path,
+                           hint=f"a model without, or with {', '.join(ROPE_SCALINGS[1:])}")
 
 
 def _check_quantization(found: Any, path: Path) -> None:

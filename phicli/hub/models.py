@@ -8,7 +8,7 @@ from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.artifacts.tensors import check_safetensors
 from phicli.config.steps import QUANTIZE_ALGORITHMS
-from phicli.errors import BadInput, Missing, RemoteError, UsageError
+from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
 from phicli.hub.fitting import check_config, check_weights_fit
 from phicli.libraries import online
 from phicli.progress import SILENT, Progress
@@ -82,14 +82,20 @@ def check_model(folder: Path) -> dict[str, Any]:
         BadInput: no or broken config.json, no tokenizer, missing or truncated weights, weights that are no safetensors
             or another model's than the config's.
     """
-    config = read_config(folder)
     check_regular(folder)
-    if config.get("auto_map"):
-        check_no_code(config, folder)
-    check_config(config, folder / "config.json")
+    config = judge_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput("no tokenizer.json", where=folder)
     check_weights_fit(config, read_headers(folder), folder)
+    return config
+
+
+def judge_config(folder: Path) -> dict[str, Any]:
+    """The config of a model that phicli can work with, whatever else lies beside it. Raises BadInput otherwise."""
+    config = read_config(folder)
+    if config.get("auto_map"):
+        check_no_code(config, folder)
+    check_config(config, folder / "config.json")
     return config
 
 
@@ -169,7 +175,11 @@ def _fetch(reference: str, progress: Progress) -> Path:
     progress.note(f"fetching {reference} from huggingface.co (or its cache)")
     try:
         with online():
+            folder = Path(huggingface_hub.snapshot_download(reference, allow_patterns=["config.json"]))
+            judge_config(folder)
             return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))
+    except PhicliError:
+        raise
     except hub.GatedRepoError:
         raise Missing("access has to be asked for", where=reference,
                       hint=f"https://huggingface.co/{reference}") from None
