@@ -164,3 +164,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "GPT-2": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
     "Llama with dynamic scaling": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
 }
+
+
+def write_refused(name: str, folder: Path) -> Path:
+    """The config.json of a model that is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES, **REFUSED[name]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -31,7 +31,7 @@ def warm_up(config: QuantizeConfig, folder: Path, reached: Callable[[str], bool]
 
     if not torch.cuda.is_available():
         return
-    shape, model = GridShape(4, config.group_size, config.symmetric), read_config(folder)
+    shape, model = GridShape(4, config.group_size or GridShape.group_size, config.symmetric), read_config(folder)
     dtype = getattr(torch, str(model.get("dtype") or model.get("torch_dtype")), torch.bfloat16)
     with torch.no_grad():
         _compile_kernels(shape, dtype, config.rounding)

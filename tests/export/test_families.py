@@ -1,11 +1,11 @@
 """Every family that phicli takes goes through the whole lab; every other is refused by the first command."""
 
-import json
 import shutil
+from pathlib import Path
 
 import pytest
 from family_lab import run_lab
-from family_models import FAMILIES, REFUSED
+from family_models import FAMILIES, REFUSED, write_refused
 
 from phicli.architectures import ARCHITECTURES
 
@@ -26,9 +26,12 @@ def test_every_known_family_has_been_through_it():
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("step", ["quantize", "finetune", "optimize"])
 def test_a_family_that_is_refused(cli, tmp_path, tiny, name, step):
-    model = shutil.copytree(tiny, tmp_path / "model")
-    config = json.loads((model / "config.json").read_text()) | {"model_type": "llama"} | REFUSED[name]
-    (model / "config.json").write_text(json.dumps(config))
+    model = write_refused(name, shutil.copytree(tiny, tmp_path / "model"))
     found = cli(step, "--model" if step == "quantize" else "--base", model, "--root", tmp_path / "root")
     assert found.code == 3 and "Traceback" not in found.err, found.err
     assert found.err.count("error: ") == 1 and found.err.count("\n") < 4, found.err
+
+
+def test_the_page_has_every_family():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    assert [name for name in (*(f.name for f in FAMILIES), *REFUSED) if f"\n| {name} |" not in page] == []

@@ -81,16 +81,6 @@ def test_other_families(first, model, step, values, word):
     refused(first(step, model), word, str(model))
 
 
-@pytest.mark.parametrize("model_type", ["gpt_neox", "phi", "gpt2"])
-def test_other_architectures(first, tmp_path, tiny, model_type):
-    """Architectures whose layers AWQ does not know (GPT-NeoX, Phi-2, GPT-2): exit code 3 with other ways, no
-    AttributeError."""
-    sizes = {"n_embd": 128, "n_layer": 2, "n_head": 4} if model_type == "gpt2" else {}
-    random_model(tmp_path / "model", model_type, vocab_size=4096, **sizes)
-    shutil.copy(tiny / "tokenizer.json", tmp_path / "model")
-    refused(first("quantize", tmp_path / "model"), "in a way that phicli does not know", "--algorithm rtn")
-
-
 @pytest.mark.parametrize("step", ["quantize", "finetune", "optimize"])
 @pytest.mark.parametrize("change_name", ["prefix", "no head"])
 def test_weights_under_other_names(first, model, step, change_name):
