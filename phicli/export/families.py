@@ -29,7 +29,7 @@ class Family:
             config.sliding_window = None
         elif config.model_type in WINDOW_IN_ALL:
             config.layer_types = ["sliding_attention"] * config.num_hidden_layers
-        if config.model_type == "phi3" and config.rope_parameters["rope_type"] == "default":
+        if config.architectures == ["Phi3ForCausalLM"] and config.rope_parameters["rope_type"] == "default":
             config.architectures = ["MistralForCausalLM"]  # the same; of a Phi-3 genai takes LongRoPE for granted
         if config.model_type == "olmo2":
             config.architectures = ["OlmoForCausalLM"]  # whose place `put_right` gives to OLMo 2's class

@@ -37,7 +37,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     if not task:
         raise BadInput("no architectures in it", where=path, hint='"architectures": ["LlamaForCausalLM"], or as it is')
     if not task.endswith(TASKS):
-        raise BadInput(f"{task} is no model that writes text", where=path, hint=ANOTHER)
+        raise BadInput(f"{task} is no causal language model", where=path, hint=ANOTHER)
     for name in COUNTS:
         value = config.get(name)
         if value is not None and not (_whole(value) and 0 < value <= LARGEST):

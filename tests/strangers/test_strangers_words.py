@@ -31,7 +31,8 @@ def first(cli, tmp_path):
     """first("quantize", folder) -> the outcome of a first command on a model."""
     def run(step: str, folder: Path):
         more = {"quantize": ("--model", folder, *QUANTIZE), "optimize": ("--base", folder, "--device", "cpu"),
-                "finetune": ("--base", folder, "--max-steps", 1, "--device", "cpu", "--data", rows(tmp_path))}[step]
+                "finetune": ("--base", folder, "--max-steps", 1, "--device", "cpu", "--data", rows(tmp_path),
+                             "--eval-split", 0)}[step]
         return cli(step, "--root", tmp_path / "root", *more)
 
     return run
@@ -70,7 +71,7 @@ def test_sizes(first, model, step, values, word):
 @pytest.mark.parametrize("step", ["quantize", "finetune", "optimize"])
 @pytest.mark.parametrize(("values", "word"), [
     ({"vision_config": {"depth": 2}}, "several parts"), ({"text_config": {"hidden_size": 256}}, "several parts"),
-    ({"architectures": ["BertForMaskedLM"]}, "no model that writes text"), ({"architectures": None}, "architectures"),
+    ({"architectures": ["BertForMaskedLM"]}, "no causal language model"), ({"architectures": None}, "architectures"),
     ({"model_type": "foo9"}, "foo9"), ({"quantization_config": {"quant_method": "awq", "bits": 0}}, "quantization"),
     ({"rope_parameters": {"rope_theta": "x"}}, "cannot"),
 ])
