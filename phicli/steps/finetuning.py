@@ -21,7 +21,7 @@ from phicli.hub.vocabulary import check_vocabulary
 from phicli.libraries import environment
 from phicli.progress import Progress
 from phicli.text.layout import TEMPLATE_FILE
-from phicli.training.batches import Order, draw_pool
+from phicli.training.batches import Order, batches_an_epoch, draw_pool
 from phicli.training.checkpoint import Checkpoint
 from phicli.training.defaults import choose_targets
 from phicli.training.fitting import Fitting
@@ -76,13 +76,14 @@ class Work:
         rows = self.rows = prepare_rows(source, fitting, eval_split=self.settings["eval_split"], seed=seed,
                                         eval_source=eval_source)
         self._check_refused()
-        first = draw_pool(rows, Order(rows.train, seed), size, 0)
+        first = draw_pool(rows, Order(rows.train, seed), size, 0, 0)
         self._check_refused()
         self.longest = max(len(row.ids) for row in [*rows.held_out, *(row for batch in first for row in batch.rows)])
         steps = count_steps(self.settings["max_steps"], self.settings["epochs"], len(rows.train), size)
         whose = f" of {eval_source.table.name}" if eval_source is not None else ""
         self.progress.note(f"{len(rows.train):,} rows to train on, {len(rows.held_out)} held out{whose}; "
-                           f"{steps:,} steps of {size} rows: {steps * size / len(rows.train):.3g} epochs")
+                           f"{steps:,} steps of up to {size} rows: "
+                           f"{steps / batches_an_epoch(len(rows.train), size):.3g} epochs")
         if eval_source is not None and (shared := _shared(source, eval_source)):
             self.progress.warn(f"{shared:,} rows to train on ask what rows of {eval_source.table.name} ask: the "
                                "held-out loss will look too good")

@@ -25,48 +25,54 @@ class Batch:
 
 
 class Order:
-    """Numbers in an endless random order, in which each comes once an epoch."""
+    """Numbers in a random order, another one each epoch."""
 
     def __init__(self, numbers: np.ndarray, seed: int):
         self.numbers, self.seed = numbers, seed
         self._epoch, self._order = -1, numbers
 
-    def take(self, begin: int, count: int) -> np.ndarray:
-        """Those at the places from `begin` on."""
-        parts = []
-        while count:
-            epoch, at = divmod(begin, len(self.numbers))
-            if epoch != self._epoch:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.numbers)
-                self._epoch, self._order = epoch, order
-            parts.append(self._order[at : at + count])
-            begin, count = begin + len(parts[-1]), count - len(parts[-1])
-        return np.concatenate(parts)
+    def of(self, epoch: int) -> np.ndarray:
+        """The order of an epoch."""
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.numbers)
+            self._epoch, self._order = epoch, order
+        return self._order
 
 
 def batches(rows: Rows, size: int, seed: int, first: int, last: int) -> Iterator[Batch]:
-    """Batches number `first` to `last` - 1 of the endless sequence in which rows come once an epoch.
+    """Batches number `first` to `last` - 1 of the endless sequence in which each row comes once an epoch.
 
-    Those of a batch are of like length; rows with nothing to learn are spread evenly. Skipped pools are not encoded.
+    Those of a batch are of like length; rows with nothing to learn are spread evenly. Where the size does not divide
+    the rows, batches are a row smaller, or of all rows there are. Skipped pools are not encoded.
 
     Raises:
         BadInput: no row of a pool has a token to learn.
     """
-    order, pool = Order(rows.train, seed), pool_size(len(rows.train), size)
-    for number in range(first // pool, -(-last // pool)):
-        drawn = draw_pool(rows, order, size, number)
-        yield from drawn[max(0, first - number * pool) : last - number * pool]
+    order, count = Order(rows.train, seed), batches_an_epoch(len(rows.train), size)
+    pool, number = pool_size(len(rows.train), size), first
+    while number < last:
+        epoch, at = divmod(number, count)
+        drawn = draw_pool(rows, order, size, epoch, at // pool)[at % pool :]
+        yield from drawn[: last - number]
+        number += len(drawn)
+
+
+def batches_an_epoch(rows: int, size: int) -> int:
+    """How many batches all rows make."""
+    return -(-rows // size)
 
 
 def pool_size(rows: int, size: int) -> int:
-    """Batches of a pool."""
+    """Batches of a pool; fewer where an epoch ends."""
     return min(LARGEST_POOL, max(SMALLEST_POOL, rows // (4 * size)))
 
 
-def draw_pool(rows: Rows, order: Order, size: int, number: int) -> list[Batch]:
-    """The batches of one pool, in a random order. Raises as `batches`."""
-    pool = pool_size(len(rows.train), size)
-    drawn = order.take(number * size * pool, size * pool)
+def draw_pool(rows: Rows, order: Order, size: int, epoch: int, number: int) -> list[Batch]:
+    """The batches of one pool of an epoch, in a random order. Raises as `batches`."""
+    whole, begin = batches_an_epoch(len(rows.train), size), number * pool_size(len(rows.train), size)
+    pool = min(pool_size(len(rows.train), size), whole - begin)
+    places = [at * len(rows.train) // whole for at in (begin, begin + pool)]
+    drawn = order.of(epoch)[places[0] : places[1]]
     fitted = [rows.fitting(rows.source.encode(int(i))) for i in drawn]
     kept = sorted((one for one in fitted if one.pieces), key=lambda one: len(one.pieces[0].ids))
     if not kept:
@@ -77,11 +83,12 @@ def draw_pool(rows: Rows, order: Order, size: int, number: int) -> list[Batch]:
     if len(kept) < pool:  # every step has something to learn
         kept = [kept[i * len(kept) // pool] for i in range(pool)]
     found, at = [], 0
-    for share, useless in zip(_shares(len(kept), pool), useless_long, strict=True):
+    sizes = _shares(len(drawn), pool)
+    for size_here, share, useless in zip(sizes, _shares(len(kept), pool), useless_long, strict=True):
         part, at = kept[at : at + share], at + share
         pieces = sorted((piece for one in part for piece in one.pieces), key=lambda piece: len(piece.ids))
-        found.append(Batch(pieces, size, sum(one.long for one in part) + useless, max(0, size - share)))
-    return [found[i] for i in np.random.default_rng([order.seed, number, 1]).permutation(pool)]
+        found.append(Batch(pieces, size_here, sum(one.long for one in part) + useless, max(0, size_here - share)))
+    return [found[i] for i in np.random.default_rng([order.seed, epoch, number, 1]).permutation(pool)]
 
 
 def _shares(total: int, parts: int) -> list[int]:

@@ -46,7 +46,8 @@ def count_steps(max_steps: int | None, epochs: float | None, rows: int, batch_si
     """Steps of a run over so many rows: `max_steps`, or what `epochs` take, or whichever is fewer."""
     if epochs is None:
         return max_steps or DEFAULT_STEPS
-    steps = max(1, math.ceil(round(epochs * rows / batch_size, 6)))
+    whole, part = divmod(epochs, 1)
+    steps = max(1, int(whole) * -(-rows // batch_size) + math.ceil(round(part * rows / batch_size, 6)))
     return min(steps, max_steps or steps)
 
 

@@ -56,6 +56,7 @@ def test_how_often_and_on_how_many_rows_it_is_measured():
 
 @pytest.mark.parametrize(("max_steps", "epochs", "steps"), [
     (None, None, 100), (7, None, 7), (None, 1.0, 13), (None, 0.001, 1), (7, 1.0, 7), (70, 1.0, 13), (None, 0.96, 12),
+    (None, 2.0, 26), (None, 1.5, 20),
 ])
 def test_steps_of_a_hundred_rows(max_steps, epochs, steps):
     assert count_steps(max_steps, epochs, 100, 8) == steps
