@@ -28,7 +28,7 @@ def inspect(
         console.result_json(report)
     else:
         _show(report)
-    if not report["rows"]:
+    if not report["rows"] and not report.get("fix"):
         worst = max((w for w in report["warnings"] if w["bad"]), key=lambda w: w["count"])
         raise BadInput(f"no row can be used: {_plain(worst['message'])}", where=report["file"],
                        hint=_plain(worst["suggestion"]))

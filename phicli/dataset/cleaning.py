@@ -101,7 +101,8 @@ def _restore(parser: RowParser, line: Line,
         changes |= codes & RESTORED
         fields = _repaired(fields)
         row = parser.read(fields)
-    last = len(row.texts) - 1
+    calls = isinstance(row.content, Conversation) and "tool_calls" in row.content.messages[-1]
+    last = -1 if calls else len(row.texts) - 1  # the answer
     for at, (name, text) in enumerate(row.texts):
         for code in set(text_findings(text)) & (LOST if at != last else LOST | {"empty_field"}):
             raise Defect(code, "", name)

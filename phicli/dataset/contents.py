@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from phicli.dataset.defects import Defect, check_text
 from phicli.dataset.messages import read_messages, read_tools
-from phicli.text import Conversation, TextTemplate
+from phicli.text import Conversation, Message, TextTemplate
 from phicli.text.layout import ASSISTANT, SYSTEM, USER
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "inputs", "user", "human", "problem")
@@ -53,12 +53,17 @@ class Understood(NamedTuple):
 
 
 def row_hash(row: Understood) -> int:
-    """64 bits of a row's texts without the blanks around them."""
-    return _hash([text.strip() for _, text in row.texts])
+    """64 bits of a row's texts without the blanks around them, its calls of tools, and what of it is learnt."""
+    texts, content = [text.strip() for _, text in row.texts], row.content
+    if isinstance(content, Conversation):
+        texts.append("".join("01"[learnt] for learnt in content.trained))
+        texts += [json.dumps(m["tool_calls"]) for m in content.messages if "tool_calls" in m]
+        texts += [json.dumps(content.tools)] if content.tools else []
+    return _hash(texts)
 
 
 def prompt_hash(row: Understood) -> int:
-    """64 bits of what a row asks: of a conversation all before the first answer that is learnt."""
+    """64 bits of what a row asks: of a conversation all before the first answer that is learnt, see `asked`."""
     content = row.content
     if isinstance(content, Conversation):
         return _hash([part for m in content.asked for part in (
@@ -109,14 +114,14 @@ class RowParser:
 
 def recognise(fields: Fields) -> str:
     """The name of the format in which a row with such fields is. Raises Defect: none, or preferences."""
-    if "chosen" in fields and "rejected" in fields:
+    if ("chosen" in fields and "rejected" in fields) or "preferred_output" in fields:
         raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do")
     dialogue = fields.get(_first(fields, DIALOGUES) or "")
     if isinstance(dialogue, list):
         return "sharegpt" if dialogue and isinstance(dialogue[0], dict) and "from" in dialogue[0] else "messages"
     pair = _pair(fields)
     if pair:
-        return "alpaca" if pair[0] == "instruction" else "prompt-response"
+        return "alpaca" if pair[0].lower() == "instruction" else "prompt-response"
     if _first(fields, TEXTS):
         return "text"
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
@@ -134,8 +139,7 @@ def _messages(fields: Fields) -> Understood:
         turns = [{"role": SYSTEM, "content": _text(fields, system)}, *turns]
     messages, trained = read_messages(turns, name)
     found = Conversation(messages, trained, read_tools(fields.get(tools)) if tools else ())
-    texts = [(m["role"], m["content"]) for m in found.messages]
-    return Understood(found, "messages", texts, _used((name, tools, *SYSTEMS)))
+    return Understood(found, "messages", _said(messages), _used((name, tools, *SYSTEMS)))
 
 
 def _sharegpt(fields: Fields) -> Understood:
@@ -152,6 +156,7 @@ def _pairs(fields: Fields) -> Understood:
     context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
     system = next((name for name in SYSTEMS if fields.get(name)), None)
     history = "history" if fields.get("history") else None
+    tools = _first(fields, TOOLS)
     before = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
     before += _history(fields["history"]) if history else []
     asked, said = (fields[name] if isinstance(fields[name], list) else _text(fields, name) for name in pair)
@@ -159,15 +164,17 @@ def _pairs(fields: Fields) -> Understood:
         asked = f"{asked}\n\n{_text(fields, context)}"
     before += asked if isinstance(asked, list) else [{"role": USER, "content": asked}]
     after = said if isinstance(said, list) else [{"role": ASSISTANT, "content": said}]
+    kept = (prompt, context, system, response)
     if history or isinstance(asked, list) or isinstance(said, list):  # somebody else's messages
         messages, trained = read_messages(before + after, prompt)
+        texts = _said(messages)
     else:
         messages, trained = (*before, *after), (True,) * (len(before) + len(after))
-    found = Conversation(messages, tuple(t and at >= len(before) for at, t in enumerate(trained)))
-    kept = (prompt, context, system, history, response)
-    texts = [(name, fields[name]) for name in kept if name and isinstance(fields[name], str)]
-    named = "alpaca" if prompt == "instruction" else "prompt-response"
-    return Understood(found, named, texts, _used((*kept, *CONTEXTS, *SYSTEMS, "history")))
+        texts = [(name, fields[name]) for name in kept if name]
+    learnt = tuple(t and at >= len(before) for at, t in enumerate(trained))
+    found = Conversation(messages, learnt, read_tools(fields[tools]) if tools else ())
+    named = "alpaca" if prompt.lower() == "instruction" else "prompt-response"
+    return Understood(found, named, texts, _used((*kept, tools, *CONTEXTS, *SYSTEMS, "history")))
 
 
 def _plain(fields: Fields) -> Understood:
@@ -201,8 +208,13 @@ def _used(names: tuple[str | None, ...]) -> frozenset[str]:
 def _pair(fields: Fields) -> tuple[str, str] | None:
     """The names of question and answer, by the order of the lists above."""
     response = _first(fields, RESPONSES)
-    prompt = next((name for name in PROMPTS if name in fields and name != response), None)
+    prompt = _first_of(tuple(name for name in fields if name != response), PROMPTS)
     return (prompt, response) if prompt and response else None
+
+
+def _said(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """The texts of messages by role; a message that only calls a tool has none."""
+    return [(m["role"], m["content"]) for m in messages if m["content"] or "tool_calls" not in m]
 
 
 def _history(found: Any) -> list[dict[str, Any]]:
@@ -218,7 +230,9 @@ def _first(fields: Fields, names: tuple[str, ...]) -> str | None:
 
 @lru_cache(64)  # most rows of a file have the same fields
 def _first_of(fields: tuple[str, ...], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in fields), None)
+    """The field that has the first of these names, in capitals or not: tables are often so."""
+    known = {name.strip().lower(): name for name in reversed(fields)}
+    return next((known[name] for name in names if name in known), None)
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -45,6 +45,11 @@ class RowEncoder:
         codec = TextCodec(folder, options=template_options(settings.chat_template_kwargs))
         self.source = _chat_template(codec, settings, fallbacks, progress)
         self.codec = codec.under(self.source) if self.source else codec
+        if settings.chat_template:
+            try:
+                self.codec.layout  # noqa: B018 (it is read, and may be wrong)
+            except BadInput as e:
+                raise BadInput(e.message, where=settings.chat_template) from None
         self._progress, self._told = progress, False
 
     def encode(self, content: Content) -> Encoded:

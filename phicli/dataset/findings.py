@@ -35,7 +35,7 @@ KINDS: dict[str, Kind] = {
     "unknown_format": Kind("fields that no known format has", "name them: --map prompt=FIELD --map response=FIELD",
                            bad=True),
     "preference": Kind("rows of preferred and rejected answers", "phicli trains on answers: --map response=chosen "
-                       "takes the preferred ones", bad=True),
+                       "(or messages=chosen) takes the preferred ones", bad=True),
     "bad_messages": Kind("messages that are not in order", "each a role and a text: "
                          '{"role": "user", "content": "…"}', bad=True),
     "nothing_to_learn": Kind("no answer of an assistant in it", "it teaches a model nothing to say", bad=True),

@@ -32,10 +32,18 @@ def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bo
             messages.append(_message(turn))
         except Defect as e:
             raise Defect(e.code, f"message {number}: {e.message}", field) from None
-        trained.append(messages[-1]["role"] == ASSISTANT and bool(turn.get("weight", turn.get("train", True))))
+        trained.append(messages[-1]["role"] == ASSISTANT and _learnt(turn, field, number))
     if not any(trained):
         raise Defect("nothing_to_learn", "no message of an assistant that is to be learnt", field)
     return tuple(messages), tuple(trained)
+
+
+def _learnt(turn: Mapping[str, Any], field: str, number: int) -> bool:
+    """Whether a message's `weight`, or `train`, says that it is learnt; nothing, or null, does."""
+    weight = next((turn[name] for name in ("weight", "train") if turn.get(name) is not None), 1)
+    if not isinstance(weight, int | float):
+        raise Defect("bad_messages", f"message {number}: its weight is {kind_of(weight)}, no number", field)
+    return weight > 0
 
 
 def read_tools(found: Any) -> tuple[Mapping[str, Any], ...]:
@@ -61,7 +69,7 @@ def _message(turn: Any) -> Message:
         return turn
     sharegpt = "from" in turn and "role" not in turn
     said, content = turn.get("from" if sharegpt else "role"), turn.get("value" if sharegpt else "content")
-    role = ROLES.get(said) if isinstance(said, str) else None
+    role = ROLES.get(said.lower()) if isinstance(said, str) else None
     if role is None:
         raise Defect("bad_messages", f"its role is {str(said)[:40]!r}; there are: {', '.join(ROLES)}")
     calls = _calls(turn, content if said == CALL else None)

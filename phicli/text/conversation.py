@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from phicli.text.layout import ASSISTANT, Message
+from phicli.text.layout import ASSISTANT, USER, Message
 
 
 @dataclass(frozen=True)
@@ -22,5 +22,7 @@ class Conversation:
 
     @property
     def asked(self) -> tuple[Message, ...]:
-        """The messages before the first one that is learnt."""
-        return self.messages[: self.trained.index(True)] if True in self.trained else self.messages
+        """The messages before the first one that is learnt; a greeting before the first question is none."""
+        begin = next((at for at, message in enumerate(self.messages) if message["role"] == USER), 0)
+        learnt = next((at for at, learnt in enumerate(self.trained) if learnt and at > begin), None)
+        return self.messages[: self.trained.index(True)] if learnt is None else self.messages[:learnt]

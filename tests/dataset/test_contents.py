@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from phicli.dataset.contents import FORMATS, RowParser
+from phicli.dataset.contents import FORMATS, RowParser, prompt_hash, row_hash
 from phicli.dataset.defects import Defect
 from phicli.text import Conversation
 
@@ -31,6 +31,12 @@ KNOWN = {
                             ASSISTANT]}, "messages", ONE),
     "weights": ({"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]}, "messages",
                 Conversation((USER, ASSISTANT, USER, ASSISTANT), (False, False, False, True))),
+    "a weight of null": ({"messages": [USER, {**ASSISTANT, "weight": None}]}, "messages", ONE),
+    "capitals": ({"Question": "Where?", "Answer ": "There."}, "prompt-response", ONE),
+    "roles in capitals": ({"messages": [{**USER, "role": "User"}, {**ASSISTANT, "role": "ASSISTANT"}]}, "messages",
+                          ONE),
+    "trl with tools": ({"prompt": turns(USER), "completion": turns(ASSISTANT), "tools": [TOOL]}, "prompt-response",
+                       Conversation.of(USER, ASSISTANT, tools=(TOOL,))),
     "calls as text": ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
         {"type": "function", "function": {"name": "look", "arguments": '{"place": "Kyoto"}'}}]},
         {"role": "tool", "content": "sunny"}, ASSISTANT], "tools": json.dumps([TOOL])}, "messages", CALLING),
@@ -92,6 +98,8 @@ def test_the_format_may_be_named():
 @pytest.mark.parametrize(("fields", "code", "said"), [
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "preference training"),
     ({"frage": "a"}, "unknown_format", "frage"),
+    ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "preference", "preference training"),
+    ({"messages": [USER, {**ASSISTANT, "weight": "0"}]}, "bad_messages", "message 2: its weight is a string"),
     ({"prompt": "a"}, "missing_field", "response"),
     ({"completion": "a"}, "missing_field", "prompt"),
     ({"prompt": 5, "response": "a"}, "not_text", "'prompt' is a number"),
@@ -112,3 +120,29 @@ def test_what_is_wrong_is_said(fields, code, said):
     with pytest.raises(Defect, match=said) as caught:
         RowParser().read(fields)
     assert caught.value.code == code
+
+
+def test_rows_that_differ_in_what_is_learnt_or_called_are_not_the_same():
+    plain = {"messages": turns(USER, ASSISTANT)}
+    calls = [{"name": "look", "arguments": {"place": place}} for place in ("Kyoto", "Nara")]
+    silent = {"role": "assistant", "content": None}
+    called = [{"messages": [USER, {**silent, "tool_calls": [{"function": call}]}]} for call in calls]
+    trl = [{"prompt": [{"role": "user", "content": f"Is it {i}?"}], "completion": turns(ASSISTANT)} for i in range(2)]
+    twice = turns(USER, ASSISTANT, USER, ASSISTANT)
+    weights = [{"messages": [*twice[:at], {**twice[at], "weight": 0}, *twice[at + 1 :]]} for at in (1, 3)]
+    rows = [RowParser().read(row) for row in (plain, *called, *trl, *weights)]
+    assert len({row_hash(row) for row in rows}) == len(rows)
+    assert rows[1].texts == [("user", "Where?")] and rows[3].texts[0] == ("user", "Is it 0?")
+    blanks = RowParser().read({"messages": turns({**USER, "content": " Where? "}, ASSISTANT)})
+    assert row_hash(rows[0]) == row_hash(blanks)
+
+
+def test_what_a_row_asks_is_not_its_greeting():
+    def greeted(question):
+        return {"messages": turns(SYSTEM, {"role": "assistant", "content": "Hello!"},
+                                  {"role": "user", "content": question}, ASSISTANT)}
+
+    keys = {prompt_hash(RowParser().read(greeted(question))) for question in ("a", "b")}
+    assert len(keys) == 2
+    again = [RowParser().read({"messages": turns(USER, {**ASSISTANT, "content": text})}) for text in "ab"]
+    assert prompt_hash(again[0]) == prompt_hash(again[1])

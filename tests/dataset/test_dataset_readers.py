@@ -385,3 +385,10 @@ def test_memory_stays_bounded(tmp_path, name, limit):
     done = subprocess.run([sys.executable, "-c", MEASURED, path], capture_output=True, check=True, text=True)
     rows, grown = map(int, done.stdout.split())
     assert rows == count and grown < limit  # megabytes
+
+
+def test_a_table_as_excel_leaves_it(tmp_path):
+    file = tmp_path / "excel.csv"
+    file.write_text('sep=;\nQuestion;Answer\nWhere;"There; left"\n;\n;\n', encoding="utf-8-sig")
+    with open_rows(file) as rows:
+        assert [json.loads(row.data) for row in rows] == [{"Question": "Where", "Answer": "There; left"}]

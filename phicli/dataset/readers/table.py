@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from phicli.dataset.lines import Line, LineReader
 from phicli.errors import BadInput
 
 DELIMITERS = ",\t;"
+SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # Excel's first line
 MOST_LINES = 1 << 17  # of a row
 
 
@@ -33,7 +35,10 @@ class TableReader(LineReader):
         self._again = deque[tuple[int, str]]()  # lines to be read once more, each with its number
         self._row: list[tuple[int, str]] = []  # the lines of the row
         header = next((text for text in self._texts() if text.strip()), "")
-        delimiter = max(DELIMITERS, key=lambda each: len(split_header(header, each)))
+        given = SEPARATOR.fullmatch(header)
+        if given:
+            header = next((text for text in self._texts() if text.strip()), "")
+        delimiter = given[1] if given else max(DELIMITERS, key=lambda each: len(split_header(header, each)))
         columns = split_header(header, delimiter)
         if twice := [name for name, count in Counter(columns).items() if count > 1]:
             raise BadInput(f"two columns are called {twice[0][:80]!r}", where=f"{self.name}:{self._row[-1][0]}")
@@ -49,9 +54,11 @@ class TableReader(LineReader):
                 continue
             if cells is None:
                 return
+            if len(cells) in (0, len(columns)) and not any(cells):  # Excel leaves lines of delimiters at the end
+                continue
             if len(cells) == len(columns):
                 yield Line(self._row[0][0], _json(dict(zip(columns, cells, strict=True))))
-            elif cells:
+            else:
                 yield Line(self._row[0][0], _json(cells), fault=f"cells: {len(cells)}, columns: {len(columns)}")
 
     def _texts(self) -> Iterator[str]:
