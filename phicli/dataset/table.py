@@ -1,6 +1,6 @@
 """Rows by their number: checked and counted in one pass over the files, and read again when they are needed.
 
-Of a row three numbers are kept, 20 bytes: where it lies, its line, and a hash of what it asks.
+Of a row 8 bytes are kept, where it lies; at first 8 more, a hash of what it asks.
 """
 
 import tempfile
@@ -39,7 +39,8 @@ class Table:
     def __init__(self, sources: Sequence[Source], settings: RowSettings, progress: Progress = SILENT):
         self.parser = row_parser(settings)
         self._files = [_File(source.path) for source in sources]
-        self._offsets, self._lines, self._keys = array("q"), array("i"), array("Q")
+        self._offsets, self._keys = array("q"), array("Q")
+        self._shifted, self._shifts = array("q"), array("q")  # row -> what to add for its line, from that row on
         self._ends: list[int] = []  # of each file's rows
         for file in self._files:
             self._read(file, progress)
@@ -61,6 +62,13 @@ class Table:
         keys = np.frombuffer(self._keys, np.uint64)
         return keys if self._numbers is None else keys[self._numbers]
 
+    def forget_keys(self) -> None:
+        """Give their memory back, once rows are held out."""
+        self._keys = array("Q")
+
+    def _line(self, at: int) -> int:
+        return at + self._shifts[bisect_right(self._shifted, at) - 1]
+
     def content(self, number: int) -> Content:
         """What a row says. Raises BadInput: the file has changed meanwhile."""
         at, file = self._place(number)
@@ -68,7 +76,7 @@ class Table:
         try:
             return self.parser.read(parse(file.line_at(self._offsets[at], end))).content
         except Defect as e:
-            raise unusable(file.name, self._lines[at], e, file.numbers_rows) from None
+            raise unusable(file.name, self._line(at), e, file.numbers_rows) from None
 
     def encode(self, number: int, encoder: RowEncoder) -> Encoded:
         """Ids of a row. Raises BadInput: as `content`, or the encoder cannot encode it (named as file:line)."""
@@ -77,7 +85,7 @@ class Table:
             return encoder.encode(content)
         except BadInput as e:
             at, file = self._place(number)
-            raise unusable(file.name, self._lines[at], Defect("not_laid_out", e.message), file.numbers_rows) from None
+            raise unusable(file.name, self._line(at), Defect("not_laid_out", e.message), file.numbers_rows) from None
 
     def _place(self, number: int) -> "tuple[int, _File]":
         at = number if self._numbers is None else int(self._numbers[number])
@@ -92,8 +100,11 @@ class Table:
                     continue
                 with named(lines, line.number):
                     key = prompt_hash(self.parser.read(parse_line(line)))
+                shift = line.number - len(self._offsets)
+                if not self._shifts or self._shifts[-1] != shift:
+                    self._shifted.append(len(self._offsets))
+                    self._shifts.append(shift)
                 self._offsets.append(offset)
-                self._lines.append(line.number)
                 self._keys.append(key)
                 if len(self._offsets) % REPORTED == 0:
                     task.advance(lines.done - done, rows=len(self._offsets))

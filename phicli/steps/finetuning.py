@@ -90,6 +90,8 @@ class Work:
         if long := sum(batch.long for batch in first):
             self.progress.warn(f"{long} of the first {sum(batch.drawn for batch in first)} rows have more than "
                                f"{fitting.seq_len} tokens: such rows are {TOO_LONG[fitting.too_long]} (--too-long)")
+        for rows_of_files in self.sources:
+            rows_of_files.table.forget_keys()
 
     def _check_refused(self) -> None:
         for error in (error for source in self.sources for error in source.refused.values()):

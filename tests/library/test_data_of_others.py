@@ -117,3 +117,15 @@ def test_a_row_that_the_template_refuses(root, tmp_path):
     with pytest.raises(BadInput, match="roles must alternate") as caught:
         finetune("tiny", root=root, data=str(file), chat_template=str(template), device="cpu", eval_split=0.0)
     assert caught.value.where == f"{file}:13"
+
+
+def test_a_row_is_named_by_its_line_wherever_blank_lines_stand(tmp_path):
+    for number, blanks in enumerate(("", "\n", "\n\n")):
+        text = "".join(f'{blanks if i % 3 == 0 else ""}{{"prompt": "{i}", "response": "b"}}\n' for i in range(9))
+        (tmp_path / f"{number}.jsonl").write_text(text)
+    files = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
+    table = Table(find_sources(files), FinetuneConfig("tiny"))
+    for at in range(27):
+        file, row = divmod(at, 9)
+        assert table.content(at).messages[0]["content"] == str(row)
+        assert table._line(at) == row + 1 + file * (row // 3 + 1)
