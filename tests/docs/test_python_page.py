@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from os.path import commonpath
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_the_result_runs_without_phicli(folder, layout):
                             output=folder / layout).folder
     answer = run(folder / "run.py", built, "travel", QUESTION).rstrip("\n")
     session = phicli.Session(built, kernels="onnxruntime")
-    ours = phicli.Conversation(session, adapter="travel").ask(QUESTION)
-    looped = ours.finish_reason == "repetition"  # which nothing ends there
-    assert len(ours.text) > 80 and (answer.startswith(ours.text) if looped else answer == ours.text)
-    assert not answer.startswith(phicli.Conversation(session).ask(QUESTION).text)
+    ours, bare = (phicli.Conversation(session, adapter=name).ask(QUESTION).text for name in ("travel", None))
+    # A greedy loop is ended only here; of two near-equal tokens either may come where kernels add in another order.
+    same, other = (len(commonpath([answer, text])) for text in (ours, bare))
+    assert same > 40 and same > other + 20, (answer, ours, bare)
