@@ -17,8 +17,16 @@ from phicli.hardware.processes import spread
 from phicli.text import TextTemplate
 
 
+OTHERS: set[int] = set()  # servers of other tests
+
+
+@pytest.fixture(autouse=True)
+def others():
+    OTHERS.update(child.pid for child in psutil.Process().children(recursive=True))
+
+
 def children():
-    return psutil.Process().children(recursive=True)
+    return [child for child in psutil.Process().children(recursive=True) if child.pid not in OTHERS]
 
 
 @pytest.mark.parametrize(("processes", "alone"), [(1, 0), (2, 0), (3, 5), (2, 100)])
