@@ -16,7 +16,6 @@ from phicli.errors import BadInput, Missing
 from phicli.hardware.processes import spread
 from phicli.text import TextTemplate
 
-
 OTHERS: set[int] = set()  # servers of other tests
 
 
