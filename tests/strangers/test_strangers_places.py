@@ -343,7 +343,7 @@ def test_a_misspelt_variable(cli, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [
-    ("finetune", "--data", "a", "--data", "b"), ("finetune", "-d", "a", "--data=b"),
+    ("finetune", "--name", "a", "--name", "b"), ("finetune", "-n", "a", "--name=b"),
     ("run", "--prompt", "a", "-p", "b"),
     ("quantize", "--symmetric", "--asymmetric"), ("--config", "a", "--config", "b", "config"),
     ("azure", "use", "--subscription", "a", "--subscription", "b")])
