@@ -16,7 +16,7 @@ from phicli.dataset.contents import Content, prompt_hash
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, RowSettings, row_parser
 from phicli.dataset.formats import open_rows
-from phicli.dataset.lines import Container, Line, LineReader
+from phicli.dataset.lines import MAX_LINE, Container, Line, LineReader
 from phicli.dataset.rows import named, parse, parse_line, unusable
 from phicli.dataset.sources import Source
 from phicli.errors import BadInput
@@ -24,6 +24,7 @@ from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
 
 REPORTED = 1 << 12  # rows between two reports of progress
+MOST_OPEN = 16
 
 
 class Table:
@@ -38,7 +39,7 @@ class Table:
 
     def __init__(self, sources: Sequence[Source], settings: RowSettings, progress: Progress = SILENT):
         self.parser = row_parser(settings)
-        self._files = [_File(source.path) for source in sources]
+        self._files, self._again = [_File(source.path) for source in sources], _Again()
         self._offsets, self._keys = array("q"), array("Q")
         self._shifted, self._shifts = array("q"), array("q")  # row -> what to add for its line, from that row on
         self._ends: list[int] = []  # of each file's rows
@@ -72,9 +73,8 @@ class Table:
     def content(self, number: int) -> Content:
         """What a row says. Raises BadInput: the file has changed meanwhile."""
         at, file = self._place(number)
-        end = self._offsets[at + 1] if at + 1 not in self._ends else file.size
         try:
-            return self.parser.read(parse(file.line_at(self._offsets[at], end))).content
+            return self.parser.read(parse(self._again.line_at(file, self._offsets[at]))).content
         except Defect as e:
             raise unusable(file.name, self._line(at), e, file.numbers_rows) from None
 
@@ -95,7 +95,7 @@ class Table:
         with open_rows(file.path) as lines, progress.task(f"reading {file.name}", lines.size, "B") as task:
             done = 0
             for line in lines:
-                offset = file.note(line, lines)
+                offset = self._again.note(file, line, lines)
                 if not line.data.strip():
                     continue
                 with named(lines, line.number):
@@ -125,30 +125,46 @@ class Table:
 
 
 class _File:
-    """A file whose lines can be read again: plain UTF-8 lines as they are, all others from a copy without a name."""
+    """A file. end: where what was read of it ends; copied: its rows are in the copy, and not read from it again."""
 
     def __init__(self, path: Path | str):
         self.path, self.name = path, "stdin" if str(path) == "-" else str(path)
-        self.size, self.numbers_rows = 0, False
-        self._again: BinaryIO | None = None
-        self._copy: BinaryIO | None = None
+        self.end, self.copied, self.numbers_rows = -1, False, False
 
-    def note(self, line: Line, lines: Container) -> int:
-        """Where the next line, this one, will be found."""
-        if self._again is None:
-            self.numbers_rows = lines.numbers_rows
-            if type(lines) is LineReader and lines.size and lines.encoding == "utf-8" and not lines.compressed:
-                self.size, self._again = 3 * lines.bom, Path(self.path).expanduser().open("rb")
-            else:
-                self._copy = self._again = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the table)
-        offset = self.size
-        if self._copy:
+
+class _Again:
+    """Lines that are read again: those of plain UTF-8 files from there, all others from one copy without a name.
+
+    Few files are open at a time, as there may be more than a process can open.
+    """
+
+    def __init__(self) -> None:
+        self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the table)
+        self._copied = 0  # bytes
+        self._open: dict[Path | str, BinaryIO] = {}
+
+    def note(self, file: _File, line: Line, lines: Container) -> int:
+        """Where a file's next line, this one, will be found."""
+        if file.end < 0:
+            file.numbers_rows = lines.numbers_rows
+            plain = type(lines) is LineReader and lines.size and lines.encoding == "utf-8" and not lines.compressed
+            file.copied, file.end = not plain or line.ending == b"\r", 3 * lines.bom
+        if file.copied:
+            offset, self._copied = self._copied, self._copied + len(line.data) + 1
             self._copy.write(line.data + b"\n")
-        self.size += len(line.data) + (1 if self._copy else len(line.ending))
+        else:
+            offset, file.end = file.end, file.end + len(line.data) + len(line.ending)
         return offset
 
-    def line_at(self, offset: int, end: int) -> bytes:
-        """The line that begins at an offset; no other row begins before the end."""
-        assert self._again
-        self._again.seek(offset)
-        return self._again.read(end - offset).splitlines()[0]
+    def line_at(self, file: _File, offset: int) -> bytes:
+        """The line that begins at an offset."""
+        if file.copied:
+            self._copy.seek(offset)
+            return self._copy.readline().rstrip(b"\n")
+        if file.path not in self._open:
+            if len(self._open) == MOST_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[file.path] = Path(file.path).expanduser().open("rb")
+        stream = self._open[file.path]
+        stream.seek(offset)
+        return next(iter(stream.readline(MAX_LINE + 2).splitlines()), b"")  # a CR may end it before the LF

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,13 +120,15 @@ def test_a_row_that_the_template_refuses(root, tmp_path):
     assert caught.value.where == f"{file}:13"
 
 
-def test_a_row_is_named_by_its_line_wherever_blank_lines_stand(tmp_path):
-    for number, blanks in enumerate(("", "\n", "\n\n")):
-        text = "".join(f'{blanks if i % 3 == 0 else ""}{{"prompt": "{i}", "response": "b"}}\n' for i in range(9))
-        (tmp_path / f"{number}.jsonl").write_text(text)
-    files = [str(tmp_path / f"{number}.jsonl") for number in range(3)]
-    table = Table(find_sources(files), FinetuneConfig("tiny"))
-    for at in range(27):
+def test_many_files_are_read_again_with_few_open(tmp_path):
+    for number in range(60):
+        blanks, ending = ("", "\n", "\n\n")[number % 3], ("\n", "\r\n", "\r")[number // 20]
+        rows = [f'{blanks if i % 3 == 0 else ""}{{"prompt": "{number} {i}", "response": "b"}}\n' for i in range(9)]
+        (tmp_path / f"{number:02}.jsonl").write_bytes("".join(rows).replace("\n", ending).encode())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    found = Table(find_sources([str(tmp_path)]), FinetuneConfig("tiny"))
+    for at in [*range(0, 540, 7), *range(539, 0, -11)]:
         file, row = divmod(at, 9)
-        assert table.content(at).messages[0]["content"] == str(row)
-        assert table._line(at) == row + 1 + file * (row // 3 + 1)
+        assert found.content(at).messages[0]["content"] == f"{file} {row}"
+        assert found._line(at) == row + 1 + file % 3 * (row // 3 + 1)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 17
