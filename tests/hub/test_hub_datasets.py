@@ -1,17 +1,17 @@
 """Data sets of the hub: in a cache laid out as huggingface_hub does, and from a server that talks as the hub does."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-COMMIT, OLDER = "a" * 40, "b" * 40
+sys.path.insert(0, str(Path(__file__).parent))
+from served_hub import COMMIT, served
+
+OLDER = "b" * 40
 FIND = """
 import json, sys
 from phicli.errors import PhicliError
@@ -105,53 +105,9 @@ def test_what_is_on_this_machine_comes_first(home, tmp_path):
 FILES = {"train.csv": b"a,b\n1,2\n", "test.csv": b"a,b\n3,4\n", "load.py": b"raise SystemExit", "model.bin": b"x"}
 
 
-def tag(data):
-    return hashlib.sha1(data).hexdigest()
-
-
-class Hub(BaseHTTPRequestHandler):
-    """One data set, `owner/served`, as far as fetching it goes."""
-
-    asked: list[str]
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if path == "/api/datasets/owner/served/revision/main":
-            self.answer(json.dumps({"id": "owner/served", "sha": COMMIT, "siblings": []}).encode())
-        elif path == f"/api/datasets/owner/served/tree/{COMMIT}":
-            self.answer(json.dumps([{"type": "file", "path": name, "size": len(data), "oid": tag(data)}
-                                    for name, data in FILES.items()]).encode())
-        elif path.startswith(f"/datasets/owner/served/resolve/{COMMIT}/"):
-            self.answer(FILES[path.rpartition("/")[2]])
-        else:
-            self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def answer(self, data, status=200, headers=()):
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(data)), "ETag": f'"{tag(data)}"',
-                           "X-Repo-Commit": COMMIT, "Content-Type": "application/json", **dict(headers)}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 def test_only_data_files_are_fetched(home):
-    asked: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"asked": asked}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        endpoint = f"http://127.0.0.1:{server.server_port}"
+    with served("datasets", FILES) as (endpoint, asked):
         ((path, _),), missing = find(home, ("owner/served", "test"), ("owner/none", "train"), HF_ENDPOINT=endpoint)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert Path(path).read_bytes() == FILES["test.csv"]
     assert {name for name in FILES if any(name in path for path in asked)} == {"train.csv", "test.csv"}
     assert missing.startswith("BadInput: no such file or folder, and no such data set on huggingface.co")
