@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         QuantizeConfig,
     )
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
-    from phicli.inference.conversation import Answer, Conversation
+    from phicli.inference.answer import Answer
+    from phicli.inference.conversation import Conversation
     from phicli.inference.sampling import Sampling
     from phicli.inference.session import Session
     from phicli.workflow.plan import StageResult

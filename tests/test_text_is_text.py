@@ -7,8 +7,8 @@ import pytest
 from lab_rows import LAB_TEMPLATE, calibration
 
 from phicli.config import EvaluateConfig
-from phicli.dataset.contents import TemplatedRow
 from phicli.dataset.encoding import RowEncoder, row_parser
+from phicli.dataset.understood import TemplatedRow
 from phicli.inference.conversation import Conversation
 from phicli.inference.session import Session
 from phicli.quantization.calibration import calibration_tokens

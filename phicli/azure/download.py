@@ -18,8 +18,8 @@ from phicli.azure.registry import Registry
 from phicli.azure.storage import Container
 from phicli.azure.target import Ask, Target, cache_folder, check_cache, find_target, nobody
 from phicli.azure.workspace import Workspace
+from phicli.config.azure import TransferConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import TransferConfig
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
 

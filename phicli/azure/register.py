@@ -12,7 +12,7 @@ from phicli.azure.reference import check_name
 from phicli.azure.staging import plan_upload, upload_content
 from phicli.azure.target import Target
 from phicli.azure.workspace import Workspace
-from phicli.config.steps import TransferConfig
+from phicli.config.azure import TransferConfig
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.progress import SILENT, Progress
 

@@ -12,7 +12,7 @@ from phicli.azure.login import SCOPE, sign_in
 from phicli.azure.reference import Reference, check_name
 from phicli.azure.storage import Access, Container
 from phicli.azure.transport import make_transport, patient
-from phicli.config.steps import TransferConfig
+from phicli.config.azure import TransferConfig
 from phicli.errors import BadInput, RemoteError
 
 DISCOVERY = "https://eastus.api.azureml.ms/registrymanagement/v1.0/registries"

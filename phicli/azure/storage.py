@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from phicli.azure.transport import RANGE, make_transport
-from phicli.config.steps import TransferConfig
+from phicli.config.azure import TransferConfig
 from phicli.errors import BadInput, RemoteError
 
 T = TypeVar("T")

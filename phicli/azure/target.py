@@ -9,8 +9,8 @@ from phicli.artifacts.cache import user_cache
 from phicli.artifacts.private import others_can_write, private_folder
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import write_text
+from phicli.config.azure import TransferConfig, WorkspaceConfig
 from phicli.config.layers import CONFIG_NAME, Settings
-from phicli.config.steps import TransferConfig, WorkspaceConfig
 from phicli.errors import BadInput, Missing
 
 SDK_CONFIG = Path(".azureml") / "config.json"  # what the Azure portal and `az ml` give out

@@ -4,7 +4,7 @@ import io
 import time
 from typing import Any
 
-from phicli.config.steps import TransferConfig
+from phicli.config.azure import TransferConfig
 from phicli.errors import RemoteError
 
 LARGEST = 16 << 20  # bytes of an answer that is no file's; a page of 5,000 blobs has 5 MB

@@ -9,7 +9,7 @@ from phicli.azure.paging import listed
 from phicli.azure.storage import Access, Container, datastore_access
 from phicli.azure.target import Target
 from phicli.azure.transport import make_transport, patient
-from phicli.config.steps import TransferConfig
+from phicli.config.azure import TransferConfig
 from phicli.errors import Missing
 
 

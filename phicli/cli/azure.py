@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, once, options
+from phicli.config.azure import TransferConfig, WorkspaceConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import TransferConfig, WorkspaceConfig
 
 app = typer.Typer(no_args_is_help=True, help="Show or choose the Azure ML workspace that upload and download use.")
 

@@ -16,7 +16,8 @@ from phicli.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
     from phicli.cli.talks import Talks
-    from phicli.inference.conversation import Answer, Conversation
+    from phicli.inference.answer import Answer
+    from phicli.inference.conversation import Conversation
 
 LONGEST = 1 << 20  # bytes of a prompt on stdin
 

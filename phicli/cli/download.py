@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
+from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import TransferConfig, UploadConfig, WorkspaceConfig
 
 
 def download(

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from phicli.cli.interrupt import interruptible
 from phicli.errors import PhicliError
-from phicli.inference.conversation import Answer, Conversation
+from phicli.inference.answer import Answer
+from phicli.inference.conversation import Conversation
 from phicli.text.layout import MERGED_SYSTEM
 
 COMMANDS = {

@@ -8,8 +8,8 @@ import typer
 
 from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options
+from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.errors import UsageError
 
 

@@ -1,5 +1,6 @@
 """What can be set: one frozen dataclass a step, and the layers that their values come from."""
 
+from phicli.config.azure import UploadConfig
 from phicli.config.layers import Settings, Value
 from phicli.config.setting import Setting, StepConfig
 from phicli.config.steps import (
@@ -9,7 +10,6 @@ from phicli.config.steps import (
     InspectConfig,
     OptimizeConfig,
     QuantizeConfig,
-    UploadConfig,
 )
 
 __all__ = ["ChatConfig", "EvaluateConfig", "FinetuneConfig", "InspectConfig", "OptimizeConfig", "QuantizeConfig",

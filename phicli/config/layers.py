@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phicli.artifacts.reading import read_text
+from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
-from phicli.config.steps import CONFIGS
+from phicli.config.steps import (
+    ChatConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    InspectConfig,
+    OptimizeConfig,
+    QuantizeConfig,
+)
 from phicli.errors import BadInput
 
 CONFIG_NAME = "phicli.toml"
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
+CONFIGS: tuple[type[StepConfig], ...] = (
+    InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig, EvaluateConfig, UploadConfig,
+    WorkspaceConfig, TransferConfig,
+)
 SETTINGS: dict[str, Setting] = {
     found.key: found
     for config in CONFIGS for found in sorted(settings_of(config).values(), key=lambda s: "." in s.key) if found.key

@@ -4,66 +4,15 @@ Flags, phicli.toml, environment, `phicli config`, manifests, estimates and Olive
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from phicli.config import shared
-from phicli.config.setting import StepConfig, again, setting
-from phicli.errors import UsageError
+from phicli.config.bases import OfModel, OfRows
+from phicli.config.setting import again, setting
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
 DEFAULT_RANK = 64
-
-
-@dataclass(frozen=True)
-class OfModel(StepConfig):
-    """What every step has: a model, and the folder of all that is made of it."""
-
-    model: str = shared.model()
-    root: str | None = shared.root()
-    root_chosen: ClassVar[bool]  # of an object: the root was given, and is not only the model's usual one
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "root_chosen", self.root is not None)
-        if self.root is None:
-            object.__setattr__(self, "root", shared.default_root(self.model))
-        output = getattr(self, "output", None)
-        if output and Path(output).resolve() == self.root_folder.resolve():
-            raise UsageError("is the root itself, which holds the results of all steps", where="--output")
-
-    @property
-    def root_folder(self) -> Path:
-        """The folder of all results."""
-        return Path(str(self.root))
-
-
-@dataclass(frozen=True)
-class OfRows(OfModel):
-    """What every step has that reads rows: what they say, and how that becomes text."""
-
-    text_template: str | None = shared.text_template()
-    format: str | None = shared.data_format()
-    columns: tuple[str, ...] = shared.columns()
-    chat_template: str | None = shared.chat_template()
-    chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for column in self.columns:
-            name, _, field = column.partition("=")
-            if name not in shared.COLUMNS or not field:
-                raise UsageError(f"needs NAME=FIELD with one of {', '.join(shared.COLUMNS)}, not {column[:40]!r}",
-                                 where="--map", hint="--map prompt=question --map response=answer")
-
-    def row_settings(self) -> dict[str, Any]:
-        """The settings of rows on which a result depends, as a manifest tells them."""
-        return {name: value for name, value in self.recorded().items() if name in OfRows.__annotations__}
-
-    def row_sources(self) -> dict[str, Path]:
-        """The file of the chat template, if one is given."""
-        return {"chat_template": Path(self.chat_template)} if self.chat_template else {}
 
 
 @dataclass(frozen=True)
@@ -258,45 +207,3 @@ class DoctorConfig(OfModel):
     STEP: ClassVar[str] = "doctor"
 
     device: str = shared.device()
-
-
-@dataclass(frozen=True)
-class WorkspaceConfig(StepConfig):
-    """Which Azure ML workspace is meant."""
-
-    STEP: ClassVar[str] = "azure"
-
-    workspace_name: str | None = setting(None, "Azure ML workspace")
-    resource_group: str | None = setting(None, "Azure resource group")
-    subscription: str | None = setting(None, "Azure subscription id")
-
-
-@dataclass(frozen=True)
-class UploadConfig(OfModel):
-    """Settings of `phicli upload`."""
-
-    STEP: ClassVar[str] = "upload"
-
-    path: str | None = setting(None, "Folder to upload [default: the optimized model under the root]", once=True,
-                               path=True)
-    name: str = setting("ft-for-travel", "Name of the model in Azure ML")
-    version: str | None = setting(None, "Version of the model [default: the next free number]")
-    description: str | None = setting(None, "Description of the model")
-
-
-@dataclass(frozen=True)
-class TransferConfig(StepConfig):
-    """How to transfer files to and from Azure, and where to keep what was downloaded."""
-
-    STEP: ClassVar[str] = "azure"
-
-    cache: str | None = setting(None, "Folder for downloaded models [default: in the user's cache folder]", path=True)
-    connections: int = setting(8, "Parallel transfers", minimum=1)
-    retries: int = setting(3, "Retries of a failed request", minimum=0)
-    timeout: float = setting(60.0, "Seconds to wait for an answer", minimum=0.1)
-
-
-CONFIGS: tuple[type[StepConfig], ...] = (
-    InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig, EvaluateConfig, UploadConfig,
-    WorkspaceConfig, TransferConfig,
-)

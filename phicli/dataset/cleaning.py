@@ -14,12 +14,13 @@ import numpy as np
 
 from phicli.artifacts.stages import publishing_file
 from phicli.config.layers import expand
-from phicli.dataset.contents import RowParser, Understood, row_hash
+from phicli.dataset.contents import RowParser
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.defects import Defect
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import parse
 from phicli.dataset.text_repair import has_mojibake, repair, text_findings
+from phicli.dataset.understood import Understood, row_hash
 from phicli.errors import BadInput, UsageError
 from phicli.text import Conversation
 from phicli.text.layout import ASSISTANT

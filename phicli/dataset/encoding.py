@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Protocol
 
 from phicli.artifacts.reading import read_text
-from phicli.dataset.contents import Content, RowParser, TemplatedRow
+from phicli.dataset.contents import RowParser
+from phicli.dataset.understood import Content, TemplatedRow
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import Conversation, Encoded, TextCodec, TextTemplate
@@ -14,7 +15,7 @@ from phicli.text.layout import LONGEST, MERGED_SYSTEM, SYSTEM, TEMPLATE_FILE, ha
 
 
 class RowSettings(Protocol):
-    """What steps know of rows; see `phicli.config.steps.OfRows`."""
+    """What steps know of rows; see `phicli.config.bases.OfRows`."""
 
     @property
     def text_template(self) -> str | None: ...

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from phicli.dataset.contents import Understood
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.findings import SHOWN_LINES, Finding, Findings
@@ -15,6 +14,7 @@ from phicli.dataset.lines import Container, Line
 from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Figures, Look
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import HeldOut, Overlap
+from phicli.dataset.understood import Understood
 
 BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 MEASURED = 20_000  # rows whose tokens are counted; of more rows a sample of about so many

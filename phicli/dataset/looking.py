@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from phicli.dataset.cleaning import Cleaned, restored
-from phicli.dataset.contents import TemplatedRow, Understood, prompt_hash, row_hash
 from phicli.dataset.counting import Histogram
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, RowSettings, end_of_turn, row_parser
@@ -26,6 +25,7 @@ from phicli.dataset.near_duplicates import NO_LIMIT, Sketches, rank, sketches
 from phicli.dataset.rows import parse_line
 from phicli.dataset.suspicious import is_cut_off, suspicions
 from phicli.dataset.text_repair import text_findings
+from phicli.dataset.understood import TemplatedRow, Understood, prompt_hash, row_hash
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import Conversation

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phicli.dataset.contents import Understood, row_hash
 from phicli.dataset.near_duplicates import MAX_ROWS, NearDuplicates
+from phicli.dataset.understood import Understood, row_hash
 
 
 @dataclass(frozen=True)

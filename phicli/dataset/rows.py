@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phicli.artifacts.reading import doubled, finite, refuse_constant
-from phicli.dataset.contents import Content, RowParser
+from phicli.dataset.contents import RowParser
 from phicli.dataset.defects import Defect, kind_of
 from phicli.dataset.formats import open_rows
 from phicli.dataset.lines import Container, Line
+from phicli.dataset.understood import Content
 from phicli.errors import BadInput
 
 

@@ -12,13 +12,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from phicli.dataset.contents import Content, prompt_hash
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, RowSettings, row_parser
 from phicli.dataset.formats import open_rows
 from phicli.dataset.lines import MAX_LINE, Container, Line, LineReader
 from phicli.dataset.rows import named, parse, parse_line, unusable
 from phicli.dataset.sources import Source
+from phicli.dataset.understood import Content, prompt_hash
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.text import Encoded

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phicli.azure.login import on_azure
 from phicli.azure.target import QUESTIONS, find_target
-from phicli.config.steps import TransferConfig
+from phicli.config.azure import TransferConfig
 from phicli.doctor.capacity import hub_home, local_here
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.errors import Missing, PhicliError

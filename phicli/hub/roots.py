@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from phicli.config.steps import OfModel
+from phicli.config.bases import OfModel
 from phicli.errors import BadInput, UsageError
 
 FILE = "phicli-model.json"  # in the root

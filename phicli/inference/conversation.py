@@ -8,7 +8,6 @@ common beginning and the rest appended. (The tokens of an answer, read again as 
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from phicli.config.setting import checked
 from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.graph_file import REBUILD
+from phicli.inference.answer import Answer
 from phicli.inference.endings import StopText, is_prose, repeated
 from phicli.inference.generator import Generator
 from phicli.inference.sampling import Sampling
@@ -23,44 +23,6 @@ from phicli.inference.session import Session
 
 PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
 CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and what it took.
-
-    finish_reason: "stop" (the model ended it, or a stop text came), "length" (max_new_tokens), "context" (no room
-        left), "repetition" (greedy, it said the same three times running), "interrupted".
-    prompt_tokens: of the whole laid-out conversation; cached_tokens of them were in the cache and did not run.
-    answer_tokens: those generated, the end token too. dropped_turns: old ones left out for lack of room.
-    Times in seconds: first token from the question on; prefill from the first prompt token to the first answer
-    token; decode from the first answer token to the last.
-    """
-
-    text: str
-    finish_reason: str
-    adapter: str | None
-    prompt_tokens: int
-    cached_tokens: int
-    answer_tokens: int
-    dropped_turns: int
-    first_token_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-
-    @property
-    def prefill_tokens(self) -> int:
-        return self.prompt_tokens - self.cached_tokens
-
-    @property
-    def prefill_rate(self) -> float | None:
-        """Prompt tokens per second."""
-        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds > 0 else None
-
-    @property
-    def decode_rate(self) -> float | None:
-        """Tokens per second after the first one; None where there is none."""
-        return (self.answer_tokens - 1) / self.decode_seconds if self.answer_tokens > 1 else None
 
 
 def _ignore(text: str) -> None:

@@ -41,17 +41,18 @@ def choose_group_size(headers: Mapping[str, Any], given: int | None, skip: Seque
     size = given or fitting or min(sizes, key=lambda n: sum(shapes[name][0] * shapes[name][1] for name in odd(n)))
     left = odd(size)
     stay = left + [name for name in shapes if name not in packed]
+    count = f"{len(stay)} of {len(shapes)} linears"
     if stay and ((given and fitting and left) or not awq or len(stay) == len(shapes)):
         hint = (f"--group-size {fitting}, the default for this model" if fitting and left else
                 "--algorithm awq leaves these in float" if not awq and len(stay) < len(shapes) else
                 "another model: no group size fits this one")
-        raise BadInput(f"{len(stay)} of {len(shapes)} linears have widths that --group-size {size} does not divide: "
-                       f"{stay[0]} has {shapes[stay[0]][1]} inputs", where=folder, hint=hint)
+        raise BadInput(f"{count} have widths that --group-size {size} does not divide: {stay[0]} has "
+                       f"{shapes[stay[0]][1]} inputs", where=folder, hint=hint)
     remarks = []
     if size != (given or sizes[0]):
         first = odd(sizes[0])[0]
         remarks.append(f"group size {size}: {sizes[0]} does not divide the {shapes[first][1]} inputs of {last(first)}")
     if stay:
-        remarks.append(f"{len(stay)} of {len(shapes)} linears stay in float, as groups of {size} do not fit their "
-                       f"widths: {', '.join(sorted(set(map(last, stay))))}")
+        remarks.append(f"{count} stay in float, as groups of {size} do not fit their widths: "
+                       f"{', '.join(sorted(set(map(last, stay))))}")
     return size, remarks

@@ -20,8 +20,8 @@ from phicli.progress import SILENT, Progress
 from phicli.text import Encoded
 
 if TYPE_CHECKING:
-    from phicli.dataset.contents import Content
     from phicli.dataset.encoding import RowEncoder
+    from phicli.dataset.understood import Content
 
 
 @subdued()

@@ -9,7 +9,6 @@ from typing import Any
 
 from phicli.config.steps import InspectConfig
 from phicli.dataset.cleaning import cleaning
-from phicli.dataset.contents import Understood
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import row_parser
 from phicli.dataset.formats import open_rows
@@ -18,6 +17,7 @@ from phicli.dataset.looking import Batch, Looker
 from phicli.dataset.near_duplicates import MAX_ROWS
 from phicli.dataset.overlap import HeldOut
 from phicli.dataset.rows import parse_line
+from phicli.dataset.understood import Understood
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.hardware.devices import usable_cores
 from phicli.hardware.processes import spread

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from phicli.config.setting import settings_of
 from phicli.config.steps import FinetuneConfig, InspectConfig
 from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner
-from phicli.dataset.contents import joined
 from phicli.dataset.encoding import RowEncoder, end_of_turn
 from phicli.dataset.inspector import Inspector
 from phicli.dataset.overlap import Overlap
 from phicli.dataset.sources import Source, split_weight
+from phicli.dataset.understood import joined
 from phicli.errors import BadInput
 from phicli.text import Encoded
 

@@ -164,8 +164,8 @@ class Lab:
     def first_question(self) -> str:
         """The first question of the first held-out row."""
         from phicli.dataset import load_rows
-        from phicli.dataset.contents import question
         from phicli.dataset.encoding import row_parser
+        from phicli.dataset.understood import question
         from phicli.hub.datasets import held_out_sources
 
         config = self.config(EvaluateConfig)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from phicli.dataset.contents import FORMATS, RowParser, prompt_hash, row_hash
+from phicli.dataset.contents import FORMATS, RowParser
 from phicli.dataset.defects import Defect
+from phicli.dataset.understood import prompt_hash, row_hash
 from phicli.text import Conversation
 
 SYSTEM, USER, ASSISTANT = ({"role": role, "content": text} for role, text in (

@@ -8,6 +8,7 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import phicli
@@ -56,7 +57,14 @@ def test_the_result_runs_without_phicli(folder, layout):
     answer = run(folder / "run.py", built, "travel", QUESTION).rstrip("\n")
     session = phicli.Session(built, kernels="onnxruntime")
     ours, bare = (phicli.Conversation(session, adapter=name).ask(QUESTION).text for name in ("travel", None))
-    # A greedy loop is ended only here; of two near-equal tokens either may come where kernels add in another order.
-    same, other = (sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(answer, text, strict=False)))
-                   for text in (ours, bare))
-    assert same >= 20 and same > other + 10, (answer, ours, bare)
+    assert len(ours) > 80 and not answer.startswith(bare)
+    # Equal, but where a greedy loop is ended here; or apart from a token on that is as likely as the other, since the
+    # graph's own functions and our library add in another order.
+    codec = session.codec
+    said, again = codec.encode_text(answer), codec.encode_text(ours)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(said, again, strict=False))))
+    if same < min(len(said), len(again)):
+        asked = codec.encode_chat([{"role": "user", "content": QUESTION}])
+        logits = session.logits([*asked, *again[:same]], "travel")[-1]
+        assert np.argmax(logits) in (said[same], again[same])
+        assert abs(logits[said[same]] - logits[again[same]]) < 0.3  # of scores that reach over 20

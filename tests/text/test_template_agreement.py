@@ -8,8 +8,8 @@ from lab_rows import calibration
 from tokenizers import Tokenizer, processors
 
 from phicli.config import EvaluateConfig
-from phicli.dataset.contents import TemplatedRow
 from phicli.dataset.encoding import RowEncoder, check_layout
+from phicli.dataset.understood import TemplatedRow
 from phicli.errors import BadInput
 from phicli.quantization.calibration import calibration_tokens
 from phicli.text import Conversation, TextCodec, TextTemplate

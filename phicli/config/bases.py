@@ -1,0 +1,59 @@
+"""What the settings of several steps have in common."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from phicli.config import shared
+from phicli.config.setting import StepConfig
+from phicli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class OfModel(StepConfig):
+    """What every step has: a model, and the folder of all that is made of it."""
+
+    model: str = shared.model()
+    root: str | None = shared.root()
+    root_chosen: ClassVar[bool]  # of an object: the root was given, and is not only the model's usual one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "root_chosen", self.root is not None)
+        if self.root is None:
+            object.__setattr__(self, "root", shared.default_root(self.model))
+        output = getattr(self, "output", None)
+        if output and Path(output).resolve() == self.root_folder.resolve():
+            raise UsageError("is the root itself, which holds the results of all steps", where="--output")
+
+    @property
+    def root_folder(self) -> Path:
+        """The folder of all results."""
+        return Path(str(self.root))
+
+
+@dataclass(frozen=True)
+class OfRows(OfModel):
+    """What every step has that reads rows: what they say, and how that becomes text."""
+
+    text_template: str | None = shared.text_template()
+    format: str | None = shared.data_format()
+    columns: tuple[str, ...] = shared.columns()
+    chat_template: str | None = shared.chat_template()
+    chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for column in self.columns:
+            name, _, field = column.partition("=")
+            if name not in shared.COLUMNS or not field:
+                raise UsageError(f"needs NAME=FIELD with one of {', '.join(shared.COLUMNS)}, not {column[:40]!r}",
+                                 where="--map", hint="--map prompt=question --map response=answer")
+
+    def row_settings(self) -> dict[str, Any]:
+        """The settings of rows on which a result depends, as a manifest tells them."""
+        return {name: value for name, value in self.recorded().items() if name in OfRows.__annotations__}
+
+    def row_sources(self) -> dict[str, Path]:
+        """The file of the chat template, if one is given."""
+        return {"chat_template": Path(self.chat_template)} if self.chat_template else {}
