@@ -5,9 +5,9 @@ import os
 import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ PENDING_BYTES = 1 << 28  # that wait, on the device, to be taken
 
 
 class ShardWriter:
-    """Writes tensors to safetensors shards and an index at the end. One thread in the background does the work.
+    """Writes tensors to safetensors shards and an index at the end. A thread in the background does the work,
+    another brings finished files to the disk.
 
     Files are named as Hugging Face names them: model.safetensors, or model-00001-of-0000N.safetensors with an index.
     """
@@ -29,7 +30,7 @@ class ShardWriter:
         self.waiting: dict[str, Tensor] = {}
         self.waiting_bytes = self.total = 0
         self.shards: list[list[str]] = []
-        self.writer = ThreadPoolExecutor(1)
+        self.writer, self.syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.pending: deque[tuple[Future, int]] = deque()
         self.copies: torch.cuda.Stream | None = None
 
@@ -67,7 +68,10 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self.waiting:
             return
-        save_tensors(self.waiting, self.folder / f"part-{len(self.shards)}.safetensors", {"format": "pt"})
+        part = self.folder / f"part-{len(self.shards)}.safetensors"
+        save_tensors(self.waiting, part, {"format": "pt"})
+        if os.name == "posix":  # elsewhere an open file cannot be renamed
+            self.syncer.submit(_bring_to_disk, part.open("rb"))  # `file_hashes` wants it there, and would wait for it
         self.shards.append(list(self.waiting))
         self.total += self.waiting_bytes
         self.waiting, self.waiting_bytes = {}, 0
@@ -92,6 +96,12 @@ class ShardWriter:
 
     def __exit__(self, *exc: object) -> None:
         self.writer.shutdown(cancel_futures=True)
+        self.syncer.shutdown(wait=False)
+
+
+def _bring_to_disk(file: BinaryIO) -> None:
+    with file, suppress(OSError):  # a file system that cannot: no fault of the result
+        os.fsync(file.fileno())
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

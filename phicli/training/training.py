@@ -211,8 +211,9 @@ class Trainer:
             self._recompute()
             self.progress.warn("out of memory: going on with activations computed twice (slower)")
         else:
+            ways = "a smaller --seq-len, a smaller --lora-r" + (", or --device cpu" if self.cuda else "")
             raise Missing("not enough memory for one row at a time",
-                          hint="a smaller --seq-len or --lora-r (a smaller --batch-size no longer helps)")
+                          hint=f"{ways} (a smaller --batch-size no longer helps)")
 
     def _recompute(self) -> None:
         base = self.model.get_base_model()
