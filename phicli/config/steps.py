@@ -129,6 +129,9 @@ class OptimizeConfig(OfModel):
     activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
                                choices=("int8", "fp32"))
     head: str = setting("int8", "Precision of the output projection (lm_head)", choices=("int4", "int8", "float"))
+    embeddings: str | None = setting(None, "Precision of the token embeddings, one matrix with the head where the "
+                                     "model ties them and both are as precise [default: as the head; float on dml "
+                                     "and webgpu]", choices=("int4", "int8", "float"))
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
                                   "device (expert setting)", choices=("auto", "inputs", "resident", "fused"))
     adapter_weights: str = setting("float", "Precision of adapters in the graph; int8 is for resident, and on a CPU "

@@ -3,13 +3,13 @@
 The cost of an adapter does not depend on how many lie beside it, but where the ops' library is not: see `portable`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from phicli.errors import BadInput
-from phicli.export.groups import Columns, Group, ResidentGraph, fitted
+from phicli.export.groups import MOST_SEGMENTS, Columns, Group, ResidentGraph, fitted
 from phicli.export.matrices import in_blocks
 from phicli.export.portable import functions
 from phicli.export.slots import Slot
@@ -24,6 +24,13 @@ INPUTS, OUTPUTS = 32, BLOCK  # sizes of a projection are multiples of these
 def takes_sizes(projections: Iterable[tuple[int, int]]) -> bool:
     """Whether the ops can compute beside projections of these inputs and outputs."""
     return not any(inputs % INPUTS or outputs % OUTPUTS for inputs, outputs in projections)
+
+
+def takes_segments(slot: Slot) -> bool:
+    """Whether outputs can have columns of h of their own: not in the kernels for CUDA."""
+    from onnx import TensorProto
+
+    return slot.elem_type == TensorProto.FLOAT
 
 
 def lanes(slot: Slot) -> int:
@@ -48,7 +55,6 @@ class FusedGraph(ResidentGraph):
         super().__init__(model, columns, data)
         self.model = model
         self.int8 = weights == "int8"
-        self.ranks = list(columns.rank.values())
         self.number(ID, np.zeros(1, np.int64), ["adapter_rows"])
         self.readers: dict[str, list[Any]] = {}
         for node in self.graph.node:
@@ -63,30 +69,32 @@ class FusedGraph(ResidentGraph):
     def add(self, group: Group) -> None:
         self._check(group)
         self.slot = group.slots[0]  # activations of all are of one type
-        a, bs = group.matrices(self.columns)
+        ends = group.segments() if takes_segments(self.slot) else [[slot.outputs] for slot in group.slots]
+        of_adapters = [*group.segmented(ends, self.STEP).values()]
         x, h = group.nodes[0].input[0], f"lora.{group.name}.down"
-        a_name = self._matrix(f"lora_A.{group.name}", [a[:, : sum(self.ranks)].T], 1)
-        ends = np.cumsum(self.ranks)
-        names = [self._matrix(f"lora_B.{slot.name}", [part.T for part in np.split(b[: ends[-1]], ends[:-1])],
-                              lanes(slot)) for slot, b in zip(group.slots, bs, strict=True)]
-        down = self._op("LoraDown", group.name, [x, a_name], h)
-        last = group.nodes[-1].name
+        a_name = self._matrix(f"lora_A.{group.name}", [a.T for a, _ in of_adapters], 1)
+        names = [self._matrix(f"lora_B.{slot.name}", [bs[number].T for _, bs in of_adapters], lanes(slot))
+                 for number, slot in enumerate(group.slots)]
+        down = self._op("LoraDown", group.name, [x, a_name], h, [a.shape[1] for a, _ in of_adapters])
+        ranks, last = [len(bs[0]) for _, bs in of_adapters], group.nodes[-1].name
         if gated := self._gated(group.nodes):
             self.removed |= {node.name for node in gated}
             inputs = [name for node, b in zip(group.nodes, names, strict=True) for name in (node.output[0], b)]
-            self.after[last] = [down, self._op("LoraGatedUp", group.name, [h, *inputs], gated[-1].output[0])]
+            up = self._op("LoraGatedUp", group.name, [h, *inputs], gated[-1].output[0], ranks, ends)
+            self.after[last] = [down, up]
             return
         self.after[group.nodes[0].name] = [down]
-        for slot, node, b in zip(group.slots, group.nodes, names, strict=True):
+        for slot, node, b, own in zip(group.slots, group.nodes, names, ends, strict=True):
             out = node.output[0]
             node.output[0] = f"{out}/base"
-            self.after.setdefault(node.name, []).append(self._op("LoraUp", slot.name, [h, node.output[0], b], out))
+            up = self._op("LoraUp", slot.name, [h, node.output[0], b], out, ranks, [own])
+            self.after.setdefault(node.name, []).append(up)
 
     def write(self) -> None:
         super().write()
         opset = next(entry.version for entry in self.model.opset_import if not entry.domain)
-        self.model.functions.extend(functions(DOMAIN, opset, self.ranks, self.slot.elem_type, lanes(self.slot),
-                                              self.int8))
+        self.model.functions.extend(functions(DOMAIN, opset, len(self.columns.rank), self.slot.elem_type,
+                                              lanes(self.slot), self.int8, takes_segments(self.slot)))
 
     def _gated(self, nodes: tuple[Any, ...]) -> list[Any]:
         """Sigmoid, Mul, Mul that make silu(first) * second; none where the graph has something else there."""
@@ -105,10 +113,12 @@ class FusedGraph(ResidentGraph):
     def _reader(self, name: str, op: str) -> Any:
         return next((node for node in self.readers.get(name, ()) if node.op_type == op), None)
 
-    def _op(self, op: str, name: str, inputs: list[str], output: str) -> Any:
+    def _op(self, op: str, name: str, inputs: list[str], output: str, ranks: list[int],
+            ends: Sequence[Sequence[int]] = ()) -> Any:
         from onnx import helper
 
-        return helper.make_node(op, [ID, *inputs], [output], f"/lora/{name}/{op}", domain=DOMAIN, ranks=self.ranks)
+        own = dict(zip(("ends", "ends2"), ends, strict=False)) if takes_segments(self.slot) else {}
+        return helper.make_node(op, [ID, *inputs], [output], f"/lora/{name}/{op}", domain=DOMAIN, ranks=ranks, **own)
 
     def _matrix(self, name: str, parts: list[np.ndarray], side: int) -> str:
         """The constant of A, or of B's parts, (outputs, rank) of each adapter, one after the other."""
@@ -125,7 +135,7 @@ class FusedGraph(ResidentGraph):
                 wrong = "float16 with adapters in int8"
             elif not takes_sizes([(slot.inputs, slot.outputs)]):
                 wrong = f"a projection of {slot.inputs} to {slot.outputs}"
-            elif max(self.columns.rank.values()) > LARGEST_RANK:
+            elif max(group.ranks.values()) > LARGEST_RANK - self.STEP * MOST_SEGMENTS:
                 wrong = f"a rank above {LARGEST_RANK}"
             else:
                 continue

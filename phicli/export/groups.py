@@ -1,8 +1,9 @@
 """What adapters add to the projections of a graph: those that read one input are a group and share x A."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from phicli.errors import BadInput
 from phicli.export.matching import Parts
 from phicli.export.slots import Slot
 
-MULTIPLE = 16  # of all ranks together, so that matrix products take their fast path
+MOST_SEGMENTS = 3  # that lora_op.c takes
+MULTIPLE = 16  # of all ranks together, so that matrix products take their fast path, and of segments
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,62 @@ class Group:
         for name, updates in self.updates.items():
             at = columns.start[name]
             for lora, parts in updates:
-                mine = slice(at, at + lora.rank)
-                a[:, mine] = lora.a.T
-                for slot, matrix in zip(self.slots, b, strict=True):
-                    for _, outputs, of in parts[slot]:
-                        matrix[mine, outputs] += lora.b[of].T * lora.scaling
+                self._place(lora, parts, a[:, at : at + lora.rank], [m[at : at + lora.rank] for m in b])
                 at += lora.rank
         return a, b
+
+    def _place(self, lora: Lora, parts: Mapping[Slot, Parts], a: np.ndarray, b: Sequence[np.ndarray]) -> None:
+        """Add an update to its columns of A and its rows of each slot's B."""
+        a += lora.a.T
+        for slot, matrix in zip(self.slots, b, strict=True):
+            for _, outputs, of in parts[slot]:
+                matrix[:, outputs] += lora.b[of].T * lora.scaling
+
+    def segments(self) -> list[list[int]]:
+        """For each slot, the outputs at which its segments end; a segment is what updates of one module add to.
+
+        One segment, all of the outputs, where updates of different modules overlap, or there are too many.
+        """
+        whole = [[slot.outputs] for slot in self.slots]
+        covered = sorted({self._covered(parts) for updates in self.updates.values() for _, parts in updates})
+        taken = sorted(interval for intervals in covered for interval in intervals)
+        apart = all(slot < other or stop <= start for (slot, _, stop), (other, start, _) in pairwise(taken))
+        if not apart or not 1 < len(covered) <= MOST_SEGMENTS or any(stop % MULTIPLE for _, _, stop in taken):
+            return whole
+        ends = []
+        for number, slot in enumerate(self.slots):
+            stops = [max((stop for at, _, stop in intervals if at == number), default=0) for intervals in covered]
+            ends.append([*accumulate(stops[:-1], max), slot.outputs])
+        return ends
+
+    def _covered(self, parts: Mapping[Slot, Parts]) -> tuple[tuple[int, int, int], ...]:
+        """Slots that an update falls on, by number, and from where to where in their outputs."""
+        return tuple((number, *outputs.indices(slot.outputs)[:2]) for number, slot in enumerate(self.slots)
+                     for _, outputs, _ in parts[slot])
+
+    def segmented(self, ends: Sequence[Sequence[int]], step: int) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
+        """Of each adapter A, float32 (inputs, segments * rank), and B of each slot, float32 (rank, outputs).
+
+        ends: as `segments` gives them, or one for each slot. The rank is a multiple of `step`, and not 0.
+        """
+        found = {}
+        for name, updates in self.updates.items():
+            by_segment: list[list[Any]] = [[] for _ in ends[0]]
+            for lora, parts in updates:
+                number, start, _ = self._covered(parts)[0]
+                by_segment[bisect_right(ends[number], start) if len(ends[0]) > 1 else 0].append((lora, parts))
+            rank = max(1, *(sum(lora.rank for lora, _ in segment) for segment in by_segment))
+            rank = -(-rank // step) * step
+            a = np.zeros((self.slots[0].inputs, len(by_segment) * rank), np.float32)
+            b = [np.zeros((rank, slot.outputs), np.float32) for slot in self.slots]
+            for number, segment in enumerate(by_segment):
+                row = 0
+                for lora, parts in segment:
+                    rows, column = slice(row, row + lora.rank), number * rank + row
+                    self._place(lora, parts, a[:, column : column + lora.rank], [m[rows] for m in b])
+                    row += lora.rank
+            found[name] = (a, b)
+        return found
 
 
 def fitted(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:

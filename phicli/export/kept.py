@@ -4,6 +4,7 @@ Numbers come as the model has them: of its float type, or of 8 bits.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,32 @@ def _from_file(tensors: dict[str, np.ndarray], slots: dict[str, Slot]) -> Iterat
 def _from_fused(constants: _Constants, graph: Any, slots: dict[str, Slot], position: int) -> Iterator[Update]:
     own = [node for node in graph.node if node.domain == fused.DOMAIN]
     for down in (node for node in own if node.op_type == "LoraDown"):
-        ranks = list(down.attribute[0].ints)
-        start, rank = sum(ranks[:position]), ranks[position]
+        columns = _lists(down)["ranks"]
+        start, width = sum(columns[:position]), columns[position]
         name = down.input[2]
-        a = from_blocks(constants[name], slots[name.removeprefix("lora_A.")].inputs, 1)[start : start + rank]
+        a = from_blocks(constants[name], slots[name.removeprefix("lora_A.")].inputs, 1)[start : start + width]
         parts = {}
-        for b in (b for node in own if node.op_type != "LoraDown" and node.input[1] == down.output[0]
-                  for b in node.input[3::2]):
-            slot, data = slots[b.removeprefix("lora_B.")], constants[b]
-            widths = [slot.outputs * (n + 4 * (data.dtype == np.uint8)) for n in ranks]
-            mine = data[sum(widths[:position]) :][: widths[position]]
-            parts[slot] = from_blocks(mine, rank, fused.lanes(slot))
+        for node in (node for node in own if node.op_type != "LoraDown" and node.input[1] == down.output[0]):
+            given = _lists(node)
+            for b, ends in zip(node.input[3::2], ("ends", "ends2"), strict=False):
+                slot, data, rank = slots[b.removeprefix("lora_B.")], constants[b], given["ranks"][position]
+                widths = [slot.outputs * (n + 4 * (data.dtype == np.uint8)) for n in given["ranks"]]
+                mine = data[sum(widths[:position]) :][: widths[position]]
+                found = from_blocks(mine, rank, fused.lanes(slot))
+                parts[slot] = _spread(found, given.get(ends, [slot.outputs]), width)
         yield a, parts
+
+
+def _lists(node: Any) -> dict[str, list[int]]:
+    return {attribute.name: list(attribute.ints) for attribute in node.attribute}
+
+
+def _spread(b: np.ndarray, ends: list[int], width: int) -> np.ndarray:
+    """B, (outputs, rank), whose outputs read columns of their own, for all columns: (outputs, width)."""
+    whole, rank = np.zeros((len(b), width), b.dtype), b.shape[1]
+    for number, (start, end) in enumerate(pairwise([0, *ends])):
+        whole[start:end, number * rank : (number + 1) * rank] = b[start:end]
+    return whole
 
 
 def _from_masked(constants: _Constants, graph: Any, slots: dict[str, Slot], position: int) -> Iterator[Update]:
@@ -95,10 +110,9 @@ def _from_masked(constants: _Constants, graph: Any, slots: dict[str, Slot], posi
 
 
 def _trimmed(a: np.ndarray, parts: dict[Slot, np.ndarray]) -> Update:
-    """Without the columns at the end that only fill up."""
-    used = np.abs(a).max(1, initial=0) + sum(np.abs(b).max(0, initial=0) for b in parts.values())
-    rank = int(np.flatnonzero(used).max(initial=-1)) + 1
-    return a[:rank], {slot: b[:, :rank] for slot, b in parts.items()}
+    """Without the columns that only fill up."""
+    used = np.abs(a).max(1, initial=0) + sum(np.abs(b).max(0, initial=0) for b in parts.values()) > 0
+    return a[used], {slot: b[:, used] for slot, b in parts.items()}
 
 
 def _loras(a: np.ndarray, parts: dict[Slot, np.ndarray]) -> dict[str, Lora]:

@@ -25,6 +25,7 @@ from phicli.checkpoints.skeleton import check_tensors
 from phicli.export import families, graph_inputs
 from phicli.export.external_data import streamed_saving
 from phicli.export.loading import float_projections, streamed_loading
+from phicli.export.vocabulary import rounded_vocabulary
 from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress, Task
 from phicli.workflow.wording import worded
@@ -46,6 +47,8 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
         config["slots"] = PassConfigParam(
             type_=str, default_value="inputs", description="How adapters enter the graph: inputs, none"
         )
+        for name in ("embeddings", "head"):
+            config[name] = PassConfigParam(type_=str, default_value="int8", description="Precision: int4, int8, float")
         return config
 
     @staticmethod
@@ -57,10 +60,13 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
     ) -> ONNXModelHandler:
         settings: Any = config.model_copy(deep=True)
         folder, layout, settings.slots = Path(model.model_name_or_path), settings.slots, None
+        vocabulary = rounded_vocabulary(settings.embeddings, settings.head)
+        settings.embeddings = settings.head = None
         saved = Path(resolve_onnx_path(output_model_path)).parent
         saved.mkdir(parents=True, exist_ok=True)
         with (TemporaryDirectory(prefix="phicli-") as scratch, _scratch_as_cache(scratch),
-              streamed_saving(saved) as data, streamed_loading(data), families.put_right() as family):
+              streamed_saving(saved) as data, streamed_loading(data), vocabulary,
+              families.put_right() as family):
             about = read_config(folder)
             if "quantization_config" not in about:
                 check_tensors(folder)

@@ -81,7 +81,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     model = resolve_model(config.base, progress) if config.base else find_base(root)
     if not chosen and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
         layout = "inputs" if weights == "float" else "resident"
-    settings = {"device": target, "head": config.head, "cuda_graph": graph,
+    embeddings = config.embeddings or (config.head if target in ("cpu", "cuda") else "float")
+    settings = {"device": target, "head": config.head, "embeddings": embeddings, "cuda_graph": graph,
                 "adapter_layout": layout,
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
                 "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}

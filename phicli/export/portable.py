@@ -6,27 +6,32 @@ columns of all adapters, and 0 in those of the others. What follows from constan
 onnxruntime computes once, when the model is loaded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 END = 2**62
 FRACTION = 2**23  # of a float: its bits are sign, exponent + 127, and 23 of the fraction
 
 
-def functions(domain: str, opset: int, ranks: Sequence[int], elem_type: int, lanes: int, int8: bool) -> list[Any]:
-    """LoraDown, LoraUp and LoraGatedUp, a FunctionProto each.
+def functions(domain: str, opset: int, adapters: int, elem_type: int, lanes: int, int8: bool,
+              segments: bool = False) -> list[Any]:
+    """LoraDown, LoraUp and LoraGatedUp, a FunctionProto each. Ranks and ends they take from the nodes' attributes.
 
     Args:
-        opset: version of ONNX's ops in the model. ranks: of each adapter, as the ops' attribute has them.
+        opset: version of ONNX's ops in the model. adapters: how many there are.
         elem_type: of the activations, and here of h too. lanes: of B, see `in_blocks`; A has one.
+        segments: whether nodes have the attributes ends and ends2.
     """
     from onnx import parser
 
-    gate, up = ([*_b(name, ranks, elem_type, lanes, int8)] for name in ("b", "b2"))
+    gate, up = ([*_b(name, ends if segments else "", adapters, elem_type, lanes, int8)]
+                for name, ends in (("b", "ends"), ("b2", "ends2")))
+    one, two = (", ends", ", ends, ends2") if segments else ("", "")
     bodies = {
-        "LoraDown <ranks> (ids, x, a) => (h)": _down(ranks, elem_type, int8),
-        "LoraUp <ranks> (ids, h, base, b) => (y)": [*gate, "change = MatMul(h, b_matrix)", "y = Add(base, change)"],
-        "LoraGatedUp <ranks> (ids, h, base, b, base2, b2) => (y)": [
+        "LoraDown <ranks> (ids, x, a) => (h)": _down(elem_type, int8),
+        f"LoraUp <ranks{one}> (ids, h, base, b) => (y)": [
+            *gate, "change = MatMul(h, b_matrix)", "y = Add(base, change)"],
+        f"LoraGatedUp <ranks{two}> (ids, h, base, b, base2, b2) => (y)": [
             *gate, "change = MatMul(h, b_matrix)", "gate = Add(base, change)",
             *up, "change2 = MatMul(h, b2_matrix)", "up = Add(base2, change2)",
             "sigmoid = Sigmoid(gate)", "silu = Mul(gate, sigmoid)", "y = Mul(silu, up)"],
@@ -35,28 +40,73 @@ def functions(domain: str, opset: int, ranks: Sequence[int], elem_type: int, lan
     return [parser.parse_function("\n".join([head, name, "{", *lines, "}"])) for name, lines in bodies.items()]
 
 
-def _down(ranks: Sequence[int], elem_type: int, int8: bool) -> Iterator[str]:
-    yield from _reshaped("a_rows", "a", sum(ranks), -1)
+def _down(elem_type: int, int8: bool) -> Iterator[str]:
+    yield "ranks = Constant <value_ints: ints = @ranks> ()"
+    yield "total = ReduceSum (ranks)"
+    yield from (_ints("other", -1), "a_shape = Concat <axis = 0> (total, other)", "a_rows = Reshape(a, a_shape)")
     yield from _matrix("a_matrix", "a_rows", elem_type, 1, int8)
     yield "all = MatMul(x, a_matrix)"
-    yield _ints("owner", *(number for number, rank in enumerate(ranks, 1) for _ in range(rank)))
+    yield from (_ints("axis", 0), "stops = CumSum(ranks, axis)", *_interval("owner", "total", "stops"))
+    yield from (_ints("one", 1), "number = Add(owner, one)")
     yield from _reshaped("id", "ids", -1, 1, 1)
-    yield "owned = Equal(id, owner)"
+    yield "owned = Equal(id, number)"
     yield f"mask = Cast <to = {elem_type}> (owned)"
     yield "h = Mul(all, mask)"
 
 
-def _b(name: str, ranks: Sequence[int], elem_type: int, lanes: int, int8: bool) -> Iterator[str]:
-    """(sum of ranks, outputs), from each adapter's part, which is in blocks of `lanes` outputs."""
-    lengths = [rank + 4 * int8 for rank in ranks]  # of an output
-    parts = [f"{name}_{number}" for number in range(len(ranks))]
-    yield from _reshaped(f"{name}_parts", name, sum(lengths), -1)
-    yield _ints(f"{name}_lengths", *lengths)
+def _b(name: str, ends: str, adapters: int, elem_type: int, lanes: int, int8: bool) -> Iterator[str]:
+    """(sum of ranks, outputs), from each adapter's part, which is in blocks of `lanes` outputs.
+
+    ends: attribute of the outputs that read columns of h of their own: the others of an output's row are 0 then.
+    """
+    parts = [f"{name}_{number}" for number in range(adapters)]
+    yield from (f"{name}_ranks = Constant <value_ints: ints = @ranks> ()", _ints(f"{name}_scale", 4 * int8))
+    yield f"{name}_lengths = Add({name}_ranks, {name}_scale)"  # of an output
+    yield from (f"{name}_total = ReduceSum ({name}_lengths)", _ints(f"{name}_other", -1))
+    yield f"{name}_shape = Concat <axis = 0> ({name}_total, {name}_other)"
+    yield f"{name}_parts = Reshape({name}, {name}_shape)"
     yield f"{', '.join(parts)} = Split <axis = 0> ({name}_parts, {name}_lengths)"
-    for part, length in zip(parts, lengths, strict=True):
-        yield from _reshaped(f"{part}_blocks", part, -1, lanes * length)
+    if ends:
+        yield from _segments(name, ends, elem_type)
+    for number, part in enumerate(parts):
+        yield from (_ints(f"{part}_at", number), f"{part}_length = Gather({name}_lengths, {part}_at)")
+        yield from (_ints(f"{part}_lanes", lanes), f"{part}_width = Mul({part}_length, {part}_lanes)")
+        yield f"{part}_wide = Concat <axis = 0> ({name}_other, {part}_width)"
+        yield f"{part}_blocks = Reshape({part}, {part}_wide)"
         yield from _matrix(f"{part}_matrix", f"{part}_blocks", elem_type, lanes, int8)
-    yield f"{name}_matrix = Concat <axis = 0> ({', '.join(f'{part}_matrix' for part in parts)})"
+        if ends:
+            yield f"{part}_segments = Mul({part}_matrix, {name}_mask)"
+            yield f"{part}_own = Flatten <axis = 2> ({part}_segments)"
+    whole = ", ".join(f"{part}_{'own' if ends else 'matrix'}" for part in parts)
+    yield f"{name}_matrix = Concat <axis = 0> ({whole})"
+
+
+def _segments(name: str, ends: str, elem_type: int) -> Iterator[str]:
+    """The mask (segments, 1, outputs) that is 1 where an output lies in a segment."""
+    yield f"{name}_ends = Constant <value_ints: ints = @{ends}> ()"
+    yield from (_ints(f"{name}_last", -1), f"{name}_outputs = Gather({name}_ends, {name}_last)")
+    yield from _interval(f"{name}_segment", f"{name}_outputs", f"{name}_ends")
+    yield from (f"{name}_count = Shape({name}_ends)", *_range(f"{name}_numbers", f"{name}_count"))
+    yield from _reshaped(f"{name}_column", f"{name}_numbers", -1, 1, 1)
+    yield f"{name}_owned = Equal({name}_column, {name}_segment)"
+    yield f"{name}_mask = Cast <to = {elem_type}> ({name}_owned)"
+
+
+def _interval(out: str, count: str, stops: str) -> Iterator[str]:
+    """For each number below `count`, an int64 (1,): how many of the stops are not above it."""
+    yield from _range(f"{out}_places", count)
+    yield from _reshaped(f"{out}_rows", f"{out}_places", -1, 1)
+    yield f"{out}_passed = GreaterOrEqual({out}_rows, {stops})"
+    yield from (f"{out}_counted = Cast <to = 7> ({out}_passed)", _ints(f"{out}_axis", 1))
+    yield f"{out} = ReduceSum <keepdims = 0> ({out}_counted, {out}_axis)"
+
+
+def _range(out: str, count: str) -> Iterator[str]:
+    """0, 1, … below `count`, an int64 (1,)."""
+    yield f"{out}_stop = Squeeze({count})"
+    for name, value in (("begin", 0), ("step", 1)):
+        yield f"{out}_{name} = Constant <value_int = {value}> ()"
+    yield f"{out} = Range({out}_begin, {out}_stop, {out}_step)"
 
 
 def _matrix(out: str, blocks: str, elem_type: int, lanes: int, int8: bool) -> Iterator[str]:

@@ -16,12 +16,13 @@ class Projection:
     """A quantized linear as genai's builder takes it; the attributes have the names that it reads.
 
     qweight: uint8 (outputs, groups, group size * bits / 8), low bits first. scales: float (outputs * groups).
-    qzeros: uint8 (outputs * groups packed), each output's padded to whole bytes. bias: float (outputs) or None.
+    qzeros: uint8 (outputs * groups packed), each output's padded to whole bytes, or None: in the middle.
+    bias: float (outputs) or None.
     """
 
     qweight: Tensor
     scales: Tensor
-    qzeros: Tensor
+    qzeros: Tensor | None
     bias: Tensor | None
     bits: int
     g_idx: None = None
@@ -41,7 +42,7 @@ class Projection:
     def rows(self, rows: slice) -> "Projection":
         """The linear that gives some of the outputs."""
         n = self.out_features
-        scales, zeros = (t.view(n, -1)[rows].reshape(-1) for t in (self.scales, self.qzeros))
+        scales, zeros = (None if t is None else t.view(n, -1)[rows].reshape(-1) for t in (self.scales, self.qzeros))
         bias = None if self.bias is None else self.bias[rows]
         return Projection(self.qweight[rows].contiguous(), scales, zeros, bias, self.bits)
 

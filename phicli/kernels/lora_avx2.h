@@ -56,7 +56,8 @@ TILE void down_tile(const Product *p, int64_t m, int64_t n, int rows, int ranks,
 /* base + h B of rows from m and 8 outputs from n, in `splits` sums each, which do not wait for one another. */
 TILE void up_sums(const Product *p, int side, int64_t m, int64_t n, int rows, int splits, int int8, __m256 *y) {
   const char *b = block_of_b(p, side, n, int8);
-  const float *h = (const float *)p->in + m * p->rank;
+  const float *h = row_of_h(p, side, m, n);
+  const int64_t row = p->rank * p->kernel->segments;
   __m256 sums[ROWS][4];
   for (int i = 0; i < rows; i++)
     for (int s = 0; s < splits; s++) sums[i][s] = _mm256_setzero_ps();
@@ -64,7 +65,7 @@ TILE void up_sums(const Product *p, int side, int64_t m, int64_t n, int rows, in
     for (int s = 0; s < splits; s++) {
       const __m256 wide = widened_8(b + (int8 ? 8 * SCALE : 0), (r + s) * 8, int8);
       for (int i = 0; i < rows; i++)
-        sums[i][s] = _mm256_fmadd_ps(_mm256_broadcast_ss(h + i * p->rank + r + s), wide, sums[i][s]);
+        sums[i][s] = _mm256_fmadd_ps(_mm256_broadcast_ss(h + i * row + r + s), wide, sums[i][s]);
     }
   for (int i = 0; i < rows; i++) {
     for (int s = 1; s < splits; s++) sums[i][0] = _mm256_add_ps(sums[i][0], sums[i][s]);

@@ -8,6 +8,8 @@
  *          for LoraGatedUp h, gate, B, up, B'
  * Attribute ranks: of each adapter, multiples of 16, at most 1024. The inputs of A are a multiple of 32, outputs of 8.
  * h is float, (batch, tokens, parts * rank), with the largest rank of the batch.
+ * Attribute ends (and ends2, of B') of LoraUp and LoraGatedUp on a CPU: outputs up to the first read the first `rank`
+ * columns of h, those up to the second the next, …: updates of their own beside one input. Without it all read all.
  *
  * A and B are in fp16, or in int8 beside activations in fp32. A is (sum of ranks, inputs). B has each adapter's part
  * after the one before, (outputs, rank) beside activations in fp16, (outputs / 8, rank, 8) beside fp32: so a CPU reads
@@ -21,6 +23,7 @@
 
 #define MAX_ADAPTERS 1024
 #define MAX_RANK 1024
+#define MAX_SEGMENTS 3 /* q, k and v */
 #define MAX_WIDTH (1 << 24) /* with these two all sizes fit into 64 bits, and what the kernels count into 32 */
 #define MAX_ROWS (1 << 30)
 #define PART 8192 /* numbers of a matrix that a thread of a CPU takes at a time, */
@@ -29,10 +32,20 @@
 
 enum { DOWN, UP, GATED };
 
-typedef struct { const Op *op; size_t adapters; int64_t ranks[MAX_ADAPTERS], starts[MAX_ADAPTERS + 1]; } Kernel;
+typedef struct {
+  const Op *op;
+  size_t adapters, segments; /* ends of outputs; 1 without */
+  int64_t ranks[MAX_ADAPTERS], starts[MAX_ADAPTERS + 1], ends[2][MAX_SEGMENTS];
+} Kernel;
 
 /* Rows that have the same adapter. width: of x for DOWN, else of the output. */
-typedef struct { const void *in, *base[2]; const char *matrix[2]; void *out; int64_t rows, width, rank, parts; } Product;
+typedef struct {
+  const void *in, *base[2];
+  const char *matrix[2];
+  void *out;
+  int64_t rows, width, rank, parts;
+  const Kernel *kernel;
+} Product;
 
 #include "lora_cuda.h"
 
@@ -44,6 +57,14 @@ static inline const char *row_of_a(const Product *p, int64_t n, int int8) {
 }
 static inline const char *block_of_b(const Product *p, int side, int64_t n, int int8) {
   return p->matrix[side] + n / 8 * 8 * (int8 ? p->rank + SCALE : 2 * p->rank);
+}
+
+/* The columns of h in row m that output n reads. */
+static inline const float *row_of_h(const Product *p, int side, int64_t m, int64_t n) {
+  const int64_t segments = p->kernel->segments, *ends = p->kernel->ends[side];
+  int64_t segment = 0;
+  while (segment < segments - 1 && n >= ends[segment]) segment++;
+  return (const float *)p->in + (m * segments + segment) * p->rank;
 }
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -99,7 +120,7 @@ static void plain_row(const Product *p, int kind, int half, int int8, int64_t m,
     float sum[2] = {0};
     for (int side = 0; side < kind; side++) {
       const char *b = block_of_b(p, side, n, int8);
-      sum[side] = dot(p->in, m * p->rank, FLOATS, b + (int8 ? 8 * SCALE : 0), half ? lane * p->rank : lane,
+      sum[side] = dot(row_of_h(p, side, m, n), 0, FLOATS, b + (int8 ? 8 * SCALE : 0), half ? lane * p->rank : lane,
                       half ? 1 : 8, type, p->rank);
       sum[side] = at(p->base[side], i, half) + (int8 ? sum[side] * ((const float *)b)[lane] : sum[side]);
     }
@@ -203,15 +224,16 @@ static Status compute(void *self, Handle context) {
   TRY(largest_rank(kernel, &ids, batch, &widest));
   const int64_t rows = groups == 1 ? batch * tokens : tokens, parts = cuda ? parts_of(rows) : 1;
   if (kind == DOWN) out.dims[2] = widest * parts;
-  else if (in.rank != 3 || in.dims[0] != batch || in.dims[1] != tokens || in.dims[2] != widest * parts ||
-           !aligned(&in, op, 4))
+  else if (in.rank != 3 || in.dims[0] != batch || in.dims[1] != tokens ||
+           in.dims[2] != widest * parts * (int64_t)kernel->segments || !aligned(&in, op, 4))
     return failure(INVALID_ARGUMENT, "h is not what LoraDown makes with these adapters");
   TRY(output(context, &out));
   for (int64_t g = 0; g < groups && rows; g++) {
     const int64_t id = ((const int64_t *)ids.data)[g], at = g * rows, start = id ? kernel->starts[id - 1] : 0;
     Product p = {.in = (char *)in.data + at * in.dims[2] * in_size,
                  .out = (char *)out.data + at * out.dims[2] * out_size,
-                 .rows = rows, .width = width, .rank = id ? kernel->ranks[id - 1] : 0, .parts = parts};
+                 .rows = rows, .width = width, .rank = id ? kernel->ranks[id - 1] : 0, .parts = parts,
+                 .kernel = kernel};
     for (int i = 0; i < (kind == GATED ? 2 : 1); i++) {
       p.matrix[i] = (char *)matrix[i].data + start * width * (int8 ? 1 : 2);
       if (int8 && id) p.matrix[i] += SCALE * (kind == DOWN ? start : (id - 1) * width);
@@ -226,12 +248,27 @@ static Status compute(void *self, Handle context) {
 
 /* ---- what onnxruntime asks ---- */
 
+static Status read_ends(Kernel *kernel, Handle info) {
+  for (int side = 0; side < kernel->op->kind; side++) {
+    size_t count = MAX_SEGMENTS;
+    optional_ints(info, side ? "ends2" : "ends", kernel->ends[side], &count);
+    for (size_t i = 0; i < count; i++)
+      if (kernel->ends[side][i] % 8) return failure(INVALID_ARGUMENT, "outputs with h of their own end at multiples of 8");
+    if (side && kernel->segments != (count ? count : 1))
+      return failure(INVALID_ARGUMENT, "ends and ends2 are as many");
+    kernel->segments = count ? count : 1;
+  }
+  return kernel->op->cuda && kernel->segments > 1 ? failure(INVALID_ARGUMENT, "outputs with h of their own, on CUDA")
+                                                  : NULL;
+}
+
 static Status create(const Op *op, const void *api, Handle info, void **made) {
   size_t count = 0;
   Kernel *kernel = calloc(1, sizeof *kernel);
   (void)api;
   if (!kernel) return failure(RUNTIME_EXCEPTION, "not enough memory");
   kernel->op = op;
+  kernel->segments = 1;
   Status status = ints(info, "ranks", NULL, &count);
   if (!status && count > MAX_ADAPTERS) status = failure(INVALID_ARGUMENT, "too many adapters");
   if (!status) status = ints(info, "ranks", kernel->ranks, &count);
@@ -242,6 +279,7 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
     kernel->starts[i + 1] = kernel->starts[i] + rank;
   }
   kernel->adapters = count;
+  if (!status) status = read_ends(kernel, info);
   if (status) free(kernel);
   else *made = kernel;
   return status;

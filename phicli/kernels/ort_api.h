@@ -15,7 +15,7 @@ typedef void *Handle;
 
 enum { CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, ELEMENT_TYPE = 60,
        DIM_COUNT = 61, DIMS = 62, TENSOR_SHAPE = 65, ATTRIBUTE_INT = 86, GET_INPUT = 90, GET_OUTPUT = 91,
-       RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163, GPU_STREAM = 193, PARALLEL_FOR = 274 };
+       RELEASE_STATUS = 93, RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163, GPU_STREAM = 193, PARALLEL_FOR = 274 };
 enum { FLOAT = 1, UINT8 = 2, INT32 = 6, INT64 = 7, FLOAT16 = 10, REQUIRED = 0, OPTIONAL = 1, INVALID_ARGUMENT = 2,
        RUNTIME_EXCEPTION = 6, CPU_INPUT = -2 };
 
@@ -72,6 +72,15 @@ static inline Status output(Handle context, Tensor *tensor) {
 
 static inline Status ints(Handle info, const char *attribute, int64_t *found, size_t *count) {
   return ORT(ATTRIBUTE_INTS, Handle, const char *, int64_t *, size_t *)(info, attribute, found, count);
+}
+
+/* One that is not there, or is no list of so many at most, counts none. */
+static inline void optional_ints(Handle info, const char *attribute, int64_t *found, size_t *count) {
+  size_t there = 0, most = *count;
+  Status status = ints(info, attribute, NULL, &there);
+  if (!status && there && there <= most) status = ints(info, attribute, found, &there);
+  *count = status || there > most ? 0 : there;
+  if (status) ((void (*)(Status))ort[RELEASE_STATUS])(status);
 }
 
 static inline Status integer(Handle info, const char *attribute, int64_t *found) {

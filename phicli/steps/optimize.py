@@ -24,9 +24,9 @@ LIBRARIES = ("torch", "phicli.export.olive_pass", "onnxruntime_genai.models.buil
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
 # of 2.6e-3 to torch and fp32 one of 1e-11; on a CPU, int8 decodes a model of 0.75 GB fourteen times as fast.
 ACCURACY_LEVELS = {"int8": 4, "fp32": 1}
-# Of the builder. Where head and embedding are one matrix it rounds both to int4, unless told otherwise.
+# Of the builder, for a head that `rounded_vocabulary` leaves to it. Nothing of the embedding is.
 HEADS: dict[str, dict[str, Any]] = {
-    "int4": {},
+    "int4": {"extra_options": {"shared_embeddings": "false"}},
     "int8": {"extra_options": {"matmul_mixed_precision": "last_matmul:int8", "shared_embeddings": "false"}},
     "float": {"int4_nodes_to_exclude": ["/lm_head/MatMul", "/model/embed_tokens/Gather"]},
 }
@@ -90,7 +90,7 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     config["slots"] = "none" if settings["adapter_layout"] in resident.GRAPHS else settings["adapter_layout"]
     if settings["activations"] in ACCURACY_LEVELS:
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
-    config |= HEADS[settings["head"]]
+    config |= HEADS[settings["head"]] | {name: settings[name] for name in ("embeddings", "head")}
     run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
 
 

@@ -36,11 +36,13 @@ class Ops:
     """A graph of LoraDown, LoraUp and LoraGatedUp, and what they should give, in float64."""
 
     def __init__(self, device: str, dtype: type, inputs: int, outputs: int, matrices: str = "fp16",
-                 library: bool = True):
+                 library: bool = True, ends: tuple[list[int], list[int]] | None = None):
         self.dtype, self.int8 = dtype, matrices == "int8"
         rng = np.random.default_rng(0)
         self.rng, self.inputs, self.outputs = rng, inputs, outputs
-        self.a = [self.matrix(rank, inputs) for rank in RANKS]
+        self.ends = ends or ([outputs], [outputs])
+        segments = len(self.ends[0])
+        self.a = [self.matrix(segments * rank, inputs) for rank in RANKS]
         self.b, self.b2 = ([self.matrix(outputs, rank) for rank in RANKS] for _ in range(2))
         lanes = 8 if dtype == np.float32 else 1
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
@@ -49,7 +51,10 @@ class Ops:
             return helper.make_tensor_value_info(name, kind, ["batch", "tokens", *dims])
 
         def op(name, *between, out):
-            return helper.make_node(name, ["id", *between], [out], domain=DOMAIN, ranks=RANKS)
+            down = name == "LoraDown"
+            own = {} if down or dtype == np.float16 else dict(zip(("ends", "ends2"), self.ends, strict=True))
+            return helper.make_node(name, ["id", *between], [out], domain=DOMAIN,
+                                    ranks=[rank * segments for rank in RANKS] if down else RANKS, **own)
 
         graph = helper.make_graph(
             [op("LoraDown", "x", "a", out="h"), op("LoraUp", "h", "base", "b", out="y"),
@@ -69,7 +74,8 @@ class Ops:
             onnxruntime.preload_dlls()
         providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9,
-                                  functions=functions(DOMAIN, 17, RANKS, kind, lanes, self.int8))
+                                  functions=functions(DOMAIN, 17, len(RANKS), kind, lanes, self.int8,
+                                                      self.dtype == np.float32))
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
     def random(self, *shape: int) -> np.ndarray:
@@ -93,8 +99,9 @@ class Ops:
         for row in range(batch):
             if number := ids[row % len(ids)]:
                 h = x[row].astype(np.float64) @ self.a[number - 1].astype(np.float64).T
-                plain[row] += h @ self.b[number - 1].astype(np.float64).T
-                other[row] += h @ self.b2[number - 1].astype(np.float64).T
+                for sums, b, ends in ((plain, self.b, self.ends[0]), (other, self.b2, self.ends[1])):
+                    for part, begin, end in zip(np.split(h, len(ends), axis=1), [0, *ends], ends, strict=False):
+                        sums[row, :, begin:end] += part @ b[number - 1][begin:end].astype(np.float64).T
         gate = plain / (1 + np.exp(-plain)) * other
         return tuple(float((np.abs(found - wanted) / (1 + np.abs(wanted))).max())
                      for found, wanted in ((y, plain), (z, gate)))
@@ -111,6 +118,18 @@ def test_ops_give_the_sums_of_float64(device, dtype, matrices, by, inputs, outpu
         for ids in ([0], [1], [2], [3], [3, 0, 1]):
             if len(ids) in (1, batch):
                 assert max(ops.differences(ids, batch, tokens)) < bound, (batch, tokens, ids)
+
+
+@pytest.mark.parametrize(("matrices", "by"), [
+    *(pytest.param(kind, by, marks=needs_compiler) for kind in ("fp16", "int8") for by in ("vectors", "loops")),
+    ("fp16", "functions"), ("int8", "functions")])
+def test_outputs_with_columns_of_their_own(matrices, by, monkeypatch):
+    if by == "loops":
+        monkeypatch.setattr(build, "_cpu_flags", frozenset)
+    for ends in (([16, 24, 40], [0, 40, 40]), ([40, 40], [0, 40])):
+        ops = Ops("cpu", np.float32, 96, 40, matrices, by != "functions", ends)
+        for batch, tokens, ids in ((1, 1, [2]), (1, 17, [3]), (3, 5, [3, 0, 1])):
+            assert max(ops.differences(ids, batch, tokens)) < 1e-5, (ends, ids)
 
 
 @needs_compiler
