@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
-from phicli.config.shared import DEFAULT_TEMPLATE
 from phicli.hub.models import resolve_model
 from phicli.quantization import CALIBRATION
 
+LAB_TEMPLATE = "<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>"
 ROWS = Path(__file__).parent.parent / "data" / "data_sample_travel.jsonl"
 CUDA = torch.cuda.is_available()
 PROMPT, NEW = 512, 150
@@ -148,7 +148,7 @@ class Lab:
     def olive(self) -> None:
         steps = self.args.olive_steps
         command = [sys.executable, "-m", "olive", "finetune", "--method", "lora", "--model_name_or_path", self.model,
-                   "--data_name", "json", "--data_files", ROWS, "--text_template", DEFAULT_TEMPLATE, "--lora_r", 64,
+                   "--data_name", "json", "--data_files", ROWS, "--text_template", LAB_TEMPLATE, "--lora_r", 64,
                    "--lora_alpha", 128, "--target_modules", "qkv_proj,o_proj,gate_up_proj,down_proj",
                    "--max_steps", steps, "--per_device_train_batch_size", 8, "--output_path", self.scratch / "olive"]
         begun = time.perf_counter()

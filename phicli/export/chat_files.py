@@ -17,7 +17,8 @@ from phicli.text import TextCodec
 from phicli.text.agreement import plain_chat
 from phicli.text.layout import LONGEST, TEMPLATE_FILE, has_template
 
-TEXT_FILES = ("tokenizer.json", "special_tokens_map.json", TEMPLATE_FILE)  # genai's builder rewrites them
+TOKENIZER = "tokenizer.json"
+TEXT_FILES = (TOKENIZER, "special_tokens_map.json", TEMPLATE_FILE)  # genai's builder rewrites them
 GENERATION_CONFIG = "generation_config.json"
 TEMPLATE_SUFFIX = ".jinja"  # of the template that an adapter was trained with, beside its file
 
@@ -30,6 +31,8 @@ def copy_text_files(model: Path, folder: Path, sources: Sequence[Source], progre
     for name in TEXT_FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
+    if (folder / TOKENIZER).is_file():
+        _without_spaces(folder / TOKENIZER)
     copy_templates(folder, sources)
     if not has_template(folder):
         own = [source.template for source in sources if source.template.is_file()]
@@ -40,6 +43,12 @@ def copy_text_files(model: Path, folder: Path, sources: Sequence[Source], progre
             progress.note("the model has no chat template: chat lays it out plainly (User: … Assistant: …)")
     _take_over_settings(model, folder, progress)
     complete_ends(folder, progress)
+
+
+def _without_spaces(path: Path) -> None:
+    """Write a JSON document anew: of a tokenizer half of the bytes may be indentation."""
+    text = json.dumps(read_json(path), ensure_ascii=False, separators=(",", ":"))
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def copy_templates(folder: Path, sources: Sequence[Source]) -> None:

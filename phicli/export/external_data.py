@@ -11,6 +11,8 @@ from typing import Any
 
 from phicli.workflow.patching import replaced
 
+LARGE = 1 << 16  # bytes
+
 
 class ExternalData:
     """A file that initializers are appended to; `finish` gives it its name. Removed if that does not come about."""
@@ -34,10 +36,21 @@ class ExternalData:
                 value.const_value = self._reference(tensor, self.scratch, offset, self.file.tell() - offset)
 
     def finish(self, model: Any, path: Path) -> None:
-        """Write what an onnx_ir model still has in memory, and make `path` the file that it refers to."""
+        """Write what an onnx_ir model still has in memory, and make `path` the file that it refers to.
+
+        Also large constants of nodes, as LongRoPE's tables are: a copy of the graph then has none of its own.
+        """
+        from onnx_ir import AttrTensor
+
         values = [value for graph in model.graphs() for value in graph.initializers.values()]
         for graph in model.graphs():
             self.take(graph)
+            for node in graph:
+                if node.op_type == "Constant" and (tensor := node.attributes["value"].value).nbytes > LARGE:
+                    offset = self.file.tell()
+                    tensor.tofile(self.file)
+                    moved = self._reference(tensor, path, offset, self.file.tell() - offset)
+                    node.attributes["value"] = AttrTensor("value", moved)
         self.file.close()
         self.scratch.replace(path)
         for value in values:

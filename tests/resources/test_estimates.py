@@ -20,6 +20,7 @@ from phicli.resources import (
     estimate_chat,
     estimate_evaluate,
     estimate_finetune,
+    estimate_optimize,
     estimate_quantize,
     keeps_unpacked,
     size_of_config,
@@ -83,6 +84,14 @@ def test_more_work_needs_more():
     assert estimate_quantize(size, "cuda", 128, 512, 60).gpu == pytest.approx(46e9, rel=0.3)  # measured
     assert estimate_finetune(size, "cuda", 64, 8).gpu > estimate_finetune(size, "cuda", 16, 8).gpu
     assert estimate_chat(size, "cuda").gpu < estimate_evaluate(size, "cuda", 1024).gpu
+
+
+def test_a_vocabulary_is_counted_once_where_it_is_one_matrix():
+    """Phi-4-mini ties embedding and head, Phi-3.5-mini does not."""
+    tied, apart = map(size_of_model, ("microsoft/Phi-4-mini-instruct", "microsoft/Phi-3.5-mini-instruct"))
+    for size, settings, matrices in ((tied, ("int8", "int8"), 1), (tied, ("float", "int8"), 5), (apart, (), 2)):
+        wanted = size.layer_params * 0.52 + matrices * size.vocab * size.hidden
+        assert estimate_optimize(size, "cpu", *settings).disk == pytest.approx(wanted, rel=0.03)
 
 
 def test_finetune_tells_what_it_needs_and_what_it_takes_where_there_is_room():

@@ -1,0 +1,87 @@
+"""What the embeddings and an adapter's rank cost with a real model: bytes, held-out loss, tokens/s.
+
+    python benchmarks/ranks.py MODEL ROOT                    # 60 steps for each of four ranks
+    python benchmarks/ranks.py MODEL ROOT --steps 1 --ranks 16,64     # sizes and speed only
+
+MODEL: a folder or an id. Its AWQ checkpoint and the adapters are made under ROOT, and stay there for the next time.
+Each variant decodes in a process of its own. They take turns, and each is compared with the model without an adapter
+right before and after it: other work on a machine changes its speed within seconds.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+from decode import Worker
+from gpu_lab import DECODE
+
+from phicli import finetune, optimize, quantize
+from phicli.export.resident import BASE, DATA
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--ranks", default="8,16,32,64")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    base = str(quantize(args.model, root=args.root, device=args.device).folder)
+    rows: dict[str, tuple[Path, str]] = {}
+    losses: dict[str, float] = {}
+    for rank in map(int, args.ranks.split(",")):
+        done = finetune(root=args.root, base=base, device=args.device, name=f"r{rank}", lora_r=rank,
+                        max_steps=args.steps, publish_anyway=True)
+        name, adapters = f"rank {rank}", [f"a={done.folder}"]
+        losses[name] = done.manifest.quality["held_out_loss_after"]
+        rows[name] = built(args, base, f"rank-{rank}", adapters), "a"
+    rows = {"no adapter": (rows[name][0], ""),
+            "no adapter, --embeddings float": (built(args, base, "float", adapters, embeddings="float"), ""), **rows}
+    print(f"{'':32} {'MB':>7} {'held-out loss':>14} {'tokens/s':>9} {'share, median (least, most)':>28}")
+    for name, worker in measured(rows, args).items():
+        folder, shares = rows[name][0], worker.shares
+        print(f"{name:32} {size(folder, bool(rows[name][1])):>7.1f} {losses.get(name, float('nan')):>14.3f} "
+              f"{max(found['rate'] for found in worker.found):>9.1f} "
+              f"{statistics.median(shares):>12.2f} ({min(shares):.2f}, {max(shares):.2f})")
+
+
+def built(args: argparse.Namespace, base: str, name: str, adapters: list[str], **settings: str) -> Path:
+    return optimize(root=args.root / name, base=base, device=args.device, adapters=adapters, **settings).folder
+
+
+def size(folder: Path, with_adapter: bool) -> float:
+    """MB of the folder, or of what its adapter adds."""
+    def adapters(path: Path) -> bool:
+        return path.name.startswith(DATA) or path.name == "model.onnx" or path.parent.name == "adapters"
+
+    assert (folder / BASE).is_file()
+    files = [path for path in folder.rglob("*") if path.is_file() and adapters(path) == with_adapter]
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+def measured(rows: dict[str, tuple[Path, str]], args: argparse.Namespace) -> dict[str, Worker]:
+    workers: dict[str, Worker] = {}
+    try:
+        for name, (folder, adapter) in rows.items():
+            workers[name] = Worker([sys.executable, "-c", DECODE, folder, adapter, args.prompt, args.new])
+            workers[name].turn()
+            workers[name].found.clear()  # pages of the file came in meanwhile
+        plain = workers["no adapter"]
+        for _ in range(args.rounds):
+            for worker in workers.values():
+                before = plain.turn()
+                rate = worker.turn()
+                worker.shares.append(2 * rate / (before + plain.turn()))
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    return workers
+
+
+if __name__ == "__main__":
+    main()
