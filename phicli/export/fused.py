@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput
-from phicli.export.groups import MOST_SEGMENTS, Columns, Group, ResidentGraph, fitted
+from phicli.export.groups import Columns, Group, ResidentGraph, fitted
 from phicli.export.matrices import in_blocks
 from phicli.export.portable import functions
 from phicli.export.slots import Slot
@@ -67,10 +67,10 @@ class FusedGraph(ResidentGraph):
         return {ID: np.array([position + 1], np.int64)}
 
     def add(self, group: Group) -> None:
-        self._check(group)
         self.slot = group.slots[0]  # activations of all are of one type
         ends = group.segments() if takes_segments(self.slot) else [[slot.outputs] for slot in group.slots]
         of_adapters = [*group.segmented(ends, self.STEP).values()]
+        self._check(group, max(a.shape[1] for a, _ in of_adapters))
         x, h = group.nodes[0].input[0], f"lora.{group.name}.down"
         a_name = self._matrix(f"lora_A.{group.name}", [a.T for a, _ in of_adapters], 1)
         names = [self._matrix(f"lora_B.{slot.name}", [bs[number].T for _, bs in of_adapters], lanes(slot))
@@ -125,7 +125,7 @@ class FusedGraph(ResidentGraph):
         kind = np.dtype(np.float32 if self.int8 else np.float16)
         return self.constant(name, np.concatenate([in_blocks(fitted(part, kind), side, self.int8) for part in parts]))
 
-    def _check(self, group: Group) -> None:
+    def _check(self, group: Group, columns: int) -> None:
         import onnx
 
         for slot in group.slots:
@@ -135,7 +135,7 @@ class FusedGraph(ResidentGraph):
                 wrong = "float16 with adapters in int8"
             elif not takes_sizes([(slot.inputs, slot.outputs)]):
                 wrong = f"a projection of {slot.inputs} to {slot.outputs}"
-            elif max(group.ranks.values()) > LARGEST_RANK - self.STEP * MOST_SEGMENTS:
+            elif columns > LARGEST_RANK:
                 wrong = f"a rank above {LARGEST_RANK}"
             else:
                 continue

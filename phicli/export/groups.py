@@ -114,9 +114,9 @@ class Group:
             by_segment: list[list[Any]] = [[] for _ in ends[0]]
             for lora, parts in updates:
                 number, start, _ = self._covered(parts)[0]
-                by_segment[bisect_right(ends[number], start) if len(ends[0]) > 1 else 0].append((lora, parts))
-            rank = max(1, *(sum(lora.rank for lora, _ in segment) for segment in by_segment))
-            rank = -(-rank // step) * step
+                by_segment[bisect_right(ends[number], start) if len(by_segment) > 1 else 0].append((lora, parts))
+            widest = max(sum(lora.rank for lora, _ in segment) for segment in by_segment)
+            rank = max(1, -(-widest // step)) * step
             a = np.zeros((self.slots[0].inputs, len(by_segment) * rank), np.float32)
             b = [np.zeros((rank, slot.outputs), np.float32) for slot in self.slots]
             for number, segment in enumerate(by_segment):

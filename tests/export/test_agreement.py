@@ -75,7 +75,7 @@ def test_the_default_head_keeps_the_agreement(phi, tmp_path):
 
 @pytest.mark.parametrize(("kind", "head", "limit", "least"), [
     ("llama", "float", 1e-6, 0.99), ("qwen2", "float", 1e-6, 0.99),
-    ("qwen2", "int8", 1e-4, 0.95),  # likeliest tokens of a random model are hardly likelier than the next
+    ("qwen2", "int8", 5e-4, 0.95),  # likeliest tokens of a random model are hardly likelier than the next
 ])
 def test_grouped_query_attention_with_parts_adapted(tmp_path, tiny, kind, head, limit, least):
     """q, k and v are fused in the graph; the adapter has some of them, with ranks and scalings of their own.

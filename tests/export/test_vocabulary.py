@@ -51,7 +51,7 @@ def test_a_tied_matrix_stands_once(tied, tmp_path, precision, limit):
     head = "lm_head.MatMulNBits.qweight"
     assert nodes["GatherBlockQuantized"].input[0] == head and nodes["MatMulNBits"].input[1] == head
     assert sizes[head] == 4096 * 384 * (8 if precision == "int8" else 4) // 8
-    assert sum(size for name, size in sizes.items() if "layers" not in name) < 1.3 * sizes[head]
+    assert sum(size for name, size in sizes.items() if "layers" not in name) < 1.5 * sizes[head]
     with Session(folder) as session:
         kl, _ = compare(Reference.of_awq(original, base).logits(IDS), session.logits(IDS))
     assert kl < limit

@@ -130,6 +130,12 @@ def lora(rng: random.Random, numbers: np.random.Generator) -> Case:
         return some(sum(ranks) * width, dtype=np.float16)
 
     inputs: list[np.ndarray | None] = [np.array(ids, np.int64)]
+    attributes: dict[str, Any] = {"ranks": ranks}
+    if op != "LoraDown" and rng.random() < 0.5:  # two or three segments of outputs, with columns of h of their own
+        segments = rng.choice((2, 3))
+        for name in ("ends", "ends2")[: 1 + (op == "LoraGatedUp")]:
+            attributes[name] = sorted(rng.choice((0, 8, width)) for _ in range(segments - 1)) + [width]
+        widest *= segments
     if op == "LoraDown":
         inputs += [some(batch, tokens, width), matrix()]
         constant = {2}
@@ -138,7 +144,7 @@ def lora(rng: random.Random, numbers: np.random.Generator) -> Case:
         for _ in range(1 + (op == "LoraGatedUp")):
             inputs += [some(batch, tokens, width), matrix()]
         constant = {3, 5}
-    return Case(op, "phicli", inputs, constant, {"ranks": ranks}, np.float32 if op == "LoraDown" else kind)
+    return Case(op, "phicli", inputs, constant, attributes, np.float32 if op == "LoraDown" else kind)
 
 
 def product(rng: random.Random, numbers: np.random.Generator) -> Case:
