@@ -117,7 +117,7 @@ class FusedGraph(ResidentGraph):
             ends: Sequence[Sequence[int]] = ()) -> Any:
         from onnx import helper
 
-        own = dict(zip(("ends", "ends2"), ends, strict=False)) if takes_segments(self.slot) else {}
+        own: dict[str, Any] = dict(zip(("ends", "ends2"), ends, strict=False)) if takes_segments(self.slot) else {}
         return helper.make_node(op, [ID, *inputs], [output], f"/lora/{name}/{op}", domain=DOMAIN, ranks=ranks, **own)
 
     def _matrix(self, name: str, parts: list[np.ndarray], side: int) -> str:

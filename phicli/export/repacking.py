@@ -42,7 +42,8 @@ class Projection:
     def rows(self, rows: slice) -> "Projection":
         """The linear that gives some of the outputs."""
         n = self.out_features
-        scales, zeros = (None if t is None else t.view(n, -1)[rows].reshape(-1) for t in (self.scales, self.qzeros))
+        scales = self.scales.view(n, -1)[rows].reshape(-1)
+        zeros = None if self.qzeros is None else self.qzeros.view(n, -1)[rows].reshape(-1)
         bias = None if self.bias is None else self.bias[rows]
         return Projection(self.qweight[rows].contiguous(), scales, zeros, bias, self.bits)
 
