@@ -129,6 +129,8 @@ class OptimizeConfig(OfModel):
     activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
                                choices=("int8", "fp32"))
     head: str = setting("int8", "Precision of the output projection (lm_head)", choices=("int4", "int8", "float"))
+    kv_cache: str = setting("float", "Precision of the key/value cache; int8 is for cpu and cuda",
+                            choices=("float", "int8"))
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
                                   "device (expert setting)", choices=("auto", "inputs", "resident", "fused"))
     adapter_weights: str = setting("float", "Precision of adapters in the graph; int8 is for resident, and on a CPU "
