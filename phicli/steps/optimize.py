@@ -7,11 +7,11 @@ from phicli.artifacts import stages
 from phicli.artifacts.generations import link_unchanged
 from phicli.artifacts.names import ADAPTER_SUFFIX
 from phicli.checkpoints.linears import linear_shapes
-from phicli.config.steps import OptimizeConfig, QuantizeConfig
+from phicli.config.steps import OptimizeConfig
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
-from phicli.export.kv_cache import quantize_cache
+from phicli.export.kv_cache import restore_cache, round_cache
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
@@ -23,7 +23,6 @@ from phicli.steps.importing import imports
 from phicli.workflow.plan import StageResult
 
 LIBRARIES = ("torch", "phicli.export.olive_pass", "onnxruntime_genai.models.builder")  # that building begins with
-CACHE_SAMPLES = 4  # sequences of the calibration text that the cache's scales are measured on
 # Of MatMulNBits: the least precision that its products may be computed in. On the built-in AWQ model, int8 gives a KL
 # of 2.6e-3 to torch and fp32 one of 1e-11; on a CPU, int8 decodes a model of 0.75 GB fourteen times as fast.
 ACCURACY_LEVELS = {"int8": 4, "fp32": 1}
@@ -75,8 +74,6 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     announce("optimize", estimate_optimize(size_of_folder(model), settings["device"]), plan.target, progress)
     with plan.publishing() as (fresh, manifest):
         _run_builder(model, fresh, settings, progress)
-        if settings["kv_cache"] == "int8":
-            _round_cache(model, fresh, settings, progress)
         (fresh / PREFIX).mkdir()
         copy_text_files(model, fresh, sources, progress)
         if settings["adapter_layout"] in resident.GRAPHS:
@@ -84,6 +81,8 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
             manifest.quality["adapters"] = _install(fresh, sources, settings, progress)
         else:
             manifest.quality["adapters"] = _add_files(fresh, sources, settings, progress)
+        if settings["kv_cache"] == "int8":
+            _round_cache(fresh, sources, settings, progress)
     return manifest
 
 
@@ -99,15 +98,23 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
     run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
 
 
-def _round_cache(model: Path, folder: Path, settings: dict[str, Any], progress: Progress) -> None:
-    """Put the cache of the model in `folder` into int8, by what keys and values the calibration text gives in it."""
-    from phicli.inference.cache_ranges import measure_ranges
-    from phicli.quantization.calibration import calibration_tokens
+def _round_cache(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> None:
+    """Put the cache of the graphs in `folder` into int8, by the keys and values that the calibration text gives there.
 
-    tokens = calibration_tokens(model, QuantizeConfig(samples=CACHE_SAMPLES), progress).tolist()
+    sources: the adapters that were not measured before.
+    """
+    from phicli.inference.cache_ranges import calibration_texts, measure_ranges
+    from phicli.text import TextCodec
+
+    graphs = [path for name in (resident.BASE, MODEL) if (path := folder / name).is_file()]
+    known = {name: found for path in graphs for name, found in restore_cache(path).items()}
+    texts = calibration_texts(TextCodec(folder))
+    adapters = [*([] if known else [None]), *(_file(folder, source.name) for source in sources)]
     device = "cuda" if settings["device"] == "cuda" and gpu_count() else "cpu"
-    with progress.task("key/value cache", len(tokens), "sequences") as task:
-        quantize_cache(folder / MODEL, measure_ranges(folder, tokens, device, task))
+    with progress.task("key/value cache", len(texts) * len(adapters), "sequences") as task:
+        largest = measure_ranges(folder, texts, adapters, device, known, task)
+    for path in graphs:
+        round_cache(path, largest)
 
 
 def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progress: Progress) -> stages.Manifest:
@@ -134,6 +141,9 @@ def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progre
         complete_ends(fresh, progress)
         entries = {name: entry for name, entry in have.quality["adapters"].items() if _file(fresh, name).is_file()}
         entries |= (_install if in_graph else _add_files)(fresh, fresh_ones, plan.settings, progress)
+        if plan.settings["kv_cache"] == "int8":
+            late_ones = [source for source in fresh_ones if source.name in late]
+            _round_cache(fresh, late_ones, plan.settings, progress)
         manifest.inputs = {k: v for k, v in (have.inputs | plan.inputs).items()
                            if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
         manifest.quality = {**have.quality, "adapters": entries}
