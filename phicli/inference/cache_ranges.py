@@ -23,7 +23,7 @@ PARAGRAPHS = 5  # of a text; an odd number, as a conversation ends with a questi
 def calibration_texts(codec: TextCodec) -> list[list[int]]:
     """Token ids of the package's calibration text, plain and as conversations in the model's own layout by turns.
 
-    The control tokens of a layout have keys and values that plain text has not. A model without a layout has plain text.
+    Control tokens have keys and values that plain text has not. A model without a layout has plain text only.
     """
     paragraphs = [text.strip() for text in CALIBRATION.read_text(encoding="utf-8").split("\n\n") if text.strip()]
     found = []
