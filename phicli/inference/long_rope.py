@@ -58,10 +58,15 @@ def load_long_factors(adapters: Any, scratch: Path) -> None:
 
 
 def _compared(graph: Any) -> tuple[Any, Any] | None:
-    """The node that compares tokens so far with the border, and the border's constant."""
-    conditions = {node.input[0] for node in graph.node if node.op_type == "If"}
-    constants = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    """The node that compares tokens so far with the border, and the border's constant: a number that is in the graph."""
+    from onnx import TensorProto
+
+    conditions = {name for node in graph.node if node.op_type == "If" for name in node.input[:1]}
+    constants = {name: attribute.t for node in graph.node if node.op_type == "Constant"
+                 for name in node.output for attribute in node.attribute if attribute.name == "value"}
     for node in graph.node:
-        if node.op_type == "Greater" and node.output[0] in conditions and node.input[1] in constants:
-            return node, constants[node.input[1]]
+        if node.op_type == "Greater" and conditions.intersection(node.output) and len(node.input) == 2:
+            border = constants.get(node.input[1])
+            if border and border.data_type == TensorProto.INT64 and len(border.raw_data) == 8:
+                return node, border
     return None
