@@ -58,7 +58,7 @@ def load_long_factors(adapters: Any, scratch: Path) -> None:
 
 
 def _compared(graph: Any) -> tuple[Any, Any] | None:
-    """The node that compares tokens so far with the border, and the border's constant: a number that is in the graph."""
+    """The node that compares tokens so far with the border, and the border's constant, a number within the graph."""
     from onnx import TensorProto
 
     conditions = {name for node in graph.node if node.op_type == "If" for name in node.input[:1]}
@@ -67,6 +67,7 @@ def _compared(graph: Any) -> tuple[Any, Any] | None:
     for node in graph.node:
         if node.op_type == "Greater" and conditions.intersection(node.output) and len(node.input) == 2:
             border = constants.get(node.input[1])
-            if border and border.data_type == TensorProto.INT64 and len(border.raw_data) == 8:
+            inside = border is not None and border.data_location == TensorProto.DEFAULT and len(border.raw_data) == 8
+            if inside and border.data_type == TensorProto.INT64:
                 return node, border
     return None

@@ -14,6 +14,7 @@ from phicli.errors import UsageError
 from phicli.evaluation.figures import Agreement, log_softmax
 from phicli.export.kv_cache import Ranges
 from phicli.export.slots import MODEL
+from phicli.hardware.driver import gpu_count
 
 KEYS = "present.0.key"
 
@@ -35,7 +36,7 @@ def agreement(one: np.ndarray, other: np.ndarray) -> Agreement:
 
 def changed(plain: Path, rounded: Path, text: Path, adapter: str | None) -> Agreement:
     """Over a text that is longer than those of the calibration."""
-    with Session(plain, "cpu") as one, Session(rounded, "cpu") as other:
+    with Session(plain) as one, Session(rounded) as other:
         ids = one.codec.encode_text(text.read_text(encoding="utf-8"))[:1200]
         return agreement(one.logits(ids, adapter), other.logits(ids, adapter))
 
@@ -102,3 +103,16 @@ def test_ranges_of_keys_hold_at_every_position(rounded):
 def test_only_where_onnxruntime_has_it(two_graphs, tmp_path):
     with pytest.raises(UsageError, match="--kv-cache int8 goes with --device cpu or cuda, not dml"):
         optimize(root=tmp_path, base=str(two_graphs / "awq"), device="dml", kv_cache="int8")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")
+def test_on_a_gpu(two_graphs, data_file, tmp_path):
+    plain, rounded = (optimize(root=tmp_path / kind, base=str(two_graphs / "awq"), device="cuda", kv_cache=kind,
+                               adapters=[f"travel={two_graphs / 'travel'}"]).folder for kind in ("float", "int8"))
+    assert changed(plain, rounded, data_file, None).kl < 1e-2
+    assert changed(plain, rounded, data_file, "travel").kl < 3e-2
+    with Session(rounded) as session:
+        conversation = Conversation(session, adapter="travel", max_new_tokens=8)
+        conversation.ask("Where should I eat in Rome?")
+        assert session.provider == "cuda" and conversation.ask("And in spring?").cached_tokens > 0
