@@ -14,6 +14,7 @@ import numpy as np
 from phicli.export.adapters import write_tensors
 
 BORDER = "phicli.rope_border"  # int64 (1,)
+COMPARISONS = ("/model/rope_caches_subgraph/Greater", "/model/pos_ids_reformat/GreaterOrEqual")  # of genai's builder
 RECOMPUTED = ("phi3", "phimoe", "phi3small")  # types of genai that it runs again, with LongRoPE or without
 LONG_FACTORS = "long/factors"  # as no adapter can be called, since those are files
 PLAIN = "phi"  # a type that it leaves alone
@@ -61,11 +62,10 @@ def _compared(graph: Any) -> tuple[Any, Any] | None:
     """The node that compares tokens so far with the border, and the border's constant, a number within the graph."""
     from onnx import TensorProto
 
-    conditions = {name for node in graph.node if node.op_type == "If" for name in node.input[:1]}
     constants = {name: attribute.t for node in graph.node if node.op_type == "Constant"
                  for name in node.output for attribute in node.attribute if attribute.name == "value"}
     for node in graph.node:
-        if node.op_type == "Greater" and conditions.intersection(node.output) and len(node.input) == 2:
+        if node.name in COMPARISONS and len(node.input) == 2:
             border = constants.get(node.input[1])
             inside = border is not None and border.data_location == TensorProto.DEFAULT and len(border.raw_data) == 8
             if inside and border.data_type == TensorProto.INT64:
