@@ -132,6 +132,8 @@ class OptimizeConfig(OfModel):
     embeddings: str | None = setting(None, "Precision of the token embeddings, one matrix with the head where the "
                                      "model ties them and both are as precise [default: as the head; float on dml "
                                      "and webgpu]", choices=("int4", "int8", "float"))
+    kv_cache: str = setting("float", "Precision of the key/value cache; int8 is for cpu and cuda",
+                            choices=("float", "int8"))
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
                                   "device (expert setting)", choices=("auto", "inputs", "resident", "fused"))
     adapter_weights: str = setting("float", "Precision of adapters in the graph; int8 is for resident, and on a CPU "

@@ -75,6 +75,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
         raise UsageError(f"--adapter-weights {weights} goes with --adapter-layout resident, or on a CPU fused")
     if layout == "fused" and target not in ("cpu", "cuda"):
         raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
+    if config.kv_cache == "int8" and target not in ("cpu", "cuda"):
+        raise UsageError(f"--kv-cache int8 goes with --device cpu or cuda, not {target}")
     graph = config.cuda_graph
     if graph is None:
         graph = target == "cuda" and layout in resident.GRAPHS
@@ -82,7 +84,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     if not chosen and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
         layout = "inputs" if weights == "float" else "resident"
     embeddings = config.embeddings or (config.head if target in ("cpu", "cuda") else "float")
-    settings = {"device": target, "head": config.head, "embeddings": embeddings, "cuda_graph": graph,
+    settings = {"device": target, "head": config.head, "embeddings": embeddings, "kv_cache": config.kv_cache,
+                "cuda_graph": graph,
                 "adapter_layout": layout,
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
                 "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}

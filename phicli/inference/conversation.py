@@ -5,7 +5,6 @@ what the template says. Of these tokens only those run that the cache does not h
 common beginning and the rest appended. (The tokens of an answer, read again as text, can differ from those drawn.)
 """
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,11 +16,10 @@ from phicli.errors import BadInput, UsageError
 from phicli.export.graph_file import REBUILD
 from phicli.inference.answer import Answer
 from phicli.inference.endings import StopText, is_prose, repeated
-from phicli.inference.generator import Generator
+from phicli.inference.generator import PREFILL_CHUNK, Generator
 from phicli.inference.sampling import Sampling
 from phicli.inference.session import Session
 
-PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
 CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit
 
 
@@ -106,7 +104,7 @@ class Conversation:
         try:
             generator, cached = self._prepare(len(ids) + self.max_new_tokens, ids)
             prefill_begun = time.perf_counter()
-            ready = self._prefill(generator, ids[cached:], stopped, whole=cached == 0)
+            ready = self._prefill(generator, ids[cached:], stopped)
             spoken, times, reason = self._decode(generator, stopped, on_text) if ready else ("", [], "interrupted")
             if times and not spoken and np.isnan(generator.logits()).any():  # a whole copy: not at every answer
                 raise BadInput("the model's logits are not numbers", where=self.session.folder, hint=REBUILD)
@@ -146,30 +144,29 @@ class Conversation:
 
     def _prepare(self, needed: int, ids: Sequence[int]) -> tuple[Generator, int]:
         """A generator whose cache has room and holds only a beginning of `ids`, and how many of them it holds."""
-        needed = min(needed, self.session.context)
+        needed, border = min(needed, self.session.context), self.session.rope_border
+        long = border is not None and len(ids) > border
         if self._generator is not None and needed <= self._capacity:
             cached = self._generator.tokens()
             # One token at least must run, since the logits after it are wanted. And the token drawn last is given up:
             # genai 0.18 has not run it yet, and does not when others are appended to an answer that was cut off.
             keep = min(_common_length(cached, ids), len(ids) - 1, len(cached) - 1)
-            same_rope = (len(cached) > self.session.rope_border + 1) == (len(ids) > self.session.rope_border)
-            if same_rope and self._generator.rewind_to(keep):
+            if self._generator.long == long and self._generator.rewind_to(keep):
                 return self._generator, keep
         grown = max(needed, 2 * self._capacity if self._generator is not None else 0)
         self._capacity = min(-(-grown // CACHE_STEP) * CACHE_STEP, self.session.context)
         self._generator = None  # the old cache goes before the new one is reserved
         self._generator = self.session.generator(self._capacity, self.adapter, self.sampling)
+        if long:
+            self._generator.expect_long()
         return self._generator, 0
 
-    def _prefill(self, generator: Generator, ids: Sequence[int], stopped: Callable[[], bool], whole: bool) -> bool:
-        """Run the prompt's tokens; False when it was stopped on the way. whole: the cache is empty."""
-        border = self.session.rope_border
-        first = border + 1 if whole and len(ids) > border else PREFILL_CHUNK  # see session.ROPE_BORDER
-        bounds = [0, *range(first, len(ids), PREFILL_CHUNK), len(ids)]
-        for start, end in itertools.pairwise(bounds):
+    def _prefill(self, generator: Generator, ids: Sequence[int], stopped: Callable[[], bool]) -> bool:
+        """Run the prompt's tokens; False when it was stopped on the way."""
+        for start in range(0, len(ids), PREFILL_CHUNK):
             if stopped():
                 return False
-            generator.append_tokens(ids[start:end])
+            generator.append_tokens(ids[start : start + PREFILL_CHUNK])
         return True
 
     def _decode(self, generator: Generator, stopped: Callable[[], bool],

@@ -11,9 +11,11 @@ from phicli.config.steps import OptimizeConfig
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
+from phicli.export.kv_cache import restore_cache, round_cache
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
+from phicli.hardware.driver import gpu_count
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_optimize, size_of_folder
@@ -80,6 +82,8 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
             manifest.quality["adapters"] = _install(fresh, sources, settings, progress)
         else:
             manifest.quality["adapters"] = _add_files(fresh, sources, settings, progress)
+        if settings["kv_cache"] == "int8":
+            _round_cache(fresh, sources, settings, progress)
     return manifest
 
 
@@ -93,6 +97,25 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]] | {name: settings[name] for name in ("embeddings", "head")}
     run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
+
+
+def _round_cache(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> None:
+    """Put the cache of the graphs in `folder` into int8, by the keys and values that the calibration text gives there.
+
+    sources: the adapters that were not measured before.
+    """
+    from phicli.inference.cache_ranges import calibration_texts, measure_ranges
+    from phicli.text import TextCodec
+
+    graphs = [path for name in (resident.BASE, MODEL) if (path := folder / name).is_file()]
+    known = {name: found for path in graphs for name, found in restore_cache(path).items()}
+    texts = calibration_texts(TextCodec(folder))
+    adapters = [*([] if known else [None]), *(_file(folder, source.name) for source in sources)]
+    device = "cuda" if settings["device"] == "cuda" and gpu_count() else "cpu"
+    with progress.task("key/value cache", len(texts) * len(adapters), "sequences") as task:
+        largest = measure_ranges(folder, texts, adapters, device, known, task)
+    for path in graphs:
+        round_cache(path, largest)
 
 
 def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progress: Progress) -> stages.Manifest:
@@ -119,6 +142,9 @@ def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progre
         complete_ends(fresh, progress)
         entries = {name: entry for name, entry in have.quality["adapters"].items() if _file(fresh, name).is_file()}
         entries |= (_install if in_graph else _add_files)(fresh, fresh_ones, plan.settings, progress)
+        if plan.settings["kv_cache"] == "int8":
+            late_ones = [source for source in fresh_ones if source.name in late]
+            _round_cache(fresh, late_ones, plan.settings, progress)
         manifest.inputs = {k: v for k, v in (have.inputs | plan.inputs).items()
                            if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
         manifest.quality = {**have.quality, "adapters": entries}
