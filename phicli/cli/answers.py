@@ -4,9 +4,10 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any, Self
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
@@ -20,6 +21,7 @@ Lines = list[list[Segment]]
 
 EVERY = 0.06  # seconds between two drawings
 SHARE = 0.2  # of the time that drawing may take, where blocks are long
+GO_ON = {"bullet_list_open", "ordered_list_open", "code_block"}  # blocks that may go on after a blank line
 LONGEST = 20_000  # characters of a block that is still taken for Markdown: parsing can take quadratic time
 NARROWEST = 34  # columns of the terminal for one answer, where several stand side by side
 GAP = 2
@@ -31,15 +33,12 @@ def at_terminal() -> bool:
 
 
 def summary(answer: Answer) -> str:
-    """One line on an answer's speed, and on how it ended if the model did not end it."""
+    """A short line on an answer's speed, and on how it ended if the model did not end it."""
     parts = [f"{answer.answer_tokens} tokens"]
     if answer.decode_rate:
         parts.append(f"{answer.decode_rate:.1f} tok/s")
     if answer.answer_tokens:
         parts.append(f"first token after {answer.first_token_seconds:.2f} s")
-    if answer.prefill_rate and answer.answer_tokens:
-        kept = f" after {answer.cached_tokens} kept" if answer.cached_tokens else ""
-        parts.append(f"prompt {answer.prefill_tokens} tokens{kept}, {answer.prefill_rate:.0f} tok/s")
     ends = {"length": "cut at --max-new-tokens", "context": "the context is full", "interrupted": "stopped",
             "repetition": "ended as it loops"}
     parts += [ends[answer.finish_reason]] if answer.finish_reason in ends else []
@@ -66,9 +65,29 @@ def _parser() -> Any:
         ["link", "image", "autolink", "reference", "entity"])
 
 
-def _rendered(text: str) -> RenderableType:
-    shown = printable(text)
-    return _Markdown(shown) if len(shown) <= LONGEST else Text(shown)
+def _blocks(text: str) -> tuple[list[str], list[str]]:
+    """Blocks of Markdown in a text of whole lines: those that are complete, and those that may go on, one at most."""
+    if len(text) > LONGEST:
+        return [], [text]
+    lines = text.split("\n")
+    tops = [token for token in _parser().parse(f"{printable(text)}\nx") if token.level == 0 and token.map]
+    starts = [token.map[0] for token in tops if token.map[0] < len(lines)] or [0]
+    goes_on = tops[-1].map[0] < len(lines) or (len(tops) > 1 and tops[-2].type in GO_ON)
+    blocks = ["\n".join(lines[start:end]) for start, end in pairwise([*starts, len(lines)])]
+    return (blocks[:-1], blocks[-1:]) if goes_on else (blocks, [])
+
+
+def _lines(text: str, console: Console, options: ConsoleOptions) -> Lines:
+    """A text as lines of the terminal, one blank line between its blocks."""
+    found: Lines = []
+    complete, growing = _blocks(text)
+    for block in (*complete, *growing):
+        shown = printable(block)
+        lines = console.render_lines(_Markdown(shown) if len(shown) <= LONGEST else Text(shown), options, pad=False)
+        filled = [i for i, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+        if filled:
+            found += [[]] * bool(found) + lines[filled[0] : filled[-1] + 1]
+    return found
 
 
 class _Drawn:
@@ -108,8 +127,8 @@ class _Drawing:
             now = time.monotonic()
             self._next = now + max(EVERY, (now - begun) / SHARE)
 
-    def lines(self, room: int) -> Lines:
-        """What stands there now, at most `room` lines."""
+    def lines(self, room: int | None) -> Lines:
+        """What stands there now; with a room, at most as many lines."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -126,31 +145,27 @@ class Answering(_Drawing):
 
     def write(self, piece: str) -> None:
         self._growing += piece
-        if "\n" in piece and len(self._growing) <= LONGEST:
-            *whole, begun = self._growing.split("\n")
-            if border := _last_block("\n".join(whole)):
-                self._print("\n".join(whole[:border]))
-                self._growing = "\n".join([*whole[border:], begun])
+        if "\n" in piece:
+            whole, _, begun = self._growing.rpartition("\n")
+            complete, growing = _blocks(whole)
+            if any(map(str.strip, complete)):
+                self._print("\n".join(complete))
+                self._growing = "\n".join([*growing, begun])
         self.draw()
 
-    def lines(self, room: int) -> Lines:
-        block = self.console.render_lines(_rendered(self._growing), pad=False)
-        return ([[]] if self._printed and self._growing else []) + block[-room + 1 :]
+    def lines(self, room: int | None) -> Lines:
+        lines = _lines(self._growing, self.console, self.console.options)
+        return ([[]] * (self._printed and bool(lines)) + lines)[-(room or 0) :]
 
     def finish(self) -> None:
-        if self._growing.strip() or not self._printed:
-            self._print(self._growing)
+        self._print(self._growing)
 
-    def _print(self, blocks: str) -> None:
+    def _print(self, text: str) -> None:
         self._live.update(_Drawn([]))
-        self.console.print(*([""] if self._printed else []), _rendered(blocks), sep="\n")
-        self._printed, self._next = True, 0.0
-
-
-def _last_block(text: str) -> int:
-    """The line at which the last block of Markdown begins, in a text of whole lines."""
-    begins = [token.map[0] for token in _parser().parse(printable(text)) if token.level == 0 and token.map]
-    return begins[-1] if begins else 0
+        self._growing, self._next = text, 0.0
+        lines = self.lines(None)
+        self.console.print(_Drawn(lines), end="")
+        self._printed = self._printed or bool(lines)
 
 
 class Comparing(_Drawing):
@@ -179,9 +194,9 @@ class Comparing(_Drawing):
         """Title and text; of a text that is longer than the room, the end."""
         options = self.console.options.update(width=width)
         title = Text(printable(self._titles[number]), "bold underline", overflow="fold")
-        text = self._texts[number].strip("\n")
-        shown = Text(printable(text)) if self._raw else _rendered(text)
-        head, body = (self.console.render_lines(part, options, pad=False) for part in (title, shown))
+        text, head = self._texts[number].strip("\n"), self.console.render_lines(title, options, pad=False)
+        body = self.console.render_lines(Text(printable(text)), options, pad=False) if self._raw else _lines(
+            text, self.console, options)
         return head + body[-max(room - len(head), 1) :] if room else head + body
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "/adapter": "[NAME]  answer with that adapter; none: without",
     "/model": "[NAME]  go on with another model, by name or folder",
     "/system": "[TEXT]  the system message; none: without",
-    "/set": "[NAME VALUE]  temperature 0.9, max_new_tokens 500, …; default: as before",
+    "/set": "[NAME VALUE]  such as temperature 0.9; default: as before",
     "/retry": "another answer to the last question",
     "/reset": "begin a new conversation",
     "/save": "[FILE]  the conversation as a row of JSON, fit for training",
@@ -32,8 +32,8 @@ COMMANDS = {
 }
 ALIASES = {"/adapters": "/adapter", "/settings": "/set", "/clear": "/reset", "/?": "/help", "/quit": "/exit",
            "/bye": "/exit"}
-KEYS = ('Enter sends; Alt-Enter begins a new line, and so does Enter after """ until the next """.',
-        "Ctrl-C stops the answer, Ctrl-R finds an earlier message, Tab completes commands and names.",
+KEYS = ('Enter sends; Alt-Enter, or Enter between """ and """, begins a new line.',
+        "Ctrl-C stops the answer; Ctrl-R finds an earlier message; Tab completes.",
         "// at the start is a plain /.")
 SETTABLE: dict[str, Setting] = {
     name: setting for name, setting in settings_of(ChatConfig).items()
@@ -188,6 +188,8 @@ class Slash:
                   f"adapter: {talk.adapter or NONE}, on {talk.session.provider}")
         if talk.last:
             self.note("last answer: " + summary(talk.last))
+            rate = f", {talk.last.prefill_rate:.0f} tok/s" if talk.last.prefill_rate else ""
+            self.note(f"its prompt: {talk.last.prefill_tokens} tokens after {talk.last.cached_tokens} kept{rate}")
 
     def _help(self, rest: str) -> None:
         for name, meaning in COMMANDS.items():

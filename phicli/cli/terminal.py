@@ -37,7 +37,7 @@ def unseen_keys() -> Iterator[None]:
 
     Ctrl-C interrupts as ever.
     """
-    if sys.platform == "win32" or not os.isatty(0) or os.tcgetpgrp(0) != os.getpgrp():  # in the background
+    if sys.platform == "win32" or not os.isatty(0) or _in_background():
         yield
         return
     import termios
@@ -53,3 +53,11 @@ def unseen_keys() -> Iterator[None]:
     finally:
         with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(0, termios.TCSANOW, before)
+
+
+def _in_background() -> bool:
+    """Whether setting the terminal's modes would stop us."""
+    try:
+        return os.tcgetpgrp(0) != os.getpgrp()
+    except OSError:  # it is not the terminal that controls us
+        return False
