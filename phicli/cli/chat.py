@@ -138,11 +138,10 @@ def _stream_on(talk: "Conversation", raw: bool) -> Show:
 
 
 def _compare_on(talks: "Talks", raw: bool) -> Show:
-    titles = [f"with {talk.adapter}" if talk.adapter else "no adapter" for talk in talks.all]
-
     def show(question: str, stopped: Callable[[], bool]) -> None:
         from phicli.cli.answers import Comparing, at_terminal
 
+        titles = [f"with {talk.adapter}" if talk.adapter else "no adapter" for talk in talks.all]
         if at_terminal():
             with Comparing(titles, raw) as comparing:
                 answers = talks.ask_all(question, comparing.write, stopped)
