@@ -175,12 +175,12 @@ class Slash:
         self.show_last()
 
     def show_last(self) -> None:
-        """How many turns there are, and the last one, shortened."""
+        """How many turns there are, and how the last one begins."""
         turns = self.talks.last.turns
         self.note(f"{len(turns)} turns so far; the last:")
         for mark, text in zip((">", " "), turns[-1] if turns else (), strict=False):
             short = " ".join(text.split())
-            self.note(f"{mark} {short[:300]}{' …' if len(short) > 300 else ''}")
+            self.note(f"{mark} {short if len(short) < 76 else short[:75] + '…'}")
 
     def _stats(self, rest: str) -> None:
         talk = self.talks.last
