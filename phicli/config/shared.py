@@ -70,8 +70,8 @@ def chat_template_kwargs() -> Any:
 
 
 def adapter() -> Any:
-    return setting(None, "Name of an adapter [default: chat uses none, evaluate measures all]", shared=True,
-                   flags=("--adapter", "-a"), recorded=False)
+    return setting(None, "Name of an adapter [default: chat uses the only one, with --prompt none; evaluate all]",
+                   shared=True, flags=("--adapter", "-a"), recorded=False)
 
 
 def seed() -> Any:

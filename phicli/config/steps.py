@@ -167,6 +167,10 @@ class ChatConfig(OfModel):
                                   "[default: 0]", minimum=0, maximum=1)
     repetition_penalty: float | None = setting(None, "Divide the score of tokens that were there already by this; 1: "
                                                "no penalty [default: the model's own, else 1]", above=0)
+    raw: bool = setting(False, "Answers at a terminal as they are, not as Markdown", flags=("--raw/--no-raw",),
+                        recorded=False)
+    log: bool = setting(True, "Keep what is asked and answered, for --continue", flags=("--log/--no-log",),
+                        recorded=False)
     seed: int = shared.seed()
     device: str = shared.device()
     kernels: str = shared.kernels()

@@ -131,7 +131,7 @@ class Session:
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
-        return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
+        return adapters_beside(self.folder)
 
     @subdued()
     def check_adapter(self, name: str) -> Path:
@@ -242,6 +242,11 @@ class Session:
 
     def _adapter_path(self, name: str) -> Path:
         return self.folder / ADAPTERS / (name + ADAPTER_SUFFIX)
+
+
+def adapters_beside(folder: Path) -> list[str]:
+    """Names of the adapters that lie beside the model in a folder."""
+    return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
