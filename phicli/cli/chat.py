@@ -1,5 +1,6 @@
 """`phicli chat`: talk with the optimized model, with or without an adapter."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,8 +12,9 @@ import typer
 from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options, process
 from phicli.cli.printable import printable
+from phicli.config.layers import Settings
 from phicli.config.steps import ChatConfig
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 
 if TYPE_CHECKING:
     from phicli.cli.talks import Talks
@@ -73,6 +75,8 @@ def _opened(folder: Path, config: ChatConfig, compare: bool, sample: bool) -> "T
     from phicli.kernels.build import why_slow
     from phicli.text.layout import MERGED_SYSTEM
 
+    if not folder.is_dir() and not config.path:
+        raise Missing("no optimized model here yet", where=folder, hint=_other(config))
     if not folder.is_dir():
         Session(folder)  # says what is missing, before a log is begun
     with console.task_log("chat", config.root_folder) as progress:
@@ -82,6 +86,17 @@ def _opened(folder: Path, config: ChatConfig, compare: bool, sample: bool) -> "T
         if trouble := why_slow():
             progress.note(f"slower than it need be: {trouble}; phicli doctor says what helps")
         return talks
+
+
+def _other(config: ChatConfig) -> str:
+    """What to type where the model has not been made: the models that have, and the steps that make this one."""
+    from phicli.steps.inventory import Kept, kept_models
+
+    here = [one.model for one in kept_models(Settings()) if one.model and one.chats]
+    begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
+    own = f"phicli {'optimize' if begun else 'run'} --model {shlex.quote(config.model)}"
+    others = [f"phicli chat --model {shlex.quote(model)}" for model in here]
+    return f"{', or '.join(others)} (here already); or {own}" if others else own
 
 
 def _stream_on(talk: "Conversation") -> Callable[[str, Callable[[], bool]], None]:

@@ -1,12 +1,16 @@
 """`phicli finetune`: a LoRA adapter on the quantized model."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.config.steps import FinetuneConfig
 
+NEXT = [("optimize",)]
 
-def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
+
+def finetune(config: FinetuneConfig, json: options.Json = False) -> Sequence[Next]:
     """Train an adapter (LoRA by default) on the quantized model."""
     with console.task_log("finetune", config.root_folder) as progress:
         from phicli.steps.finetune import finetune as train
@@ -14,7 +18,7 @@ def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
         folder, manifest = train(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return
+        return NEXT
     console.result(str(folder))
     found = manifest.quality
     line = f"loss {found['train_loss_before']:.3f} -> {found['train_loss_after']:.3f}"
@@ -23,3 +27,4 @@ def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
         if found["kept_step"] < found["steps"]:
             line += f" (step {found['kept_step']} of {found['steps']})"
     console.note(f"{line}, {found['tokens_per_second']:.0f} tokens/s, {console.duration(manifest.seconds)}")
+    return NEXT
