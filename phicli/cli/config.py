@@ -47,7 +47,7 @@ def get(key: Key, json: options.Json = False) -> None:
     console.result("" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
 
 
-@app.command(cls=once.Command, name="set")
+@app.command(cls=once.Command, name="set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 @options.command
 def set_(
     key: Key, value: Annotated[str, typer.Argument(help="Its value; of a list, with commas", show_default=False)],

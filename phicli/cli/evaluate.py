@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import EvaluateConfig
 
@@ -11,8 +11,12 @@ COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original",
            "seconds")
 
 
-def evaluate(config: EvaluateConfig, json: options.Json = False) -> Sequence[Next]:
+def evaluate(config: EvaluateConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Measure every stage on held-out rows: perplexity, and agreement with the original."""
+    if dry_run:
+        forecasts.show_step("evaluate", flags, json)
+        return [("evaluate",)]
     with console.task_log("evaluate", config.root_folder) as progress:
         from phicli.steps.evaluate import evaluate as evaluate_stages
 

@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import FinetuneConfig
 
 NEXT = [("optimize",)]
 
 
-def finetune(config: FinetuneConfig, json: options.Json = False) -> Sequence[Next]:
+def finetune(config: FinetuneConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Train an adapter (LoRA by default) on the quantized model."""
+    if dry_run:
+        forecasts.show_step("finetune", flags, json)
+        return [("finetune",)]
     with console.task_log("finetune", config.root_folder) as progress:
         from phicli.steps.finetune import finetune as train
 

@@ -22,7 +22,7 @@ from phicli.config.steps import (
 )
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
 
-Next = tuple[str, ...]  # a command and its further arguments
+Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file
 CONFIGS: Mapping[str, type[StepConfig]] = {
     **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
                                           EvaluateConfig, LabConfig, DoctorConfig, LogsConfig,
@@ -49,6 +49,10 @@ class Following:
             if setting.key and (only is None or name in only) and not _has(more, name, setting):
                 parts += self._spelt(name, setting)
         return shlex.join([*parts, *more])
+
+    def whole(self, line: str) -> str:
+        """A command line that has all its settings already, with the present settings file."""
+        return self.line(*shlex.split(line)[1:], only=())
 
     def _spelt(self, name: str, setting: Setting) -> list[str]:
         own = self.own.get(name)

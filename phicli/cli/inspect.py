@@ -1,12 +1,11 @@
 """`phicli inspect`: what is in files of rows, and what is wrong with it."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import QUANTIZE_ALGORITHMS, InspectConfig
 from phicli.errors import BadInput
@@ -17,11 +16,16 @@ HEAD, TAIL = 1400, 400  # characters shown of the first row as the model sees it
 
 def inspect(
     config: InspectConfig,
+    flags: options.Flags,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if there are findings that are more "
                                          "than remarks")] = False,
 ) -> Sequence[Next]:
     """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data."""
+    if dry_run:
+        forecasts.show_step("inspect", flags, json)
+        return [("inspect",)]
     from phicli.steps.inspect import inspect_file
 
     with console.task_log("inspect", config.root_folder) as progress:
@@ -37,7 +41,7 @@ def inspect(
     counted = [f"{w['code']} ({w['count']})" for w in report["warnings"] if not w["remark"]]
     if strict and counted:
         raise BadInput(f"findings: {', '.join(counted)}", where=report["file"], hint=report["commands"][0])
-    commands = [tuple(shlex.split(command)[1:]) for command in report["commands"]]
+    commands = report["commands"]
     quantized = any((config.root_folder / name).is_dir() for name in QUANTIZE_ALGORITHMS)
     return commands if quantized else [*commands[:-1], ("quantize",), *commands[-1:]]
 

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import OptimizeConfig
 
 
-def optimize(config: OptimizeConfig, json: options.Json = False) -> Sequence[Next]:
+def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Build the ONNX model that chat runs, from a quantized model and any number of adapters."""
+    if dry_run:
+        forecasts.show_step("optimize", flags, json)
+        return [("optimize",)]
     with console.task_log("optimize", config.root_folder) as progress:
         from phicli.steps.optimize import optimize as build
 

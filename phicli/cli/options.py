@@ -56,8 +56,8 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
         except PhicliError as e:
             following.complete(e, title)
             raise
-        for text in [following.line(*one) for one in after or ()]:
-            console.following(text)
+        for one in after or ():
+            console.following(following.line(*one) if isinstance(one, tuple) else following.whole(one))
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     run.__wrapped__ = function  # type: ignore[attr-defined]

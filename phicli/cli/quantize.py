@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import QuantizeConfig
 
 NEXT = [("finetune",)]
 
 
-def quantize(config: QuantizeConfig, json: options.Json = False) -> Sequence[Next]:
+def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Quantize a model to int4 (AWQ by default)."""
+    if dry_run:
+        forecasts.show_step("quantize", flags, json)
+        return [("quantize",)]
     with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
 

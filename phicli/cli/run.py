@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.layers import Settings
 from phicli.config.steps import FinetuneConfig, LabConfig
@@ -21,12 +21,17 @@ def run(
         "--from", help="Run this step and those after it even if they are up to date")] = None,
     last: Annotated[str | None, typer.Option("--until", help="Stop after this step")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run all steps even if they are up to date")] = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> Sequence[Next]:
     """Do the whole lab: inspect, quantize, finetune, optimize, evaluate, chat. What is up to date is skipped.
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
     """
+    if dry_run:
+        forecasts.show_lab({**flags, "force": force}, first, last, json)
+        return [("run", *(["--from", first] if first else []), *(["--until", last] if last else []),
+                 *(["--force"] if force else []))]
     prompt = prompt and console.typed(prompt)
     settings, steps = Settings(), []
     with console.task_log("run", config.root_folder) as progress:
