@@ -7,7 +7,7 @@ from typing import Any
 from phicli.cli import console
 from phicli.config.layers import Settings
 
-COLUMNS = ("step", "would", "why", "time", "memory", "disk", "where")
+COLUMNS = ("step", "would", "why", "time", "memory", "disk")
 
 
 def show_step(step: str, flags: dict[str, Any], json: bool) -> None:
@@ -30,9 +30,10 @@ def _show(forecasts: Sequence[Any], json: bool) -> None:
     else:
         console.result_table(COLUMNS, [(
             one.step, {"run": "run", "nothing": "do nothing"}[one.action], one.why, _time(one),
-            _size(one.memory) + (f" and {_size(one.gpu)} of the GPU" if one.gpu else ""), _size(one.disk), one.place)
+            _size(one.memory) + (f" and {_size(one.gpu)} of the GPU" if one.gpu else ""), _size(one.disk))
             for one in forecasts])
-    console.note("a dry run: nothing was done")
+    writes = ", ".join(one.place for one in forecasts if one.disk and one.place)
+    console.note("a dry run: nothing was done" + (f"; it would write {writes}" if writes else ""))
 
 
 def _time(one: Any) -> str:

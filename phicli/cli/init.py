@@ -11,7 +11,7 @@ from phicli.config.places import CONFIG_NAME
 from phicli.config.setting import settings_of
 from phicli.config.steps import InitConfig
 from phicli.config.writing import typed_value, write_settings
-from phicli.errors import UsageError
+from phicli.errors import Missing, PhicliError, UsageError
 
 QUESTIONS = {
     "data": "Rows to train on: a file, a folder, or owner/name on the Hugging Face hub",
@@ -47,15 +47,26 @@ def _answers(given: dict[str, Any]) -> dict[str, Any]:
         if key in given or (key.startswith("azure.") and key != "azure.workspace_name" and not workspace):
             continue
         default = OFFERED.get(key) or SETTINGS[key].shown_default
-        text = console.ask(f"{question}{f' [{default}]' if default else ''}") or default
-        if text:
-            found[key] = typed_value(SETTINGS[key], text)
+        value = _answer(key, f"{question}{f' [{default}]' if default else ''}", default)
+        if value is not None:
+            found[key] = value
     return found
+
+
+def _answer(key: str, question: str, default: str | None) -> Any:
+    """An answer that can be used; the question is asked until there is one. None where there is none."""
+    while text := console.ask(question) or default:
+        try:
+            value = typed_value(SETTINGS[key], text)
+            _check({key: value})
+            return value
+        except PhicliError as e:
+            console.failure(e)
+    return None
 
 
 def _check(values: dict[str, Any]) -> None:
     """Raise BadInput for rows or a model that are not there, UsageError for rows of a weight that is none."""
-    from phicli.errors import Missing
     from phicli.hub.datasets import find_sources
     from phicli.hub.models import local_folder
 

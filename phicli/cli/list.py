@@ -26,6 +26,7 @@ def list(json: options.Json = False) -> Sequence[Next]:
                 (made.created for made in one.made), default=""), console.size(size_on_disk(one.root))))
             rows += [(f"{one.name}/{made.place.name}", "adapter", made.created, console.size(made.bytes))
                      for made in one.made if made.is_adapter]
+            rows += [(f"{one.name}/{name}", "training that was not finished", "", "") for name in one.unfinished]
         rows += [(name, "what phicli can make or fetch again", "", console.size(size)) for name, size in kept.items()]
         console.result_table(("name", "what", "made", "size"), rows)
     return [("chat", "--model", one.model) for one in models if one.model and one.chats][:1] or [("run",)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.cache import user_cache
-from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, checkpoint_place, unpublished_place
 from phicli.config.layers import Settings
 from phicli.config.shared import MODELS
 from phicli.config.steps import QUANTIZE_ALGORITHMS
@@ -56,6 +56,13 @@ class Kept:
         return [one.place.name for one in self.made if one.is_adapter]
 
     @property
+    def unfinished(self) -> list[str]:
+        """Names of adapters whose training was interrupted, or not published."""
+        found = (path.name[1:].rpartition(".")[0] for path in self.root.glob(f"{FINETUNED}/.*.*") if path.is_dir())
+        return sorted({name for name in found if any(place(self.root / FINETUNED / name).is_dir()
+                                                     for place in (checkpoint_place, unpublished_place))})
+
+    @property
     def chats(self) -> bool:
         """Whether there is a model that chat can open."""
         return any(one.step == "optimize" for one in self.made)
@@ -80,7 +87,7 @@ def find_kept(settings: Settings, name: str) -> tuple[Kept, str | None]:
     for place, inner in ((name.rstrip("/"), None), (owner, adapter)):
         path = Path(place)
         found = models.get(place) or (Kept(path.resolve().name, path, model_of(path)) if path.is_dir() else None)
-        if found and found.made and (inner is None or inner in found.adapters):
+        if found and (found.made or found.unfinished) and inner in (None, *found.adapters, *found.unfinished):
             return found, inner
     names = [full for one in models.values() for full in (one.name, *(f"{one.name}/{a}" for a in one.adapters))]
     raise UsageError(f"nothing of this name; there are: {', '.join(names) or 'none'}", where=name, hint="phicli list")

@@ -59,8 +59,10 @@ def plan_removal(settings: Settings, name: str) -> Removal:
     made = [one for one in model.made if adapter is None or (one.is_adapter and one.place.name == adapter)]
     for one in made:
         _check_ours(one)
-    places, locked = [one.place for one in made], [one.place for one in made]
-    for trained in [one.place for one in made if one.is_adapter]:
+    places = [one.place for one in made]
+    unfinished = [model.root / FINETUNED / name for name in model.unfinished if adapter in (None, name)]
+    locked = list(dict.fromkeys([*places, *unfinished]))
+    for trained in unfinished:
         places += _unfinished(trained)
     onnx = model.root / ONNX_FOLDER
     if adapter:

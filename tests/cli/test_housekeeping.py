@@ -77,6 +77,13 @@ def test_an_adapter_goes_with_its_checkpoint_and_its_file(cli, root):
     assert [path.name for path in (root / "onnx-ao" / "adapters").iterdir()] == ["travel.onnx_adapter"]
 
 
+def test_training_that_was_not_finished_is_listed_and_goes(cli, root):
+    shutil.rmtree(root / "ft" / "food")
+    assert "training that was not finished" in cli("list").out
+    assert cli("rm", "mine/food", "--yes").code == 0
+    assert sorted(path.name for path in (root / "ft").iterdir()) == ["travel"]
+
+
 def test_a_model_goes_whole_and_is_no_longer_the_last_one(cli, root):
     assert cli("rm", "mine", "cache/kernels", "--yes").code == 0
     assert not root.exists() and not (root.parent / "phicli-last.json").exists()

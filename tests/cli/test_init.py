@@ -37,12 +37,13 @@ def test_questions_at_a_terminal(tmp_path):
     child = subprocess.Popen([sys.executable, "-m", "phicli", "init", "--device", "cpu"], cwd=tmp_path, env=env,
                              stdin=follower, stdout=follower, stderr=follower)
     os.close(follower)
-    os.write(leader, b"\ntiny\n\n")
+    os.write(leader, b"nowhere.jsonl\n\ntiny\n\n")
     said = b""
     while block := _read(leader):
         said += block
     assert child.wait(60) == 0, said.decode()
-    assert b"Rows to train on" in said and b"[tiny]" in said and b"Its resource group" not in said
+    assert said.count(b"Rows to train on") == 2 and b"no such file or folder" in said
+    assert b"[tiny]" in said and b"Its resource group" not in said
     assert (tmp_path / "phicli.toml").read_text() == (
         'device = "cpu"\ndata = ["data/data_sample_travel.jsonl"]\nmodel = "tiny"\n')
 
