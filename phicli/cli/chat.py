@@ -94,7 +94,8 @@ def _other(config: ChatConfig) -> str:
 
     here = [one.model for one in kept_models(Settings()) if one.model and one.chats]
     begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
-    own = f"phicli {'optimize' if begun else 'run'} --model {shlex.quote(config.model)}"
+    where = ["--root", str(config.root)] if config.root_chosen else []
+    own = shlex.join(["phicli", "optimize" if begun else "run", "--model", config.model, *where])
     others = [f"phicli chat --model {shlex.quote(model)}" for model in here]
     return f"{', or '.join(others)} (here already); or {own}" if others else own
 

@@ -68,7 +68,7 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
 def _remember(settings: Settings, configs: Iterable[StepConfig]) -> None:
     """Keep which model was used, if it was a step that used it."""
     for config in configs:
-        if isinstance(config, OfModel) and config.STEP in USES:
+        if isinstance(config, OfModel) and config.STEP in USES and not getattr(config, "path", None):
             remember_last(settings.folder, config.model, config.root_folder)
 
 

@@ -82,8 +82,7 @@ class Settings:
         if setting.key and setting.key in self.file:
             assert self.path is not None
             value = setting.checked(self.file[setting.key], f"{self.path}: {setting.key}", BadInput)
-            value = placed(setting, list(value) if isinstance(value, tuple) else value, self.path.parent)
-            return Value(tuple(value) if isinstance(value, list) else value, str(self.path))
+            return Value(placed(setting, value, self.path.parent), str(self.path))
         return Value(setting.default, "default")
 
     def resolve(self, config: type[Config], flags: Mapping[str, Any] | None = None) -> Config:

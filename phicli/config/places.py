@@ -39,8 +39,8 @@ def placed(setting: Setting, value: Any, folder: Path) -> Any:
 
     What may be the name of something else, a model of the hub's, say, is a path where there is such a file or folder.
     """
-    if isinstance(value, list):
-        return [placed(setting, one, folder) for one in value]
+    if isinstance(value, tuple):
+        return tuple(placed(setting, one, folder) for one in value)
     if not setting.path or not isinstance(value, str) or not value or value[0] in "~-" or "\0" in value:
         return value
     there = folder / value

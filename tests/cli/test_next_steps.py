@@ -79,6 +79,6 @@ def test_quantize_leads_on_and_is_the_last_model(cli, tmp_path, monkeypatch):
     assert (forecast["action"], forecast["why"]) == ("nothing", "up to date")
     table = cli("run", "--dry-run", "--until", "finetune", "--device", "cpu", "--max-steps", "3")
     assert [line.split()[1] for line in table.out.splitlines() if "│" in line] == ["inspect", "quantize", "finetune"]
-    assert "last time" in table.out and "not made" in table.out and "would write models/tiny/ft/travel" in table.err
+    assert "last time" in table.out and "not made" in table.out and "models/tiny/ft/travel" in table.err
     refused = cli("finetune", "--base", "nowhere/at/all", "--dry-run")
     assert refused.code == 3 and not (tmp_path / "models" / "tiny" / "ft").exists()

@@ -165,7 +165,7 @@ def test_sign_in_is_told_from_files_and_variables(tmp_path, monkeypatch):
 
 def test_errors_of_something_missing_point_to_the_doctor(cli, tmp_path):
     missing = cli("chat", "--root", tmp_path / "none", "--prompt", "hello")
-    assert missing.code == 4 and missing.err.rstrip().endswith("  see: phicli doctor")
+    assert missing.code == 4 and missing.err.rstrip().endswith(f"  see: phicli doctor --root {tmp_path}/none")
     wrong = cli("inspect", tmp_path / "none.jsonl")
     assert wrong.code == 3 and "doctor" not in wrong.err
 
