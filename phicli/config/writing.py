@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phicli.artifacts.publishing import write_text
 from phicli.artifacts.reading import read_text
 from phicli.config.layers import LONGEST_FILE, SETTINGS, from_text
 from phicli.config.setting import Setting
@@ -20,6 +19,8 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> Path:
     """
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
+
+    from phicli.artifacts.publishing import write_text
 
     try:
         document: Any = tomlkit.parse(read_text(path, LONGEST_FILE))
