@@ -20,7 +20,7 @@ BUILT = 200e6  # bytes a second that optimize writes
 
 def products_a_second() -> float:
     """Multiplications and additions of float32 numbers that this machine does a second, in products of matrices."""
-    ones = np.ones((SIDE, SIDE), np.float32)
+    ones: np.ndarray = np.ones((SIDE, SIDE), np.float32)
     best = min(_timed(ones) for _ in range(4))
     return 2 * SIDE**3 / best
 
