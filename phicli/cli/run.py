@@ -42,7 +42,7 @@ def run(
             steps.append(step)
     after: list[Next] = [("chat", "--adapter", settings.resolve(FinetuneConfig, flags).name)]
     if last and last != STEPS[-1]:
-        after = [("run", "--from", STEPS[STEPS.index(last) + 1])]
+        after = [("run",)]
     if json:
         console.result_json([asdict(step) for step in steps])
         return after
