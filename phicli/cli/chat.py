@@ -1,6 +1,7 @@
 """`phicli chat`: talk with the optimized model, with or without an adapter."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,8 +15,9 @@ from phicli.cli import console, options, process
 from phicli.cli.printable import printable
 from phicli.cli.question import question_of
 from phicli.cli.terminal import unseen_keys
+from phicli.config.layers import Settings
 from phicli.config.steps import ChatConfig
-from phicli.errors import UsageError
+from phicli.errors import Missing, UsageError
 
 if TYPE_CHECKING:
     from phicli.cli.chat_store import ChatStore, Kept
@@ -84,6 +86,8 @@ def _kept(config: ChatConfig, go_on: bool, keep: bool) -> "tuple[ChatStore, Kept
     from phicli.inference.session import Session, adapters_beside
 
     folder = _folder(config)
+    if not folder.is_dir() and not config.path:
+        raise Missing("no optimized model here yet", where=folder, hint=_other(config))
     if not folder.is_dir():
         Session(folder)  # says what is missing, before anything is kept or logged
     store = ChatStore(folder, console.warn, keep)
@@ -113,6 +117,18 @@ def _opened(config: ChatConfig, compare: bool, sample: bool, only: bool) -> "Tal
         if talks.by_itself and not sample:
             progress.note(f"adapter: {talks.by_itself}, the only one; --no-adapter leaves it out")
         return talks
+
+
+def _other(config: ChatConfig) -> str:
+    """What to type where the model has not been made: the models that have, and the steps that make this one."""
+    from phicli.steps.inventory import Kept, kept_models
+
+    here = [one.model for one in kept_models(Settings()) if one.model and one.chats]
+    begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
+    where = ["--root", str(config.root)] if config.root_chosen else []
+    own = shlex.join(["phicli", "optimize" if begun else "run", "--model", config.model, *where])
+    others = [f"phicli chat --model {shlex.quote(model)}" for model in here]
+    return f"{', or '.join(others)} (here already); or {own}" if others else own
 
 
 def _stream_on(talk: "Conversation", raw: bool) -> Show:

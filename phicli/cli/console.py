@@ -130,6 +130,11 @@ def warn(text: str, console: Console | None = None) -> None:
     (console or _stderr()).print(Text.assemble(("warning: ", "yellow"), _line(text)), soft_wrap=True)
 
 
+def following(command: str) -> None:
+    """A command that comes next, on stderr, on one line that can be pasted."""
+    _stderr().print(Text.assemble(("next: ", "cyan"), _line(command)), soft_wrap=True)
+
+
 def failure(error: PhicliError) -> None:
     """What went wrong, where, and what helps."""
     console = _stderr()
@@ -137,7 +142,8 @@ def failure(error: PhicliError) -> None:
     if error.hint:
         console.print(Text.assemble(("  try: ", "cyan"), _line(error.hint)), soft_wrap=True)
     if isinstance(error, Missing):
-        console.print(Text.assemble(("  see: ", "cyan"), "phicli doctor"), soft_wrap=True)
+        doctor = getattr(error, "see", "phicli doctor")
+        console.print(Text.assemble(("  see: ", "cyan"), _line(doctor)), soft_wrap=True)
     log = getattr(error, "log", None)
     if log:
         console.print(Text(_line(f"  log: {log}"), style="dim"), soft_wrap=True)
@@ -155,9 +161,14 @@ def typed(text: str) -> str:
         raise BadInput(f"not UTF-8: {e}", where="the command line") from None
 
 
+def can_ask() -> bool:
+    """Whether there is a person at the terminal."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stderr.isatty())
+
+
 def ask(question: str) -> str | None:
     """The answer that a person types, or None where nobody can be asked."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask():
         return None
     return _stderr().input(_text(f"{question}: ")).strip() or None
 

@@ -1,11 +1,13 @@
 """`phicli doctor`: what this machine lacks for the lab, and the command that cures it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.config.layers import Settings
 from phicli.config.steps import DoctorConfig
 from phicli.errors import ExitCode
@@ -15,13 +17,13 @@ def doctor(
     config: DoctorConfig,
     online: Annotated[bool, typer.Option("--online", help="Try to sign in too; without it no network is used")] = False,
     json: options.Json = False,
-) -> None:
+) -> Sequence[Next]:
     """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
     """
     with console.task_log("doctor", config.root_folder) as progress:
-        from phicli.doctor.checks import examine, worst
+        from phicli.doctor.checks import examine, verdict, worst
 
         found = examine(config, Settings(), online, progress)
     if json:
@@ -29,5 +31,7 @@ def doctor(
         console.result_json({"light": worst(found), **asdict(config), "checks": checks})
     else:
         console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())
+        console.result(verdict(found, config.model))
     if worst(found) == "red":
         raise typer.Exit(ExitCode.MISSING)
+    return [("run",)]

@@ -1,27 +1,36 @@
 """`phicli evaluate`: how well each stage does on held-out rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.steps import EvaluateConfig
 
 COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original", "KL to torch", "top-1 as torch",
            "seconds")
 
 
-def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
+def evaluate(config: EvaluateConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Measure every stage on held-out rows: perplexity, and agreement with the original."""
+    if dry_run:
+        forecasts.show_step("evaluate", flags, json)
+        return [("evaluate",)]
     with console.task_log("evaluate", config.root_folder) as progress:
         from phicli.steps.evaluate import evaluate as evaluate_stages
 
         document = evaluate_stages(config, progress)
+    adapters = [stage["stage"].partition(" + ")[2] for stage in document["stages"] if not stage["missing"]]
+    after = [("chat", *(["--adapter", max(adapters)] if any(adapters) else []))]
     if json:
         console.result_json(document)
-        return
+        return after
     title = f"{document['rows']} rows, {document['tokens']} response tokens of {document['eval_data']}"
     console.result_table(COLUMNS, [_row(stage) for stage in document["stages"]], title)
     if document["cut_rows"]:
         console.warn(f"{document['cut_rows']} rows are longer than {document['seq_len']} tokens and were cut")
+    return after
 
 
 def _row(stage: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,20 +1,28 @@
 """`phicli quantize`: a model's weights to int4."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.steps import QuantizeConfig
 
+NEXT = [("finetune",)]
 
-def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
+
+def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Quantize a model to int4 (AWQ by default)."""
+    if dry_run:
+        forecasts.show_step("quantize", flags, json)
+        return [("quantize",)]
     with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
 
         folder, manifest = quantize_model(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return
+        return NEXT
     console.result(str(folder))
     before, errors = manifest.quality["source_bytes"], manifest.quality.get("layer_errors")
     line = f"{console.size(before)} -> {console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
@@ -23,3 +31,4 @@ def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
     if manifest.quality.get("distilled"):
         line += ", KL to the original {:.4f} -> {:.4f}".format(*manifest.quality["distilled"])
     console.note(line)
+    return NEXT

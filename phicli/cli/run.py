@@ -1,13 +1,15 @@
 """`phicli run`: the whole lab in one command."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.layers import Settings
-from phicli.config.steps import LabConfig
+from phicli.config.steps import FinetuneConfig, LabConfig
 
 
 def run(
@@ -19,23 +21,32 @@ def run(
         "--from", help="Run this step and those after it even if they are up to date")] = None,
     last: Annotated[str | None, typer.Option("--until", help="Stop after this step")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run all steps even if they are up to date")] = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
-) -> None:
+) -> Sequence[Next]:
     """Do the whole lab: inspect, quantize, finetune, optimize, evaluate, chat. What is up to date is skipped.
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
     """
+    if dry_run:
+        forecasts.show_lab({**flags, "force": force}, first, last, json)
+        return [("run", *(["--from", first] if first else []), *(["--until", last] if last else []),
+                 *(["--force"] if force else []))]
     prompt = prompt and console.typed(prompt)
-    steps = []
+    settings, steps = Settings(), []
     with console.task_log("run", config.root_folder) as progress:
-        from phicli.steps.lab import run_lab
+        from phicli.steps.lab import STEPS, run_lab
 
-        for step in run_lab(Settings(), {**flags, "force": force}, prompt, progress, first, last):
+        for step in run_lab(settings, {**flags, "force": force}, prompt, progress, first, last):
             progress.note(f"{step.name}: {step.state}, {step.gave}")
             steps.append(step)
+    after: list[Next] = [("chat", "--adapter", settings.resolve(FinetuneConfig, flags).name)]
+    if last and last != STEPS[-1]:
+        after = [("run",)]
     if json:
         console.result_json([asdict(step) for step in steps])
-        return
+        return after
     rows = [(s.name, s.state, console.duration(s.seconds), s.gave, s.place) for s in steps]
     total = ("all", "", console.duration(sum(s.seconds for s in steps)), "", config.root)
     console.result_table(("step", "state", "time", "what it gave", "where"), [*rows, total])
+    return after

@@ -7,12 +7,15 @@ from typing import Any
 from phicli.config.setting import setting
 
 COLUMNS = ("messages", "prompt", "response", "input", "system", "history", "tools", "text")
-DATA = ("data/data_sample_travel.jsonl",)
+DATA = ("data/data_sample_travel.jsonl",)  # these two are in the package, for folders that have none of that name
+EVAL_DATA = "data/data_eval_travel.jsonl"
+MODELS = "models"  # where the usual roots are
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 def model() -> Any:
     return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, azureml://…, or tiny "
-                   "(built in)", shared=True, flags=("--model", "-m"), path=True, recorded=False)
+                   "(built in) [default: the one used last here, else microsoft/Phi-3.5-mini-instruct]", shared=True,
+                   flags=("--model", "-m"), path=True, reference=True, recorded=False)
 
 
 def root() -> Any:
@@ -34,15 +37,16 @@ def data(argument: bool = False) -> Any:
     if argument:
         return setting(DATA, "Data: a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, compressed too), a folder with "
                        "such files, - for stdin [default: the setting data]", shared=True, argument=True,
-                       metavar="FILE...", path=True, recorded=False)
+                       metavar="FILE...", path=True, reference=True, recorded=False)
     return setting(DATA, "Training data: a file, a folder with a split train, or owner/name on the Hugging Face hub; "
                    "may be repeated, FILE:2 counts twice", shared=True, flags=("--data", "-d"), path=True,
-                   recorded=False)
+                   reference=True, recorded=False)
 
 
 def eval_data() -> Any:
-    return setting("data/data_eval_travel.jsonl", "Held-out data to measure on: a file, a folder with a split test or "
-                   "validation, or owner/name on the Hugging Face hub", shared=True, path=True, recorded=False)
+    return setting(EVAL_DATA, "Held-out data to measure on: a file, a folder with a split test or "
+                   "validation, or owner/name on the Hugging Face hub", shared=True, path=True, reference=True,
+                   recorded=False)
 
 
 def text_template() -> Any:
@@ -95,4 +99,4 @@ def default_root(name: str) -> str:
     short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
     if short in (".", ".."):
         short = Path(name).resolve().name.lower()
-    return "models/phi" if name.lower().startswith("microsoft/phi") else f"models/{short or 'model'}"
+    return f"{MODELS}/phi" if name.lower().startswith("microsoft/phi") else f"{MODELS}/{short or 'model'}"

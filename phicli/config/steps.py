@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from phicli.config import shared
+from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel, OfRows
-from phicli.config.setting import again, setting
+from phicli.config.setting import StepConfig, again, setting
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
@@ -67,12 +68,12 @@ class FinetuneConfig(OfRows):
     STEP: ClassVar[str] = "finetune"
 
     base: str | None = setting(None, "Model to train on: folder or id [default: the quantized model under the root]",
-                               flags=("--base", "-b"), recorded=False, path=True)
+                               flags=("--base", "-b"), recorded=False, path=True, reference=True)
     data: tuple[str, ...] = shared.data()
     name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
     method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
     from_adapter: str | None = setting(None, "Adapter to continue from: folder, or a name under ROOT/ft", path=True,
-                                       recorded=False)
+                                       reference=True, recorded=False)
     max_steps: int | None = setting(None, "Number of training steps [default: 100, unless --epochs is given]",
                                     minimum=1)
     epochs: float | None = setting(None, "Passes over the training rows; with --max-steps, what is over first counts",
@@ -97,7 +98,7 @@ class FinetuneConfig(OfRows):
     eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation, rows that ask the same together "
                                 "(at most 500 rows)", minimum=0, below=1)
     eval_data: str | None = setting(None, "Held-out data for --keep and the loss curve, in place of --eval-split",
-                                    path=True, recorded=False)
+                                    path=True, reference=True, recorded=False)
     eval_steps: int | None = setting(None, "Training steps between measurements of the held-out loss [default: a tenth "
                                      "of the run]", minimum=1)
     keep: str = setting("best", "Which adapter is the result; best: that of the lowest held-out loss",
@@ -121,7 +122,7 @@ class OptimizeConfig(OfModel):
     STEP: ClassVar[str] = "optimize"
 
     base: str | None = setting(None, "Model to convert: folder or id [default: the quantized model under the root]",
-                               flags=("--base", "-b"), recorded=False, path=True)
+                               flags=("--base", "-b"), recorded=False, path=True, reference=True)
     adapters: tuple[str, ...] = setting((), "Adapter to add: NAME=FOLDER, or a name under ROOT/ft; may be repeated "
                                         "[default: all under ROOT/ft]", once=True,
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
@@ -207,6 +208,27 @@ class LabConfig(OfRows):
     epochs: float | None = again(FinetuneConfig, "epochs")
     device: str = shared.device()
     seed: int = shared.seed()
+
+
+@dataclass(frozen=True)
+class InitConfig(StepConfig):
+    """What `phicli init` writes."""
+
+    STEP: ClassVar[str] = "init"
+
+    data: tuple[str, ...] = shared.data()
+    model: str = shared.model()
+    device: str = shared.device()
+    workspace_name: str | None = again(WorkspaceConfig, "workspace_name")
+    resource_group: str | None = again(WorkspaceConfig, "resource_group")
+    subscription: str | None = again(WorkspaceConfig, "subscription")
+
+
+@dataclass(frozen=True)
+class LogsConfig(OfModel):
+    """Settings of `phicli logs`."""
+
+    STEP: ClassVar[str] = "logs"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from phicli import resources
 from phicli.azure.target import cache_folder
-from phicli.config.steps import DEFAULT_RANK, EvaluateConfig, FinetuneConfig, QuantizeConfig
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.models import check_model, local_folder
@@ -94,17 +94,9 @@ def step_estimates(subject: Subject) -> dict[str, Estimate]:
     """What each step needs with its settings; empty where the model's size is not known."""
     if subject.size is None:
         return {}
-    known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
-    quantize, finetune, evaluate = resolve(QuantizeConfig), resolve(FinetuneConfig), resolve(EvaluateConfig)
-    quantized = resources.after_quantizing(known)
-    return {
-        "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
-        "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r or DEFAULT_RANK,
-                                                finetune.batch_size),
-        "optimize": resources.estimate_optimize(quantized, device),
-        "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
-        "chat": resources.estimate_chat(known, device),
-    }
+    resolve = subject.settings.resolve
+    return resources.step_estimates(subject.size, subject.computes_on, resolve(QuantizeConfig), resolve(FinetuneConfig),
+                                    resolve(EvaluateConfig))
 
 
 def local_here(subject: Subject) -> bool:

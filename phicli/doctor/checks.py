@@ -56,6 +56,15 @@ def worst(found: dict[str, CheckResult]) -> Light:
     return max((result.light for result in found.values()), key=list(Light).index)
 
 
+def verdict(found: dict[str, CheckResult], model: str) -> str:
+    """What all checks together say, in a line."""
+    named = {light: [name for name, result in found.items() if result.light == light] for light in Light}
+    if red := named[Light.RED]:
+        return f"not ready for the lab with {model}: see {', '.join(red)}"
+    less = f"; with less than there could be: {', '.join(named[Light.YELLOW])}" if named[Light.YELLOW] else ""
+    return f"ready for the lab with {model}{less}"
+
+
 def _examined(check: Check, subject: Subject) -> CheckResult:
     try:
         return check(subject)

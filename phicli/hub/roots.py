@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from phicli.config.bases import OfModel
 from phicli.errors import BadInput, UsageError
@@ -37,11 +38,23 @@ def check_root(root: str | Path, model: str) -> None:
                          hint=f"--root models/{own}")
 
 
-def _known(root: Path) -> list[str]:
+def model_of(root: Path) -> str | None:
+    """The model whose stages lie under a root, as the user called it; None where that is not known."""
+    try:
+        found = (_read(root) or {}).get("model")
+    except BadInput:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _read(root: Path) -> dict[str, Any] | None:
     from phicli.artifacts.stages import read_sealed
 
-    document = read_sealed(root / FILE, "remove it: phicli quantize writes it again") or {}
-    names = document.get("names")
+    return read_sealed(root / FILE, "remove it: phicli quantize writes it again")
+
+
+def _known(root: Path) -> list[str]:
+    names = (_read(root) or {}).get("names")
     return list(map(str, names)) if isinstance(names, list) else []
 
 

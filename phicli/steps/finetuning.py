@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
-from phicli.artifacts.names import FINETUNED
+from phicli.artifacts.names import FINETUNED, checkpoint_place, unpublished_place
 from phicli.artifacts.stages import Manifest
 from phicli.checkpoints.linears import linear_shapes
 from phicli.checkpoints.loading import check_base, linear_names
@@ -44,7 +44,7 @@ class Work:
         self.plan, self.config, self.progress = plan, config, progress
         self.folder, self.original = plan.sources["base"], plan.sources.get("original")
         self.target, self.settings = plan.target, plan.settings
-        self.aside = replace(plan, target=self.target.with_name(f".{self.target.name}.unpublished"))
+        self.aside = replace(plan, target=unpublished_place(self.target))
         self.longest = 0
         self.start: dict[str, Lora] | None = None
 
@@ -101,7 +101,7 @@ class Work:
         """Train and publish. Raises BadInput: the held-out loss did not fall; the adapter is in `aside` then."""
         key = {"inputs": self.plan.inputs, "settings": self.settings, "device": self.device,
                "versions": stages.versions()}
-        checkpoint = Checkpoint(self.target.with_name(f".{self.target.name}.checkpoint"), key)
+        checkpoint = Checkpoint(checkpoint_place(self.target), key)
         # cuBLAS repeats its sums exactly with it
         with environment(CUBLAS_WORKSPACE_CONFIG=":4096:8"), self.plan.publishing() as (fresh, manifest):
             result = run_pass(PASSES[self.settings["method"]], self._options(checkpoint), self.folder, fresh,

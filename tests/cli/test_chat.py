@@ -252,7 +252,7 @@ def test_wrong_input(cli, optimized, flags, code, message):
 
 def test_no_model_yet(cli, tmp_path):
     done = cli("chat", "--root", tmp_path / "none", "-p", "x")
-    assert done.code == 4 and "phicli optimize" in done.err and not (tmp_path / "none").exists()
+    assert done.code == 4 and "phicli run --model" in done.err and not (tmp_path / "none").exists()
 
 
 def test_chat_starts_without_torch_or_transformers(optimized):

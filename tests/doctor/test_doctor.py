@@ -1,6 +1,7 @@
 """`phicli doctor` on this machine as it is, and with things broken that can be broken here."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,10 @@ def test_report_for_people_names_every_check_and_the_cures(cli, tmp_path):
         assert any(line.startswith(("green", "yellow")) and f" {name}: " in line for line in lines), name
     assert "\x1b" not in done.out and "5.51 million parameters" in done.out
     assert "        try: phicli azure use" in done.out  # nobody has chosen a workspace in a test
+    assert lines[-1].startswith("ready for the lab with tiny; with less than there could be: ")
+    told = [line for line in lines if line.startswith("green")]
+    assert not [line for line in told if re.search(r"rror|ailed|failure|unsupported", line)], told
+    assert done.err.splitlines()[-1] == f"next: phicli run --model tiny --root {tmp_path} --device cpu"
 
 
 def test_document_and_what_each_step_needs(cli, tmp_path):
@@ -160,7 +165,7 @@ def test_sign_in_is_told_from_files_and_variables(tmp_path, monkeypatch):
 
 def test_errors_of_something_missing_point_to_the_doctor(cli, tmp_path):
     missing = cli("chat", "--root", tmp_path / "none", "--prompt", "hello")
-    assert missing.code == 4 and missing.err.rstrip().endswith("  see: phicli doctor")
+    assert missing.code == 4 and missing.err.rstrip().endswith(f"  see: phicli doctor --root {tmp_path}/none")
     wrong = cli("inspect", tmp_path / "none.jsonl")
     assert wrong.code == 3 and "doctor" not in wrong.err
 
