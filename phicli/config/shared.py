@@ -11,8 +11,8 @@ DATA = ("data/data_sample_travel.jsonl",)
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 def model() -> Any:
-    return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, azureml://…, or tiny "
-                   "(built in)", shared=True, flags=("--model", "-m"), path=True, recorded=False)
+    return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, a GGUF file, "
+                   "azureml://…, or tiny (built in)", shared=True, flags=("--model", "-m"), path=True, recorded=False)
 
 
 def root() -> Any:
@@ -92,7 +92,7 @@ def default_root(name: str) -> str:
     """`models/phi` for a Phi of Microsoft's, `models/<short name>` for any other model."""
     if name.startswith("azureml:"):  # azureml://registries/R/models/NAME/versions/4, or azureml:NAME:4
         name = re.sub(r".*/models/([^/]+)/.*|azureml:([^:@]+).*", r"\1\2", name)
-    short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower().removesuffix(".gguf")
     if short in (".", ".."):
         short = Path(name).resolve().name.lower()
     return "models/phi" if name.lower().startswith("microsoft/phi") else f"models/{short or 'model'}"

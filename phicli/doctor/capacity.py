@@ -10,7 +10,7 @@ from phicli.azure.target import cache_folder
 from phicli.config.steps import DEFAULT_RANK, EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.hardware.devices import available_memory, total_memory
-from phicli.hub.models import check_model, local_folder
+from phicli.hub.models import check_model, local_model
 from phicli.resources import Estimate, existing, free_disk
 from phicli.units import size
 
@@ -25,7 +25,7 @@ def model(subject: Subject) -> CheckResult:
     figures = {"params": known.params, "bytes": known.weight_bytes, "source": known.source} if known else {}
     if subject.model.startswith("azureml:"):
         return CheckResult(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
-    folder = local_folder(subject.model)
+    folder = local_model(subject.model)
     if folder:
         check_model(folder)
         return CheckResult(Light.GREEN, f"{folder}: {about}", figures=figures)
@@ -111,7 +111,7 @@ def local_here(subject: Subject) -> bool:
     """Whether nothing has to be fetched."""
     if subject.model.startswith("azureml:"):
         return False
-    return local_folder(subject.model) is not None or cached(subject.model)
+    return local_model(subject.model) is not None or cached(subject.model)
 
 
 def cached(reference: str) -> bool:

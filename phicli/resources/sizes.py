@@ -10,7 +10,8 @@ from phicli.architectures import in_layer
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
-from phicli.hub.models import local_folder, weight_files
+from phicli.hub.gguf import judge_gguf
+from phicli.hub.models import local_model, weight_files
 
 PACKED = 8  # int4 in an int32
 
@@ -54,14 +55,14 @@ class ModelSize:
 
 
 def size_of_model(reference: str) -> ModelSize | None:
-    """Of a folder, a built-in model or a Hugging Face id, without the network; None where nothing is known of it.
+    """Of a folder, a GGUF file, a built-in model or a Hugging Face id, without the network; None where it is not known.
 
     Raises:
         BadInput: no such folder, or a damaged one.
     """
-    folder = None if reference.startswith("azureml:") else local_folder(reference)
-    if folder:
-        return size_of_folder(folder)
+    place = None if reference.startswith("azureml:") else local_model(reference)
+    if place:
+        return size_of_folder(place) if place.is_dir() else size_of_gguf(place)
     known = PUBLISHED.get(reference.lower())
     if known:
         hidden, layers, width, heads, kv_heads, vocab, apart = known
@@ -100,6 +101,11 @@ def size_of_folder(folder: Path) -> ModelSize:
         layers=len(layers), widest=max((inputs for _, inputs in inner), default=0), largest=max(counts, default=0),
         edges=sum(sum(shape) for shape in inner), weight_bytes=weight_bytes, quantized=quantized, source="its files",
     )
+
+
+def size_of_gguf(path: Path) -> ModelSize | None:
+    """Of the model that a GGUF file is unpacked to, in 16 bits. Raises BadInput: phicli cannot work with it."""
+    return size_of_config(judge_gguf(path)[1], "its header")
 
 
 def size_of_config(config: dict[str, Any], source: str) -> ModelSize | None:
