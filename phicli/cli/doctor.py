@@ -22,12 +22,16 @@ def doctor(
     """
     with console.task_log("doctor", config.root_folder) as progress:
         from phicli.doctor.checks import examine, worst
+        from phicli.doctor.needs import COLUMNS, rows_of
 
-        found = examine(config, Settings(), online, progress)
+        found, needs = examine(config, Settings(), online, progress)
     if json:
         checks = [{"check": name, **asdict(result)} for name, result in found.items()]
-        console.result_json({"light": worst(found), **asdict(config), "checks": checks})
+        console.result_json({"light": worst(found), **asdict(config), "checks": checks, "needs": needs})
     else:
         console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())
+        if needs:
+            console.result_table(COLUMNS, rows_of(needs), f"What {config.model} needs, finetune with "
+                                 f"{needs['batch_size']} rows of up to {needs['row_tokens']} tokens at a time")
     if worst(found) == "red":
         raise typer.Exit(ExitCode.MISSING)

@@ -11,6 +11,8 @@ from phicli.progress import Progress
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
 
+ONE_FILE = "of a repository of GGUF files, one of them: owner/name/FILE.gguf"
+
 
 def fetch_model(reference: str, judge: Callable[[Path], Any], progress: Progress) -> Path:
     """The folder of a model, whose config.json is judged before its weights are fetched. Raises as `_explained`."""
@@ -18,7 +20,10 @@ def fetch_model(reference: str, judge: Callable[[Path], Any], progress: Progress
 
     progress.note(f"fetching {reference} from huggingface.co (or its cache)")
     with _explained(reference, f"hf download {reference}"):
-        judge(Path(huggingface_hub.snapshot_download(reference, allow_patterns=["config.json"])))
+        folder = Path(huggingface_hub.snapshot_download(reference, allow_patterns=["config.json"]))
+        if not (folder / "config.json").is_file():
+            raise BadInput("the repository has no config.json", where=reference, hint=ONE_FILE)
+        judge(folder)
         return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))
 
 
@@ -41,12 +46,12 @@ def fetch_file(reference: str, progress: Progress) -> Path:
 
 
 def cached_file(reference: str) -> Path | None:
-    """The file owner/name/file, or tokenizer.json of the model owner/name, in the hub's cache; None if not there."""
+    """The file owner/name/file, or the tokenizer of the model owner/name, in the hub's cache; None if not there."""
     from huggingface_hub import try_to_load_from_cache
 
     name, file = _parts(reference)
-    found = try_to_load_from_cache(name, file or "tokenizer.json")
-    return Path(found) if isinstance(found, str) else None
+    found = (try_to_load_from_cache(name, one) for one in ([file] if file else ["tokenizer.json", "tokenizer.model"]))
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def _parts(reference: str) -> tuple[str, str]:
@@ -82,7 +87,7 @@ def _explained(reference: str, command: str) -> Iterator[None]:
         raise _unreached(reference, e) from None
     except hub.EntryNotFoundError as e:
         raise BadInput(f"the repository has no such file: {str(e).splitlines()[-1][:200]}", where=reference,
-                       hint="of a repository of GGUF files, one of them: owner/name/FILE.gguf") from None
+                       hint=ONE_FILE) from None
     except Exception as e:
         raise _unreached(reference, e) from None
 

@@ -1,6 +1,7 @@
 """From what a user calls a model to a checked folder with its files."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.artifacts.tensors import check_safetensors
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.hub.converted import needs_conversion, with_fast_tokenizer
 from phicli.hub.fetching import cached_file, fetch_file, fetch_model
 from phicli.hub.fitting import check_config, check_weights_fit
 from phicli.hub.gguf import is_gguf, unpack_gguf, unpacked_gguf
@@ -34,6 +36,9 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
     else:
         folder = local_model(reference) or fetch_model(reference, judge_config, progress)
     check_whole(folder)
+    if needs_conversion(folder):
+        judge_config(folder)
+        folder = with_fast_tokenizer(folder, progress)
     check_model(folder)
     return folder
 
@@ -52,11 +57,10 @@ def local_tokenizer(reference: str, unpack: Progress | None = None) -> Path | No
         folder = cached_reference(reference)
         return _inside(folder) if folder else None
     place = local_model(reference) or cached_file(reference)
-    if place is None or place.is_dir():
-        return place
-    if is_gguf(reference):
+    if place and is_gguf(reference):
         return unpack_gguf(place, unpack) if unpack else unpacked_gguf(place)
-    return place.parent
+    folder = place.parent if place and not place.is_dir() else place
+    return with_fast_tokenizer(folder, unpack or SILENT) if folder and needs_conversion(folder) else folder
 
 
 def local_model(reference: str) -> Path | None:
@@ -144,7 +148,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except FileNotFoundError:
-        raise BadInput("no config.json: not a Hugging Face model folder", where=folder) from None
+        packed = min(folder.glob("*.gguf"), default=None)
+        raise BadInput("no config.json: not a Hugging Face model folder", where=folder,
+                       hint=f"--model {shlex.quote(str(packed))}" if packed else None) from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput("no model_type in it", where=path)
     return config
@@ -170,11 +176,19 @@ def weight_files(folder: Path) -> list[Path]:
     if not names:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         more = "; pickled weights (.bin) are not opened" if pickles else ""
-        raise BadInput(f"no weights in safetensors form{more}", where=folder)
+        raise BadInput(f"no weights in safetensors form{more}", where=folder,
+                       hint=f"if you trust them: {_conversion(folder)}" if pickles else None)
     for name in names:
         if not (folder / name).is_file():
             raise BadInput(f"{name} is missing", where=folder)
     return [folder / name for name in names]
+
+
+def _conversion(folder: Path) -> str:
+    """The command that writes a model with pickled weights again, with safetensors."""
+    code = (f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; [X.from_pretrained("
+            f"{str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r}) for X in (M, T)]")
+    return f"python -c {shlex.quote(code)}"
 
 
 def find_base(root: Path) -> Path:
