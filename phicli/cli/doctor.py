@@ -13,10 +13,13 @@ from phicli.errors import ExitCode
 
 def doctor(
     config: DoctorConfig,
-    online: Annotated[bool, typer.Option("--online", help="Try to sign in too; without it no network is used")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Try to sign in too")] = False,
     json: options.Json = False,
 ) -> None:
     """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.
+
+    At the end, what the model needs at each step, and which CPUs and GPUs have that. Without --online no network is
+    used, except for the config.json of a model of the hub that is not on this machine.
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
     """

@@ -59,7 +59,8 @@ def _save_tokenizer(folder: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.save_pretrained(target)
     except Exception as e:
-        raise BadInput(f"cannot be converted: {type(e).__name__}: {str(e)[:200]}", where=folder / SLOW,
+        reason = "no model of SentencePiece's" if "tiktoken" in str(e) else f"{type(e).__name__}: {str(e)[:200]}"
+        raise BadInput(f"cannot be converted: {reason}", where=folder / SLOW,
                        hint="the tokenizer.json of the same model, beside it") from None
     if len(tokenizer) < FEWEST or not (target / FAST).is_file():
         raise BadInput(f"gives a tokenizer of {len(tokenizer)} tokens", where=folder / SLOW,

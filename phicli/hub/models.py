@@ -1,5 +1,6 @@
 """From what a user calls a model to a checked folder with its files."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -186,8 +187,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _conversion(folder: Path) -> str:
     """The command that writes a model with pickled weights again, with safetensors."""
-    code = (f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; [X.from_pretrained("
-            f"{str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r}) for X in (M, T)]")
+    old, new = json.dumps(str(folder)), json.dumps(f"{folder}-safetensors")
+    code = (f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"[X.from_pretrained({old}).save_pretrained({new}) for X in (M, T)]")
     return f"python -c {shlex.quote(code)}"
 
 

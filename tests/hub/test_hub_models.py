@@ -76,8 +76,8 @@ def test_a_gguf_file_of_the_hub(call, tiny, tmp_path):
     name = "owner/served/small.gguf"
     files = {"small.gguf": write_gguf(tiny, tmp_path / "small.gguf").read_bytes(), "large.gguf": b"0"}
     with served("models", files) as (endpoint, asked):
-        whole, lost, folder = call(("resolve", "owner/served"), ("resolve", "owner/served/lost.gguf"), ("resolve", name),
-                                   HF_ENDPOINT=endpoint)
+        whole, lost, folder = call(("resolve", "owner/served"), ("resolve", "owner/served/lost.gguf"),
+                                   ("resolve", name), HF_ENDPOINT=endpoint)
     assert "large.gguf" not in fetched(asked)
     assert lost.startswith("BadInput the repository has no such file") and "owner/name/FILE.gguf" in whole
     again = call(("resolve", name), ("local", name), ("size", name), HF_HUB_OFFLINE="1")
