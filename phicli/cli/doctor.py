@@ -34,7 +34,7 @@ def doctor(
     else:
         console.result_lights((f.light, name, f.found, f.cure) for name, f in found.items())
         if needs:
-            console.result_table(COLUMNS, rows_of(needs), f"What {config.model} needs, finetune with "
-                                 f"{needs['batch_size']} rows of up to {needs['row_tokens']} tokens at a time")
+            console.result_table(COLUMNS, rows_of(needs), f"What {config.model} needs (finetune: "
+                                 f"{needs['batch_size']} rows of up to {needs['row_tokens']} tokens)")
     if worst(found) == "red":
         raise typer.Exit(ExitCode.MISSING)

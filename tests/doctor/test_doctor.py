@@ -36,7 +36,7 @@ def test_report_for_people_names_every_check_and_the_cures(cli, tmp_path):
     for name in CHECKS:
         assert any(line.startswith(("green", "yellow")) and f" {name}: " in line for line in lines), name
     assert "\x1b" not in done.out and "5.51 million parameters" in done.out
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("What tiny needs, finetune with 8 rows")):]
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("What tiny needs (finetune: 8 rows of ")):]
     assert max(map(len, table)) <= 80 and [line.split()[1] for line in table if line.startswith("│")] == [
         "quantize", "finetune", "optimize", "evaluate", "chat"]
     assert "        try: phicli azure use" in done.out  # nobody has chosen a workspace in a test
