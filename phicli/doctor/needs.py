@@ -72,7 +72,7 @@ def needs(known: ModelSize, before: dict[str, int], settings: Settings, row_toke
 
 def rows_of(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of a table for people, below `COLUMNS`."""
-    rows = [(what, size(count), "", "", "", "") for what, count in found["before"].items()]
+    rows: list[tuple[str, ...]] = [(what, size(count), "", "", "", "") for what, count in found["before"].items()]
     for step, one in found["steps"].items():
         rows.append((step, size(one["disk"]) if one["disk"] else "", size(one["memory"]),
                      _machine(one["cpu_with_gb"], MACHINES), size(one["gpu_memory"]) if one["gpu_memory"] else "",

@@ -75,8 +75,8 @@ def size_of_model(reference: str, fetch: bool = False) -> ModelSize | None:
     if is_gguf(reference):
         if file := cached_file(reference):
             return size_of_gguf(file)
-    elif not reference.startswith("azureml:") and (config := _config(reference, fetch)):
-        return size_of_config(config, "its config.json")
+    elif not reference.startswith("azureml:") and (theirs := _config(reference, fetch)):
+        return size_of_config(theirs, "its config.json")
     billions = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])", reference.lower())
     return _guessed(float(billions[1]) * 1e9) if billions else None
 

@@ -67,8 +67,7 @@ def test_tokens_and_layout_are_those_of_the_original(small, tiny):
     assert back.special.keys() == original.special.keys()
 
 
-@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0,
-                                  gguf.GGMLQuantizationType.BF16])
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.BF16])
 def test_packed_weights_are_unpacked_as_llama_cpp_means_them(tiny, tmp_path, kind):
     back = load_file(unpack_gguf(write_gguf(tiny, tmp_path / "m.gguf", kind), SILENT) / "model.safetensors")
     for name, tensor in load_file(tiny / "model.safetensors").items():
