@@ -6,7 +6,7 @@ from typing import Any
 
 from phicli import resources
 from phicli.config.layers import Settings
-from phicli.config.steps import DEFAULT_RANK, EvaluateConfig, FinetuneConfig, QuantizeConfig
+from phicli.config.steps import DEFAULT_RANK, EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.dataset.formats import open_rows
 from phicli.errors import PhicliError
 from phicli.hub.datasets import find_sources
@@ -26,12 +26,13 @@ def step_estimates(known: ModelSize, device: str, settings: Settings, row_tokens
     """What each step needs with its settings, of rows that long."""
     resolve = settings.resolve
     quantize, finetune, evaluate = resolve(QuantizeConfig), resolve(FinetuneConfig), resolve(EvaluateConfig)
+    optimize = resolve(OptimizeConfig)
     quantized = resources.after_quantizing(known)
     return {
         "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
         "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r or DEFAULT_RANK,
                                                 finetune.batch_size, row_tokens),
-        "optimize": resources.estimate_optimize(quantized, device),
+        "optimize": resources.estimate_optimize(quantized, device, optimize.embeddings, optimize.head),
         "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
         "chat": resources.estimate_chat(known, device),
     }
