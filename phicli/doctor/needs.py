@@ -32,7 +32,8 @@ def step_estimates(known: ModelSize, device: str, settings: Settings, row_tokens
         "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
         "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r or DEFAULT_RANK,
                                                 finetune.batch_size, row_tokens),
-        "optimize": resources.estimate_optimize(quantized, device, optimize.embeddings, optimize.head),
+        "optimize": resources.estimate_optimize(quantized, device, optimize.embeddings or optimize.head,
+                                                optimize.head),
         "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
         "chat": resources.estimate_chat(known, device),
     }
