@@ -68,10 +68,10 @@ def _answer(key: str, question: str, default: str | None) -> Any:
 def _check(values: dict[str, Any]) -> None:
     """Raise BadInput for rows or a model that are not there, UsageError for rows of a weight that is none."""
     from phicli.hub.datasets import find_sources
-    from phicli.hub.models import local_folder
+    from phicli.hub.models import local_model
 
     if not str(values.get("model", "azureml:")).startswith("azureml:"):
-        local_folder(values["model"])
+        local_model(values["model"])
     try:
         find_sources(values.get("data", ()), local=True)
     except Missing:  # a data set of the hub's, which is fetched when it is used

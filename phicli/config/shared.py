@@ -13,9 +13,9 @@ MODELS = "models"  # where the usual roots are
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 def model() -> Any:
-    return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, azureml://…, or tiny "
-                   "(built in) [default: the one used last here, else microsoft/Phi-3.5-mini-instruct]", shared=True,
-                   flags=("--model", "-m"), path=True, reference=True, recorded=False)
+    return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, a GGUF file, azureml://…, "
+                   "or tiny (built in) [default: the one used last here, else microsoft/Phi-3.5-mini-instruct]",
+                   shared=True, flags=("--model", "-m"), path=True, reference=True, recorded=False)
 
 
 def root() -> Any:
@@ -96,7 +96,7 @@ def default_root(name: str) -> str:
     """`models/phi` for a Phi of Microsoft's, `models/<short name>` for any other model."""
     if name.startswith("azureml:"):  # azureml://registries/R/models/NAME/versions/4, or azureml:NAME:4
         name = re.sub(r".*/models/([^/]+)/.*|azureml:([^:@]+).*", r"\1\2", name)
-    short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower().removesuffix(".gguf")
     if short in (".", ".."):
         short = Path(name).resolve().name.lower()
     return f"{MODELS}/phi" if name.lower().startswith("microsoft/phi") else f"{MODELS}/{short or 'model'}"

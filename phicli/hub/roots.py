@@ -61,10 +61,10 @@ def _known(root: Path) -> list[str]:
 def _names(root: Path, model: str) -> list[str]:
     """What a model is called. A folder: by its place, absolute and as seen from the root, in case both are moved.
     Else: by its reference, without the version."""
-    from phicli.hub.models import BUILT_IN, local_folder
+    from phicli.hub.models import BUILT_IN, local_model
 
     try:
-        folder = local_folder(model)
+        folder = local_model(model)
     except BadInput:
         folder = None  # the command itself says so, and better
     if folder and folder.parent != BUILT_IN:

@@ -103,14 +103,14 @@ class _Forecasts:
     """Forecasts for one model: its size and the machine's speed are asked for once."""
 
     def __init__(self, lab: Lab):
-        quantize, finetune = self.quantize, self.finetune = lab.config(QuantizeConfig), lab.config(FinetuneConfig)
+        quantize = self.quantize = lab.config(QuantizeConfig)
+        self.finetune = lab.config(FinetuneConfig)
         self.size = size_of_model(quantize.model)
         gpu = quantize.device == "cuda" or (quantize.device == "auto" and gpu_count() > 0)
         self.estimates: Mapping[str, Estimate] = {}
         self.rate = None if gpu or not self.size else products_a_second()
         if self.size:
-            self.estimates = step_estimates(self.size, "cuda" if gpu else "cpu", quantize, finetune,
-                                            lab.config(EvaluateConfig))
+            self.estimates = step_estimates(self.size, "cuda" if gpu else "cpu", lab.config)
 
     def one(self, step: str, runs: bool, why: str, place: str | Path) -> Forecast:
         """The forecast of one step. why: it runs, or not."""
