@@ -9,7 +9,7 @@ from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export import fused, resident
-from phicli.export.sources import PREFIX, Kept, Source, choose_sources
+from phicli.export.sources import PREFIX, Kept, Source, choose_sources, with_slots
 from phicli.export.targets import choose_target
 from phicli.hardware.driver import compute_capability
 from phicli.hub.models import find_base, resolve_model
@@ -90,7 +90,10 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
                 "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}
     plan = OptimizePlan("optimize", Path(config.output or root / ONNX_FOLDER), {"base": model}, settings)
-    for source in choose_sources(config.adapters, root / FINETUNED).values():
+    held, refused = with_slots(choose_sources(config.adapters, root / FINETUNED), model, progress)
+    if config.adapters and not held:
+        raise refused[0]
+    for source in held:
         plan.add(source)
     return plan
 
