@@ -189,9 +189,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_patterns(folder: Path, names: Sequence[str] = PATTERNS) -> None:
-    """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end."""
+    """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end, or
+    the name of a module to import.
+    """
     path = folder / ADAPTER_CONFIG
     settings = read_json(path) if path.is_file() else {}
+    if isinstance(settings, dict) and settings.get("megatron_config"):
+        raise BadInput("megatron_config: peft would import a module by a name in it", where=path)
     for name in names if isinstance(settings, dict) else ():
         found = settings.get(name) or ()
         for pattern in [found] if isinstance(found, str) else found if isinstance(found, dict | list) else ():
