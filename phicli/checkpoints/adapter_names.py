@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from phicli.architectures import CONTAINERS, EMBEDDINGS
 from phicli.errors import BadInput
 

@@ -30,7 +30,8 @@ from phicli.text.bounds import check_pattern
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 PLAIN = "phicli finetune --method lora"
-UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA")
+UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT",
+               "XLORA")  # methods that change no weights
 
 # Settings that PEFT takes for regular expressions.
 PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "alpha_pattern", "rank_pattern")
@@ -110,7 +111,7 @@ def read_peft(folder: Path) -> dict[str, Lora]:
 
 
 def check_plain(folder: Path) -> None:
-    """Check by settings and names alone that an adapter is plain LoRA beside linears of layers; raises as `read_peft`."""
+    """Check by settings and names that an adapter is plain LoRA beside linears of layers; raises as `read_peft`."""
     read_peft_config(folder)
     for module, _ in matrices(folder, [*check_weights(folder)]).values():
         if not in_layer(module):

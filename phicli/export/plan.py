@@ -83,6 +83,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     model = resolve_model(config.base, progress) if config.base else find_base(root)
     if not chosen and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
         layout = "inputs" if weights == "float" else "resident"
+    if config.merge and layout not in resident.GRAPHS:
+        layout = "resident"  # in which nothing stands in the graph for an adapter that is not there
     embeddings = config.embeddings or (config.head if target in ("cpu", "cuda") else "float")
     settings = {"device": target, "head": config.head, "embeddings": embeddings, "kv_cache": config.kv_cache,
                 "cuda_graph": graph,
@@ -90,6 +92,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
                 "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}
     plan = OptimizePlan("optimize", Path(config.output or root / ONNX_FOLDER), {"base": model}, settings)
+    if config.merge:  # it is in the base
+        return plan
     held, refused = with_slots(choose_sources(config.adapters, root / FINETUNED), model, progress)
     if config.adapters and not held:
         raise refused[0]

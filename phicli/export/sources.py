@@ -106,7 +106,8 @@ def with_slots(sources: Mapping[str, Source], model: Path, progress: Progress) -
     Raises:
         BadInput: an adapter is damaged.
     """
-    held, refused = [], []
+    held: list[Source] = []
+    refused: list[NoSlot] = []
     for source in sources.values():
         try:
             for remark in source.check_kind(model):

@@ -61,7 +61,8 @@ def merge_lora(folder: Path, loras: Mapping[str, Lora], output: Path, progress: 
         with progress.task("merge", len(names), "tensors") as task:
             for name in names:
                 module, _, kind = name.rpartition(".")
-                tensor = _unpacked(module, weights, shapes) if kind == "qweight" else next(weights.load([name]))[1]
+                tensor: Any = (packed_linear(module, weights, shapes).weight if kind == "qweight" else
+                               next(weights.load([name]))[1])
                 lora = left.pop(in_layer(module), None) if kind in ("weight", "qweight") and in_layer(module) else None
                 writer.add(f"{module}.weight" if kind == "qweight" else name,
                            tensor if lora is None else _updated(tensor, lora, module, folder))
@@ -77,8 +78,8 @@ def _beside_packed(name: str, weights: Weights) -> bool:
     return kind in BESIDE and f"{module}.qweight" in weights.file_of
 
 
-def _unpacked(module: str, weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> Tensor:
-    """The weight, float16 (out, in), of a packed linear."""
+def packed_linear(module: str, weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> Int4Linear:
+    """A packed linear of a checkpoint, float16, settled. shapes: as `linear_shapes` gives them."""
     found, method = in_layer(module), "awq" if weights.dtypes[f"{module}.qweight"] == "I32" else "olive"
     if found is None:
         raise BadInput(f"{module}: quantized outside the layers, which cannot be merged into", where=weights.folder)
@@ -87,9 +88,7 @@ def _unpacked(module: str, weights: Weights, shapes: Mapping[str, tuple[int, int
               for _, tensor in weights.load([f"{module}.{kind}"])}
     linear = Int4Linear(inputs, outputs, stored, torch.float16)
     linear.settle(*QUANT_METHODS[method](linear))
-    weight = linear.weight
-    assert weight is not None
-    return weight
+    return linear
 
 
 def _updated(weight: Tensor, lora: Lora, module: str, folder: Path) -> Tensor:
