@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from phicli.version import __version__
 
 if TYPE_CHECKING:
-    from phicli.api import evaluate, export, finetune, inspect, merge, optimize, quantize
+    from phicli.api import evaluate, export_as, finetune, inspect, merge, optimize, quantize
     from phicli.config import (
         ChatConfig,
         EvaluateConfig,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from phicli.workflow.plan import StageResult
 
 _HOME = {
-    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export", "evaluate"),
+    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
                       "ExportConfig", "ChatConfig", "EvaluateConfig"),
     "phicli.inference.session": ("Session",),
@@ -44,7 +44,7 @@ _HOME = {
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["Answer", "BadInput", "ChatConfig", "Conversation", "EvaluateConfig", "ExportConfig", "FinetuneConfig",
            "InspectConfig", "MergeConfig", "Missing", "OptimizeConfig", "PhicliError", "QuantizeConfig", "RemoteError",
-           "Sampling", "Session", "StageResult", "UsageError", "__version__", "evaluate", "export", "finetune",
+           "Sampling", "Session", "StageResult", "UsageError", "__version__", "evaluate", "export_as", "finetune",
            "inspect", "merge", "optimize", "quantize"]
 
 

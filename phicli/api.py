@@ -87,8 +87,8 @@ def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Prog
     return step(_config(OptimizeConfig, "model", model, settings), progress or automatic())
 
 
-def export(model: str | Path | ExportConfig | None = None, *, progress: Progress | None = None,
-           **settings: Any) -> Path:
+def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progress | None = None,
+              **settings: Any) -> Path:
     """Write a model or an adapter as another program takes it.
 
     As `quantize`, with the fields of `ExportConfig`; gives the file or folder.

@@ -158,12 +158,14 @@ class MergeConfig(OfRows):
     base: str | None = setting(None, "Model to merge into: folder or id [default: the one that it was trained on; of "
                                "an adapter from elsewhere the unquantized one]", flags=("--base", "-b"), path=True,
                                recorded=False)
-    precision: str = setting("float", "Weights of the result; int4: rounded again, with error feedback",
+    precision: str = setting("float", "Weights of the result; int4: quantized by AWQ",
                              choices=("float", "int4"))
     calibration: str | None = setting(None, "Calibration data for int4: JSON Lines or plain text [default: a built-in "
                                       "text]", recorded=False, path=True)
+    distill: int = setting(0, "Steps of distillation from the merged model after rounding; 0: none", minimum=0)
     samples: int = again(QuantizeConfig, "samples")
     seq_len: int = again(QuantizeConfig, "seq_len")
+    device: str = shared.device()
     seed: int = shared.seed()
     output: str | None = shared.output()
     force: bool = shared.force()

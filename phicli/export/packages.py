@@ -17,6 +17,7 @@ from phicli.export.genai_config import read_config
 from phicli.export.resident import BASE, DATA
 from phicli.export.slots import MODEL
 from phicli.text import TextCodec
+from phicli.workflow.patching import replaced
 from phicli.workflow.wording import worded
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can say
@@ -76,20 +77,22 @@ def write_foundry(folder: Path, output: Path, name: str) -> None:
 
 def _prompt_template(codec: TextCodec) -> Mapping[str, str] | None:
     """A message of each role as the chat template lays it out, with a place for its text; None without a template."""
+    def laid_out(*roles: str) -> str:
+        return codec.render_chat([{"role": role, "content": PLACE} for role in roles])
+
     try:
-        prompt = codec.render_chat([{"role": "user", "content": PLACE}])
-        user = codec.render_chat([{"role": "user", "content": PLACE}], add_generation_prompt=False)
-        both = codec.render_chat([{"role": "user", "content": PLACE}, {"role": "assistant", "content": PLACE}],
-                                 add_generation_prompt=False)
+        prompt = laid_out("user")
+        before = laid_out("user", "assistant", "user").removesuffix(prompt)
     except BadInput:
         return None
-    found = {"prompt": prompt, "user": user, "assistant": both.removeprefix(user)}
-    try:
-        system = codec.render_chat([{"role": "system", "content": PLACE}, {"role": "user", "content": PLACE}],
-                                   add_generation_prompt=False)
-    except BadInput:
-        return found
-    return {"system": system.removesuffix(user), **found} if system.endswith(user) else found
+    found, end = {"prompt": prompt}, before.removeprefix(prompt + PLACE)
+    head, _, tail = prompt.partition(PLACE)
+    if before.startswith(prompt + PLACE) and tail.startswith(end):  # every turn ends alike
+        found |= {"user": head + PLACE + end, "assistant": tail.removeprefix(end) + PLACE + end}
+    with contextlib.suppress(BadInput):  # a template that takes no system message
+        if (both := laid_out("system", "user")).endswith(prompt):
+            found["system"] = both.removesuffix(prompt)
+    return found
 
 
 def write_olive_package(folder: Path, output: Path, name: str, scratch: Path) -> None:
@@ -100,18 +103,21 @@ def write_olive_package(folder: Path, output: Path, name: str, scratch: Path) ->
     Raises:
         BadInput: Olive cannot package the model.
     """
-    from olive.cli.model_package import ModelPackageCommand
+    from olive.cli import model_package
 
     source = scratch / name
     source.mkdir()
     link_unchanged(folder, source, genai_files(folder).__contains__)
     parser = ArgumentParser()
-    ModelPackageCommand.register_subcommand(parser.add_subparsers())
+    model_package.ModelPackageCommand.register_subcommand(parser.add_subparsers())
     package = scratch / "package.ortpackage"
     args = parser.parse_args(["generate-model-package", "--source", str(source), "--output_path", str(package),
                               "--model_name", name])
-    with worded("Olive cannot package this model", folder), contextlib.redirect_stdout(io.StringIO()):
+    with (worded("Olive cannot package this model", folder), contextlib.redirect_stdout(io.StringIO()),
+          replaced(model_package.logger, "disabled", True)):
         args.func(parser, args).run()
+    for twice in (package / "configs").glob(f"{DATA}*"):  # it lies beside the graph
+        twice.unlink()
     for path in sorted(package.iterdir()):
         path.rename(output / path.name)
 

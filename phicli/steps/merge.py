@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, MERGED
@@ -11,7 +12,7 @@ from phicli.checkpoints.peft_folder import NoSlot, read_settings
 from phicli.config.steps import QUANTIZE_ALGORITHMS, MergeConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.sources import Source
-from phicli.hub.models import check_model, resolve_model
+from phicli.hub.models import check_model, read_headers, resolve_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
@@ -54,7 +55,7 @@ def merge(config: MergeConfig, progress: Progress = SILENT) -> StageResult:
             else:
                 with tempfile.TemporaryDirectory(prefix=".float-", dir=fresh.parent) as scratch:
                     _to_float(base, source, plain, Path(scratch), progress)
-                    manifest.quality = _to_int4(Path(scratch), base, fresh, config, progress)
+                    manifest.quality = _to_int4(Path(scratch), fresh, config, progress)
     return StageResult(plan.target, manifest)
 
 
@@ -69,13 +70,22 @@ def _to_float(base: Path, source: Source, plain: bool, output: Path, progress: P
         shutil.copyfile(source.template, output / source.template.name)
 
 
-def _to_int4(merged: Path, base: Path, output: Path, config: MergeConfig, progress: Progress) -> dict[str, object]:
+def _to_int4(merged: Path, output: Path, config: MergeConfig, progress: Progress) -> dict[str, Any]:
+    """Quantize a merged model by AWQ; its scales are searched anew, as the base's grid rounds small updates away."""
+    from phicli.hardware.devices import choose_device
     from phicli.quantization.calibration import calibration_tokens, tokens_digest
-    from phicli.quantization.requantize import requantize
+    from phicli.quantization.grid import GridShape
+    from phicli.quantization.groups import choose_group_size
+    from phicli.quantization.quantize import quantize_checkpoint
 
     tokens = calibration_tokens(merged, config, progress)
-    errors = requantize(merged, base, output, tokens, progress)
-    return {"layer_errors": errors, "calibration_tokens": tokens_digest(tokens)}
+    size, remarks = choose_group_size(read_headers(merged), None, (), True, merged)
+    for remark in remarks:
+        progress.note(remark)
+    report = quantize_checkpoint(merged, output, tokens, shape=GridShape(group_size=size), distill=config.distill,
+                                 device=choose_device(config.device), progress=progress)
+    return {"layer_errors": report.layer_errors, "distilled": report.distilled,
+            "calibration_tokens": tokens_digest(tokens)}
 
 
 def _is_plain(source: Source, base: Path, progress: Progress) -> bool:

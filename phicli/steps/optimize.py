@@ -73,16 +73,23 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
 
 
 def _merged(config: OptimizeConfig, progress: Progress) -> OptimizeConfig:
-    """The settings by which a model is built that has the adapter in its weights."""
-    from phicli.steps.merge import merge
+    """The settings by which a model is built that has the adapter in its weights.
+
+    A model that `merge` has made in int4 is taken as it is, whatever it was calibrated with.
+    """
+    from phicli.steps.merge import merge, plan_merge
 
     if config.adapters:
         raise UsageError("--merge makes a model without slots, and so without --adapter")
     given = MergeConfig(model=config.model, root=config.root, adapter=config.merge, base=config.base, precision="int4",
                         force=config.force)
-    folder = merge(given, progress).folder
-    output = config.output or str(config.root_folder / f"{ONNX_FOLDER}-{folder.name.removesuffix('-int4')}")
-    return config.but(base=str(folder), output=output)
+    plan = plan_merge(given, progress)
+    have = stages.read_manifest(plan.target)
+    if config.force or have is None or any(have.inputs.get(name) != plan.inputs[name] for name in ("base", "adapter")):
+        merge(given, progress)
+    name = plan.target.name.removesuffix("-int4")
+    output = config.output or str(config.root_folder / f"{ONNX_FOLDER}-{name}")
+    return config.but(base=str(plan.target), output=output)
 
 
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
