@@ -96,7 +96,9 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
         return plan
     held, refused = with_slots(choose_sources(config.adapters, root / FINETUNED), model, progress)
     if config.adapters and not held:
-        raise refused[0]
+        raise next(iter(refused.values()))
+    for name, error in refused.items():
+        progress.warn(f"adapter {name} is left out: {error}: {error.hint}")
     for source in held:
         plan.add(source)
     return plan

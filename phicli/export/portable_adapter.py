@@ -79,6 +79,7 @@ def for_original(loras: Mapping[str, Lora], awq: Path, original: Path) -> dict[s
     return found
 
 
+@torch.no_grad()
 def _scales(family: str, config: Any, layer: Any, prefix: str, weights: Weights,
             shapes: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What AWQ has multiplied the inputs of a layer's linears by, and divided their outputs by, float32, by path."""

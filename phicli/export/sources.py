@@ -100,22 +100,22 @@ def choose_sources(adapters: Sequence[str] | None, trained: Path) -> dict[str, S
     return chosen
 
 
-def with_slots(sources: Mapping[str, Source], model: Path, progress: Progress) -> tuple[list[Source], list[NoSlot]]:
-    """Those of the adapters that slots beside a checkpoint can hold, and why not the others.
+def with_slots(sources: Mapping[str, Source], model: Path, progress: Progress
+               ) -> tuple[list[Source], dict[str, NoSlot]]:
+    """Those of the adapters that slots beside a checkpoint can hold, and why not the others, by name.
 
     Raises:
         BadInput: an adapter is damaged.
     """
     held: list[Source] = []
-    refused: list[NoSlot] = []
+    refused: dict[str, NoSlot] = {}
     for source in sources.values():
         try:
             for remark in source.check_kind(model):
                 progress.warn(f"adapter {source.name}: {remark}")
             held.append(source)
         except NoSlot as e:
-            refused.append(e)
-            progress.warn(f"adapter {source.name} is left out: {e}: {e.hint}")
+            refused[source.name] = e
     return held, refused
 
 

@@ -12,7 +12,7 @@ from phicli.checkpoints.peft_folder import NoSlot, read_settings
 from phicli.config.steps import QUANTIZE_ALGORITHMS, MergeConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.sources import Source
-from phicli.hub.models import check_model, read_headers, resolve_model
+from phicli.hub.models import check_model, read_config, read_headers, resolve_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
@@ -39,30 +39,40 @@ def merge(config: MergeConfig, progress: Progress = SILENT) -> StageResult:
     done = plan.finished(config.force, progress)
     if done:
         return StageResult(plan.target, done)
-    source = Source(plan.target.name, plan.sources["adapter"])
-    base, plain = plan.sources["base"], _is_plain(source, plan.sources["base"], progress)
+    base, source = plan.sources["base"], Source(plan.target.name, plan.sources["adapter"])
+    plain = _is_plain(source, base, progress)
+    awq = plan.sources.get("trained_on")
+    if awq and not plain:
+        raise BadInput("was trained on an AWQ checkpoint, with its scales; only LoRA can be put into the original",
+                       where=source.folder, hint=f"--base {awq}")
     if plain:
         from phicli.checkpoints.linears import linear_shapes
 
-        source.check(linear_shapes(base), plan.inputs["base"], progress)
+        source.check(linear_shapes(base), plan.inputs["trained_on" if awq else "base"], progress)
     announce("merge", estimate_merge(size_of_folder(base), streamed=plain), plan.target, progress)
     with plan.locked(config.force, progress) as done:
         if done:
             return StageResult(plan.target, done)
         with plan.publishing() as (fresh, manifest):
             if config.precision == "float":
-                _to_float(base, source, plain, fresh, progress)
+                _to_float(plan, source, plain, fresh, progress)
             else:
                 with tempfile.TemporaryDirectory(prefix=".float-", dir=fresh.parent) as scratch:
-                    _to_float(base, source, plain, Path(scratch), progress)
+                    _to_float(plan, source, plain, Path(scratch), progress)
                     manifest.quality = _to_int4(Path(scratch), fresh, config, progress)
     return StageResult(plan.target, manifest)
 
 
-def _to_float(base: Path, source: Source, plain: bool, output: Path, progress: Progress) -> None:
+def _to_float(plan: Plan, source: Source, plain: bool, output: Path, progress: Progress) -> None:
     from phicli.quantization.merging import merge_any, merge_lora
 
-    if plain:
+    base, awq = plan.sources["base"], plan.sources.get("trained_on")
+    if awq:
+        from phicli.export.portable_adapter import for_original
+
+        progress.note(f"the adapter was trained on {awq}: AWQ's scales are undone for {base}")
+        merge_lora(base, for_original(source.loras, awq, base), output, progress)
+    elif plain:
         merge_lora(base, source.loras, output, progress)
     else:
         merge_any(base, source.folder, output, progress)
@@ -103,7 +113,13 @@ def plan_merge(config: MergeConfig, progress: Progress = SILENT) -> Plan:
     """What `merge` would make of the same settings; raises what it raises for names, base and adapter."""
     adapter = choose_adapter(config.adapter, config.root_folder / FINETUNED)
     stages.check_whole(adapter)
-    sources, settings = {"base": choose_base(config, adapter, progress), "adapter": adapter}, {"precision": "float"}
+    base = choose_base(config, adapter, progress)
+    sources, settings = {"base": base, "adapter": adapter}, {"precision": "float"}
+    known, quantized = _known_base(adapter), read_config(base).get("quantization_config")
+    if config.base and known and not quantized and known != stages.fingerprint(base):
+        awq = config.root_folder / "awq"
+        if awq.is_dir() and stages.fingerprint(awq) == known:
+            sources["trained_on"] = awq
     if config.precision == "int4":
         sources |= {"calibration": Path(config.calibration or CALIBRATION)} | config.row_sources()
         settings = config.recorded()
@@ -141,8 +157,7 @@ def choose_base(config: MergeConfig, adapter: Path, progress: Progress) -> Path:
     """
     if config.base:
         return resolve_model(config.base, progress)
-    manifest = stages.read_manifest(adapter)
-    known = None if manifest is None else manifest.inputs.get("base")
+    known = _known_base(adapter)
     if known is None:
         return resolve_model(config.model, progress)
     for folder in _candidates(config, progress):
@@ -152,6 +167,12 @@ def choose_base(config: MergeConfig, adapter: Path, progress: Progress) -> Path:
             return folder
     raise BadInput("the model that it was trained on is neither under the root nor the one of --model", where=adapter,
                    hint="--base FOLDER")
+
+
+def _known_base(adapter: Path) -> str | None:
+    """The fingerprint of the checkpoint that an adapter was trained on, if `finetune` made it."""
+    manifest = stages.read_manifest(adapter)
+    return None if manifest is None else manifest.inputs.get("base")
 
 
 def _candidates(config: MergeConfig, progress: Progress) -> Iterator[Path]:
