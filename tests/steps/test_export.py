@@ -9,13 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx_checkpoints import random_adapter
+from onnx_checkpoints import TEXT_FILES, nearest_awq, random_adapter
 
-from phicli import BadInput, Missing, UsageError, export_as
+from phicli import BadInput, Missing, UsageError, export_as, merge
+from phicli.architectures import architecture_of
 from phicli.artifacts import stages
 from phicli.checkpoints.loading import load_base
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export.gguf import COMMANDS
+from phicli.quantization.scaling import apply_scale, channels
 
 IDS = list(range(40, 72))
 
@@ -97,38 +99,51 @@ def change(base: Path, adapter: Path) -> np.ndarray:
         return (PeftModel.from_pretrained(model, adapter).eval()(ids).logits[0] - before).numpy().ravel()
 
 
-def test_an_adapter_of_an_awq_model_for_the_original(tiny, tiny_awq, tmp_path):
-    """AWQ's scales are undone: as it is, the adapter would say something else on the original."""
-    adapter = random_adapter(tiny, tmp_path / "travel", r=4, lora_alpha=8, target_modules=["qkv_proj", "o_proj",
-                             "gate_up_proj", "down_proj"], rank_pattern={"down_proj": 7})
-    inputs = export_as("tiny", to="peft", adapter=adapter, root=tiny_awq.parent, output=tmp_path / "untouched")
-    stages.write_manifest(adapter, stages.Manifest("finetune", {"base": stages.fingerprint(tiny_awq)}, {}))
-    folder = export_as("tiny", to="peft", adapter=adapter, root=tiny_awq.parent, output=tmp_path / "out")
+@pytest.fixture(scope="module")
+def scaled(tiny, tmp_path_factory):
+    """A root with the built-in model as AWQ scales it, `scaled`, that rounded, `awq`, and an adapter trained on it."""
+    from transformers import AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("scaled")
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.model.layers:
+        for scaling in architecture_of("phi3").scalings:
+            rows = channels(scaling, layer, model.config)
+            of_rows = torch.empty(int(rows.max()) + 1).uniform_(0.4, 2.5, generator=generator)
+            apply_scale(scaling, layer, of_rows[rows], rows)
+    model.save_pretrained(root / "scaled")
+    for name in TEXT_FILES:
+        if (tiny / name).is_file():
+            shutil.copy(tiny / name, root / "scaled")
+    nearest_awq(root / "scaled", root / "awq")
+    adapter = random_adapter(root / "scaled", root / "ft" / "travel", r=4, lora_alpha=8, rank_pattern={"down_proj": 7},
+                             target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], size=0.01)
+    stages.write_manifest(adapter, stages.Manifest("finetune", {"base": stages.fingerprint(root / "awq")}, {}))
+    return root
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(one))
+
+
+def test_an_adapter_of_an_awq_model_for_the_original(tiny, scaled, tmp_path):
+    """AWQ's scales are undone: as it is, the adapter says something else on the original."""
+    folder = export_as("tiny", to="peft", root=scaled, output=tmp_path / "out")
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["r"], settings["lora_alpha"]) == ("tiny", 7, 7)
     assert {(lora.rank, lora.a.dtype.name) for lora in read_peft(folder).values()} == {(7, "float16")}
-    wanted, found, naive = change(tiny_awq, adapter), change(tiny, folder), change(tiny, inputs)
-
-    def likeness(other):
-        return wanted @ other / np.linalg.norm(wanted) / np.linalg.norm(other)
-
-    assert likeness(found) > 0.95
-    assert 1 - likeness(found) < 0.5 * (1 - likeness(naive))
+    wanted = change(scaled / "scaled", scaled / "ft" / "travel")
+    assert difference(wanted, change(tiny, folder)) < 0.03
+    assert difference(wanted, change(tiny, scaled / "ft" / "travel")) > 0.3
 
 
-def test_merged_into_the_original(tiny, tiny_awq, tmp_path):
-    """The same as the exported adapter on it."""
-    from phicli import merge
-
-    adapter = random_adapter(tiny, tmp_path / "travel", r=4, lora_alpha=8, target_modules=["qkv_proj", "down_proj"])
-    stages.write_manifest(adapter, stages.Manifest("finetune", {"base": stages.fingerprint(tiny_awq)}, {}))
-    given = {"adapter": adapter, "root": tiny_awq.parent}
-    merged = merge("tiny", base=tiny, output=tmp_path / "merged", **given).folder
-    exported = export_as("tiny", to="peft", output=tmp_path / "peft", **given)
+def test_merged_into_the_original(tiny, scaled, tmp_path):
+    merged = merge("tiny", base=tiny, root=scaled, output=tmp_path / "merged").folder
+    ids = torch.tensor([IDS])
     with torch.no_grad():
-        found = load_base(merged, "cpu", torch.float32)(torch.tensor([IDS])).logits[0].numpy().ravel()
-        before = load_base(tiny, "cpu", torch.float32)(torch.tensor([IDS])).logits[0].numpy().ravel()
-    np.testing.assert_allclose(found - before, change(tiny, exported), atol=0.05)
+        after, before = (load_base(folder, "cpu", torch.float32)(ids).logits[0] for folder in (merged, tiny))
+    assert difference(change(scaled / "scaled", scaled / "ft" / "travel"), (after - before).numpy().ravel()) < 0.03
 
 
 def test_gguf(cli, tiny, tmp_path, monkeypatch):
