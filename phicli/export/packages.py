@@ -46,7 +46,8 @@ def write_zip(folder: Path, file: Path, scratch: Path) -> None:
     files = genai_files(folder)
     have = stages.read_manifest(folder)
     assert have is not None
-    have.files, have.hashes = ({name: entry[name] for name in files} for entry in (have.files, have.hashes))
+    have.files = {name: have.files[name] for name in files}
+    have.hashes = {name: have.hashes[name] for name in files}
     for entry in have.quality.get("adapters", {}).values():
         entry["source"] = Path(entry["source"]).name  # where it lay is nothing to others
     stages.write_sealed(scratch / stages.MANIFEST, vars(have))
