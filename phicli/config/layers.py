@@ -17,8 +17,10 @@ from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import (
     ChatConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     InspectConfig,
+    MergeConfig,
     OptimizeConfig,
     QuantizeConfig,
 )
@@ -26,8 +28,8 @@ from phicli.errors import BadInput
 
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 CONFIGS: tuple[type[StepConfig], ...] = (
-    InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig, EvaluateConfig, UploadConfig,
-    WorkspaceConfig, TransferConfig,
+    InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
+    EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found

@@ -13,6 +13,7 @@ from phicli.config.setting import StepConfig, again, setting
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
+EXPORT_FORMATS = ("zip", "foundry-local", "olive", "gguf", "peft")
 DEFAULT_RANK = 64
 
 
@@ -126,6 +127,8 @@ class OptimizeConfig(OfModel):
     adapters: tuple[str, ...] = setting((), "Adapter to add: NAME=FOLDER, or a name under ROOT/ft; may be repeated "
                                         "[default: all under ROOT/ft]", once=True,
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
+    merge: str | None = setting(None, "Adapter to merge into the weights, for a model without slots: a name under "
+                                "ROOT/ft, or a folder", once=True, metavar="ADAPTER", path=True, recorded=False)
     device: str = setting("auto", "Device that the model will run on (auto | cpu | cuda | dml | webgpu)")
     activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
                                choices=("int8", "fp32"))
@@ -143,6 +146,51 @@ class OptimizeConfig(OfModel):
                                       flags=("--cuda-graph/--no-cuda-graph",))
     output: str | None = shared.output()
     force: bool = shared.force()
+
+
+@dataclass(frozen=True)
+class MergeConfig(OfRows):
+    """Settings of `phicli merge`."""
+
+    STEP: ClassVar[str] = "merge"
+
+    adapter: str | None = setting(None, "Adapter to merge: a name under ROOT/ft, or a folder [default: the only one]",
+                                  once=True, flags=("--adapter", "-a"), path=True, recorded=False)
+    base: str | None = setting(None, "Model to merge into: folder or id [default: the one that it was trained on; of "
+                               "an adapter from elsewhere the unquantized one]", flags=("--base", "-b"), path=True,
+                               recorded=False)
+    precision: str = setting("float", "Weights of the result; int4: quantized by AWQ",
+                             choices=("float", "int4"))
+    calibration: str | None = setting(None, "Calibration data for int4: JSON Lines or plain text [default: a built-in "
+                                      "text]", recorded=False, path=True)
+    distill: int = setting(0, "Steps of distillation from the merged model after rounding; 0: none", minimum=0)
+    samples: int = again(QuantizeConfig, "samples")
+    seq_len: int = again(QuantizeConfig, "seq_len")
+    device: str = shared.device()
+    seed: int = shared.seed()
+    output: str | None = shared.output()
+    force: bool = shared.force()
+
+
+@dataclass(frozen=True)
+class ExportConfig(OfModel):
+    """Settings of `phicli export`."""
+
+    STEP: ClassVar[str] = "export"
+
+    to: str = setting("zip", "What to write: the ONNX folder as a zip, for Foundry Local or as an Olive model package; "
+                      "a model as GGUF; an adapter as PEFT for vLLM", once=True, choices=EXPORT_FORMATS,
+                      recorded=False)
+    adapter: str | None = setting(None, "Adapter, for gguf and peft: a name under ROOT/ft, or a folder [default: gguf "
+                                  "the model alone, peft the only one]", once=True, flags=("--adapter", "-a"),
+                                  path=True, recorded=False)
+    path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True,
+                               recorded=False)
+    converter: str | None = setting(None, "llama.cpp's convert_hf_to_gguf.py [default: on PATH]", path=True,
+                                    recorded=False)
+    outtype: str = setting("f16", "Numbers in a GGUF file", choices=("f32", "f16", "bf16", "q8_0"), recorded=False)
+    output: str | None = setting(None, "File or folder to write [default: ROOT/export/NAME…]", once=True,
+                                 flags=("--output", "-o"), path=True, recorded=False)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from phicli.resources.estimates import (
     estimate_chat,
     estimate_evaluate,
     estimate_finetune,
+    estimate_merge,
     estimate_optimize,
     estimate_quantize,
     keeps_unpacked,
@@ -15,5 +16,5 @@ from phicli.resources.of_steps import step_estimates
 from phicli.resources.sizes import ModelSize, size_of_config, size_of_folder, size_of_model
 
 __all__ = ["Estimate", "ModelSize", "after_quantizing", "announce", "estimate_chat", "estimate_evaluate",
-           "estimate_finetune", "estimate_optimize", "estimate_quantize", "existing", "free_disk", "keeps_unpacked",
-           "size_of_config", "size_of_folder", "size_of_model", "step_estimates"]
+           "estimate_finetune", "estimate_merge", "estimate_optimize", "estimate_quantize", "existing", "free_disk",
+           "keeps_unpacked", "size_of_config", "size_of_folder", "size_of_model", "step_estimates"]

@@ -33,6 +33,7 @@ from phicli.workflow.olive import run_pass
 from phicli.workflow.plan import Plan
 
 TOO_LONG = {"cut": "cut, with the token that ends the last turn", "drop": "left out", "split": "split into several"}
+WITHOUT_SLOTS = ("dora", "loha", "lokr")  # methods whose adapters are more than LoRA's matrices
 PASSED_ON = ("max_steps", "epochs", "batch_size", "learning_rate", "schedule", "seed", "eval_steps", "keep",
              "lora_dropout")
 
@@ -57,10 +58,15 @@ class Work:
                            where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
         if "from_adapter" in self.plan.sources:
             source = Source("--from-adapter", self.plan.sources["from_adapter"])
+            for remark in source.check_kind(self.folder):
+                self.progress.warn(f"--from-adapter: {remark}")
             source.check(linear_shapes(self.folder), self.plan.inputs["base"], self.progress)
             self.start = source.loras
         else:
             self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
+        if (method := self.settings["method"]) in WITHOUT_SLOTS:
+            self.progress.warn(f"an adapter of --method {method} cannot be swapped in the model that optimize builds; "
+                               f"phicli optimize --merge {self.config.name} makes a model of its own with it")
         self.aside.check_theirs()
         adapters = [path for name, path in self.plan.sources.items() if name == "from_adapter"]
         self.encoder = encoder = RowEncoder(self.folder, self.config, adapters, self.progress)

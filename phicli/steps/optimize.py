@@ -5,9 +5,10 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.generations import link_unchanged
-from phicli.artifacts.names import ADAPTER_SUFFIX
+from phicli.artifacts.names import ADAPTER_SUFFIX, ONNX_FOLDER
 from phicli.checkpoints.linears import linear_shapes
-from phicli.config.steps import OptimizeConfig
+from phicli.config.steps import MergeConfig, OptimizeConfig
+from phicli.errors import UsageError
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
@@ -44,9 +45,11 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
         the model's folder, `output` or `root`/onnx-ao, and its manifest.
 
     Raises:
-        UsageError: options that do not go together. BadInput: base or adapters unusable.
+        UsageError: options that do not go together. BadInput: base or adapters unusable; also as `merge`.
         Missing: no quantized base yet, an NPU, no space.
     """
+    if config.merge:
+        config = _merged(config, progress)
     plan, force = plan_optimize(config, progress), config.force
     model, sources = plan.sources["base"], plan.adapters
     with imports(*LIBRARIES, at_once=force or not plan.target.exists()) as imported:
@@ -67,6 +70,26 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
             source.check(shapes, plan.inputs["base"], progress)
             plan.add(source)
         return StageResult(plan.target, _build(plan, progress))
+
+
+def _merged(config: OptimizeConfig, progress: Progress) -> OptimizeConfig:
+    """The settings by which a model is built that has the adapter in its weights.
+
+    A model that `merge` has made in int4 is taken as it is, whatever it was calibrated with.
+    """
+    from phicli.steps.merge import merge, plan_merge
+
+    if config.adapters:
+        raise UsageError("--merge makes a model without slots, and so without --adapter")
+    given = MergeConfig(model=config.model, root=config.root, adapter=config.merge, base=config.base, precision="int4",
+                        force=config.force)
+    plan = plan_merge(given, progress)
+    have = stages.read_manifest(plan.target)
+    if config.force or have is None or any(have.inputs.get(name) != plan.inputs[name] for name in ("base", "adapter")):
+        merge(given, progress)
+    name = plan.target.name.removesuffix("-int4")
+    output = config.output or str(config.root_folder / f"{ONNX_FOLDER}-{name}")
+    return config.but(base=str(plan.target), output=output)
 
 
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
