@@ -110,10 +110,10 @@ class Refinement:
             layer.float()
             order = self._order(len(inputs) - held)
             task = _Task(layer, linears, inputs[held:], targets[held:], _float(keywords), order)
-            before = task.error(inputs[:held], targets[:held])
+            before = task.error(inputs[:held], targets[:held]) if held else 0.0
             with torch.enable_grad():
                 self._train(task)
-            after = task.error(inputs[:held], targets[:held])
+            after = task.error(inputs[:held], targets[:held]) if held else 0.0
             found = {name: linear.grid() for name, linear in linears.items()}
             layer.to(dtype)
         if held and not after < before:  # one that is NaN too
@@ -196,7 +196,7 @@ class _Task:
     def error(self, inputs: Tensor, targets: Tensor) -> float:
         """Mean over tokens of the squared error of the layer's output, relative to the square of what it should be."""
         parts = zip(inputs.split(len(self.rows)), targets.split(len(self.rows)), strict=True)
-        return sum(float(self._error(x, y)) * len(x) for x, y in parts) / max(1, len(inputs))
+        return sum(float(self._error(x, y)) * len(x) for x, y in parts) / len(inputs)
 
     def _error(self, x: Tensor, y: Tensor) -> Tensor:
         # Relative for each token: else the few tokens with a hundred times the norm were all that is learned from.

@@ -86,25 +86,29 @@ def quantized(model, out, tokens, steps, shape=None, **more):
 
 
 def test_it_brings_the_checkpoint_nearer_to_the_original(tiny, tmp_path):
-    both = calibration_tokens(tiny, calibration(None, 40, 128))
-    tokens, test = both[:32], both[32:]
-    reports = {steps: quantized(tiny, tmp_path / str(steps), tokens, steps) for steps in (0, 40)}
+    both = calibration_tokens(tiny, calibration(None, 36, 64))
+    tokens, test = both[:24], both[24:]
+    reports = {steps: quantized(tiny, tmp_path / str(steps), tokens, steps, rounding="nearest") for steps in (0, 30)}
     assert reports[0].refined is None
-    before, after = reports[40].refined
-    assert after < 0.99 * before
-    assert divergence(tiny, tmp_path / "40", test) < divergence(tiny, tmp_path / "0", test)
-    old, new = (load_file(tmp_path / str(steps) / "model.safetensors") for steps in (0, 40))
+    before, after = reports[30].refined
+    assert after < 0.97 * before
+    assert divergence(tiny, tmp_path / "30", test) < 0.99 * divergence(tiny, tmp_path / "0", test)
+    old, new = (load_file(tmp_path / str(steps) / "model.safetensors") for steps in (0, 30))
     assert {k: (v.shape, v.dtype) for k, v in old.items()} == {k: (v.shape, v.dtype) for k, v in new.items()}
     changed = {name.rpartition(".")[2] for name in old if not torch.equal(old[name], new[name])}
     assert {"qweight", "scales"} <= changed
-    again = quantized(tiny, tmp_path / "again", tokens, 40)
-    assert again.refined == reports[40].refined
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("40", "again")]
-    assert files[0] == files[1]
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny, tmp_path):
+    tokens = calibration_tokens(tiny, calibration(None, 8, 32))
+    reports = [quantized(tiny, tmp_path / name, tokens, 8, rounding="nearest") for name in ("one", "again")]
+    assert reports[0].refined == reports[1].refined and reports[0].refined[1] < reports[0].refined[0]
+    one, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again"))
+    assert one == again
 
 
 def test_what_does_not_help_is_not_kept(tiny, tmp_path, monkeypatch):
-    tokens = calibration_tokens(tiny, calibration(None, 16, 64))
+    tokens = calibration_tokens(tiny, calibration(None, 8, 32))
     monkeypatch.setattr(refine, "SCALE_PATH", 100.0)
     report = quantized(tiny, tmp_path / "tried", tokens, 3)
     assert report.refined[1] == report.refined[0]
@@ -120,8 +124,8 @@ def test_other_architectures(tmp_path, tiny, model_type):
     random_model(model, model_type).save_pretrained(model)
     shutil.copyfile(tiny / "tokenizer.json", model / "tokenizer.json")  # or the folder is no model
     tokens = torch.randint(3, 96, (16, 64), generator=torch.Generator().manual_seed(0))
-    before, after = quantized(model, tmp_path / "out", tokens, 25, GridShape(4, 32)).refined
-    assert after < before
+    before, after = quantized(model, tmp_path / "out", tokens, 25, GridShape(4, 32), rounding="nearest").refined
+    assert after < 0.98 * before
 
 
 def test_all_linears_left_in_float(tiny, tmp_path):
@@ -140,8 +144,8 @@ def test_the_command(cli, tmp_path, tiny):
     wrong = cli("quantize", "-m", "tiny", "--root", tmp_path, "--refine", "3", "--algorithm", "rtn")
     assert wrong.code == 2 and "--refine goes with phicli's own AWQ" in wrong.err
     assert cli("quantize", "-m", "tiny", "--root", tmp_path, "--refine", "-1").code == 2
-    common = ("quantize", "-m", "tiny", "--root", tmp_path, "--samples", "20", "--seq-len", "32", "--json")
-    done = cli(*common, "--refine", "20")
+    common = ("quantize", "-m", "tiny", "--root", tmp_path, "--samples", "8", "--seq-len", "32", "--json")
+    done = cli(*common, "--refine", "6")
     assert done.code == 0, done.err
     quality = json.loads(done.out)["quality"]
     assert quality["refined"][1] <= quality["refined"][0] and "refine" in quality["phase_seconds"]
