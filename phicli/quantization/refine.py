@@ -93,7 +93,7 @@ class Refinement:
 
     def __init__(self, steps: int, device: torch.device, seed: int = 0):
         self.steps, self.device, self.seed = steps, device, seed
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.use_graphs = device.type == "cuda"
         self.errors: list[tuple[float, float]] = []
 
     def __call__(self, layer: nn.Module, grids: dict[str, Grid], shape: GridShape, inputs: Tensor, targets: Tensor,
@@ -135,7 +135,7 @@ class Refinement:
             task.set_pace(min(1, (step + 1) / (WARM_UP * self.steps)) * (1 - step / self.steps) / self.steps)
             if graph is not None:
                 graph.replay()
-            elif self.pool is None or step < PLAIN_STEPS:
+            elif not self.use_graphs or step < PLAIN_STEPS:
                 task.step()
             else:
                 graph = self._capture(task)
@@ -148,13 +148,13 @@ class Refinement:
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 task.step()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             torch.cuda.synchronize()
-            self.pool = None
+            self.use_graphs = False
             task.step()
             return None
         graph.replay()
@@ -174,7 +174,8 @@ class _Task:
             parameter.grad = torch.zeros_like(parameter)
         self.rates = [torch.zeros((), device=inputs.device) for _ in parts]
         groups = [{"params": part, "lr": rate} for part, rate in zip(parts, self.rates, strict=True)]
-        self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True)
+        cuda = inputs.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True, capturable=cuda)
         rows = max(1, min(len(inputs), REFINE_TOKENS[inputs.device.type] // inputs.shape[1]))
         self.rows = torch.zeros(rows, dtype=torch.long, device=inputs.device)
 
