@@ -30,7 +30,13 @@ def chat(
     flags: options.Flags = {},  # noqa: B006 (never changed)
     json: options.Json = False,
 ) -> None:
-    """Chat with the optimized model: one question with --prompt or on stdin, else a conversation."""
+    """Chat with the optimized model: one question with --prompt or on stdin, else a conversation.
+
+    Examples:
+      phicli chat --model tiny --adapter travel
+      phicli chat --model tiny --prompt "Where is it warm in March?"
+    More: docs/chat.md
+    """
     if no_adapter and "adapter" in flags:
         raise UsageError("--adapter and --no-adapter exclude each other")
     question = _question(prompt if prompt is None else console.typed(prompt))

@@ -5,7 +5,13 @@ from phicli.config.layers import SETTINGS, Settings
 
 
 def config(json: options.Json = False) -> None:
-    """Show every setting, its value and where the value comes from."""
+    """Show every setting, its value and where the value comes from.
+
+    Examples:
+      phicli config
+      phicli config --json
+    More: docs/settings.md
+    """
     settings = Settings()
     values = {key: settings.get(setting) for key, setting in SETTINGS.items()}
     if json:

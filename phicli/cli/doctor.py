@@ -19,6 +19,11 @@ def doctor(
     """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
+
+    Examples:
+      phicli doctor --model tiny
+      phicli doctor --device cuda --online
+    More: docs/doctor.md
     """
     with console.task_log("doctor", config.root_folder) as progress:
         from phicli.doctor.checks import examine, worst

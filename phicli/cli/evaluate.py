@@ -10,7 +10,13 @@ COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original",
 
 
 def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
-    """Measure every stage on held-out rows: perplexity, and agreement with the original."""
+    """Measure every stage on held-out rows: perplexity, and agreement with the original.
+
+    Examples:
+      phicli evaluate --model tiny
+      phicli evaluate --adapter travel --eval-data questions.jsonl
+    More: docs/performance.md
+    """
     with console.task_log("evaluate", config.root_folder) as progress:
         from phicli.steps.evaluate import evaluate as evaluate_stages
 

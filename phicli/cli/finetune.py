@@ -7,7 +7,13 @@ from phicli.config.steps import FinetuneConfig
 
 
 def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
-    """Train an adapter (LoRA by default) on the quantized model."""
+    """Train an adapter (LoRA by default) on the quantized model.
+
+    Examples:
+      phicli finetune --model tiny --max-steps 100
+      phicli finetune --data chats.jsonl --name support --epochs 3
+    More: docs/finetune.md
+    """
     with console.task_log("finetune", config.root_folder) as progress:
         from phicli.steps.finetune import finetune as train
 

@@ -19,7 +19,13 @@ def inspect(
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if there are findings that are more "
                                          "than remarks")] = False,
 ) -> None:
-    """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data."""
+    """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data.
+
+    Examples:
+      phicli inspect chats.jsonl --model tiny
+      phicli inspect chats.jsonl --fix clean.jsonl
+    More: docs/inspect.md, docs/data.md
+    """
     from phicli.steps.inspect import inspect_file
 
     with console.task_log("inspect", config.root_folder) as progress:

@@ -7,7 +7,13 @@ from phicli.config.steps import OptimizeConfig
 
 
 def optimize(config: OptimizeConfig, json: options.Json = False) -> None:
-    """Build the ONNX model that chat runs, from a quantized model and any number of adapters."""
+    """Build the ONNX model that chat runs, from a quantized model and any number of adapters.
+
+    Examples:
+      phicli optimize --model tiny
+      phicli optimize --adapter travel --device cuda
+    More: docs/optimize.md
+    """
     with console.task_log("optimize", config.root_folder) as progress:
         from phicli.steps.optimize import optimize as build
 

@@ -7,7 +7,13 @@ from phicli.config.steps import QuantizeConfig
 
 
 def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
-    """Quantize a model to int4 (AWQ by default)."""
+    """Quantize a model to int4 (AWQ by default).
+
+    Examples:
+      phicli quantize --model tiny
+      phicli quantize --model Qwen/Qwen3-0.6B --algorithm awq --device cuda
+    More: docs/quantize.md
+    """
     with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from phicli.cli import console, options
+from phicli.cli import completion, console, options
 from phicli.config.layers import Settings
 from phicli.config.steps import LabConfig
 
@@ -14,16 +14,23 @@ def run(
     config: LabConfig,
     flags: options.Flags,
     prompt: Annotated[str | None, typer.Option(
-        "--prompt", "-p", help="Question to ask at the end \\[default: that of the first held-out row]")] = None,
+        "--prompt", "-p", help="Question to ask at the end [default: that of the first held-out row]")] = None,
     first: Annotated[str | None, typer.Option(
-        "--from", help="Run this step and those after it even if they are up to date")] = None,
-    last: Annotated[str | None, typer.Option("--until", help="Stop after this step")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run all steps even if they are up to date")] = False,
+        "--from", metavar="STEP", autocompletion=completion.steps,
+        help="Make this step and those after it again")] = None,
+    last: Annotated[str | None, typer.Option(
+        "--until", metavar="STEP", autocompletion=completion.steps, help="Stop after this step")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make all steps again")] = False,
     json: options.Json = False,
 ) -> None:
     """Do the whole lab: inspect, quantize, finetune, optimize, evaluate, chat. What is up to date is skipped.
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
+
+    Examples:
+      phicli run --model tiny
+      phicli run --data chats.jsonl --from finetune
+    More: README.md
     """
     prompt = prompt and console.typed(prompt)
     steps = []

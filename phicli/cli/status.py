@@ -19,7 +19,13 @@ def status(
         "--reread", help="Read the content of every file, also of those that look unchanged")] = False,
     json: options.Json = False,
 ) -> None:
-    """Show every stage under the root: up to date, stale and why, broken and where, or not made."""
+    """Show every stage under the root: up to date, stale and why, broken and where, or not made.
+
+    Examples:
+      phicli status --model tiny
+      phicli status --reread
+    More: docs/reliability.md
+    """
     from phicli.steps.status import stage_statuses
 
     stages = stage_statuses(Settings(), flags, reread)

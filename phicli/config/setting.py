@@ -29,6 +29,7 @@ class Setting:
     flags: how the option is spelt, where it is not `--name`. argument: given by its place, without a flag.
     verbatim: of a list: a flag or variable is one text as it is, in which a comma parts nothing; none is empty.
     path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
+    panel: heading under which help lists it, for what few people change; empty for what is common.
     recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
         only changes how the result is come by.
     """
@@ -47,6 +48,7 @@ class Setting:
     argument: bool = False
     verbatim: bool = False
     path: bool = False
+    panel: str = ""
     recorded: bool = True
 
     @property

@@ -1,0 +1,111 @@
+"""Results that are more than a line: tables, lists, marked texts; words stay whole, whatever the width."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from phicli.cli.messages import cell, set_in, strange
+from phicli.cli.printable import printable
+
+PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is cut
+SHORT, LEAST = 16, 24  # columns: a cell so short is never parted; a longer one has this much room at least
+
+
+def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout. Columns whose cells are all numbers or figures like "12.3 s" are set right.
+
+    At a terminal that is too narrow for it, each row is a card: its first cell, and under it the others by name.
+    """
+    cells = [[cell(value) for value in row] for row in rows]
+    table = Table(title=title and Text(set_in(title)), title_justify="left", title_style="bold")
+    for i, name in enumerate(columns):
+        column = [name, *(row[i] for row in cells)]
+        figures = bool(cells) and all(not text or text[0] in "0123456789-+.<" for text in column[1:])
+        table.add_column(strange(name), justify="right" if figures and i else "left", overflow="fold",
+                         min_width=_least_width(column))
+    for row in cells:
+        table.add_row(*map(strange, row))
+    console = _stdout()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).minimum
+    if console.is_terminal and needed > console.width:
+        _print_cards(console, columns, cells, title)
+    else:
+        console.print(table)
+
+
+def _least_width(texts: Sequence[str]) -> int:
+    """Columns that a table's column needs for all words to be whole, and for short cells to be one line."""
+    words = [strange(word).cell_len for text in texts for word in text.split()]
+    lines = [strange(line).cell_len for text in texts for line in text.splitlines()]
+    short = [length for length in lines if length <= SHORT]
+    return max([0, *words, *short, min(max([0, *lines]), LEAST)])
+
+
+def _print_cards(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    if title:
+        console.print(Text(set_in(title), "bold"))
+    for first, *others in rows:
+        console.print(strange(first, "bold"), overflow="ignore", crop=False)
+        lines, line = [], Text("  ")
+        for name, value in zip(columns[1:], others, strict=True):
+            if value:
+                piece = Text.assemble((f"{printable(name)} ", "dim"), printable(value))
+                if line.cell_len > 2 and line.cell_len + 3 + piece.cell_len > console.width:
+                    lines, line = [*lines, line], Text("  ")
+                line.append(" · " if line.cell_len > 2 else "", "dim").append(piece)
+        for text in [*lines, line]:
+            for part in text.wrap(console, console.width, overflow="ignore"):
+                part.rstrip()
+                console.print(part if part.plain.startswith("  ") else Text("    ") + part, overflow="ignore",
+                              crop=False, no_wrap=True)
+
+
+def result_list(rows: Iterable[tuple[str, str]], title: str | None = None) -> None:
+    """Names, each with a text of one or more lines beside it, on stdout; lines end between words."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(strange(name), strange(text))
+    console = _stdout()
+    if title:
+        console.print(Text("\n").append(set_in(title), "bold"))
+    console.print(table)
+
+
+def result_marked(pieces: Iterable[tuple[str, bool]], title: str) -> None:
+    """A text on stdout of which parts are marked: by colour and underlining, else by ⟦ and ⟧."""
+    console = _stdout()
+    plain = not console.is_terminal or not console.color_system or console.no_color
+    text = Text()
+    for piece, marked in pieces:
+        shown = printable(piece)
+        text.append(f"⟦{shown}⟧" if marked and plain else shown, "green underline" if marked else "")
+    console.print(Text("\n").append(set_in(title), "bold"))
+    console.print(text)
+
+
+def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:
+    """Rows of (green, yellow or red; name; what was found; what cures it) on stdout: a table, or lines."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        for light, name, found, cure in rows:
+            line = f"{light:6}  {set_in(name)}: {set_in(found)}" + (f"\n        try: {set_in(cure)}" if cure else "")
+            sys.stdout.write(line + "\n")
+        return
+    table = Table("", "", "found", "try", box=SIMPLE)
+    for light, name, found, cure in rows:
+        table.add_row(Text(light, style=f"bold {light}"), strange(name), strange(found),
+                      strange(cure or "", style="cyan"))
+    console.print(table)
+
+
+def _stdout() -> Console:
+    console = Console(file=sys.stdout, highlight=False)
+    return console if console.is_terminal else Console(file=sys.stdout, highlight=False, width=PLAIN_WIDTH)
