@@ -16,6 +16,7 @@ def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
     """
     with console.task_log("finetune", config.root_folder) as progress:
         from phicli.steps.finetune import finetune as train
+        from phicli.steps.telling import trained
 
         folder, manifest = train(config, progress)
     if json:
@@ -29,3 +30,4 @@ def finetune(config: FinetuneConfig, json: options.Json = False) -> None:
         if found["kept_step"] < found["steps"]:
             line += f" (step {found['kept_step']} of {found['steps']})"
     console.note(f"{line}, {found['tokens_per_second']:.0f} tokens/s, {console.duration(manifest.seconds)}")
+    console.note(trained(found))

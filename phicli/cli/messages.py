@@ -5,6 +5,7 @@ import math
 import sys
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -57,10 +58,8 @@ def stderr(file: TextIO | None = None) -> Console:
 def _show(text: Text, console: Console | None = None) -> None:
     """At a terminal lines end between words, elsewhere where the text has it."""
     console = console or stderr()
-    if console.is_terminal:
-        console.print(text, overflow="ignore", crop=False)  # a word longer than the line stays whole
-    else:
-        console.print(text, soft_wrap=True)
+    fits = all(cell_len(word) <= console.width for word in text.plain.split())
+    console.print(text, soft_wrap=not (console.is_terminal and fits))  # a longer word is the terminal's to part
 
 
 def finite(value: Any) -> Any:

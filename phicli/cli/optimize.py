@@ -16,11 +16,11 @@ def optimize(config: OptimizeConfig, json: options.Json = False) -> None:
     """
     with console.task_log("optimize", config.root_folder) as progress:
         from phicli.steps.optimize import optimize as build
+        from phicli.steps.telling import built
 
         folder, manifest = build(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return
     console.result(str(folder))
-    names = ", ".join(sorted(manifest.quality["adapters"])) or "none"
-    console.note(f"{console.size(manifest.bytes)} in {console.duration(manifest.seconds)}; adapters: {names}")
+    console.note(f"{built(folder, manifest)}; {console.duration(manifest.seconds)}")

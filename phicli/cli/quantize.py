@@ -16,14 +16,15 @@ def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
     """
     with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
+        from phicli.steps.telling import quantized
 
         folder, manifest = quantize_model(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return
     console.result(str(folder))
-    before, errors = manifest.quality["source_bytes"], manifest.quality.get("layer_errors")
-    line = f"{console.size(before)} -> {console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
+    errors = manifest.quality.get("layer_errors")
+    line = f"{quantized(folder, manifest)}; {console.duration(manifest.seconds)}"
     if errors:
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
     if manifest.quality.get("distilled"):

@@ -4,12 +4,14 @@ import contextlib
 import time
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from phicli.cli.manner import manner
-from phicli.cli.messages import cell, event, note, set_in, stderr, warn
+from phicli.cli.messages import cell, event, note, stderr, warn
+from phicli.cli.printable import printable
 from phicli.progress import SILENT
 from phicli.units import duration, number, rough_duration, size
 
@@ -100,23 +102,27 @@ class Counted(contextlib.AbstractContextManager):
         left = self.left() if running else None
         spent = rough_duration(self.seconds()) if running else duration(self.seconds())
         times = spent + (f", about {rough_duration(left)} left" if left is not None else "")
-        title = Text(set_in(self.title) + ":")
-        room = 1000 if width is None else width - title.cell_len - len(f"  {self.amount()}  {times}") + 1
+        title = Text(_one_line(f"{self.title}:"))
+        room = 1000 if width is None else width - title.cell_len - cell_len(f" {self.amount()}  {times}")
         shown = ""
-        for piece in (f"  {name} {cell(value)}" for name, value in self.figures.items()):
-            if len(piece) > room:
+        for piece in (_one_line(f"  {name} {cell(value)}") for name, value in self.figures.items()):
+            if cell_len(piece) > room:
                 break
-            shown, room = shown + set_in(piece), room - len(piece)
+            shown, room = shown + piece, room - cell_len(piece)
         if room < 0:
             title.truncate(max(8, title.cell_len + room), overflow="ellipsis")
         bar = self._bar(min(BAR[-1], room - 2)) if running and self.total and room - 2 in range(BAR[0], 1000) else ""
-        return Text.assemble(title, " ", bar, (self.amount(), "green"), (shown, "cyan"), (f"  {times}", "dim"),
+        return Text.assemble(title, " ", bar, (_one_line(self.amount()), "green"), (shown, "cyan"), (f"  {times}", "dim"),
                              no_wrap=True, overflow="ellipsis")
 
     def _bar(self, columns: int) -> Text:
         full = round(columns * min(1.0, self.done / (self.total or 1)))
         sign = "-" if self.reporter.console.options.ascii_only else "━"
         return Text.assemble((sign * full, "green"), (sign * (columns - full), "dim"), "  ")
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", " ")
 
 
 class Bar(Counted):
@@ -170,6 +176,7 @@ class Events(Counted):
         self._say("stopped" if broken else "end")
 
     def _say(self, kind: str) -> None:
-        self.said = self.seconds()
-        event(kind, self.reporter.console, task=self.title, step=self.done, total=self.total, unit=self.unit,
-              seconds=round(self.said, 3), left=self.left(), figures=self.figures)
+        self.said, left = self.seconds(), self.left()
+        event(kind, self.reporter.console, task=self.title, step=int(self.done) if self.done.is_integer() else self.done,
+              total=self.total, unit=self.unit, seconds=round(self.said, 3), left=left and round(left),
+              figures=self.figures)

@@ -1,13 +1,14 @@
 """`phicli run`: the whole lab in one command."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from phicli.cli import completion, console, options
 from phicli.config.layers import Settings
 from phicli.config.steps import LabConfig
+from phicli.progress import keeping
 
 
 def run(
@@ -33,13 +34,15 @@ def run(
     More: README.md
     """
     prompt = prompt and console.typed(prompt)
-    steps = []
+    steps: list[Any] = []
     with console.task_log("run", config.root_folder) as progress:
         from phicli.steps.lab import run_lab
 
-        for step in run_lab(Settings(), {**flags, "force": force}, prompt, progress, first, last):
-            progress.note(f"{step.name}: {step.state}, {step.gave}")
-            steps.append(step)
+        with keeping(lambda: steps and f"{', '.join(step.name for step in steps)} done; the same command goes on "
+                             "after that" or ""):
+            for step in run_lab(Settings(), {**flags, "force": force}, prompt, progress, first, last):
+                progress.note(f"{step.name}: {step.state}, {step.gave}")
+                steps.append(step)
     if json:
         console.result_json([asdict(step) for step in steps])
         return

@@ -8,7 +8,9 @@ import typer
 from phicli.cli import console, options
 from phicli.config.layers import Settings
 from phicli.config.steps import LabConfig
+from phicli.workflow.plan import State
 
+LEGEND = "stale: made from what has changed since; broken: its files are damaged; phicli run makes both again"
 COLUMNS = ("step", "state", "why", "where", "made", "size")
 
 
@@ -32,6 +34,8 @@ def status(
     if json:
         console.result_json([asdict(stage) for stage in stages])
         return
-    rows = [(stage.step, stage.state, stage.why, stage.place, stage.made,
+    rows = [(stage.step, stage.state, stage.why, stage.place, console.ago(stage.made),
              console.size(stage.bytes) if stage.bytes else None) for stage in stages]
     console.result_table(COLUMNS, rows)
+    if any(stage.state != State.CURRENT for stage in stages):
+        console.note(LEGEND)

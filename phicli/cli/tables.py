@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -41,29 +42,30 @@ def result_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: s
 
 def _least_width(texts: Sequence[str]) -> int:
     """Columns that a table's column needs for all words to be whole, and for short cells to be one line."""
-    words = [strange(word).cell_len for text in texts for word in text.split()]
-    lines = [strange(line).cell_len for text in texts for line in text.splitlines()]
+    words = [cell_len(printable(word)) for text in texts for word in text.split()]
+    lines = [cell_len(printable(line)) for text in texts for line in text.splitlines()]
     short = [length for length in lines if length <= SHORT]
     return max([0, *words, *short, min(max([0, *lines]), LEAST)])
 
 
 def _print_cards(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    width = console.width - 4  # lines are set in
     if title:
         console.print(Text(set_in(title), "bold"))
     for first, *others in rows:
-        console.print(strange(first, "bold"), overflow="ignore", crop=False)
-        lines, line = [], Text("  ")
+        console.print(strange(first, "bold"), soft_wrap=True)
+        lines = [Text()]
         for name, value in zip(columns[1:], others, strict=True):
-            if value:
-                piece = Text.assemble((f"{printable(name)} ", "dim"), printable(value))
-                if line.cell_len > 2 and line.cell_len + 3 + piece.cell_len > console.width:
-                    lines, line = [*lines, line], Text("  ")
-                line.append(" · " if line.cell_len > 2 else "", "dim").append(piece)
-        for text in [*lines, line]:
-            for part in text.wrap(console, console.width, overflow="ignore"):
+            piece = Text.assemble((f"{printable(name)} ", "dim"), printable(value))
+            if value and lines[-1] and lines[-1].cell_len + 3 + piece.cell_len > width:
+                lines.append(piece)
+            elif value:
+                lines[-1].append(" · " if lines[-1] else "", "dim").append(piece)
+        for line in lines:
+            fits = all(cell_len(word) <= width for word in line.plain.split())
+            for i, part in enumerate(line.wrap(console, width) if fits else [line]):
                 part.rstrip()
-                console.print(part if part.plain.startswith("  ") else Text("    ") + part, overflow="ignore",
-                              crop=False, no_wrap=True)
+                console.print(Text("    " if i else "  ") + part, soft_wrap=True)
 
 
 def result_list(rows: Iterable[tuple[str, str]], title: str | None = None) -> None:
