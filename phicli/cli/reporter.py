@@ -18,7 +18,7 @@ from phicli.units import duration, number, rough_duration, size
 FIRST, MOST = 10.0, 60.0  # seconds to the first line where there is no terminal, and between two at most
 EVENTS = 0.2  # seconds between two events of one task, in JSON
 SETTLED = 2.0  # seconds of work before a time left is told
-BAR = range(6, 25)  # columns
+BAR = (6, 24)  # columns, at least and at most
 
 
 class Reporter:
@@ -86,7 +86,7 @@ class Counted(contextlib.AbstractContextManager):
 
     def amount(self) -> str:
         show = size if self.unit == "B" else number
-        done = f"{show(self.done)}/{show(self.total)}" if self.total else show(self.done)
+        done = f"{show(self.done)}/{show(self.total)}" if self.total and self.done != self.total else show(self.done)
         return done + ("" if self.unit in ("", "B") else f" {self.unit}")
 
     def __exit__(self, kind: Any, *exc: object) -> None:
@@ -111,11 +111,14 @@ class Counted(contextlib.AbstractContextManager):
             shown, room = shown + piece, room - cell_len(piece)
         if room < 0:
             title.truncate(max(8, title.cell_len + room), overflow="ellipsis")
-        bar = self._bar(min(BAR[-1], room - 2)) if running and self.total and room - 2 in range(BAR[0], 1000) else ""
-        return Text.assemble(title, " ", bar, (_one_line(self.amount()), "green"), (shown, "cyan"), (f"  {times}", "dim"),
-                             no_wrap=True, overflow="ellipsis")
+        bar = self._bar(room - 2) if running and self.total else Text()
+        return Text.assemble(title, " ", bar, (_one_line(self.amount()), "green"), (shown, "cyan"),
+                             (f"  {times}", "dim"), no_wrap=True, overflow="ellipsis")
 
-    def _bar(self, columns: int) -> Text:
+    def _bar(self, room: int) -> Text:
+        if room < BAR[0]:
+            return Text()
+        columns = min(room, BAR[1])
         full = round(columns * min(1.0, self.done / (self.total or 1)))
         sign = "-" if self.reporter.console.options.ascii_only else "━"
         return Text.assemble((sign * full, "green"), (sign * (columns - full), "dim"), "  ")
@@ -135,6 +138,7 @@ class Bar(Counted):
     def end(self, broken: bool) -> None:
         super().end(broken)
         self.reporter.running.remove(self)
+        self.reporter.live.refresh()  # or what is printed would have the old picture below it
         self.reporter.console.print(self.line(self.reporter.console.width - 1))
 
 
@@ -177,6 +181,6 @@ class Events(Counted):
 
     def _say(self, kind: str) -> None:
         self.said, left = self.seconds(), self.left()
-        event(kind, self.reporter.console, task=self.title, step=int(self.done) if self.done.is_integer() else self.done,
-              total=self.total, unit=self.unit, seconds=round(self.said, 3), left=left and round(left),
-              figures=self.figures)
+        done = int(self.done) if float(self.done).is_integer() else self.done
+        event(kind, self.reporter.console, task=self.title, step=done, total=self.total, unit=self.unit,
+              seconds=round(self.said, 3), left=None if left is None else round(left), figures=self.figures)

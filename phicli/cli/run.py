@@ -38,8 +38,7 @@ def run(
     with console.task_log("run", config.root_folder) as progress:
         from phicli.steps.lab import run_lab
 
-        with keeping(lambda: steps and f"{', '.join(step.name for step in steps)} done; the same command goes on "
-                             "after that" or ""):
+        with keeping(lambda: _done(steps)):
             for step in run_lab(Settings(), {**flags, "force": force}, prompt, progress, first, last):
                 progress.note(f"{step.name}: {step.state}, {step.gave}")
                 steps.append(step)
@@ -49,3 +48,8 @@ def run(
     rows = [(s.name, s.state, console.duration(s.seconds), s.gave, s.place) for s in steps]
     total = ("all", "", console.duration(sum(s.seconds for s in steps)), "", config.root)
     console.result_table(("step", "state", "time", "what it gave", "where"), [*rows, total])
+
+
+def _done(steps: list[Any]) -> str:
+    names = ", ".join(step.name for step in steps)
+    return f"done, and kept: {names}; the same command goes on after that" if names else ""

@@ -16,7 +16,7 @@ SMALL = {
     "PHICLI_QUANTIZE_SAMPLES": "8", "PHICLI_QUANTIZE_SEQ_LEN": "128", "PHICLI_EVALUATE_ROWS": "4",
     "PHICLI_CHAT_MAX_NEW_TOKENS": "8", "PHICLI_FINETUNE_LORA_R": "4",
 }
-HEAVY = ("torch", "olive", "azure", "transformers", "onnxruntime", "onnxruntime_genai", "peft")
+HEAVY = ("rich", "torch", "olive", "azure", "transformers", "onnxruntime", "onnxruntime_genai", "peft")
 
 
 @pytest.fixture(scope="module")
