@@ -8,10 +8,12 @@ from phicli.config.steps import EvaluateConfig
 COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original", "KL to torch", "top-1 as torch",
            "seconds")
 
-LEGEND = """perplexity: of how many tokens the model is unsure at each token of a held-out answer; lower is better
-KL to original: how far its predictions are from the original model's; 0 is the same
-top-1 as original: how often the likeliest token is the same
-KL to torch, top-1 as torch: the same for an ONNX stage, beside what it was made from"""
+LEGEND = (
+    "perplexity: of how many tokens the model is unsure at each token of a held-out answer; lower is better",
+    "KL to original: how far its predictions are from the original model's; 0 is the same",
+    "top-1 as original: how often the likeliest token is the same",
+    "KL to torch, top-1 as torch: the same for an ONNX stage, beside what it was made from",
+)
 
 
 def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
@@ -34,7 +36,8 @@ def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
     from phicli.steps.telling import judged
 
     console.note(judged(document["stages"]))
-    console.note(LEGEND)
+    for line in LEGEND:
+        console.note(line)
     if document["cut_rows"]:
         console.warn(f"{document['cut_rows']} rows are longer than {document['seq_len']} tokens and were cut")
 
@@ -48,4 +51,4 @@ def _row(stage: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _small(value: float | None) -> str | None:
-    return None if value is None else console.number(value)
+    return None if value is None else console.number(value, 3)

@@ -37,5 +37,5 @@ def status(
     rows = [(stage.step, stage.state, stage.why, stage.place, console.ago(stage.made),
              console.size(stage.bytes) if stage.bytes else None) for stage in stages]
     console.result_table(COLUMNS, rows)
-    if any(stage.state != State.CURRENT for stage in stages):
+    if any(stage.state in (State.STALE, State.BROKEN) for stage in stages):
         console.note(LEGEND)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
@@ -49,7 +48,7 @@ def _least_width(texts: Sequence[str]) -> int:
 
 
 def _print_cards(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
-    width = console.width - 4  # lines are set in
+    width = console.width - 2  # lines are set in
     if title:
         console.print(Text(set_in(title), "bold"))
     for first, *others in rows:
@@ -61,24 +60,31 @@ def _print_cards(console: Console, columns: Sequence[str], rows: Sequence[Sequen
                 lines.append(piece)
             elif value:
                 lines[-1].append(" · " if lines[-1] else "", "dim").append(piece)
-        for line in lines:
-            fits = all(cell_len(word) <= width for word in line.plain.split())
-            for i, part in enumerate(line.wrap(console, width) if fits else [line]):
-                part.rstrip()
-                console.print(Text("    " if i else "  ") + part, soft_wrap=True)
+        for line in filter(None, lines):
+            _print_beside(console, Text(), line, 2)
+
+
+def _print_beside(console: Console, label: Text, text: Text, column: int) -> None:
+    """A label and beside it, from that column on, a text whose lines end between words; below it if that is narrow."""
+    longest = max((cell_len(word) for word in text.plain.split()), default=0)
+    if label and (longest > console.width - column or column > console.width // 2):
+        console.print(label, soft_wrap=True)
+        label, column = Text(), 4
+    label.pad_right(column - label.cell_len)
+    for line in text.wrap(console, max(1, console.width - column)):
+        line.rstrip()
+        console.print(label + line, soft_wrap=True)
+        label = Text(" " * column)
 
 
 def result_list(rows: Iterable[tuple[str, str]], title: str | None = None) -> None:
     """Names, each with a text of one or more lines beside it, on stdout; lines end between words."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(strange(name), strange(text))
-    console = _stdout()
+    rows, console = list(rows), _stdout()
     if title:
-        console.print(Text("\n").append(set_in(title), "bold"))
-    console.print(table)
+        console.print(Text("\n").append(set_in(title), "bold"), soft_wrap=True)
+    column = 2 + max((cell_len(printable(name)) for name, _ in rows), default=0)
+    for name, text in rows:
+        _print_beside(console, strange(name), strange(text), column)
 
 
 def result_marked(pieces: Iterable[tuple[str, bool]], title: str) -> None:
@@ -101,11 +107,13 @@ def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:
             line = f"{light:6}  {set_in(name)}: {set_in(found)}" + (f"\n        try: {set_in(cure)}" if cure else "")
             sys.stdout.write(line + "\n")
         return
-    table = Table("", "", "found", "try", box=SIMPLE)
+    rows = list(rows)
+    column = 10 + max(cell_len(printable(name)) for _, name, *_ in rows)
     for light, name, found, cure in rows:
-        table.add_row(Text(light, style=f"bold {light}"), strange(name), strange(found),
-                      strange(cure or "", style="cyan"))
-    console.print(table)
+        label = Text.assemble((f"{light:6}  ", f"bold {light}"), printable(name))
+        _print_beside(console, label, strange(found), column)
+        if cure:
+            _print_beside(console, Text(), Text.assemble(("try: ", "cyan"), printable(cure)), column)
 
 
 def _stdout() -> Console:
