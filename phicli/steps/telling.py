@@ -13,7 +13,7 @@ from phicli.units import number, size, times
 
 OUTER = ("embed", "lm_head")  # in names of what is no layer
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-ONNX_TYPES = {1: ("float32", 4), 10: ("float16", 2), 16: ("bfloat16", 2), 2: ("int8", 1), 3: ("int8", 1)}
+ONNX_TYPES = {1: ("float32", 4), 10: ("float16", 2), 16: ("bfloat16", 2), 2: ("", 1), 3: ("", 1)}
 
 
 def quantized(folder: Path, manifest: Manifest) -> str:
@@ -47,6 +47,7 @@ def built(folder: Path, manifest: Manifest) -> str:
     adapters = sum(n for name, n in manifest.files.items() if name.startswith(ADAPTERS))
     graphs = sum(n for name, n in manifest.files.items() if ".onnx" in name and not name.startswith(ADAPTERS))
     kind, embeddings = _embeddings(folder)
+    kind = kind or manifest.settings.get("embeddings") or manifest.settings.get("head")
     parts = [("layers and output", graphs - embeddings, ""), ("embeddings", embeddings, f" in {kind}"),
              ("adapters", adapters, f" ({', '.join(sorted(manifest.quality['adapters']))})"),
              ("tokenizer and settings", manifest.bytes - graphs - adapters, "")]
@@ -54,12 +55,12 @@ def built(folder: Path, manifest: Manifest) -> str:
 
 
 def _embeddings(folder: Path) -> tuple[str, int]:
-    """Type and bytes of the embeddings in the graph; 0 where they are not seen."""
+    """Type ("" where they are quantized) and bytes of the embeddings in the graph; 0 where they are not seen."""
     from phicli.export.graph_file import read_model
 
     with contextlib.suppress(BadInput, OSError):
         for tensor in read_model(folder / "model.onnx").graph.initializer:
-            if OUTER[0] in tensor.name and tensor.data_type in ONNX_TYPES and len(tensor.dims) == 2:
+            if OUTER[0] in tensor.name and tensor.data_type in ONNX_TYPES and len(tensor.dims) > 1:
                 kind, width = ONNX_TYPES[tensor.data_type]
                 return kind, math.prod(tensor.dims) * width
     return "", 0
