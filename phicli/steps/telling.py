@@ -47,7 +47,7 @@ def built(folder: Path, manifest: Manifest) -> str:
     adapters = sum(n for name, n in manifest.files.items() if name.startswith(ADAPTERS))
     graphs = sum(n for name, n in manifest.files.items() if ".onnx" in name and not name.startswith(ADAPTERS))
     kind, embeddings = _embeddings(folder)
-    kind = kind or manifest.settings.get("embeddings") or manifest.settings.get("head")
+    kind = kind or str(manifest.settings.get("embeddings") or manifest.settings.get("head"))
     parts = [("layers and output", graphs - embeddings, ""), ("embeddings", embeddings, f" in {kind}"),
              ("adapters", adapters, f" ({', '.join(sorted(manifest.quality['adapters']))})"),
              ("tokenizer and settings", manifest.bytes - graphs - adapters, "")]
