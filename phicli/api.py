@@ -8,7 +8,16 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phicli.config import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig, StepConfig
+from phicli.config import (
+    EvaluateConfig,
+    ExportConfig,
+    FinetuneConfig,
+    InspectConfig,
+    MergeConfig,
+    OptimizeConfig,
+    QuantizeConfig,
+    StepConfig,
+)
 from phicli.config.setting import settings_of
 from phicli.errors import UsageError
 from phicli.progress import Progress, automatic
@@ -56,6 +65,17 @@ def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Prog
     return step(_config(FinetuneConfig, "model", model, settings), progress or automatic())
 
 
+def merge(model: str | Path | MergeConfig | None = None, *, progress: Progress | None = None,
+          **settings: Any) -> StageResult:
+    """Put an adapter into the weights of a model, unquantized or int4.
+
+    As `quantize`, with the fields of `MergeConfig`; gives the folder of a Hugging Face model.
+    """
+    from phicli.steps.merge import merge as step
+
+    return step(_config(MergeConfig, "model", model, settings), progress or automatic())
+
+
 def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> StageResult:
     """Build the ONNX model that `Session` runs, with the adapters beside it.
@@ -65,6 +85,17 @@ def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Prog
     from phicli.steps.optimize import optimize as step
 
     return step(_config(OptimizeConfig, "model", model, settings), progress or automatic())
+
+
+def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progress | None = None,
+              **settings: Any) -> Path:
+    """Write a model or an adapter as another program takes it.
+
+    As `quantize`, with the fields of `ExportConfig`; gives the file or folder.
+    """
+    from phicli.steps.export import export as step
+
+    return step(_config(ExportConfig, "model", model, settings), progress or automatic())
 
 
 def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Progress | None = None,

@@ -50,8 +50,13 @@ def ago(date: str) -> str:
         seconds = time.time() - datetime.fromisoformat(date).timestamp()
     except ValueError:
         return date
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return "just now" if seconds >= -60 else date
+    return since(seconds) if seconds >= -60 else date
+
+
+def since(seconds: float) -> str:
+    """Seconds since then, for people: "5 minutes ago"."""
+    for name, each in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= each:
+            count = int(seconds // each)
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return "just now"

@@ -23,6 +23,22 @@ weights say nothing about how well a model answers.
 
 """
 BETWEEN = """
+## What a model comes as
+`--model` takes a folder in Hugging Face's form, a hub id, `azureml://…`, and
+
+- **a GGUF file**, `PATH.gguf` or of the hub `owner/name/FILE.gguf` (`pip install 'phicli[gguf]'`), of the
+  architectures `llama` (Mistral and SmolLM2 too), `qwen2`, `qwen3` and `phi3`. It is unpacked once, a few megabytes at
+  a time, to a folder of the user's cache (`~/.cache/phicli/gguf`), named by the file's hash: weights in 16 bits,
+  settings, tokenizer and chat template from its metadata. LongRoPE's factors, Llama 3's scaling, YaRN and windows are
+  taken over; a setting, a tensor or a tokenizer that is not understood is refused, since a model without it would
+  answer, and worse. What its quantization has lost stays lost. Of a model in several files the merged one is needed
+  (`llama-gguf-split --merge`);
+- **`tokenizer.model` without `tokenizer.json`** (`pip install 'phicli[sentencepiece]'`): transformers converts it,
+  once, in `~/.cache/phicli/converted`; the model's folder stays as it is.
+
+Pickled weights (`.bin`, `.pt`) are refused with the command that converts them. With `HF_HUB_OFFLINE=1` the hub's cache
+is all there is, and the message has the command that fills it.
+
 ## Refused
 By the first command, before weights are fetched, with exit code 3:
 

@@ -17,7 +17,8 @@ Written by `scripts/settings_page.py` from the classes in `phicli/config/steps.p
 fails when it is out of date.
 
 A flag wins over the environment, that over `phicli.toml`, that over the default; `phicli config` shows each value and
-where it comes from. A setting without a flag is set in the other two, one without a key for a single run only. In
+where it comes from, [housekeeping.md](housekeeping.md) where the file is found. A setting without a flag is set in the
+other two, one without a key for a single run only. In
 `phicli.toml` the key `quantize.samples` is `samples` under `[quantize]`, and lists are arrays; in the environment and
 in flags lists have commas (`chat.stop` is one text there). In Python ([python.md](python.md)) a setting is a keyword,
 spelt like its key, of the function that is named after the command; neither the environment nor `phicli.toml` is read

@@ -67,6 +67,13 @@ def _beside_stages(command: str, root: Path) -> tuple[Path, BinaryIO] | None:
         return None
 
 
+def find_logs(root: Path) -> dict[str, Path]:
+    """Command -> its last log beside the stages; only files of this user's."""
+    found = {path.name.removeprefix("phicli-").removesuffix(".log"): path
+             for path in sorted((root / "logs").glob("phicli-*.log"))}
+    return {name: path for name, path in found.items() if _this_users(path, stat.S_ISREG)}
+
+
 def _private(command: str) -> tuple[Path, BinaryIO]:
     path = Path(tempfile.mkdtemp(prefix=f"phicli-{command}-")) / f"{command}.log"
     return path, create_file(path)

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from phicli.artifacts.cache import user_cache
 from phicli.artifacts.private import others_can_write, private_folder
 from phicli.artifacts.reading import read_json
-from phicli.artifacts.stages import write_text
 from phicli.config.azure import TransferConfig, WorkspaceConfig
-from phicli.config.layers import CONFIG_NAME, Settings
+from phicli.config.layers import Settings
+from phicli.config.places import CONFIG_NAME
+from phicli.config.writing import write_settings
 from phicli.errors import BadInput, Missing
 
 SDK_CONFIG = Path(".azureml") / "config.json"  # what the Azure portal and `az ml` give out
@@ -88,20 +88,6 @@ def _from_sdk_config() -> dict[str, str]:
 def remember(target: Target, path: Path | None = None) -> Path:
     """Write the workspace into the settings file and keep everything else in it, comments too; returns the file.
 
-    Raises:
-        BadInput: the file is no TOML. Missing: it cannot be written.
+    Raises as `write_settings`.
     """
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
-
-    path = path or Path(CONFIG_NAME)
-    try:
-        document: Any = tomlkit.parse(path.read_text(encoding="utf-8-sig")) if path.is_file() else tomlkit.document()
-    except (OSError, UnicodeDecodeError, TOMLKitError) as e:
-        raise BadInput(f"not readable as TOML: {e}", where=path) from None
-    if "azure" not in document:
-        document["azure"] = tomlkit.table()
-    for name in QUESTIONS:
-        document["azure"][name] = getattr(target, name)
-    write_text(path, tomlkit.dumps(document))
-    return path
+    return write_settings(path or Path(CONFIG_NAME), {f"azure.{name}": getattr(target, name) for name in QUESTIONS})

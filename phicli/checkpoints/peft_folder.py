@@ -1,7 +1,8 @@
-"""Reading a PEFT adapter folder into plain LoRA matrices, without torch; what is not plain LoRA is refused by name."""
+"""Reading an adapter's folder (PEFT's or mlx-lm's) into plain LoRA matrices; what is not plain LoRA is named."""
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,32 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from phicli.architectures import CONTAINERS
+from phicli.architectures import in_layer
 from phicli.artifacts.names import ADAPTER_CONFIG
 from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.tensors import check_safetensors
+from phicli.checkpoints.adapter_names import (
+    ADDED,
+    COPY,
+    MATRIX,
+    MLX_WEIGHTS,
+    is_mlx,
+    peft_name,
+    plain,
+    settings_from_mlx,
+)
 from phicli.errors import BadInput
 from phicli.text.bounds import check_pattern
 
 WEIGHTS = "adapter_model.safetensors"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# What savers put into names.
-ADDED = re.compile(rf"^.*?(?=\b(?:{CONTAINERS})\.\d)|^(base_model\.model\.)+|\.default(?=\.|$)")
 PLAIN = "phicli finetune --method lora"
+UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT",
+               "XLORA")  # methods that change no weights
 
 # Settings that PEFT takes for regular expressions.
 PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "alpha_pattern", "rank_pattern")
+OWN_PATTERNS = PATTERNS[-2:]  # those that are matched here
 # Settings with which an adapter is more than (x A) B added to a projection, and what they are.
 MORE_THAN_LORA = {
     "use_dora": "DoRA scales each row of the weight itself",
@@ -39,7 +50,18 @@ MORE_THAN_LORA = {
     "target_parameters": "parameters that are no linear layers are adapted",
     "alora_invocation_tokens": "activated LoRA acts from a token on",
 }
+# Parts of names of tensors that say the same.
+MORE_THAN_MATRICES = {"lora_magnitude_vector": MORE_THAN_LORA["use_dora"], "lora_embedding_": "token embeddings are "
+                      "adapted", ".lora_B.bias": MORE_THAN_LORA["lora_bias"]}
 BASE_CHANGED = ("pissa", "olora", "corda", "milora", "lora_ga")  # initializations that subtract from the base
+
+
+class NoSlot(BadInput):
+    """A sound adapter that is more than matrices beside the projections: it can only be merged into a model."""
+
+    def __init__(self, message: str, folder: Path):
+        super().__init__(f"{message}, which the model's slots cannot hold", where=folder,
+                         hint=f"phicli merge --adapter {folder}")
 
 
 @dataclass(frozen=True)
@@ -59,41 +81,87 @@ class Lora:
 
 
 def read_peft(folder: Path) -> dict[str, Lora]:
-    """The updates of a PEFT LoRA folder, by the full name of the linear ("model.layers.0.self_attn.o_proj").
+    """The updates of a LoRA folder, by the full name of the linear ("model.layers.0.self_attn.o_proj").
 
-    rsLoRA's scaling and PEFT's rank and alpha patterns are taken into account.
+    rsLoRA's scaling and PEFT's rank and alpha patterns are taken into account. Copies of embeddings that PEFT has
+    saved beside the matrices are left out; `copies.check_copies` compares them with the base's.
 
     Raises:
-        BadInput: no or damaged config or weights, or an adapter that is not plain LoRA.
+        NoSlot: an adapter that is not plain LoRA. BadInput: no or damaged config or weights.
     """
     config = read_peft_config(folder)
+    path, tensors = weights_path(folder), _tensors(folder)
     pairs: dict[str, dict[str, np.ndarray]] = {}
-    for key, tensor in _tensors(folder / WEIGHTS).items():
-        found = KEY.fullmatch(key)
-        if not found:
-            raise BadInput(f"{key}: not a matrix of plain LoRA", where=folder / WEIGHTS, hint=PLAIN)
-        if not np.isfinite(tensor).all():
-            raise BadInput(f"{key}: values that are not finite", where=folder / WEIGHTS, hint="phicli finetune")
-        pairs.setdefault(found["module"], {})[found["side"]] = tensor
-    if not pairs:
-        raise BadInput("no LoRA matrices in it", where=folder / WEIGHTS, hint=PLAIN)
+    for key, (module, side) in matrices(folder, [*tensors]).items():
+        if not np.isfinite(tensors[key]).all():
+            raise BadInput(f"{key}: values that are not finite", where=path, hint="phicli finetune")
+        if side in pairs.setdefault(module, {}):
+            raise BadInput(f"{module} has two matrices {side}", where=path)
+        pairs[module][side] = tensors[key]
     loras = {}
     for module, sides in pairs.items():
         a, b = sides.get("A"), sides.get("B")
         if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise BadInput(f"{module}: its A and B do not go together", where=folder / WEIGHTS)
+            raise BadInput(f"{module}: its A and B do not go together", where=path)
         rank = _own(config, "rank_pattern", module, config.get("r"))
         if rank not in (None, len(a)):
-            raise BadInput(f"{module} has rank {len(a)}, adapter_config.json says {rank}", where=folder / WEIGHTS)
+            raise BadInput(f"{module} has rank {len(a)}, adapter_config.json says {rank}", where=path)
         loras[module] = Lora(a, b, _scaling(config, module, len(a)))
     return loras
 
 
+def check_plain(folder: Path) -> None:
+    """Check by settings and names that an adapter is plain LoRA beside linears of layers; raises as `read_peft`."""
+    read_peft_config(folder)
+    for module, _ in matrices(folder, [*check_weights(folder)]).values():
+        if not in_layer(module):
+            raise NoSlot(f"{module}: another part than the layers is adapted", folder)
+
+
+def matrices(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Which of the tensors are LoRA matrices: name -> module, "A" or "B". Raises as `read_peft`."""
+    found, path = {}, weights_path(folder)
+    for name in names:
+        short = plain(peft_name(name))
+        if matrix := MATRIX.fullmatch(short):
+            found[name] = (matrix["module"], matrix["side"])
+        elif more := next((why for part, why in MORE_THAN_MATRICES.items() if part in short), None):
+            raise NoSlot(f"{name}: {more}", folder)
+        elif not COPY.fullmatch(short):
+            raise BadInput(f"{name}: not a matrix of plain LoRA", where=path, hint=PLAIN)
+    if not found:
+        raise BadInput("no LoRA matrices in it", where=path, hint=PLAIN)
+    return found
+
+
 def read_peft_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a LoRA adapter.
+    """The settings of a LoRA adapter, mlx-lm's in PEFT's terms.
 
     Raises:
-        BadInput: missing, damaged, or of an adapter that is not plain LoRA.
+        NoSlot: of an adapter that is not plain LoRA. BadInput: missing or damaged.
+    """
+    config = read_settings(folder)
+    method = str(config["peft_type"]).upper()
+    if method in UNMERGEABLE:
+        raise BadInput(f"adapters of the method {method} change no weights", where=folder, hint=PLAIN)
+    if method != "LORA":
+        raise NoSlot(f"adapters of the method {method} are not low-rank", folder)
+    for name, why in MORE_THAN_LORA.items():
+        saved = config.get(name)
+        if saved and not (name == "modules_to_save" and all(COPY.fullmatch(f"{module}.weight") for module in saved)):
+            raise NoSlot(f"{name}: {why}", folder)
+    if config.get("bias", "none") != "none":
+        raise NoSlot("bias: biases are trained", folder)
+    if str(config.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
+        raise NoSlot(f"started by {config['init_lora_weights']}, the base model's weights are changed", folder)
+    return config
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of an adapter of any kind, with sound ranks and alphas, mlx-lm's in PEFT's terms.
+
+    Raises:
+        BadInput: missing or damaged.
     """
     path = folder / ADAPTER_CONFIG
     if not folder.is_dir():
@@ -101,11 +169,15 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     check_regular(folder)
     try:
         config = read_json(path)
-        method = str(config["peft_type"]).upper()
+        config = settings_from_mlx(config) if is_mlx(config) else config
+        _ = config["peft_type"]
     except FileNotFoundError:
-        raise BadInput("no adapter_config.json: not a PEFT adapter", where=folder) from None
-    except (KeyError, TypeError) as e:
-        raise BadInput(f"damaged adapter settings: {e!r}", where=path) from None
+        inside = sorted(found.parent for found in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        raise BadInput("no adapter_config.json: not a PEFT adapter", where=folder,
+                       hint=f"the folder in it: {inside[-1]}" if inside else None) from None
+    except (BadInput, KeyError, TypeError) as e:
+        what = e.message if isinstance(e, BadInput) else repr(e)
+        raise BadInput(f"damaged adapter settings: {what}", where=path) from None
     numbers = [config.get("lora_alpha", 1), config.get("r") or 1]
     for pattern in ("alpha_pattern", "rank_pattern"):
         try:
@@ -114,25 +186,18 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             raise BadInput(f"damaged adapter settings: {pattern}: {e}", where=path) from None
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise BadInput("damaged adapter settings: lora_alpha or r is no number", where=path)
-    if method != "LORA":
-        raise BadInput(f"adapters of the method {method} are not low-rank, so the model's slots cannot hold them",
-                       where=folder, hint=PLAIN)
-    for name, why in MORE_THAN_LORA.items():
-        if config.get(name):
-            raise BadInput(f"{name}: {why}, which the model's slots cannot hold", where=path, hint=PLAIN)
-    if config.get("bias", "none") != "none":
-        raise BadInput("bias: biases are trained, which the model's slots cannot hold", where=path, hint=PLAIN)
-    if str(config.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
-        raise BadInput(f"started by {config['init_lora_weights']}, which changes the base model's weights", where=path,
-                       hint="save it with PEFT's path_initial_model_for_weight_conversion")
     return config
 
 
-def check_patterns(folder: Path) -> None:
-    """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end."""
+def check_patterns(folder: Path, names: Sequence[str] = PATTERNS) -> None:
+    """Raises BadInput: an adapter whose settings hold a regular expression that could take time without end, or
+    the name of a module to import.
+    """
     path = folder / ADAPTER_CONFIG
     settings = read_json(path) if path.is_file() else {}
-    for name in PATTERNS if isinstance(settings, dict) else ():
+    if isinstance(settings, dict) and settings.get("megatron_config"):
+        raise BadInput("megatron_config: peft would import a module by a name in it", where=path)
+    for name in names if isinstance(settings, dict) else ():
         found = settings.get(name) or ()
         for pattern in [found] if isinstance(found, str) else found if isinstance(found, dict | list) else ():
             check_pattern(str(pattern), f"{path}: {name}", most=2)
@@ -140,8 +205,8 @@ def check_patterns(folder: Path) -> None:
 
 def check_weights(folder: Path) -> dict[str, Any]:
     """The header of an adapter's weights. Raises BadInput: damaged, or there are none in safetensors form."""
-    check_patterns(folder)
-    path = folder / WEIGHTS
+    check_patterns(folder, OWN_PATTERNS)
+    path = weights_path(folder)
     if not path.is_file():
         pickled = path.with_suffix(".bin").is_file()
         raise BadInput(f"no {WEIGHTS}" + ("; pickled weights (.bin) are not opened" if pickled else ""), where=folder)
@@ -151,6 +216,12 @@ def check_weights(folder: Path) -> dict[str, Any]:
         if (other := names.setdefault(ADDED.sub("", name), name)) != name:
             raise BadInput(f"{other} and {name} are the same matrix", where=path)
     return header
+
+
+def weights_path(folder: Path) -> Path:
+    """Where an adapter's tensors are."""
+    found = folder / MLX_WEIGHTS
+    return found if found.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
@@ -166,16 +237,20 @@ def _own(config: dict[str, Any], patterns: str, module: str, default: Any) -> An
     return next(found, default)
 
 
-def _tensors(path: Path) -> dict[str, np.ndarray]:
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
     """The file's tensors, mapped and not read, but for bfloat16, which becomes float32."""
-    header = check_weights(path.parent)
+    path = weights_path(folder)
+    found = {name: read_tensor(path, entry) for name, entry in check_weights(folder).items()
+             if not COPY.fullmatch(plain(name))}
+    return {peft_name(name): found[name].T for name in found} if path.name == MLX_WEIGHTS else found
+
+
+def read_tensor(path: Path, entry: Mapping[str, Any], rows: slice = slice(None)) -> np.ndarray:
+    """Rows of a tensor of a safetensors file, by its entry in the header, as `_tensors` gives them."""
+    if entry["dtype"] not in DTYPES:
+        raise BadInput(f"{entry['dtype']} is no floating-point type", where=path)
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int(content[:8].view("<u8")[0])
-    out = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise BadInput(f"{name}: {entry['dtype']} is no floating-point type", where=path)
-        begin, end = (start + offset for offset in entry["data_offsets"])
-        found = np.frombuffer(content[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        out[name] = found.astype(np.float32) if entry["dtype"] == "BF16" else found  # numpy itself knows no bfloat16
-    return out
+    begin, end = (start + offset for offset in entry["data_offsets"])
+    found = np.frombuffer(content[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])[rows]
+    return found.astype(np.float32) if entry["dtype"] == "BF16" else found  # numpy itself knows no bfloat16

@@ -1,11 +1,13 @@
 """`phicli azure show` and `phicli azure use`: which workspace the other commands mean, and what is behind it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.cli.once import Command, Group
 from phicli.config.azure import TransferConfig, WorkspaceConfig
 from phicli.config.layers import Settings
@@ -46,7 +48,7 @@ def show(
 def use(
     workspace: WorkspaceConfig,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Check first that the workspace exists")] = True,
-) -> None:
+) -> Sequence[Next]:
     """Write the workspace into phicli.toml, so that no command has to be told again.
 
     Examples:
@@ -66,3 +68,4 @@ def use(
     path = remember(target, settings.path)
     console.note(f"workspace {target.workspace_name} in resource group {target.resource_group}")
     console.result(str(path))
+    return [("upload",)]

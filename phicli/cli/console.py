@@ -80,6 +80,13 @@ def warn(text: str) -> None:
     messages.warn(text)
 
 
+def following(command: str) -> None:
+    """A command that comes next, on stderr, on one line that can be pasted."""
+    from phicli.cli import messages
+
+    messages.following(command)
+
+
 def failure(error: PhicliError) -> None:
     """What went wrong, where, and what helps."""
     from phicli.cli import messages
@@ -99,9 +106,14 @@ def typed(text: str) -> str:
         raise BadInput(f"not UTF-8: {e}", where="the command line") from None
 
 
+def can_ask() -> bool:
+    """Whether there is a person at the terminal."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stderr.isatty())
+
+
 def ask(question: str) -> str | None:
     """The answer that a person types, or None where nobody can be asked."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask():
         return None
     from phicli.cli.messages import stderr, strange
 

@@ -1,14 +1,18 @@
 """`phicli download`: a model of an Azure ML registry or workspace onto the disk."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from phicli.artifacts.names import GENAI_CONFIG
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.layers import Settings
+from phicli.errors import Missing, UsageError
 
 
 def download(
@@ -19,7 +23,7 @@ def download(
     output: Annotated[Path | None, typer.Option(
         "--output", "-o", help="Folder for the model [default: the cache of downloads]")] = None,
     json: options.Json = False,
-) -> None:
+) -> Sequence[Next]:
     """Download a model from Azure ML; an interrupted download goes on where it stopped.
 
     Examples:
@@ -31,6 +35,8 @@ def download(
     from phicli.azure.target import cache_folder
 
     settings = Settings()
+    if reference is None:
+        _check_workspace(settings, asdict(workspace))
     wanted = parse_reference(reference or f"azureml:{settings.resolve(UploadConfig).name}@latest")
     from phicli.azure.download import download_model, target_of
 
@@ -41,7 +47,21 @@ def download(
                               progress=progress)
     if json:
         console.result_json(asdict(done))
-        return
+        return []
     console.note(f"{done.status}: {done.name}:{done.version}, {console.size(done.bytes)}, "
                  f"{console.size(done.bytes_fetched)} fetched")
     console.result(done.path)
+    onnx = Path(done.path, GENAI_CONFIG).is_file()
+    return [("chat", "--path", done.path) if onnx else ("quantize", "--model", reference or done.path)]
+
+
+def _check_workspace(settings: Settings, given: dict[str, str | None]) -> None:
+    """Raise UsageError where neither a model nor a workspace is named: then the model is what was forgotten."""
+    from phicli.azure.target import find_target
+
+    try:
+        find_target(settings, given)
+    except Missing:
+        raise UsageError("which model? Without one, download takes the latest of what upload registered in the "
+                         "workspace of the settings, and none is set", hint="phicli download azureml:NAME:VERSION, or "
+                         "azureml://registries/REGISTRY/models/NAME/versions/VERSION") from None

@@ -1,8 +1,10 @@
 """`phicli evaluate`: how well each stage does on held-out rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.steps import EvaluateConfig
 
 COLUMNS = ("stage", "size", "perplexity", "KL to original", "top-1 as original", "KL to torch", "top-1 as torch",
@@ -16,7 +18,8 @@ LEGEND = (
 )
 
 
-def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
+def evaluate(config: EvaluateConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Measure every stage on held-out rows: perplexity, and agreement with the original.
 
     Examples:
@@ -24,13 +27,18 @@ def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
       phicli evaluate --adapter travel --eval-data questions.jsonl
     More: docs/performance.md
     """
+    if dry_run:
+        forecasts.show_step("evaluate", flags, json)
+        return [("evaluate",)]
     with console.task_log("evaluate", config.root_folder) as progress:
         from phicli.steps.evaluate import evaluate as evaluate_stages
 
         document = evaluate_stages(config, progress)
+    adapters = [stage["stage"].partition(" + ")[2] for stage in document["stages"] if not stage["missing"]]
+    after = [("chat", *(["--adapter", max(adapters)] if any(adapters) else []))]
     if json:
         console.result_json(document)
-        return
+        return after
     title = f"{document['rows']} rows, {document['tokens']} response tokens of {document['eval_data']}"
     console.result_table(COLUMNS, [_row(stage) for stage in document["stages"]], title)
     from phicli.steps.telling import judged
@@ -40,6 +48,7 @@ def evaluate(config: EvaluateConfig, json: options.Json = False) -> None:
         console.note(line)
     if document["cut_rows"]:
         console.warn(f"{document['cut_rows']} rows are longer than {document['seq_len']} tokens and were cut")
+    return after
 
 
 def _row(stage: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,12 +1,13 @@
 """`phicli inspect`: what is in files of rows, and what is wrong with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from phicli.cli import console, options
-from phicli.config.steps import InspectConfig
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
+from phicli.config.steps import QUANTIZE_ALGORITHMS, InspectConfig
 from phicli.errors import BadInput
 
 PREVIEW = 160  # characters shown of a field
@@ -15,10 +16,12 @@ HEAD, TAIL = 1400, 400  # characters shown of the first row as the model sees it
 
 def inspect(
     config: InspectConfig,
+    flags: options.Flags,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if there are findings that are more "
                                          "than remarks")] = False,
-) -> None:
+) -> Sequence[Next]:
     """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data.
 
     Examples:
@@ -26,6 +29,9 @@ def inspect(
       phicli inspect chats.jsonl --fix clean.jsonl
     More: docs/inspect.md, docs/data.md
     """
+    if dry_run:
+        forecasts.show_step("inspect", flags, json)
+        return [("inspect",)]
     from phicli.steps.inspect import inspect_file
 
     with console.task_log("inspect", config.root_folder) as progress:
@@ -40,7 +46,10 @@ def inspect(
                        hint=_plain(worst["suggestion"]))
     counted = [f"{w['code']} ({w['count']})" for w in report["warnings"] if not w["remark"]]
     if strict and counted:
-        raise BadInput(f"findings: {', '.join(counted)}", where=report["file"])
+        raise BadInput(f"findings: {', '.join(counted)}", where=report["file"], hint=report["commands"][0])
+    commands = report["commands"]
+    quantized = any((config.root_folder / name).is_dir() for name in QUANTIZE_ALGORITHMS)
+    return commands if quantized else [*commands[:-1], ("quantize",), *commands[-1:]]
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -70,8 +79,6 @@ def _show(report: dict[str, Any]) -> None:
         both = [("changed", code, n) for code, n in done["changed"].items()]
         both += [("left out", code, n) for code, n in done["dropped"].items()]
         console.result_table(["clean copy", "for", "rows"], [*both, ("written", done["output"], done["rows"])])
-    for command in report["commands"]:
-        console.result(command)
 
 
 def _summary(report: dict[str, Any]) -> str:

@@ -23,21 +23,29 @@ from phicli.version import __version__
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of every fault the parser finds; typer does not export it
 
 COMMANDS = (
+    "init",
     "inspect",
     "quantize",
     "finetune",
+    "merge",
     "optimize",
+    "export",
     "chat",
     "evaluate",
     "run",
     "status",
+    "list",
+    "show",
+    "rm",
     "upload",
     "download",
     "azure",
     "config",
     "doctor",
+    "env",
+    "logs",
 )
-GROUPS = ("azure",)  # those with commands of their own
+GROUPS = ("azure", "config")  # those with commands of their own
 
 
 
@@ -66,7 +74,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def phicli_options(
     config: Annotated[Path | None, typer.Option(
-        "--config", envvar="PHICLI_CONFIG", help="Settings file [default: phicli.toml in this folder]")] = None,
+        "--config", envvar="PHICLI_CONFIG", help="Settings file [default: phicli.toml here or above]")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from")] = False,
     version: Annotated[bool, typer.Option(
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit")] = False,

@@ -27,16 +27,23 @@ def warn(text: str, console: Console | None = None) -> None:
         _show(Text.assemble(("warning: ", "yellow"), set_in(text)), console)
 
 
+def following(command: str) -> None:
+    """A command that comes next, on one line that can be pasted."""
+    if not manner().quiet and not event("next", None, command=command):
+        stderr().print(Text.assemble(("next: ", "cyan"), set_in(command)), soft_wrap=True)
+
+
 def failure(error: PhicliError) -> None:
     """What went wrong, where, and what helps."""
     log = getattr(error, "log", None)
-    if event("error", None, text=str(error), hint=error.hint, log=log, code=int(error.exit_code)):
+    see = getattr(error, "see", "phicli doctor") if isinstance(error, Missing) else None
+    if event("error", None, text=str(error), hint=error.hint, see=see, log=log, code=int(error.exit_code)):
         return
     _show(Text.assemble(("error: ", "bold red"), set_in(str(error))))
     if error.hint:
         stderr().print(Text.assemble(("  try: ", "cyan"), set_in(error.hint)), soft_wrap=True)  # to be copied
-    if isinstance(error, Missing):
-        _show(Text.assemble(("  see: ", "cyan"), "phicli doctor"))
+    if see:
+        stderr().print(Text.assemble(("  see: ", "cyan"), set_in(see)), soft_wrap=True)
     if log:
         stderr().print(Text(set_in(f"  log: {log}"), style="dim"), soft_wrap=True)
 

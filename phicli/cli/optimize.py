@@ -1,12 +1,15 @@
 """`phicli optimize`: one ONNX model with swappable adapters."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.steps import OptimizeConfig
 
 
-def optimize(config: OptimizeConfig, json: options.Json = False) -> None:
+def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Build the ONNX model that chat runs, from a quantized model and any number of adapters.
 
     Examples:
@@ -14,13 +17,20 @@ def optimize(config: OptimizeConfig, json: options.Json = False) -> None:
       phicli optimize --adapter travel --device cuda
     More: docs/optimize.md
     """
+    if dry_run:
+        forecasts.show_step("optimize", flags, json)
+        return [("optimize",)]
     with console.task_log("optimize", config.root_folder) as progress:
         from phicli.steps.optimize import optimize as build
         from phicli.steps.telling import built
 
         folder, manifest = build(config, progress)
+    adapters = sorted(manifest.quality["adapters"])
+    place = ["--path", str(folder)] if config.output else []
+    after = [("chat", *(["--adapter", adapters[-1]] if adapters else []), *place), *([] if place else [("evaluate",)])]
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return
+        return after
     console.result(str(folder))
     console.note(f"{built(folder, manifest)}; {console.duration(manifest.seconds)}")
+    return after

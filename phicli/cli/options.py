@@ -2,18 +2,26 @@
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypedDict
 
 import typer
 
+from phicli.cli import console
 from phicli.cli.completion import completion_of
+from phicli.cli.following import Following, Next
 from phicli.cli.help import ALL, GENERAL
 from phicli.cli.manner import FORMS, set_manner
+from phicli.config.bases import OfModel
+from phicli.config.last_used import remember_last
 from phicli.config.layers import Settings
 from phicli.config.setting import Setting, StepConfig, settings_of
+from phicli.errors import PhicliError
 
 Flags = dict[str, Any]  # a command's parameter of this type gets the settings that were given as flags, by name
+USES = ("quantize", "finetune", "optimize", "evaluate", "chat", "run")  # the commands after which a model is the last
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, why, with how much time and space; "
+                                      "do nothing")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout", rich_help_panel=GENERAL)]
 Quiet = Annotated[bool, typer.Option(
     "--quiet", "-q", help="Say nothing but results, warnings and errors", rich_help_panel=GENERAL)]
@@ -40,10 +48,11 @@ class Everywhere(TypedDict):
         ALL, callback=_show_all, is_eager=True, help="Explain all options and exit", rich_help_panel=GENERAL)]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., None]:
     """A command whose parameters annotated with a settings class become that class's options.
 
     The object that the command gets has flags, environment and phicli.toml in it; other parameters stay as they are.
+    The commands that it returns are shown as what comes next, with the settings that it had.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     own = inspect.signature(function).parameters
@@ -51,29 +60,47 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     flags = [name for name in own if hints[name] == Flags]
     plain = {name: p.replace(annotation=hints[name], kind=p.KEYWORD_ONLY)
              for name, p in own.items() if name not in configs and name not in flags}
-    settings = {name: setting for config in reversed(configs.values())
-                for name, setting in settings_of(config).items()}
-    made = {name: _parameter(name, setting) for name, setting in settings.items()}
+    known = {name: setting for config in reversed(configs.values()) for name, setting in settings_of(config).items()}
+    made = {name: _parameter(name, setting) for name, setting in known.items()}
     added = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind,
                                      default=None if kind is ProgressForm else False)
              for name, kind in typing.get_type_hints(Everywhere, include_extras=True).items()}
+    title = " ".join(dict.fromkeys((function.__module__.rpartition(".")[2], function.__name__.rstrip("_"))))
 
     def run(**given: Any) -> None:
         from phicli.hub.roots import check_default_root
 
         set_manner(given["quiet"], given["verbose"], given["progress"])
-        layers = Settings()
-        resolved = {name: layers.resolve(config, given) for name, config in configs.items()}
-        for config in resolved.values():
-            check_default_root(config)
+        settings = Settings()
         raw = {name: given[name] for name in made if given[name] is not None}
-        function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
+        following = Following(settings, raw, known)
+        try:
+            resolved = {name: settings.resolve(config, given) for name, config in configs.items()}
+            for config in resolved.values():
+                check_default_root(config)
+            try:
+                after = function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
+            finally:
+                if not given.get("dry_run"):
+                    _remember(settings, resolved.values())
+        except PhicliError as e:
+            following.complete(e, title)
+            raise
+        for one in after or ():
+            console.following(following.line(*one) if isinstance(one, tuple) else following.whole(one))
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     run.__wrapped__ = function  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(list((made | plain | added).values()))  # type: ignore[attr-defined]
-    run.settings = settings  # type: ignore[attr-defined]
+    run.settings = known  # type: ignore[attr-defined]
     return run
+
+
+def _remember(settings: Settings, configs: Iterable[StepConfig]) -> None:
+    """Keep which model was used, if it was a step that used it."""
+    for config in configs:
+        if isinstance(config, OfModel) and config.STEP in USES and not getattr(config, "path", None):
+            remember_last(settings.folder, config.model, config.root_folder)
 
 
 def _is_config(hint: Any) -> bool:

@@ -1,12 +1,17 @@
 """`phicli quantize`: a model's weights to int4."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from phicli.cli import console, options
+from phicli.cli import console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.steps import QuantizeConfig
 
+NEXT = [("finetune",)]
 
-def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
+
+def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
+             json: options.Json = False) -> Sequence[Next]:
     """Quantize a model to int4 (AWQ by default).
 
     Examples:
@@ -14,6 +19,9 @@ def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
       phicli quantize --model Qwen/Qwen3-0.6B --algorithm awq --device cuda
     More: docs/quantize.md
     """
+    if dry_run:
+        forecasts.show_step("quantize", flags, json)
+        return [("quantize",)]
     with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
         from phicli.steps.telling import quantized
@@ -21,7 +29,7 @@ def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
         folder, manifest = quantize_model(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return
+        return NEXT
     console.result(str(folder))
     errors = manifest.quality.get("layer_errors")
     line = f"{quantized(folder, manifest)}; {console.duration(manifest.seconds)}"
@@ -30,3 +38,4 @@ def quantize(config: QuantizeConfig, json: options.Json = False) -> None:
     if manifest.quality.get("distilled"):
         line += ", KL to the original {:.4f} -> {:.4f}".format(*manifest.quality["distilled"])
     console.note(line)
+    return NEXT

@@ -1,13 +1,15 @@
 """`phicli run`: the whole lab in one command."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from phicli.cli import completion, console, options
+from phicli.cli import completion, console, forecasts, options
+from phicli.cli.following import Next
 from phicli.config.layers import Settings
-from phicli.config.steps import LabConfig
+from phicli.config.steps import FinetuneConfig, LabConfig
 from phicli.progress import keeping
 
 
@@ -22,8 +24,9 @@ def run(
     last: Annotated[str | None, typer.Option(
         "--until", metavar="STEP", autocompletion=completion.steps, help="Stop after this step")] = None,
     force: Annotated[bool, typer.Option("--force", help="Make all steps again")] = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
-) -> None:
+) -> Sequence[Next]:
     """Do the whole lab: inspect, quantize, finetune, optimize, evaluate, chat. What is up to date is skipped.
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
@@ -33,21 +36,29 @@ def run(
       phicli run --data chats.jsonl --from finetune
     More: README.md
     """
+    if dry_run:
+        forecasts.show_lab({**flags, "force": force}, first, last, json)
+        return [("run", *(["--from", first] if first else []), *(["--until", last] if last else []),
+                 *(["--force"] if force else []))]
     prompt = prompt and console.typed(prompt)
-    steps: list[Any] = []
+    settings, steps = Settings(), list[Any]()
     with console.task_log("run", config.root_folder) as progress:
-        from phicli.steps.lab import run_lab
+        from phicli.steps.lab import STEPS, run_lab
 
         with keeping(lambda: _done(steps)):
-            for step in run_lab(Settings(), {**flags, "force": force}, prompt, progress, first, last):
+            for step in run_lab(settings, {**flags, "force": force}, prompt, progress, first, last):
                 progress.note(f"{step.name}: {step.state}, {step.gave}")
                 steps.append(step)
+    after: list[Next] = [("chat", "--adapter", settings.resolve(FinetuneConfig, flags).name)]
+    if last and last != STEPS[-1]:
+        after = [("run",)]
     if json:
         console.result_json([asdict(step) for step in steps])
-        return
+        return after
     rows = [(s.name, s.state, console.duration(s.seconds), s.gave, s.place) for s in steps]
     total = ("all", "", console.duration(sum(s.seconds for s in steps)), "", config.root)
     console.result_table(("step", "state", "time", "what it gave", "where"), [*rows, total])
+    return after
 
 
 def _done(steps: list[Any]) -> str:

@@ -1,11 +1,13 @@
 """`phicli status`: which stages are there, and what the next `phicli run` would do."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.config.layers import Settings
 from phicli.config.steps import LabConfig
 from phicli.workflow.plan import State
@@ -20,7 +22,7 @@ def status(
     reread: Annotated[bool, typer.Option(
         "--reread", help="Read the content of every file, also of those that look unchanged")] = False,
     json: options.Json = False,
-) -> None:
+) -> Sequence[Next]:
     """Show every stage under the root: up to date, stale and why, broken and where, or not made.
 
     Examples:
@@ -31,11 +33,13 @@ def status(
     from phicli.steps.status import stage_statuses
 
     stages = stage_statuses(Settings(), flags, reread)
+    after: list[Next] = [("run",)] if any(stage.state != "up to date" for stage in stages) else [("chat",)]
     if json:
         console.result_json([asdict(stage) for stage in stages])
-        return
+        return after
     rows = [(stage.step, stage.state, stage.why, stage.place, console.ago(stage.made),
              console.size(stage.bytes) if stage.bytes else None) for stage in stages]
     console.result_table(COLUMNS, rows)
     if any(stage.state in (State.STALE, State.BROKEN) for stage in stages):
         console.note(LEGEND)
+    return after

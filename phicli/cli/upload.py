@@ -1,5 +1,6 @@
 """`phicli upload`: the optimized model into an Azure ML workspace, as a version of a model."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.layers import Settings
 from phicli.errors import UsageError
@@ -20,7 +22,7 @@ def upload(
         "--tag", metavar="KEY=VALUE", help="Tag of the version; may be repeated", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded where; send nothing")] = False,
     json: options.Json = False,
-) -> None:
+) -> Sequence[Next]:
     """Upload the optimized model to Azure ML and register it; an interrupted upload goes on where it stopped.
 
     Examples:
@@ -42,7 +44,7 @@ def upload(
                             transfer=settings.resolve(TransferConfig), progress=progress)
     if json:
         console.result_json(done.document())
-        return
+        return []
     if dry_run:
         console.result_table(("file", "bytes"), [*done.files.items(), ("together", done.bytes)])
         console.note(f"would send {console.size(done.bytes_sent)} to {target.workspace_name}: {done.destination}")
@@ -50,6 +52,7 @@ def upload(
         console.note(f"{done.status}: {done.name}:{done.version}, {console.size(done.bytes)}, "
                      f"{console.size(done.bytes_sent)} sent")
     console.result(done.reference)
+    return [("upload",) if dry_run else ("download", done.reference)]
 
 
 def parse_tags(texts: list[str]) -> dict[str, str]:

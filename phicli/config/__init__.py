@@ -6,11 +6,13 @@ from phicli.config.setting import Setting, StepConfig
 from phicli.config.steps import (
     ChatConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     InspectConfig,
+    MergeConfig,
     OptimizeConfig,
     QuantizeConfig,
 )
 
-__all__ = ["ChatConfig", "EvaluateConfig", "FinetuneConfig", "InspectConfig", "OptimizeConfig", "QuantizeConfig",
-           "Setting", "Settings", "StepConfig", "UploadConfig", "Value"]
+__all__ = ["ChatConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig", "InspectConfig", "MergeConfig",
+           "OptimizeConfig", "QuantizeConfig", "Setting", "Settings", "StepConfig", "UploadConfig", "Value"]

@@ -26,6 +26,11 @@ class OfModel(StepConfig):
         if output and Path(output).resolve() == self.root_folder.resolve():
             raise UsageError("is the root itself, which holds the results of all steps", where="--output")
 
+    def move_usual_root(self, folder: Path) -> None:
+        """Let the root, unless it was given, lie in another folder than the working one."""
+        if not self.root_chosen and folder != Path():
+            object.__setattr__(self, "root", str(folder / str(self.root)))
+
     @property
     def root_folder(self) -> Path:
         """The folder of all results."""

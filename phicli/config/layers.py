@@ -1,4 +1,4 @@
-"""Where each value comes from: flag, environment, phicli.toml, default."""
+"""Where each value comes from: flag, environment, phicli.toml, what was used last, default."""
 
 import difflib
 import os
@@ -10,22 +10,26 @@ from typing import Any, TypeVar
 
 from phicli.artifacts.reading import read_text
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
+from phicli.config.bases import OfModel
+from phicli.config.last_used import FILE, read_last
+from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import (
     ChatConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     InspectConfig,
+    MergeConfig,
     OptimizeConfig,
     QuantizeConfig,
 )
 from phicli.errors import BadInput
 
-CONFIG_NAME = "phicli.toml"
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 CONFIGS: tuple[type[StepConfig], ...] = (
-    InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig, EvaluateConfig, UploadConfig,
-    WorkspaceConfig, TransferConfig,
+    InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
+    EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found
@@ -36,17 +40,19 @@ Config = TypeVar("Config", bound=StepConfig)
 
 @dataclass(frozen=True)
 class Value:
-    """A setting's value and its origin: "flag", "PHICLI_…", the settings file or "default"."""
+    """A setting's value and its origin: "flag", "PHICLI_…", a file or "default"."""
 
     value: Any
     origin: str
 
 
 class Settings:
-    """The three layers under the flags: environment, settings file, defaults.
+    """The layers under the flags: environment, settings file, of the model the one used last, defaults.
+
+    `folder` is where the usual roots lie: the working folder, or that of a settings file found above it.
 
     Args:
-        path: the settings file; None takes $PHICLI_CONFIG, else `phicli.toml` of the working folder if it is there.
+        path: the settings file; None takes $PHICLI_CONFIG, else as `find_settings_file`.
 
     Raises:
         BadInput: the file cannot be read, is no TOML, or has an unknown key or a value of another type; a variable
@@ -56,8 +62,10 @@ class Settings:
     def __init__(self, path: Path | None = None):
         named = path or os.environ.get("PHICLI_CONFIG")
         _check_environment()
-        self.path = Path(expand(str(named))) if named else Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
+        self.path = Path(expand(str(named))) if named else find_settings_file()
         self.file = _read_file(self.path) if self.path else {}
+        self.folder = self.path.parent if self.path and not named else Path()
+        self.last = read_last(self.folder)
 
     def get(self, setting: Setting, flag: Any = None, option: str = "") -> Value:
         """The value that holds, and its origin. option: the flag as it was given, for messages.
@@ -67,15 +75,16 @@ class Settings:
         """
         if flag is not None:
             if setting.kind is tuple and not isinstance(flag, str):  # several times; if no paths, with commas too
-                flag = [part for text in flag for part in ([text] if setting.path else _from_text(setting, text))]
+                flag = [part for text in flag for part in ([text] if setting.path else from_text(setting, text))]
             flag = str(flag) if isinstance(flag, Path) else flag
             return Value(setting.checked(flag, option or "--" + setting.name.replace("_", "-")), "flag")
         if setting.key and setting.env in os.environ:
-            value = _from_text(setting, os.environ[setting.env])
+            value = from_text(setting, os.environ[setting.env])
             return Value(setting.checked(value, setting.env, BadInput), setting.env)
         if setting.key and setting.key in self.file:
-            where = f"{self.path}: {setting.key}"
-            return Value(setting.checked(self.file[setting.key], where, BadInput), str(self.path))
+            assert self.path is not None
+            value = setting.checked(self.file[setting.key], f"{self.path}: {setting.key}", BadInput)
+            return Value(placed(setting, value, self.path.parent), str(self.path))
         return Value(setting.default, "default")
 
     def resolve(self, config: type[Config], flags: Mapping[str, Any] | None = None) -> Config:
@@ -84,8 +93,19 @@ class Settings:
         Raises as `get`.
         """
         flags = flags or {}
-        return config(**{name: self.get(found, flags.get(name), f"--{name.replace('_', '-')}").value
-                         for name, found in settings_of(config).items()})
+        found = self.with_last({name: self.get(setting, flags.get(name), f"--{name.replace('_', '-')}")
+                                for name, setting in settings_of(config).items()})
+        made = config(**{name: value.value for name, value in found.items()})
+        if isinstance(made, OfModel):
+            made.move_usual_root(self.folder)
+        return made
+
+    def with_last(self, values: dict[str, Value]) -> dict[str, Value]:
+        """The values by name, with the model used last where neither a model nor a root is given."""
+        if any(name not in values or values[name].origin != "default" for name in ("model", "root")):
+            return values
+        return values | {name: Value(placed(SETTINGS[name], value, self.folder), str(self.folder / FILE))
+                         for name, value in self.last.items()}
 
 
 def _check_environment() -> None:
@@ -120,7 +140,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     return flat
 
 
-def _from_text(setting: Setting, text: str) -> Any:
+def from_text(setting: Setting, text: str) -> Any:
+    """A value as the environment has it. Raises BadInput: of another type."""
     if setting.kind is bool:
         lowered = text.lower()
         if lowered not in ("1", "true", "yes", "on", "0", "false", "no", "off"):

@@ -29,6 +29,7 @@ class Setting:
     flags: how the option is spelt, where it is not `--name`. argument: given by its place, without a flag.
     verbatim: of a list: a flag or variable is one text as it is, in which a comma parts nothing; none is empty.
     path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
+    reference: of a path: it may be the name of something else too, such as a model of the hub's.
     panel: heading under which help lists it, for what few people change; empty for what is common.
     recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
         only changes how the result is come by.
@@ -48,6 +49,7 @@ class Setting:
     argument: bool = False
     verbatim: bool = False
     path: bool = False
+    reference: bool = False
     panel: str = ""
     recorded: bool = True
 
@@ -63,7 +65,7 @@ class Setting:
     @property
     def shown_default(self) -> str | None:
         """The default in words; None where there is none, or where the help has it in its own words."""
-        if not self.key or self.default in (None, ()) or "\n" in str(self.default):
+        if not self.key or self.default in (None, ()) or "\n" in str(self.default) or "[default:" in self.help:
             return None
         if self.kind is bool and self.flags:
             return self.flags[0].split("/")[0 if self.default else -1].removeprefix("--")

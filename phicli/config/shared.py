@@ -7,14 +7,17 @@ from typing import Any
 from phicli.config.setting import setting
 
 COLUMNS = ("messages", "prompt", "response", "input", "system", "history", "tools", "text")
-DATA = ("data/data_sample_travel.jsonl",)
+DATA = ("data/data_sample_travel.jsonl",)  # these two are in the package, for folders that have none of that name
+EVAL_DATA = "data/data_eval_travel.jsonl"
+MODELS = "models"  # where the usual roots are
 ROWS, RUNNING = "Rows", "Running"  # headings of help
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 
 def model() -> Any:
-    return setting("microsoft/Phi-3.5-mini-instruct", "Hugging Face id, folder, azureml://…, or built-in tiny",
-                   metavar="MODEL", shared=True, flags=("--model", "-m"), path=True, recorded=False)
+    return setting("microsoft/Phi-3.5-mini-instruct", "Hugging Face id, folder, GGUF file, azureml://…, or built-in "
+                   "tiny [default: the one used last here, else microsoft/Phi-3.5-mini-instruct]", metavar="MODEL",
+                   shared=True, flags=("--model", "-m"), path=True, reference=True, recorded=False)
 
 
 def root() -> Any:
@@ -36,14 +39,15 @@ def data(argument: bool = False) -> Any:
     if argument:
         return setting(DATA, "Data: a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, compressed too), a folder with "
                        "such files, - for stdin [default: the setting data]", shared=True, argument=True,
-                       metavar="FILE...", path=True, recorded=False)
+                       metavar="FILE...", path=True, reference=True, recorded=False)
     return setting(DATA, "Training data: file, folder, or owner/name on the Hugging Face hub; may be repeated, FILE:2 "
-                   "counts twice", metavar="DATA", shared=True, flags=("--data", "-d"), path=True, recorded=False)
+                   "counts twice", metavar="DATA", shared=True, flags=("--data", "-d"), path=True, reference=True,
+                   recorded=False)
 
 
 def eval_data() -> Any:
-    return setting("data/data_eval_travel.jsonl", "Held-out data to measure on: file, folder, or owner/name on the "
-                   "Hugging Face hub", metavar="DATA", shared=True, path=True, recorded=False)
+    return setting(EVAL_DATA, "Held-out data to measure on: file, folder, or owner/name on the Hugging Face hub",
+                   metavar="DATA", shared=True, path=True, reference=True, recorded=False)
 
 
 def text_template() -> Any:
@@ -72,7 +76,7 @@ def chat_template_kwargs() -> Any:
 
 
 def adapter() -> Any:
-    return setting(None, "Name of an adapter [default: chat uses none, evaluate measures all]", metavar="NAME",
+    return setting(None, "Adapter [default: chat uses the only one, with --prompt none; evaluate all]", metavar="NAME",
                    shared=True, flags=("--adapter", "-a"), recorded=False)
 
 
@@ -94,7 +98,7 @@ def default_root(name: str) -> str:
     """`models/phi` for a Phi of Microsoft's, `models/<short name>` for any other model."""
     if name.startswith("azureml:"):  # azureml://registries/R/models/NAME/versions/4, or azureml:NAME:4
         name = re.sub(r".*/models/([^/]+)/.*|azureml:([^:@]+).*", r"\1\2", name)
-    short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
+    short = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower().removesuffix(".gguf")
     if short in (".", ".."):
         short = Path(name).resolve().name.lower()
-    return "models/phi" if name.lower().startswith("microsoft/phi") else f"models/{short or 'model'}"
+    return f"{MODELS}/phi" if name.lower().startswith("microsoft/phi") else f"{MODELS}/{short or 'model'}"

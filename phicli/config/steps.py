@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from phicli.config import shared
+from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel, OfRows
-from phicli.config.setting import again, setting
+from phicli.config.setting import StepConfig, again, setting
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
+EXPORT_FORMATS = ("zip", "foundry-local", "olive", "gguf", "peft")
 DEFAULT_RANK = 64
 
 
@@ -70,12 +72,12 @@ class FinetuneConfig(OfRows):
     STEP: ClassVar[str] = "finetune"
 
     base: str | None = setting(None, "Model to train on: folder or id [default: the quantized model under the root]",
-                               flags=("--base", "-b"), recorded=False, path=True, panel="Training")
+                               flags=("--base", "-b"), recorded=False, path=True, reference=True, panel="Training")
     data: tuple[str, ...] = shared.data()
     name: str = setting("travel", "Name of the adapter", metavar="NAME", flags=("--name", "-n"), recorded=False)
     method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
     from_adapter: str | None = setting(None, "Adapter to continue from: folder, or a name under ROOT/ft", path=True,
-                                       recorded=False, panel="Training")
+                                       reference=True, recorded=False, panel="Training")
     max_steps: int | None = setting(None, "Training steps [default: 100, or as many as --epochs say]",
                                     minimum=1)
     epochs: float | None = setting(None, "Passes over the rows; --max-steps may end them",
@@ -101,7 +103,7 @@ class FinetuneConfig(OfRows):
     eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation, rows that ask the same together "
                                 "(at most 500 rows)", minimum=0, below=1, panel="Measuring")
     eval_data: str | None = setting(None, "Held-out data for --keep and the loss curve, in place of --eval-split",
-                                    path=True, recorded=False, panel="Measuring")
+                                    path=True, reference=True, recorded=False, panel="Measuring")
     eval_steps: int | None = setting(None, "Training steps between measurements of the held-out loss [default: a tenth "
                                      "of the run]", minimum=1, panel="Measuring")
     keep: str = setting("best", "Which adapter is the result; best: that of the lowest held-out loss",
@@ -127,10 +129,12 @@ class OptimizeConfig(OfModel):
     STEP: ClassVar[str] = "optimize"
 
     base: str | None = setting(None, "Model to convert: folder or id [default: the quantized model under the root]",
-                               flags=("--base", "-b"), recorded=False, path=True, panel="Graph")
+                               flags=("--base", "-b"), recorded=False, path=True, reference=True, panel="Graph")
     adapters: tuple[str, ...] = setting((), "Adapter to add: NAME=FOLDER, or a name under ROOT/ft; may be repeated "
                                         "[default: all under ROOT/ft]", once=True,
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
+    merge: str | None = setting(None, "Adapter to merge into the weights, for a model without slots: a name under "
+                                "ROOT/ft, or a folder", once=True, metavar="ADAPTER", path=True, recorded=False)
     device: str = setting("auto", "Device that the model will run on (auto | cpu | cuda | dml | webgpu)")
     activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
                                choices=("int8", "fp32"), panel="Graph")
@@ -139,6 +143,8 @@ class OptimizeConfig(OfModel):
     embeddings: str | None = setting(None, "Precision of the token embeddings, one matrix with the head where the "
                                      "model ties them and both are as precise [default: as the head; float on dml "
                                      "and webgpu]", choices=("int4", "int8", "float"), panel="Graph")
+    kv_cache: str = setting("float", "Precision of the key/value cache; int8 is for cpu and cuda",
+                            choices=("float", "int8"), panel="Graph")
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
                                   "device (expert setting)", choices=("auto", "inputs", "resident", "fused"),
                                   panel="Graph")
@@ -148,6 +154,51 @@ class OptimizeConfig(OfModel):
                                       flags=("--cuda-graph/--no-cuda-graph",), panel="Graph")
     output: str | None = shared.output()
     force: bool = shared.force()
+
+
+@dataclass(frozen=True)
+class MergeConfig(OfRows):
+    """Settings of `phicli merge`."""
+
+    STEP: ClassVar[str] = "merge"
+
+    adapter: str | None = setting(None, "Adapter to merge: a name under ROOT/ft, or a folder [default: the only one]",
+                                  once=True, flags=("--adapter", "-a"), path=True, recorded=False)
+    base: str | None = setting(None, "Model to merge into: folder or id [default: the one that it was trained on; of "
+                               "an adapter from elsewhere the unquantized one]", flags=("--base", "-b"), path=True,
+                               recorded=False)
+    precision: str = setting("float", "Weights of the result; int4: quantized by AWQ",
+                             choices=("float", "int4"))
+    calibration: str | None = setting(None, "Calibration data for int4: JSON Lines or plain text [default: a built-in "
+                                      "text]", recorded=False, path=True)
+    distill: int = setting(0, "Steps of distillation from the merged model after rounding; 0: none", minimum=0)
+    samples: int = again(QuantizeConfig, "samples")
+    seq_len: int = again(QuantizeConfig, "seq_len")
+    device: str = shared.device()
+    seed: int = shared.seed()
+    output: str | None = shared.output()
+    force: bool = shared.force()
+
+
+@dataclass(frozen=True)
+class ExportConfig(OfModel):
+    """Settings of `phicli export`."""
+
+    STEP: ClassVar[str] = "export"
+
+    to: str = setting("zip", "What to write: the ONNX folder as a zip, for Foundry Local or as an Olive model package; "
+                      "a model as GGUF; an adapter as PEFT for vLLM", once=True, choices=EXPORT_FORMATS,
+                      recorded=False)
+    adapter: str | None = setting(None, "Adapter, for gguf and peft: a name under ROOT/ft, or a folder [default: gguf "
+                                  "the model alone, peft the only one]", once=True, flags=("--adapter", "-a"),
+                                  path=True, recorded=False)
+    path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True,
+                               recorded=False)
+    converter: str | None = setting(None, "llama.cpp's convert_hf_to_gguf.py [default: on PATH]", path=True,
+                                    recorded=False)
+    outtype: str = setting("f16", "Numbers in a GGUF file", choices=("f32", "f16", "bf16", "q8_0"), recorded=False)
+    output: str | None = setting(None, "File or folder to write [default: ROOT/export/NAME…]", once=True,
+                                 flags=("--output", "-o"), path=True, recorded=False)
 
 
 @dataclass(frozen=True)
@@ -174,6 +225,10 @@ class ChatConfig(OfModel):
     repetition_penalty: float | None = setting(None, "Divide the score of tokens that were there already by this; 1: "
                                                "no penalty [default: the model's own, else 1]", above=0,
                                                panel="Sampling")
+    raw: bool = setting(False, "Answers at a terminal as they are, not as Markdown", flags=("--raw/--no-raw",),
+                        recorded=False, panel=shared.RUNNING)
+    log: bool = setting(True, "Keep what is asked and answered, for --continue", flags=("--log/--no-log",),
+                        recorded=False, panel=shared.RUNNING)
     seed: int = shared.seed()
     device: str = shared.device()
     kernels: str = shared.kernels()
@@ -210,6 +265,27 @@ class LabConfig(OfRows):
     epochs: float | None = again(FinetuneConfig, "epochs")
     device: str = shared.device()
     seed: int = shared.seed()
+
+
+@dataclass(frozen=True)
+class InitConfig(StepConfig):
+    """What `phicli init` writes."""
+
+    STEP: ClassVar[str] = "init"
+
+    data: tuple[str, ...] = shared.data()
+    model: str = shared.model()
+    device: str = shared.device()
+    workspace_name: str | None = again(WorkspaceConfig, "workspace_name")
+    resource_group: str | None = again(WorkspaceConfig, "resource_group")
+    subscription: str | None = again(WorkspaceConfig, "subscription")
+
+
+@dataclass(frozen=True)
+class LogsConfig(OfModel):
+    """Settings of `phicli logs`."""
+
+    STEP: ClassVar[str] = "logs"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from phicli.config.layers import expand
+from phicli.config.shared import DATA, EVAL_DATA
 from phicli.dataset.formats import COMPRESSIONS, READERS, ending
 from phicli.errors import BadInput, UsageError
 from phicli.progress import SILENT, Progress
@@ -20,6 +21,8 @@ SPLITS = {
 DATA_FILES = [f"*{suffix}{packed}" for suffix in READERS for packed in ("", *COMPRESSIONS)]
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # what `datasets` writes beside
 MOST_FILES = 100_000
+LABS = (*DATA, EVAL_DATA)
+PACKAGED = Path(__file__).parents[1], Path(__file__).parents[2]  # as installed from a wheel, and in a checkout
 _WEIGHT = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")
 
 
@@ -46,9 +49,11 @@ def split_weight(name: str) -> tuple[str, float]:
 
 
 def local_path(name: str) -> Path | None:
-    """The file or folder of this name; None if there is none."""
+    """The file or folder of this name, of the lab's own rows else those in the package; None if there is none."""
     place = expand(name)
-    return Path(place) if os.path.exists(place) else None  # noqa: PTH110 (Path.exists raises where it is too long)
+    if os.path.exists(place):  # noqa: PTH110 (Path.exists raises where it is too long)
+        return Path(place)
+    return next((folder / name for folder in PACKAGED if (folder / name).is_file()), None) if name in LABS else None
 
 
 def split_name(split: str) -> str:

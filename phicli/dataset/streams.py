@@ -43,8 +43,7 @@ class ByteStream:
         try:
             self._raw: Any = sys.stdin.buffer if str(path) == "-" else open_regular(Path(path).expanduser())
         except FileNotFoundError:
-            raise BadInput("no such file", where=path,
-                           hint="phicli config shows where the setting data comes from") from None
+            raise BadInput("no such file", where=path, hint="a file that is there, or - for stdin") from None
         with suppress(OSError):
             status = os.fstat(self._raw.fileno())
             self.size = status.st_size if stat.S_ISREG(status.st_mode) else None

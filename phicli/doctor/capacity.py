@@ -5,16 +5,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from phicli import resources
 from phicli.azure.target import cache_folder
-from phicli.config.steps import DEFAULT_RANK, EvaluateConfig, FinetuneConfig, QuantizeConfig
 from phicli.doctor.check_result import CheckResult, Light, Subject
+from phicli.doctor.needs import UNCERTAIN
 from phicli.hardware.devices import available_memory, total_memory
-from phicli.hub.models import check_model, local_folder
-from phicli.resources import Estimate, existing, free_disk
+from phicli.hub.fetching import cached_file
+from phicli.hub.gguf import is_gguf, judge_gguf
+from phicli.hub.models import check_model, local_model, local_tokenizer
+from phicli.resources import Estimate, existing, free_disk, step_estimates
 from phicli.units import size
 
-UNCERTAIN = 1.25  # an estimate must be over by this factor before it makes a light red
 SMALLER = "a smaller model (--model tiny is built in), or a larger machine"
 
 
@@ -25,10 +25,10 @@ def model(subject: Subject) -> CheckResult:
     figures = {"params": known.params, "bytes": known.weight_bytes, "source": known.source} if known else {}
     if subject.model.startswith("azureml:"):
         return CheckResult(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
-    folder = local_folder(subject.model)
-    if folder:
-        check_model(folder)
-        return CheckResult(Light.GREEN, f"{folder}: {about}", figures=figures)
+    here = local_model(subject.model)
+    if here:
+        judge_gguf(here) if here.is_file() else check_model(here)
+        return CheckResult(Light.GREEN, f"{here}: {about}", figures=figures)
     place = "in the hub's cache" if cached(subject.model) else "fetched from huggingface.co when first used"
     return CheckResult(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
 
@@ -36,7 +36,7 @@ def model(subject: Subject) -> CheckResult:
 def memory(subject: Subject) -> CheckResult:
     """Memory of the machine or its container, and what each step needs of it."""
     total, free = total_memory(), available_memory("cpu")
-    wanted = step_estimates(subject)
+    wanted = step_needs(subject)
     return _compare({step: estimate.memory for step, estimate in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}",
                     "end other programs; finetune: --batch-size 1 --seq-len 256; quantize: --samples 32",
@@ -52,7 +52,7 @@ def gpu_memory(subject: Subject) -> CheckResult:
     if not document.get("gpus"):
         return CheckResult(Light.RED, "torch sees no GPU", "see the line about torch")
     total, free = (document["gpus"][0][k] for k in ("total", "free"))
-    wanted = step_estimates(subject)
+    wanted = step_needs(subject)
     return _compare({step: estimate.gpu for step, estimate in wanted.items()}, total, free,
                     f"has {size(free)} free of {size(total)}", "end what else uses the GPU: nvidia-smi shows it",
                     {step: (one.gpu + one.extra, one.extra_from) for step, one in wanted.items() if one.extra})
@@ -60,9 +60,9 @@ def gpu_memory(subject: Subject) -> CheckResult:
 
 def disk(subject: Subject) -> CheckResult:
     """Free disk under the root and in the hub's cache, and what each step writes."""
-    wanted = {step: estimate.disk for step, estimate in step_estimates(subject).items()}
+    wanted = {step: estimate.disk for step, estimate in step_needs(subject).items()}
     place, free = existing(subject.root), free_disk(subject.root)
-    fetch = subject.size.weight_bytes if subject.size and not local_here(subject) else 0
+    fetch = before(subject).get("download", 0)
     if fetch:
         cache = existing(hub_cache())
         if cache.stat().st_dev == place.stat().st_dev:
@@ -90,32 +90,34 @@ def write_access(subject: Subject) -> CheckResult:
     return CheckResult(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
 
 
-def step_estimates(subject: Subject) -> dict[str, Estimate]:
-    """What each step needs with its settings; empty where the model's size is not known."""
+def step_needs(subject: Subject) -> dict[str, Estimate]:
+    """As `step_estimates`; empty where the model's size is not known."""
     if subject.size is None:
         return {}
-    known, device, resolve = subject.size, subject.computes_on, subject.settings.resolve
-    quantize, finetune, evaluate = resolve(QuantizeConfig), resolve(FinetuneConfig), resolve(EvaluateConfig)
-    quantized = resources.after_quantizing(known)
-    return {
-        "quantize": resources.estimate_quantize(known, device, quantize.samples, quantize.seq_len, quantize.distill),
-        "finetune": resources.estimate_finetune(quantized, device, finetune.lora_r or DEFAULT_RANK,
-                                                finetune.batch_size),
-        "optimize": resources.estimate_optimize(quantized, device),
-        "evaluate": resources.estimate_evaluate(known, device, evaluate.seq_len),
-        "chat": resources.estimate_chat(known, device),
-    }
+    return step_estimates(subject.size, subject.computes_on, subject.settings.resolve, subject.row_tokens)
 
 
 def local_here(subject: Subject) -> bool:
     """Whether nothing has to be fetched."""
     if subject.model.startswith("azureml:"):
         return False
-    return local_folder(subject.model) is not None or cached(subject.model)
+    return local_model(subject.model) is not None or cached(subject.model)
+
+
+def before(subject: Subject) -> dict[str, int]:
+    """What has to be done before the first step, and the bytes that it brings, as far as they are known."""
+    if not subject.size:
+        return {}
+    if not local_here(subject):
+        return {"download": subject.size.weight_bytes}
+    unpack = is_gguf(subject.model) and local_tokenizer(subject.model) is None
+    return {"unpack": subject.size.weight_bytes} if unpack else {}
 
 
 def cached(reference: str) -> bool:
-    """Whether the hub's cache has the model's config and weights."""
+    """Whether the hub's cache has the model's config and weights, or its GGUF file."""
+    if is_gguf(reference):
+        return cached_file(reference) is not None
     folder = hub_cache() / ("models--" + reference.replace("/", "--")) / "snapshots"
     return any(folder.glob("*/config.json")) and any(folder.glob("*/*.safetensors"))
 

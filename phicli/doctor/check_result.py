@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.config.layers import Settings
+from phicli.doctor.needs import longest_row
 from phicli.doctor.probes import Probes
 from phicli.hardware.driver import gpu_count
 from phicli.resources import ModelSize, size_of_model
@@ -57,8 +58,13 @@ class Subject:
 
     @cached_property
     def size(self) -> ModelSize | None:
-        """Of the model; None where nothing is known of it. Raises BadInput."""
-        return size_of_model(self.model)
+        """Of the model, whose config.json is fetched if need be; None where nothing is known of it. Raises BadInput."""
+        return size_of_model(self.model, fetch=True)
+
+    @cached_property
+    def row_tokens(self) -> int:
+        """Of the longest row to train on."""
+        return longest_row(self.settings)
 
 
 Check = Callable[[Subject], CheckResult]

@@ -67,7 +67,8 @@ def onnxruntime_cuda(subject: Subject) -> CheckResult:
         return CheckResult(Light.GREEN, f"a session on CUDA runs; libraries from {', '.join(places)}", figures=document)
     reason = why_not_cuda(done)
     if not subject.wants_cuda:
-        return CheckResult(Light.GREEN, f"not needed here; a session would run on the CPU: {reason}", figures=document)
+        return CheckResult(Light.GREEN, "not needed here: sessions run on the CPU",
+                           figures={**document, "reason": reason})
     return CheckResult(Light.RED, f"falls back to the CPU: {reason}", _cure(document, reason), document)
 
 

@@ -41,11 +41,13 @@ class EvaluationPlan(Plan):
     def verdict(self) -> Verdict:
         try:
             have = self.result()
-            if have is None:
-                return Verdict(State.MISSING)
-            changed = difference(have, self.inputs, self.settings)
         except BadInput as e:
             return Verdict(State.BROKEN, f"{self.target.name} is {e.message}")
+        if have is None:
+            return Verdict(State.MISSING)
+        inputs = self.inputs  # of which one that cannot be read is no fault of the result
+        try:
+            changed = difference(have, inputs, self.settings)
         except (KeyError, AttributeError):
             return Verdict(State.STALE, "made by an older version of phicli")
         return Verdict(State.STALE, changed) if changed else CURRENT

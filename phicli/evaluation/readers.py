@@ -88,8 +88,9 @@ def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
 def _with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
-    from phicli.checkpoints.peft_folder import check_weights
+    from phicli.checkpoints.peft_folder import check_patterns, check_weights
 
+    check_patterns(folder)
     check_weights(folder)
     with worded("the adapter does not fit the model", folder):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False)

@@ -36,7 +36,7 @@ def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Pat
     if overflown:
         raise BadInput(f"{overflown[0]}: values that are not finite, or too large for the model's float type",
                        where=source)
-    _write(file, tensors)
+    write_tensors(file, tensors)
 
 
 def check_adapter(onnx_folder: Path, file: Path) -> None:
@@ -78,7 +78,7 @@ def install_adapters(folder: Path, adapters: Mapping[str, Mapping[str, Lora]], l
     resident.install(folder, adapters, qkv_sizes(folder), layout, weights)
     (folder / ADAPTERS).mkdir(exist_ok=True)
     for position, name in enumerate(adapters):
-        _write(folder / ADAPTERS / (name + ADAPTER_SUFFIX), resident.adapter_tensors(layout, position))
+        write_tensors(folder / ADAPTERS / (name + ADAPTER_SUFFIX), resident.adapter_tensors(layout, position))
 
 
 def write_held(properties: Mapping[str, str], name: str, file: Path) -> bool:
@@ -89,7 +89,7 @@ def write_held(properties: Mapping[str, str], name: str, file: Path) -> bool:
     layout = properties.get(LAYOUT_KEY, "")
     names = resident.installed(properties, file) if layout in resident.GRAPHS else []
     if name in names:
-        _write(file, resident.adapter_tensors(layout, names.index(name)))
+        write_tensors(file, resident.adapter_tensors(layout, names.index(name)))
     return name in names
 
 
@@ -120,7 +120,7 @@ def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     return q, kv, kv
 
 
-def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
     import onnxruntime
 
     adapter = onnxruntime.AdapterFormat()

@@ -9,7 +9,7 @@ from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export import fused, resident
-from phicli.export.sources import PREFIX, Kept, Source, choose_sources
+from phicli.export.sources import PREFIX, Kept, Source, choose_sources, with_slots
 from phicli.export.targets import choose_target
 from phicli.hardware.driver import compute_capability
 from phicli.hub.models import find_base, resolve_model
@@ -75,19 +75,31 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
         raise UsageError(f"--adapter-weights {weights} goes with --adapter-layout resident, or on a CPU fused")
     if layout == "fused" and target not in ("cpu", "cuda"):
         raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
+    if config.kv_cache == "int8" and target not in ("cpu", "cuda"):
+        raise UsageError(f"--kv-cache int8 goes with --device cpu or cuda, not {target}")
     graph = config.cuda_graph
     if graph is None:
         graph = target == "cuda" and layout in resident.GRAPHS
     model = resolve_model(config.base, progress) if config.base else find_base(root)
     if not chosen and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
         layout = "inputs" if weights == "float" else "resident"
+    if config.merge and layout not in resident.GRAPHS:
+        layout = "resident"  # in which nothing stands in the graph for an adapter that is not there
     embeddings = config.embeddings or (config.head if target in ("cpu", "cuda") else "float")
-    settings = {"device": target, "head": config.head, "embeddings": embeddings, "cuda_graph": graph,
+    settings = {"device": target, "head": config.head, "embeddings": embeddings, "kv_cache": config.kv_cache,
+                "cuda_graph": graph,
                 "adapter_layout": layout,
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
                 "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}
     plan = OptimizePlan("optimize", Path(config.output or root / ONNX_FOLDER), {"base": model}, settings)
-    for source in choose_sources(config.adapters, root / FINETUNED).values():
+    if config.merge:  # it is in the base
+        return plan
+    held, refused = with_slots(choose_sources(config.adapters, root / FINETUNED), model, progress)
+    if config.adapters and not held:
+        raise next(iter(refused.values()))
+    for name, error in refused.items():
+        progress.warn(f"adapter {name} is left out: {error}: {error.hint}")
+    for source in held:
         plan.add(source)
     return plan
 

@@ -1,7 +1,7 @@
 """Which adapters go beside a model: names and PEFT folders, checked against the base before anything is built."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,8 @@ from pathlib import Path
 from phicli.architectures import in_layer
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_CONFIG, ADAPTER_SUFFIX, ADAPTERS
-from phicli.checkpoints.peft_folder import Lora, read_peft
+from phicli.checkpoints.copies import check_copies
+from phicli.checkpoints.peft_folder import Lora, NoSlot, check_plain, read_peft
 from phicli.errors import BadInput, UsageError
 from phicli.progress import Progress
 from phicli.text.layout import TEMPLATE_FILE
@@ -39,6 +40,15 @@ class Source:
     def rank(self) -> int:
         """The largest of its updates'."""
         return max(lora.rank for lora in self.loras.values())
+
+    def check_kind(self, model: Path) -> list[str]:
+        """Check by settings and names that slots can hold the adapter, on a checkpoint; returns remarks for people.
+
+        Raises:
+            NoSlot: they cannot. BadInput: it is damaged.
+        """
+        check_plain(self.folder)
+        return check_copies(self.folder, model)
 
     def check(self, shapes: dict[str, tuple[int, int]], base: str, progress: Progress) -> None:
         """Check the adapter against a checkpoint, and say so if it was trained on another one.
@@ -88,6 +98,25 @@ def choose_sources(adapters: Sequence[str] | None, trained: Path) -> dict[str, S
                            where=f"--adapter {text}", hint="--adapter NAME=FOLDER")
         chosen[name] = Source(name, Path(path).expanduser()) if equals else found[name]
     return chosen
+
+
+def with_slots(sources: Mapping[str, Source], model: Path, progress: Progress
+               ) -> tuple[list[Source], dict[str, NoSlot]]:
+    """Those of the adapters that slots beside a checkpoint can hold, and why not the others, by name.
+
+    Raises:
+        BadInput: an adapter is damaged.
+    """
+    held: list[Source] = []
+    refused: dict[str, NoSlot] = {}
+    for source in sources.values():
+        try:
+            for remark in source.check_kind(model):
+                progress.warn(f"adapter {source.name}: {remark}")
+            held.append(source)
+        except NoSlot as e:
+            refused[source.name] = e
+    return held, refused
 
 
 @dataclass(frozen=True)

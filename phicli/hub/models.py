@@ -1,6 +1,8 @@
 """From what a user calls a model to a checked folder with its files."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,64 +10,77 @@ from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.artifacts.tensors import check_safetensors
 from phicli.config.steps import QUANTIZE_ALGORITHMS
-from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.hub.converted import needs_conversion, with_fast_tokenizer
+from phicli.hub.fetching import cached_file, fetch_file, fetch_model
 from phicli.hub.fitting import check_config, check_weights_fit
-from phicli.libraries import online
+from phicli.hub.gguf import is_gguf, unpack_gguf, unpacked_gguf
 from phicli.progress import SILENT, Progress
 
 BUILT_IN = Path(__file__).parents[1] / "models"
-WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
 
 
 def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
-    """The folder of a built-in model, a local folder, or a model of Hugging Face's or Azure ML's, fetched into a cache.
+    """The folder of a built-in model, a local folder, or a model of Hugging Face's or Azure ML's, fetched into a cache;
+    of a GGUF file, here or on the hub, the folder that it is unpacked to.
 
     Raises:
-        BadInput: no such model or folder, one that `check_model` refuses, or a damaged stage.
-        RemoteError: the hub cannot be reached or refuses.
+        BadInput: no such model or folder, one that `check_model` or `judge_gguf` refuses, or a damaged stage.
+        Missing: offline and not in the cache, no access, or as `unpack_gguf`. RemoteError: the hub cannot be reached.
     """
     if reference.startswith("azureml:"):
         from phicli.azure.download import fetch_reference
 
         folder = _inside(fetch_reference(reference, progress))
+    elif is_gguf(reference):
+        folder = unpack_gguf(local_model(reference) or fetch_file(reference, progress), progress)
     else:
-        folder = local_folder(reference) or _fetch(reference, progress)
+        folder = local_model(reference) or fetch_model(reference, judge_config, progress)
     check_whole(folder)
+    if needs_conversion(folder):
+        judge_config(folder)
+        folder = with_fast_tokenizer(folder, progress)
     check_model(folder)
     return folder
 
 
-def local_tokenizer(reference: str) -> Path | None:
+def local_tokenizer(reference: str, unpack: Progress | None = None) -> Path | None:
     """The folder that has the model's tokenizer; None if the model would have to be fetched first.
 
+    unpack: a GGUF file on this machine is unpacked, if it has not been before.
+
     Raises:
-        BadInput: no such model or folder.
+        BadInput: no such model or folder. As `unpack_gguf`.
     """
     if reference.startswith("azureml:"):
         from phicli.azure.download import cached_reference
 
         folder = cached_reference(reference)
         return _inside(folder) if folder else None
-    folder = local_folder(reference)
-    if folder is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(reference, "tokenizer.json")
-        folder = Path(found).parent if isinstance(found, str) else None
-    return folder
+    place = local_model(reference) or cached_file(reference)
+    if place and is_gguf(reference):
+        return unpack_gguf(place, unpack) if unpack else unpacked_gguf(place)
+    folder = place.parent if place and not place.is_dir() else place
+    return with_fast_tokenizer(folder, unpack or SILENT) if folder and needs_conversion(folder) else folder
 
 
-def local_folder(reference: str) -> Path | None:
-    """The folder of a built-in model or a local one; None if the reference is a Hugging Face id."""
+def local_model(reference: str) -> Path | None:
+    """The folder of a built-in model or a local one, or a local GGUF file; None if the reference is of the hub's.
+
+    Raises:
+        BadInput: neither can be.
+    """
     folder = BUILT_IN / reference
     if not reference.strip() or not folder.is_relative_to(BUILT_IN) or not (folder / "config.json").is_file():
         folder = Path(reference).expanduser()
-    if folder.is_dir():
+    file = is_gguf(reference)
+    if folder.is_dir() or (file and folder.is_file()):
         return folder
-    if folder.exists() or reference.count("/") != 1 or reference[0] in "./~":
+    if folder.exists() or reference.count("/") < 1 + file or reference.count("/") > (9 if file else 1) or (
+            reference[0] in "./~"):
         known = ", ".join(sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()))
-        raise BadInput("no such model folder", where=reference,
-                       hint=f"a folder, an id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
+        raise BadInput(f"no such model {'file' if file else 'folder'}", where=reference,
+                       hint=f"a folder, a GGUF file, an id like microsoft/Phi-3.5-mini-instruct, or built in: {known}")
     return None
 
 
@@ -134,7 +149,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except FileNotFoundError:
-        raise BadInput("no config.json: not a Hugging Face model folder", where=folder) from None
+        packed = min(folder.glob("*.gguf"), default=None)
+        raise BadInput("no config.json: not a Hugging Face model folder", where=folder,
+                       hint=f"--model {shlex.quote(str(packed))}" if packed else None) from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput("no model_type in it", where=path)
     return config
@@ -160,36 +177,20 @@ def weight_files(folder: Path) -> list[Path]:
     if not names:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         more = "; pickled weights (.bin) are not opened" if pickles else ""
-        raise BadInput(f"no weights in safetensors form{more}", where=folder)
+        raise BadInput(f"no weights in safetensors form{more}", where=folder,
+                       hint=f"if you trust them: {_conversion(folder)}" if pickles else None)
     for name in names:
         if not (folder / name).is_file():
             raise BadInput(f"{name} is missing", where=folder)
     return [folder / name for name in names]
 
 
-def _fetch(reference: str, progress: Progress) -> Path:
-    """Download a model by its Hugging Face id, or take it from the hub's cache."""
-    import huggingface_hub
-    from huggingface_hub import errors as hub
-
-    progress.note(f"fetching {reference} from huggingface.co (or its cache)")
-    try:
-        with online():
-            folder = Path(huggingface_hub.snapshot_download(reference, allow_patterns=["config.json"]))
-            judge_config(folder)
-            return Path(huggingface_hub.snapshot_download(reference, allow_patterns=WANTED))
-    except PhicliError:
-        raise
-    except hub.GatedRepoError:
-        raise Missing("access has to be asked for", where=reference,
-                      hint=f"https://huggingface.co/{reference}") from None
-    except hub.RepositoryNotFoundError:
-        raise BadInput("no such folder, and no such model on huggingface.co", where=reference,
-                       hint="private models: hf auth login") from None
-    except Exception as e:
-        reason = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise RemoteError(f"huggingface.co: {reason}", where=reference,
-                          hint="--model FOLDER works offline; --model tiny is built in") from None
+def _conversion(folder: Path) -> str:
+    """The command that writes a model with pickled weights again, with safetensors."""
+    old, new = json.dumps(str(folder)), json.dumps(f"{folder}-safetensors")
+    code = (f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"[X.from_pretrained({old}).save_pretrained({new}) for X in (M, T)]")
+    return f"python -c {shlex.quote(code)}"
 
 
 def find_base(root: Path) -> Path:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from phicli.config.bases import OfModel
 from phicli.errors import BadInput, UsageError
@@ -49,21 +50,33 @@ def check_root(root: str | Path, model: str) -> None:
                          hint=f"--root models/{own}")
 
 
-def _known(root: Path) -> list[str]:
+def model_of(root: Path) -> str | None:
+    """The model whose stages lie under a root, as the user called it; None where that is not known."""
+    try:
+        found = (_read(root) or {}).get("model")
+    except BadInput:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _read(root: Path) -> dict[str, Any] | None:
     from phicli.artifacts.stages import read_sealed
 
-    document = read_sealed(root / FILE, "remove it: phicli quantize writes it again") or {}
-    names = document.get("names")
+    return read_sealed(root / FILE, "remove it: phicli quantize writes it again")
+
+
+def _known(root: Path) -> list[str]:
+    names = (_read(root) or {}).get("names")
     return list(map(str, names)) if isinstance(names, list) else []
 
 
 def _names(root: Path, model: str) -> list[str]:
     """What a model is called. A folder: by its place, absolute and as seen from the root, in case both are moved.
     Else: by its reference, without the version."""
-    from phicli.hub.models import BUILT_IN, local_folder
+    from phicli.hub.models import BUILT_IN, local_model
 
     try:
-        folder = local_folder(model)
+        folder = local_model(model)
     except BadInput:
         folder = None  # the command itself says so, and better
     if folder and folder.parent != BUILT_IN:

@@ -1,6 +1,9 @@
 """An answer, and what it took."""
 
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,28 @@ class Answer:
     def decode_rate(self) -> float | None:
         """Tokens per second after the first one; None where there is none."""
         return (self.answer_tokens - 1) / self.decode_seconds if self.answer_tokens > 1 else None
+
+
+@dataclass
+class Draft:
+    """What an answer has come to so far: its text, when each token was there, and why it ended."""
+
+    text: str = ""
+    times: list[float] = field(default_factory=list)
+    reason: str = "interrupted"
+
+
+class StopWatch:
+    """Seconds since it was made, without those in which it was paused."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begun
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._begun += time.perf_counter() - before

@@ -5,23 +5,23 @@ what the template says. Of these tokens only those run that the cache does not h
 common beginning and the rest appended. (The tokens of an answer, read again as text, can differ from those drawn.)
 """
 
-import itertools
-import time
-from collections.abc import Callable, Sequence
+import contextlib
+from collections import abc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from phicli.config.setting import checked
+from phicli.config.setting import LARGEST, checked
 from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.graph_file import REBUILD
-from phicli.inference.answer import Answer
+from phicli.inference.answer import Answer, Draft, StopWatch
 from phicli.inference.endings import StopText, is_prose, repeated
-from phicli.inference.generator import Generator
+from phicli.inference.generator import PREFILL_CHUNK, Generator
 from phicli.inference.sampling import Sampling
 from phicli.inference.session import Session
 
-PREFILL_CHUNK = 512  # tokens between two looks at `stopped`
 CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit
 
 
@@ -54,7 +54,7 @@ class Conversation:
         self.adapter: str | None = None
         self.last: Answer | None = None
         self._generator: Generator | None = None
-        self._capacity = 0
+        self._capacity = self._taken_back = 0
         self.use_adapter(adapter)
 
     @property
@@ -77,6 +77,17 @@ class Conversation:
     def use_session(self, session: Session) -> None:
         """Go on with another session of the same model: turns, system message and adapter stay, the cache goes."""
         self.session, self._generator = session, None
+
+    def use_sampling(self, sampling: Sampling) -> None:
+        """Draw tokens otherwise from now on. genai settles that with the cache, so what is cached goes."""
+        if sampling != self.sampling:
+            self._generator = None
+        self.sampling = sampling
+
+    def take_back(self) -> None:
+        """Forget the last turn, if there is one. Where answers are sampled, its question gets another one."""
+        del self.turns[-1:]
+        self._taken_back += 1
 
     def reset(self) -> None:
         """Forget all turns; system message and adapter stay."""
@@ -101,25 +112,49 @@ class Conversation:
             raise UsageError(f"the prompt is no text but {type(text).__name__}")
         if not text.strip():
             raise UsageError("the prompt is empty", hint="phicli chat --prompt TEXT")
-        begun = time.perf_counter()
+        with contextlib.closing(self.stream(text, stopped)) as pieces:
+            for piece in filter(None, pieces):
+                on_text(piece)
+        assert self.last is not None
+        return self.last
+
+    def stream(self, text: str, stopped: Callable[[], bool] = _never) -> abc.Generator[str, None, None]:
+        """Answer the next message, piece by piece; afterwards `last` is the answer.
+
+        After every token, and every part of the prompt, something is yielded, if only "", so that several conversations
+        can answer in turns. The time until the next piece is asked for does not count as the answer's.
+
+        Raises as `ask`, when the first piece is asked for. An answer that is given up half-way is forgotten.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"the prompt is no text but {type(text).__name__}")
+        if not text.strip():
+            raise UsageError("the prompt is empty", hint='phicli chat "TEXT"')
+        watch = StopWatch()
+        with contextlib.closing(self._answer(text, stopped, watch)) as pieces:
+            for piece in pieces:
+                with watch.paused():
+                    yield piece
+
+    def _answer(self, text: str, stopped: Callable[[], bool], watch: StopWatch) -> abc.Generator[str, None, None]:
         ids, dropped = self._fit(text)
+        drawn = Draft()
         try:
             generator, cached = self._prepare(len(ids) + self.max_new_tokens, ids)
-            prefill_begun = time.perf_counter()
-            ready = self._prefill(generator, ids[cached:], stopped, whole=cached == 0)
-            spoken, times, reason = self._decode(generator, stopped, on_text) if ready else ("", [], "interrupted")
-            if times and not spoken and np.isnan(generator.logits()).any():  # a whole copy: not at every answer
+            prefill_begun = watch.seconds()
+            if (yield from self._prefill(generator, ids[cached:], stopped)):
+                yield from self._decode(generator, stopped, watch, drawn)
+            if drawn.times and not drawn.text and np.isnan(generator.logits()).any():  # a whole copy: not every time
                 raise BadInput("the model's logits are not numbers", where=self.session.folder, hint=REBUILD)
         except BaseException:
             self._generator = None  # what it holds now is unknown
             raise
         self.turns = self.turns[dropped:]
-        if spoken or reason != "interrupted":
-            self.turns.append((text, spoken))
-        first, last = (times[0], times[-1]) if times else (time.perf_counter(),) * 2
-        self.last = Answer(spoken, reason, self.adapter, len(ids), cached, len(times), dropped,
-                           first - begun, first - prefill_begun, last - first)
-        return self.last
+        if drawn.text or drawn.reason != "interrupted":
+            self.turns.append((text, drawn.text))
+        first, last = (drawn.times[0], drawn.times[-1]) if drawn.times else (watch.seconds(),) * 2
+        self.last = Answer(drawn.text, drawn.reason, self.adapter, len(ids), cached, len(drawn.times), dropped,
+                           first, first - prefill_begun, last - first)
 
     def _fit(self, text: str) -> tuple[list[int], int]:
         """The laid-out conversation with this message at its end, and how many old turns had to be left out.
@@ -146,66 +181,66 @@ class Conversation:
 
     def _prepare(self, needed: int, ids: Sequence[int]) -> tuple[Generator, int]:
         """A generator whose cache has room and holds only a beginning of `ids`, and how many of them it holds."""
-        needed = min(needed, self.session.context)
+        needed, border = min(needed, self.session.context), self.session.rope_border
+        long = border is not None and len(ids) > border
         if self._generator is not None and needed <= self._capacity:
             cached = self._generator.tokens()
             # One token at least must run, since the logits after it are wanted. And the token drawn last is given up:
             # genai 0.18 has not run it yet, and does not when others are appended to an answer that was cut off.
             keep = min(_common_length(cached, ids), len(ids) - 1, len(cached) - 1)
-            same_rope = (len(cached) > self.session.rope_border + 1) == (len(ids) > self.session.rope_border)
-            if same_rope and self._generator.rewind_to(keep):
+            if self._generator.long == long and self._generator.rewind_to(keep):
                 return self._generator, keep
         grown = max(needed, 2 * self._capacity if self._generator is not None else 0)
         self._capacity = min(-(-grown // CACHE_STEP) * CACHE_STEP, self.session.context)
         self._generator = None  # the old cache goes before the new one is reserved
-        self._generator = self.session.generator(self._capacity, self.adapter, self.sampling)
+        seed = (self.sampling.seed + self._taken_back) % LARGEST  # a cache begun anew would draw what was taken back
+        self._generator = self.session.generator(self._capacity, self.adapter, replace(self.sampling, seed=seed))
+        if long:
+            self._generator.expect_long()
         return self._generator, 0
 
-    def _prefill(self, generator: Generator, ids: Sequence[int], stopped: Callable[[], bool], whole: bool) -> bool:
-        """Run the prompt's tokens; False when it was stopped on the way. whole: the cache is empty."""
-        border = self.session.rope_border
-        first = border + 1 if whole and len(ids) > border else PREFILL_CHUNK  # see session.ROPE_BORDER
-        bounds = [0, *range(first, len(ids), PREFILL_CHUNK), len(ids)]
-        for start, end in itertools.pairwise(bounds):
+    def _prefill(self, generator: Generator, ids: Sequence[int], stopped: Callable[[], bool]
+                 ) -> abc.Generator[str, None, bool]:
+        """Run the prompt's tokens part by part; False when it was stopped on the way."""
+        for start in range(0, len(ids), PREFILL_CHUNK):
             if stopped():
                 return False
-            generator.append_tokens(ids[start:end])
+            generator.append_tokens(ids[start : start + PREFILL_CHUNK])
+            yield ""
         return True
 
-    def _decode(self, generator: Generator, stopped: Callable[[], bool],
-                on_text: Callable[[str], None]) -> tuple[str, list[float], str]:
-        """Generate; returns the answer, the time at which each token was there, and why it ended."""
+    def _decode(self, generator: Generator, stopped: Callable[[], bool], watch: StopWatch,
+                drawn: Draft) -> Iterator[str]:
+        """Generate: yields the text of each token, and notes it in `drawn`."""
         codec = self.session.codec
         ends = self.session.end_ids | {codec.special[stop][0] for stop in self.stop if stop in codec.special}
         stream, text = codec.stream(), StopText(self.stop)
-        drawn: list[int] = []
-        times: list[float] = []
-        reason = "length"
-        while len(times) < self.max_new_tokens:
+        tokens: list[int] = []
+        drawn.reason = "length"
+        while len(drawn.times) < self.max_new_tokens:
             if stopped():
-                reason = "interrupted"
+                drawn.reason = "interrupted"
                 break
             if generator.token_count() >= self._capacity:
-                reason = "context"
+                drawn.reason = "context"
                 break
             token = generator.next_token()
-            times.append(time.perf_counter())
+            drawn.times.append(watch.seconds())
             if token in ends:
-                reason = "stop"
+                drawn.reason = "stop"
                 break
-            drawn.append(token)
-            if piece := text.step(stream.step(token)):
-                on_text(piece)
+            tokens.append(token)
+            yield text.step(stream.step(token))
             if text.found:
-                return text.given, times, "stop"
-            block = repeated(drawn) if self.sampling.temperature == 0 else ()
+                drawn.text, drawn.reason = text.given, "stop"
+                return
+            block = repeated(tokens) if self.sampling.temperature == 0 else ()
             if block and is_prose(codec.decode(block), text.given):
-                reason = "repetition"
+                drawn.reason = "repetition"
                 break
-        whole = codec.decode(drawn)
-        if whole.startswith(text.given) and len(whole) > len(text.given):
-            on_text(whole[len(text.given) :])  # what was held back: half a stop text, bytes that are no character
-        return whole, times, reason
+        drawn.text = codec.decode(tokens)
+        if drawn.text.startswith(text.given):
+            yield drawn.text[len(text.given) :]  # what was held back: half a stop text, bytes that are no character
 
 
 def _common_length(a: Sequence[int] | np.ndarray, b: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from phicli.errors import BadInput
 from phicli.export.graph_file import REBUILD, read_model, settle_data
 from phicli.hardware.devices import usable_cores
 from phicli.inference.devices import select_provider
+from phicli.inference.long_rope import open_border
 from phicli.inference.ops import ops_of
 
 GRAPH = "model.onnx"
@@ -35,6 +36,7 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     _check_sizes(settings, graph.graph, path)
     data = settle_data(graph, path)
     own = deepcopy(dict(settings))
+    open_border(graph, own)
     provider = select_provider(own, device)
     options = own["model"]["decoder"]["session_options"]
     threads = min(options.pop("intra_op_num_threads", 0) or usable_cores(), usable_cores())

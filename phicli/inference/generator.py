@@ -1,7 +1,7 @@
 """One sequence of a model and its key-value cache, with errors in phicli's words."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from phicli.export.graph_file import REBUILD
 from phicli.inference.sampling import Sampling
 from phicli.resources.shortage import within_memory
 
+PREFILL_CHUNK = 512  # tokens of a long text that run at once: logits of all of them are in memory
+
 
 class Generator:
     """Runs one sequence; `Session.generator` makes it. One thread at a time may use it, several may use several.
@@ -20,23 +22,48 @@ class Generator:
     UsageError once the session is closed.
     """
 
-    def __init__(self, made: Any, sampling: Sampling, adapter: str | None, where: Path):
-        """made: an onnxruntime_genai.Generator. where: the adapter's or the model's place, for errors."""
-        self._made, self._sampling = made, sampling
+    def __init__(self, made: Any, sampling: Sampling, adapter: str | None, where: Path, border: int | None = None,
+                 take_long_factors: Callable[[], None] | None = None):
+        """made: an onnxruntime_genai.Generator. where: the adapter's or the model's place, for errors.
+
+        border: of LongRoPE, None without. take_long_factors: makes what runs from now on long, wherever the border is.
+        """
+        self._made, self._sampling, self._border, self.long = made, sampling, border, False
+        self._take_long_factors = take_long_factors
         self._fault, self._where = run_fault(adapter), where
+
+    def expect_long(self) -> None:
+        """Take LongRoPE's long factors: the tokens that come are more than its border, if not at once."""
+        with self._running():
+            if self._take_long_factors:
+                self._take_long_factors()
+                self.long = True
 
     def append_tokens(self, ids: Sequence[int] | np.ndarray) -> None:
         """Run these tokens, int [tokens] or [rows, tokens], after those that are cached."""
         with self._running() as made:
-            made.append_tokens(np.asarray(ids, dtype=np.int32))
+            tokens = np.asarray(ids, dtype=np.int32)
+            if self._border and made.token_count() == 0 and tokens.shape[-1] > self._border:
+                self.long = True  # by the graph itself
+            made.append_tokens(tokens)
 
     def next_token(self) -> int:
         """Draw the next token and append it; it is run only when the one after it is drawn."""
         with self._running() as made:
+            if self._border and not self.long and made.token_count() > self._border:
+                self._begin_again(made)
             if self._sampling.filters:  # genai 0.18 has no min_p
                 made.set_logits(self._sampling.without_unlikely(made.get_logits(), made.get_sequence(0)))
             made.generate_next_token()
             return int(made.get_next_tokens()[0])
+
+    def _begin_again(self, made: Any) -> None:
+        """Run all tokens once more, where the last one makes the sequence longer than LongRoPE's border."""
+        ids = np.array(made.get_sequence(0))
+        made.rewind_to(0)
+        self.expect_long()
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            made.append_tokens(ids[start : start + PREFILL_CHUNK])
 
     def logits(self) -> np.ndarray:
         """Logits of the tokens that ran last, [tokens, vocabulary], in the model's float type."""

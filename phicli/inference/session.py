@@ -3,6 +3,7 @@
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,17 +22,13 @@ from phicli.export.genai_config import read_config
 from phicli.export.graph_file import REBUILD, read_model
 from phicli.inference.genai_model import open_graph
 from phicli.inference.generator import Generator, closed_error, run_fault, translated
+from phicli.inference.long_rope import LONG_FACTORS, border_of, load_long_factors
 from phicli.inference.sampling import Sampling
 from phicli.libraries import subdued
 from phicli.text import TextCodec
 from phicli.text.layout import LONGEST
 
 BASE_GRAPH = "base.onnx"  # beside a graph that holds its adapters: the same model without
-
-# These model types rotate positions with other factors as soon as a sequence is longer than this (LongRoPE), so
-# keys cached below the border are wrong above it, and the other way round. The numbers are those of genai's source:
-# its config says neither; genai itself recomputes the cache only where `generate_next_token` crosses the border.
-ROPE_BORDER = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
 
 
 class Session:
@@ -68,7 +65,7 @@ class Session:
 
         self._og = og
         self._lock = threading.Lock()  # of all that changes below; never held while a model runs
-        self._loaded: dict[str, Any] = {}  # name -> the og.Adapters that holds it
+        self._loaded: dict[str | None, Any] = {}  # name -> the og.Adapters that holds it; None: long factors alone
         self._generators: WeakSet[Generator] = WeakSet()
         of_one_generation(self.folder, lambda: self._open(device, kernels, adapters))
 
@@ -81,7 +78,6 @@ class Session:
         model = settings["model"]
         self.context: int = model["context_length"]
         self.vocab_size: int = model["vocab_size"]
-        self.rope_border = ROPE_BORDER.get(model["type"], self.context)
         ends = model["eos_token_id"]
         self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
         self.sampling = Sampling.asked_by(settings["search"])
@@ -90,7 +86,9 @@ class Session:
         self._graph = self.folder / model["decoder"]["filename"] if self.takes_adapters else base
         self._stamp = _stamp(self._graph)
         with translated("the model cannot be loaded", self.folder, REBUILD):
-            self._properties = {p.key: p.value for p in read_model(self._graph).metadata_props}
+            graph = read_model(self._graph)
+            self._properties = {p.key: p.value for p in graph.metadata_props}
+            self.rope_border = border_of(graph)
             self._model, self.provider = open_graph(settings, self._graph, device, kernels)
 
     def codec_of(self, adapter: str | None) -> TextCodec:
@@ -133,7 +131,7 @@ class Session:
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""
-        return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in self.folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
+        return adapters_beside(self.folder)
 
     @subdued()
     def check_adapter(self, name: str) -> Path:
@@ -158,8 +156,8 @@ class Session:
         """
         self._adapter(name)
 
-    def _adapter(self, name: str) -> Any:
-        """The og.Adapters that holds an adapter."""
+    def _adapter(self, name: str | None) -> Any:
+        """The og.Adapters that holds an adapter, and LongRoPE's long factors where the model has any."""
         loaded = self._loaded.get(name)
         if loaded is None:
             with self._lock:
@@ -169,9 +167,13 @@ class Session:
         return loaded
 
     @subdued()
-    def _read_adapter(self, name: str) -> Any:
+    def _read_adapter(self, name: str | None) -> Any:
         adapters = self._og.Adapters(self._open_model())
         with tempfile.TemporaryDirectory(prefix="phicli-") as scratch:
+            if self.rope_border is not None:
+                load_long_factors(adapters, Path(scratch))
+            if name is None:
+                return adapters
             path = self._file_for_graph(name, Path(scratch))
             with translated("damaged adapter", path, f"make it anew: phicli optimize --adapter {name}=FOLDER"):
                 adapters.load(str(path), name)
@@ -198,7 +200,8 @@ class Session:
         Raises:
             BadInput, UsageError: as `load_adapter`. Missing: not enough memory.
         """
-        adapters = self._adapter(adapter) if adapter is not None else None
+        border = self.rope_border
+        adapters = self._adapter(adapter) if adapter is not None or border is not None else None
         sampling, model = sampling or Sampling(), self._open_model()
         where = self._adapter_path(adapter) if adapter else self.folder
         with translated(run_fault(adapter), where, REBUILD):
@@ -208,7 +211,8 @@ class Session:
             made = self._og.Generator(model, params)
             if adapter is not None:
                 made.set_active_adapter(adapters, adapter)
-        generator = Generator(made, sampling, adapter, where)
+        long = partial(made.set_active_adapter, adapters, LONG_FACTORS) if border is not None else None
+        generator = Generator(made, sampling, adapter, where, border, long)
         with self._lock:
             self._open_model()  # not one that `close` would not see
             self._generators.add(generator)
@@ -238,6 +242,11 @@ class Session:
 
     def _adapter_path(self, name: str) -> Path:
         return self.folder / ADAPTERS / (name + ADAPTER_SUFFIX)
+
+
+def adapters_beside(folder: Path) -> list[str]:
+    """Names of the adapters that lie beside the model in a folder."""
+    return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -191,15 +191,21 @@ class full_precision:
         torch.set_float32_matmul_precision(self.before)
 
 
-def save_metadata(folder: Path, output: Path, quantization: dict) -> None:
-    """Copy tokenizer and settings files, and write config.json with what the quantization is."""
+def save_metadata(folder: Path, output: Path, quantization: dict | None, **changed: Any) -> None:
+    """Copy tokenizer and settings files, and write config.json with what the quantization is.
+
+    quantization: None for a checkpoint in floating point. changed: further settings of config.json.
+    """
     for pattern in COPIED:
         for path in folder.glob(pattern):
             ours = path.name in ("config.json", "phicli.json") or path.name.endswith(".index.json")
             if path.is_file() and not ours:
                 shutil.copyfile(path, output / path.name)
     config = read_config(folder)
-    config["quantization_config"] = quantization
-    config.pop("torch_dtype", None)
-    config["dtype"] = config["torch_dtype"] = "float16"  # transformers reads the first, AutoAWQ the second
-    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    was = config.pop("quantization_config", None)
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    if quantization is not None or was:
+        config.pop("torch_dtype", None)
+        config["dtype"] = config["torch_dtype"] = "float16"  # transformers reads the first, AutoAWQ the second
+    (output / "config.json").write_text(json.dumps(config | changed, indent=2) + "\n", encoding="utf-8")

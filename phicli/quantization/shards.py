@@ -25,8 +25,9 @@ class ShardWriter:
     Files are named as Hugging Face names them: model.safetensors, or model-00001-of-0000N.safetensors with an index.
     """
 
-    def __init__(self, folder: Path, limit: int = SHARD_BYTES):
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: int = SHARD_BYTES, dtype: torch.dtype | None = torch.float16):
+        """dtype: of floating-point tensors in the files; None: their own."""
+        self.folder, self.limit, self.dtype = folder, limit, dtype
         self.waiting: dict[str, Tensor] = {}
         self.waiting_bytes = self.total = 0
         self.shards: list[list[str]] = []
@@ -35,10 +36,10 @@ class ShardWriter:
         self.copies: torch.cuda.Stream | None = None
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor, which must not be changed after; float tensors are stored as float16.
+        """Take a tensor, which must not be changed after.
 
         Raises:
-            BadInput: a tensor taken so far overflows float16, or holds NaN.
+            BadInput: a tensor taken so far overflows the files' dtype, or holds NaN.
         """
         ready = None
         if tensor.is_cuda:
@@ -58,8 +59,8 @@ class ShardWriter:
             if ready is not None:
                 torch.cuda.current_stream().wait_event(ready)
             if tensor.is_floating_point():
-                tensor = tensor.to(torch.float16)
-                check_all({f"{name} as float16": tensor.isfinite().all()})
+                tensor = tensor.to(self.dtype or tensor.dtype)
+                check_all({f"{name} as {str(tensor.dtype).removeprefix('torch.')}": tensor.isfinite().all()})
             self.waiting[name] = tensor.cpu().contiguous()
         self.waiting_bytes += tensor.nbytes
         if self.waiting_bytes >= self.limit:

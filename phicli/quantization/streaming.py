@@ -26,6 +26,7 @@ class Weights:
         headers = {path: check_safetensors(path) for path in weight_files(folder)}
         self.file_of = {name: path for path, header in headers.items() for name in header}
         self.shapes = {name: entry["shape"] for header in headers.values() for name, entry in header.items()}
+        self.dtypes = {name: entry["dtype"] for header in headers.values() for name, entry in header.items()}
         self.folder = folder
 
     def names(self, prefix: str = "") -> list[str]:

@@ -107,6 +107,13 @@ def estimate_finetune(
     return replace(estimate, extra=dense, extra_from=base + dense / UNPACKED_SHARE) if size.quantized else estimate
 
 
+def estimate_merge(size: ModelSize, *, streamed: bool) -> Estimate:
+    """Streamed: the largest tensor in float32 beside its own, and a shard of the files. Else the model in memory."""
+    disk = size.params * 2
+    work = size.vocab * size.hidden * 6 + min(SHARD, disk) if streamed else 1.2 * disk + 3 * size.largest * 4
+    return Estimate(IMPORTS["torch"] + work, 0, disk)
+
+
 def vocabulary_bytes(size: ModelSize, device: str, embeddings: str = "int8", head: str = "int8") -> float:
     """Of the ONNX model's embedding and head, which are one matrix where the model ties them and both are alike."""
     width, matrix = _width(device), size.vocab * size.hidden

@@ -2,15 +2,17 @@
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phicli.architectures import in_layer
-from phicli.artifacts.reading import read_json
 from phicli.artifacts.tensors import check_safetensors
-from phicli.errors import BadInput
-from phicli.hub.models import local_folder, weight_files
+from phicli.errors import BadInput, Missing, RemoteError
+from phicli.hub.fetching import cached_file, fetch_config
+from phicli.hub.gguf import is_gguf, judge_gguf
+from phicli.hub.models import judge_config, local_model, weight_files
 
 PACKED = 8  # int4 in an int32
 
@@ -53,24 +55,28 @@ class ModelSize:
         return self.layer_params + self.outer_params
 
 
-def size_of_model(reference: str) -> ModelSize | None:
-    """Of a folder, a built-in model or a Hugging Face id, without the network; None where nothing is known of it.
+def size_of_model(reference: str, fetch: bool = False) -> ModelSize | None:
+    """Of a folder, a GGUF file, a built-in model or a Hugging Face id, without the network; None where it is not known.
+
+    fetch: config.json of a model of the hub that neither is published nor cached is fetched, if the hub can be reached.
 
     Raises:
-        BadInput: no such folder, or a damaged one.
+        BadInput: no such folder, or a damaged one; or a fetched config.json of a model that phicli cannot work with.
     """
-    folder = None if reference.startswith("azureml:") else local_folder(reference)
-    if folder:
-        return size_of_folder(folder)
+    place = None if reference.startswith("azureml:") else local_model(reference)
+    if place:
+        return size_of_folder(place) if place.is_dir() else size_of_gguf(place)
     known = PUBLISHED.get(reference.lower())
     if known:
         hidden, layers, width, heads, kv_heads, vocab, apart = known
         config = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": width, "vocab_size": vocab,
                   "num_attention_heads": heads, "num_key_value_heads": kv_heads, "tie_word_embeddings": not apart}
         return size_of_config(config, "what is published of it")
-    cached = None if reference.startswith("azureml:") else _cached_config(reference)
-    if cached:
-        return size_of_config(cached, "its config.json")
+    if is_gguf(reference):
+        if file := cached_file(reference):
+            return size_of_gguf(file)
+    elif not reference.startswith("azureml:") and (theirs := _config(reference, fetch)):
+        return size_of_config(theirs, "its config.json")
     billions = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])", reference.lower())
     return _guessed(float(billions[1]) * 1e9) if billions else None
 
@@ -100,6 +106,11 @@ def size_of_folder(folder: Path) -> ModelSize:
         layers=len(layers), widest=max((inputs for _, inputs in inner), default=0), largest=max(counts, default=0),
         edges=sum(sum(shape) for shape in inner), weight_bytes=weight_bytes, quantized=quantized, source="its files",
     )
+
+
+def size_of_gguf(path: Path) -> ModelSize | None:
+    """Of the model that a GGUF file is unpacked to, in 16 bits. Raises BadInput: phicli cannot work with it."""
+    return size_of_config(judge_gguf(path)[1], "its header")
 
 
 def size_of_config(config: dict[str, Any], source: str) -> ModelSize | None:
@@ -132,13 +143,11 @@ def _guessed(params: float) -> ModelSize:
     return size
 
 
-def _cached_config(reference: str) -> dict[str, Any] | None:
-    from huggingface_hub import try_to_load_from_cache
+def _config(reference: str, fetch: bool) -> dict[str, Any] | None:
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        found = try_to_load_from_cache(reference, "config.json")
-        config = read_json(Path(found)) if isinstance(found, str) else None
-    except (BadInput, OSError, HFValidationError):
-        return None
-    return config if isinstance(config, dict) else None
+    with suppress(HFValidationError, Missing, RemoteError, *(() if fetch else (BadInput,))):
+        file = cached_file(f"{reference}/config.json")
+        if file or fetch:
+            return judge_config(file.parent if file else fetch_config(reference))
+    return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import stages
-from phicli.artifacts.names import FINETUNED
+from phicli.artifacts.names import FINETUNED, checkpoint_place, unpublished_place
 from phicli.artifacts.stages import Manifest
 from phicli.checkpoints.linears import linear_shapes
 from phicli.checkpoints.loading import check_base, linear_names
@@ -34,6 +34,7 @@ from phicli.workflow.olive import run_pass
 from phicli.workflow.plan import Plan
 
 TOO_LONG = {"cut": "cut, with the token that ends the last turn", "drop": "left out", "split": "split into several"}
+WITHOUT_SLOTS = ("dora", "loha", "lokr")  # methods whose adapters are more than LoRA's matrices
 PASSED_ON = ("max_steps", "epochs", "batch_size", "learning_rate", "schedule", "seed", "eval_steps", "keep",
              "lora_dropout")
 
@@ -45,7 +46,7 @@ class Work:
         self.plan, self.config, self.progress = plan, config, progress
         self.folder, self.original = plan.sources["base"], plan.sources.get("original")
         self.target, self.settings = plan.target, plan.settings
-        self.aside = replace(plan, target=self.target.with_name(f".{self.target.name}.unpublished"))
+        self.aside = replace(plan, target=unpublished_place(self.target))
         self.longest = 0
         self.start: dict[str, Lora] | None = None
 
@@ -58,10 +59,15 @@ class Work:
                            where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
         if "from_adapter" in self.plan.sources:
             source = Source("--from-adapter", self.plan.sources["from_adapter"])
+            for remark in source.check_kind(self.folder):
+                self.progress.warn(f"--from-adapter: {remark}")
             source.check(linear_shapes(self.folder), self.plan.inputs["base"], self.progress)
             self.start = source.loras
         else:
             self.targets = choose_targets(linear_names(self.folder), self.settings["target_modules"])
+        if (method := self.settings["method"]) in WITHOUT_SLOTS:
+            self.progress.warn(f"an adapter of --method {method} cannot be swapped in the model that optimize builds; "
+                               f"phicli optimize --merge {self.config.name} makes a model of its own with it")
         self.aside.check_theirs()
         adapters = [path for name, path in self.plan.sources.items() if name == "from_adapter"]
         self.encoder = encoder = RowEncoder(self.folder, self.config, adapters, self.progress)
@@ -102,7 +108,7 @@ class Work:
         """Train and publish. Raises BadInput: the held-out loss did not fall; the adapter is in `aside` then."""
         key = {"inputs": self.plan.inputs, "settings": self.settings, "device": self.device,
                "versions": stages.versions()}
-        checkpoint = Checkpoint(self.target.with_name(f".{self.target.name}.checkpoint"), key)
+        checkpoint = Checkpoint(checkpoint_place(self.target), key)
         # cuBLAS repeats its sums exactly with it
         with environment(CUBLAS_WORKSPACE_CONFIG=":4096:8"), self.plan.publishing() as (fresh, manifest):
             result = run_pass(PASSES[self.settings["method"]], self._options(checkpoint), self.folder, fresh,

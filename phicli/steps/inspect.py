@@ -49,7 +49,7 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
     except Missing as e:
         raise Missing(e.message, where=e.where, hint=f"hf download --repo-type dataset {e.where}") from None
     paths = [source.path for source in sources]
-    folder, fix = local_tokenizer(config.model), Path(config.fix) if config.fix else None
+    folder, fix = local_tokenizer(config.model, progress), Path(config.fix) if config.fix else None
     look_at = partial(Looker, config, folder, config.max_tokens, bool(fix))
     looker = look_at(progress)
     if not folder:

@@ -57,15 +57,21 @@ def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progr
     Raises:
         UsageError: no such step, or the last before the first. What the steps raise; those before stay done.
     """
-    begin, end = _number("--from", first, len(STEPS)), _number("--until", last, len(STEPS) - 1)
-    if first and begin > end:
-        raise UsageError(f"--from {first} comes after --until {last}", hint=f"the order: {', '.join(STEPS)}")
+    begin, end = check_range(first, last)
     for kind in CONFIGS[: end + 1]:  # what is out of range in a late step ends the run before the first one
         settings.resolve(kind, flags)
     check_name(settings.resolve(FinetuneConfig, flags).name)
     for i, name in enumerate(STEPS[: end + 1]):
         lab = Lab(settings, {**flags, "force": flags.get("force") or i >= begin}, progress)
         yield lab.chat(prompt) if name == "chat" else getattr(lab, name)()
+
+
+def check_range(first: str | None, last: str | None) -> tuple[int, int]:
+    """The numbers of the step from which on all is made again, and of the last one. Raises UsageError as `run_lab`."""
+    begin, end = _number("--from", first, len(STEPS)), _number("--until", last, len(STEPS) - 1)
+    if first and begin > end:
+        raise UsageError(f"--from {first} comes after --until {last}", hint=f"the order: {', '.join(STEPS)}")
+    return begin, end
 
 
 def _number(option: str, step: str | None, default: int) -> int:

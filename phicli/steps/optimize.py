@@ -5,15 +5,18 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.generations import link_unchanged
-from phicli.artifacts.names import ADAPTER_SUFFIX
+from phicli.artifacts.names import ADAPTER_SUFFIX, ONNX_FOLDER
 from phicli.checkpoints.linears import linear_shapes
-from phicli.config.steps import OptimizeConfig
+from phicli.config.steps import MergeConfig, OptimizeConfig
+from phicli.errors import UsageError
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
+from phicli.export.kv_cache import restore_cache, round_cache
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
+from phicli.hardware.driver import gpu_count
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_optimize, size_of_folder
@@ -42,9 +45,11 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
         the model's folder, `output` or `root`/onnx-ao, and its manifest.
 
     Raises:
-        UsageError: options that do not go together. BadInput: base or adapters unusable.
+        UsageError: options that do not go together. BadInput: base or adapters unusable; also as `merge`.
         Missing: no quantized base yet, an NPU, no space.
     """
+    if config.merge:
+        config = _merged(config, progress)
     plan, force = plan_optimize(config, progress), config.force
     model, sources = plan.sources["base"], plan.adapters
     with imports(*LIBRARIES, at_once=force or not plan.target.exists()) as imported:
@@ -67,6 +72,26 @@ def optimize(config: OptimizeConfig, progress: Progress = SILENT) -> StageResult
         return StageResult(plan.target, _build(plan, progress))
 
 
+def _merged(config: OptimizeConfig, progress: Progress) -> OptimizeConfig:
+    """The settings by which a model is built that has the adapter in its weights.
+
+    A model that `merge` has made in int4 is taken as it is, whatever it was calibrated with.
+    """
+    from phicli.steps.merge import merge, plan_merge
+
+    if config.adapters:
+        raise UsageError("--merge makes a model without slots, and so without --adapter")
+    given = MergeConfig(model=config.model, root=config.root, adapter=config.merge, base=config.base, precision="int4",
+                        force=config.force)
+    plan = plan_merge(given, progress)
+    have = stages.read_manifest(plan.target)
+    if config.force or have is None or any(have.inputs.get(name) != plan.inputs[name] for name in ("base", "adapter")):
+        merge(given, progress)
+    name = plan.target.name.removesuffix("-int4")
+    output = config.output or str(config.root_folder / f"{ONNX_FOLDER}-{name}")
+    return config.but(base=str(plan.target), output=output)
+
+
 def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
     model, settings, sources = plan.sources["base"], plan.settings, list(plan.adapters.values())
     estimate = estimate_optimize(size_of_folder(model), *(settings[name] for name in ("device", "embeddings", "head")))
@@ -80,6 +105,8 @@ def _build(plan: OptimizePlan, progress: Progress) -> stages.Manifest:
             manifest.quality["adapters"] = _install(fresh, sources, settings, progress)
         else:
             manifest.quality["adapters"] = _add_files(fresh, sources, settings, progress)
+        if settings["kv_cache"] == "int8":
+            _round_cache(fresh, sources, settings, progress)
     return manifest
 
 
@@ -93,6 +120,25 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]] | {name: settings[name] for name in ("embeddings", "head")}
     run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
+
+
+def _round_cache(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> None:
+    """Put the cache of the graphs in `folder` into int8, by the keys and values that the calibration text gives there.
+
+    sources: the adapters that were not measured before.
+    """
+    from phicli.inference.cache_ranges import calibration_texts, measure_ranges
+    from phicli.text import TextCodec
+
+    graphs = [path for name in (resident.BASE, MODEL) if (path := folder / name).is_file()]
+    known = {name: found for path in graphs for name, found in restore_cache(path).items()}
+    texts = calibration_texts(TextCodec(folder))
+    adapters = [*([] if known else [None]), *(_file(folder, source.name) for source in sources)]
+    device = "cuda" if settings["device"] == "cuda" and gpu_count() else "cpu"
+    with progress.task("key/value cache", len(texts) * len(adapters), "sequences") as task:
+        largest = measure_ranges(folder, texts, adapters, device, known, task)
+    for path in graphs:
+        round_cache(path, largest)
 
 
 def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progress: Progress) -> stages.Manifest:
@@ -119,6 +165,9 @@ def _add_adapters(plan: OptimizePlan, shapes: dict[str, tuple[int, int]], progre
         complete_ends(fresh, progress)
         entries = {name: entry for name, entry in have.quality["adapters"].items() if _file(fresh, name).is_file()}
         entries |= (_install if in_graph else _add_files)(fresh, fresh_ones, plan.settings, progress)
+        if plan.settings["kv_cache"] == "int8":
+            late_ones = [source for source in fresh_ones if source.name in late]
+            _round_cache(fresh, late_ones, plan.settings, progress)
         manifest.inputs = {k: v for k, v in (have.inputs | plan.inputs).items()
                            if not k.startswith(PREFIX) or k.removeprefix(PREFIX) in entries}
         manifest.quality = {**have.quality, "adapters": entries}

@@ -1,5 +1,6 @@
 """The stages under a root, each judged as its own command would judge it. Imports no torch."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,13 +9,17 @@ from typing import Any
 
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
-from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
+from phicli.artifacts.names import CHECKPOINT_FILES, EVALUATION, FINETUNED, ONNX_FOLDER, checkpoint_place
+from phicli.artifacts.reading import read_json
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
 from phicli.progress import SILENT
 from phicli.steps.lab import Lab
+from phicli.units import since
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict
+
+NOT_HERE = "is not on this machine yet"  # of a model, how the message ends
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,14 @@ class _Stages:
         quantize, finetune = self.lab.config(QuantizeConfig), self.lab.config(FinetuneConfig)
         adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
         yield self.data(finetune)
-        yield self.status("quantize", base, lambda: plan_quantize(_local(quantize)))
-        yield self.status("finetune", adapter, lambda: plan_finetune(_local(finetune)))
+        yield self.status("quantize", base, lambda: plan_quantize(as_local(quantize)))
+        yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
         for folder in sorted(p.parent for p in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")):
             if folder != adapter:
                 yield self.status("finetune", folder, partial(_as_it_was, folder, base))
         optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
-        yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(_local(optimize)))
-        yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(_local(evaluate)))
+        yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(as_local(optimize)))
+        yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
 
     def data(self, config: FinetuneConfig) -> StageStatus:
         from phicli.dataset.sources import local_path
@@ -93,14 +98,14 @@ class _Stages:
             verdict = Verdict(State.STALE, f"after {waits[0]}")
         if not verdict.current:
             self.outdated[target] = f"{step} {target.name}" if step == "finetune" else step
-        now = holder(target)
+        now, kept = holder(target), _interrupted(target) if step == "finetune" else None
         made, size = _about(target)
-        why = f"{now} works on it" if now else verdict.reason
+        why = f"{now} works on it" if now else "; ".join(filter(None, (verdict.reason, kept)))
         return StageStatus(step, verdict.state, why, str(target), made, size)
 
 
-def _local(config: Config) -> Config:
-    """The settings with models by their folders: nothing is fetched to tell a state. Raises Missing."""
+def as_local(config: Config) -> Config:
+    """The settings with models by their folders: nothing is fetched to tell a state. Raises Missing; see NOT_HERE."""
     from phicli.hub.datasets import find_sources
     from phicli.hub.models import local_tokenizer
 
@@ -112,7 +117,7 @@ def _local(config: Config) -> Config:
         if reference := getattr(config, name, None):
             folder = local_tokenizer(reference)
             if folder is None:
-                raise Missing(f"{reference} is not on this machine yet")
+                raise Missing(f"{reference} {NOT_HERE}")
             found[name] = str(folder)
     return config.but(**found)
 
@@ -124,6 +129,17 @@ def _as_it_was(folder: Path, base: Path) -> Plan:
     plan = Plan("finetune", folder, {"base": base}, have.settings)
     plan.inputs = {**have.inputs, "base": stages.fingerprint(base)}
     return plan
+
+
+def _interrupted(adapter: Path) -> str | None:
+    """What an interrupted training of an adapter has left to go on with; None where there is nothing."""
+    file = checkpoint_place(adapter) / CHECKPOINT_FILES[0]
+    try:
+        document, age = read_json(file), time.time() - file.stat().st_mtime
+        step, most = int(document["state"]["step"]), document["key"]["settings"]["max_steps"]
+    except (OSError, PhicliError, ValueError, KeyError, TypeError):
+        return None
+    return f"interrupted, {step}{f' of {int(most)}' if most else ''} steps are kept, from {since(age)}"
 
 
 def _about(target: Path) -> tuple[str, int]:

@@ -127,7 +127,8 @@ def _templates(folder: Path) -> dict[str, str]:
             found[name] = read_text(folder / path, LONGEST)
     found = {name: source for name in ("default", TOOL_USE) if isinstance(source := found.get(name), str) and source}
     if "default" not in found:
-        raise BadInput("the model has no chat template", where=folder)
+        raise BadInput("the model has no chat template", where=folder,
+                       hint="--chat-template FILE, or the tokenizer_config.json of the same model beside its weights")
     if max(map(len, found.values())) > LONGEST:
         raise BadInput(f"chat template: more than {LONGEST:,} characters are not read", where=folder)
     return found

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phicli.artifacts import stages
+from phicli.artifacts.names import CHECKPOINT_FILES
 from phicli.artifacts.places import check_folder_place
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.tensors import check_safetensors
@@ -19,7 +20,7 @@ from phicli.errors import BadInput
 Weights = dict[str, Tensor]  # of an adapter, by the parameter's name
 BEST = "best/"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-FILES = STATE, TENSORS = "state.json", "state.safetensors"
+STATE, TENSORS = CHECKPOINT_FILES
 
 
 class Checkpoint:
@@ -32,7 +33,7 @@ class Checkpoint:
     def __init__(self, folder: Path, key: dict[str, Any]):
         self.folder, self.key = folder, json.loads(json.dumps(key))
         check_folder_place(folder)
-        if folder.is_symlink() or (folder.is_dir() and {p.name for p in folder.iterdir()} - set(FILES)):
+        if folder.is_symlink() or (folder.is_dir() and {p.name for p in folder.iterdir()} - set(CHECKPOINT_FILES)):
             raise BadInput("no checkpoint of phicli's, but what stands where one is needed", where=folder,
                            hint="move it away")
 

@@ -31,3 +31,11 @@ def test_use_refuses_a_workspace_that_is_not_there(cloud, cli, tmp_path):
     done = cli("azure", "use", "--workspace-name", "travel", *cloud.target[2:])
     assert done.code == 4 and f"--workspace-name {WORKSPACE} --resource-group {GROUP}" in done.err
     assert not (tmp_path / "phicli.toml").exists()
+
+
+def test_a_download_of_nothing_asks_which_model(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = cli("download")
+    assert done.code == 2 and "which model?" in done.err and "phicli download azureml:NAME:VERSION" in done.err
+    named = cli("download", "azureml:trip:1")
+    assert named.code == 4 and "which Azure ML workspace?" in named.err

@@ -16,6 +16,7 @@ from phicli.cli.talks import Talks
 from phicli.config import ChatConfig
 from phicli.errors import BadInput, Missing
 from phicli.inference import session as sessions
+from phicli.inference.conversation import Conversation
 from phicli.inference.session import Session
 
 QUESTION = "What is the capital of France?"
@@ -59,6 +60,49 @@ def test_prompt_on_stdin(cli, optimized, typed):
     assert cli("chat", "--root", optimized).code == 3
     typed(b"")
     assert cli("chat", "--root", optimized).code == 2
+
+
+def test_a_question_as_an_argument_with_what_is_piped_in(cli, optimized, typed, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert cli("chat", QUESTION, "--root", optimized).out == cli("chat", "-p", QUESTION, "--root", optimized).out
+    for flags, prompt in ((("Sum up:",), "Sum up:\n\na\nb"), (("-p", "Sum up:"), "Sum up:"), ((), "a\nb")):
+        typed(b"a\nb\n")
+        done = cli("chat", *flags, "--root", optimized, "--compare", "-a", "travel", "--max-new-tokens", "1", "--json")
+        assert json.loads(done.out)["prompt"] == prompt
+    assert cli("chat", "x", "-p", "y", "--root", optimized).code == 2 == cli("chat", "x", "y").code
+
+
+def test_the_only_adapter_answers_people_and_not_programs(cli, optimized, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    folder = shutil.copytree(optimized / "onnx-ao", tmp_path / "onnx-ao")
+    (folder / "adapters" / "cooking.onnx_adapter").unlink()
+
+    def adapter(*flags):
+        done = cli("chat", "--path", folder, "--max-new-tokens", "2", "--json", *flags)
+        return json.loads(done.out)["adapter"], "the only one; --no-adapter" in done.err
+
+    assert adapter(QUESTION) == ("travel", True)
+    assert adapter("-p", QUESTION) == adapter(QUESTION, "--no-adapter") == (None, False)
+    with Talks(folder, ChatConfig(), only=True) as talks:
+        assert talks.last.adapter == "travel" and "adapter:  travel (on)" in talks.described()
+    (folder / "adapters" / "travel.onnx_adapter").write_bytes(b"no adapter")
+    done = cli("chat", "--path", folder, "--max-new-tokens", "2", QUESTION)
+    assert done.code == 0 and done.out and "the only adapter cannot be used, so none is" in done.err
+
+
+def test_compared_answers_come_in_turns_and_are_those_of_each_alone(two_graphs):
+    with Talks(two_graphs / "onnx-ao", ChatConfig(max_new_tokens=12), compare=True) as talks:
+        pieces = []
+        answers = [talks.ask_all(text, lambda *piece: pieces.append(piece), lambda: False)
+                   for text in (QUESTION, "Why?")]
+        turns = [n for n, _ in pieces]
+        assert turns.index(2) < len(turns) - 1 - turns[::-1].index(0)  # the third began before the first was done
+        for number, name in enumerate((None, "cooking", "travel")):
+            alone = Conversation(talks.session, adapter=name, max_new_tokens=12)
+            assert [alone.ask(text).text for text in (QUESTION, "Why?")] == [found[number].text for found in answers]
+        ends = iter((False,) * 9)
+        stopped = talks.ask_all("And?", lambda *piece: None, lambda: next(ends, True))
+        assert [answer.finish_reason for answer in stopped] == ["interrupted"] * 3
 
 
 def test_compare(cli, optimized):
@@ -208,7 +252,7 @@ def test_wrong_input(cli, optimized, flags, code, message):
 
 def test_no_model_yet(cli, tmp_path):
     done = cli("chat", "--root", tmp_path / "none", "-p", "x")
-    assert done.code == 4 and "phicli optimize" in done.err and not (tmp_path / "none").exists()
+    assert done.code == 4 and "phicli run --model" in done.err and not (tmp_path / "none").exists()
 
 
 def test_chat_starts_without_torch_or_transformers(optimized):
@@ -244,13 +288,23 @@ def test_at_a_terminal(optimized, tmp_path):
     try:
         assert "sampling: temperature 0.7, top-p 0.95, top-k 50, seed 0" in until("Ctrl-D leaves")
         os.write(leader, "Où aller, 東京?\r".encode())
+        until("\x1b[?2004l\x1b[?25l")  # the answer is being drawn
+        os.write(leader, b"/ADAPTER travel\r")
+        assert "/ADAPTER" not in until("first token after")  # typed ahead, it is not mixed with the answer
+        until("adapter: travel (on)")
+        os.write(leader, b"\x12O\xc3\xb9")  # Ctrl-R: the question again
+        until("I-search")
+        time.sleep(0.3)
+        os.write(leader, b"\r")
+        time.sleep(0.3)
+        os.write(leader, b"\r")
         until("first token after")
-        os.write(leader, b"/adapter travel\r")
-        until("adapter: travel")
-        os.write(leader, b"\x1b[A\x1b[A\r")  # up, up: the question again
+        os.write(leader, b'"""a\rb"""\r')
         until("first token after")
-        os.write(leader, b"/stats\r")
-        until("turns: 2")
+        os.write(leader, b"/sta\t")
+        until("ts")  # of /stats; only what is new may be drawn
+        os.write(leader, b"\r")
+        until("turns: 3")
         time.sleep(0.5)
         os.write(leader, b"\x04")
         assert child.wait(20) == 0

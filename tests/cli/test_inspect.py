@@ -158,22 +158,30 @@ def test_a_long_row_is_shown_without_its_middle(cli, tmp_path):
     assert "characters…] " in done.out and "end.<|end|>⟧" in done.out and len(done.out) < 6000
 
 
-def test_the_last_line_is_the_command_that_comes_next(cli, tmp_path, monkeypatch):
+def following(done):
+    """The commands that come next."""
+    return [line.removeprefix("next: ") for line in done.err.splitlines() if line.startswith("next: ")]
+
+
+def test_the_commands_that_come_next_are_ready_to_paste(cli, tmp_path, monkeypatch):
     path = tmp_path / "my rows.csv"
     path.write_text("frage,antwort\n" + "".join(f"Question {i}?,Answer {i}.\n" for i in range(9)))
     options = ["--model", "tiny", "--root", tmp_path / "root", "--map", "prompt=frage", "--map", "response=antwort",
                "--format", "prompt-response"]
     done = cli("inspect", path, *options)
-    assert done.out.splitlines()[-1] == (
+    assert following(done) == [
+        f"phicli quantize --model tiny --root {tmp_path}/root --format prompt-response --map prompt=frage "
+        "--map response=antwort",
         f"phicli finetune --model tiny --root {tmp_path}/root --format prompt-response --map prompt=frage "
-        f"--map response=antwort --data '{path}'")
+        f"--map response=antwort --data '{path}'"]
     path.write_text(path.read_text() + "Why?,a &amp; b\n")
     fix, finetune = json.loads(cli("inspect", path, *options, "--json").out)["commands"]
     clean = f"'{tmp_path}/my rows.clean.jsonl'"
     assert fix == (f"phicli inspect '{path}' --model tiny --root {tmp_path}/root --format prompt-response "
                    f"--map prompt=frage --map response=antwort --fix {clean}")
     assert finetune == f"phicli finetune --model tiny --root {tmp_path}/root --data {clean}"
-    assert cli(*shlex.split(fix)[1:]).out.splitlines()[-1] == finetune
+    assert following(cli("inspect", path, *options))[::2] == [fix, finetune]
+    assert following(cli(*shlex.split(fix)[1:]))[-1] == finetune
     assert cli(*shlex.split(finetune)[1:], "--max-steps", 1).code == 4  # no quantized model, but nothing wrong with it
 
 
@@ -182,7 +190,7 @@ def test_held_out_rows_are_given_on(cli, rows, tmp_path):
     held_out.write_text(json.dumps(ROWS[3]) + "\n")
     done = cli("inspect", rows, "--model", "tiny", "--eval-data", held_out)
     assert "of 1 rows in" in done.out and "30 to train on" in done.out
-    assert done.out.splitlines()[-1].endswith(f"--data {rows} --eval-data {held_out}")
+    assert following(done)[-1].endswith(f"--data {rows} --eval-data {held_out}")
     held_out.write_bytes(b"PK\x03\x04")
     done = cli("inspect", rows, "--model", "tiny", "--eval-data", held_out)
     assert done.code == 0 and "held-out rows are not compared" in done.err and "27 to train on" in done.out

@@ -171,6 +171,18 @@ def other_quantization(root):
     stages.write_manifest(root / "awq", stages.Manifest("quantize", {}, {}))
 
 
+def test_what_has_no_slot_is_left_out_by_name(cli, root):
+    shutil.copytree(root / "ft" / "travel", root / "ft" / "dora")
+    path = root / "ft" / "dora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
+    (root / "ft" / "dora" / stages.MANIFEST).unlink(missing_ok=True)
+    done = cli("optimize", "--root", root, "--device", "cpu")
+    assert done.code == 0 and "adapter dora is left out" in done.err and "phicli merge --adapter" in done.err
+    assert [file.name for file in (root / "onnx-ao" / "adapters").glob("*.onnx_adapter")] == ["travel.onnx_adapter"]
+    again = cli("optimize", "--root", root, "--device", "cpu")
+    assert again.code == 0 and "is up to date" in again.err
+
+
 @pytest.mark.parametrize(("damage", "argv", "code", "message"), [
     (None, ("--base", "nowhere/at/all"), 3, "no such model folder"),
     (lambda root: shutil.rmtree(root / "awq"), (), 4, "no quantized model there"),
@@ -182,7 +194,7 @@ def other_quantization(root):
     (None, ("--adapter", "travel", "--adapter", "travel"), 2, "there twice"),
     (break_config, ("--adapter", "travel={root}/ft/travel"), 3, "no adapter_config.json"),
     (truncate_adapter, (), 3, "truncated"),
-    (make_dora, (), 3, "--method lora"),
+    (make_dora, ("--adapter", "travel"), 3, "phicli merge --adapter"),
     (None, ("--device", "npu"), 4, "Olive itself has"),
     (None, ("--device", "qnn"), 4, "QNNContextBinaryGenerator"),
     (None, ("--device", "cud"), 2, "did you mean 'cuda'?"),

@@ -1,16 +1,20 @@
 """`phicli doctor` on this machine as it is, and with things broken that can be broken here."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from phicli.config.layers import Settings
 from phicli.doctor import CHECKS, Light, accounts, software
 from phicli.doctor.gpu import why_not_cuda
+from phicli.doctor.needs import longest_row
 from phicli.doctor.probes import CUDA, Outcome
 from phicli.hardware.driver import gpu_count
+from phicli.text import TextCodec
 
 no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
 
@@ -33,7 +37,14 @@ def test_report_for_people_names_every_check_and_the_cures(cli, tmp_path):
     for name in CHECKS:
         assert any(line.startswith(("green", "yellow")) and f" {name}: " in line for line in lines), name
     assert "\x1b" not in done.out and "5.51 million parameters" in done.out
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("What tiny needs (finetune: 8 rows of ")):]
+    assert max(map(len, table)) <= 80 and [line.split()[1] for line in table if line.startswith("│")] == [
+        "quantize", "finetune", "optimize", "evaluate", "chat"]
     assert "        try: phicli azure use" in done.out  # nobody has chosen a workspace in a test
+    assert lines[-1].startswith("ready for the lab with tiny; with less than there could be: ")
+    told = [line for line in lines if line.startswith("green")]
+    assert not [line for line in told if re.search(r"rror|ailed|failure|unsupported", line)], told
+    assert done.err.splitlines()[-1] == f"next: phicli run --model tiny --root {tmp_path} --device cpu"
 
 
 def test_document_and_what_each_step_needs(cli, tmp_path):
@@ -50,6 +61,11 @@ def test_document_and_what_each_step_needs(cli, tmp_path):
     assert f"({takes / 1e9:.1f} GB where {room / 1e9:.1f} GB are free)" in found["memory"]["found"]
     assert found["onnxruntime"]["figures"]["used"] == ["CPUExecutionProvider"]
     assert 7e9 < found["model"]["figures"]["bytes"] < 8e9
+    needs = document["needs"]
+    assert needs["before"] == {"download": found["model"]["figures"]["bytes"]} and list(needs["steps"]) == list(wanted)
+    assert {step: one["memory"] for step, one in needs["steps"].items()} == wanted
+    assert needs["steps"]["finetune"]["gpu_of_gb"] == 12 and "finetune" not in needs["gpus"]["8"]
+    assert needs["gpus"]["80"] == list(wanted) and "chat" in needs["gpus"]["6"]
 
 
 @no_gpu
@@ -70,6 +86,14 @@ def test_a_gpu_that_is_there_is_used_by_torch_and_onnxruntime(cli, tmp_path):
     assert found["onnxruntime CUDA"]["figures"]["used"][0] == CUDA
     assert "cublas" in found["onnxruntime CUDA"]["figures"]["libraries"]
     assert found["torch"]["figures"]["gpus"][0]["right"]
+
+
+def test_rows_are_as_long_as_finetune_finds_them(data_file, tiny):
+    settings, codec = Settings(), TextCodec(tiny)
+    rows = [json.loads(line) for line in data_file.read_text().splitlines()]
+    longest = max(len(codec.encode_chat([{"role": "user", "content": row["prompt"]},
+                                         {"role": "assistant", "content": row["response"]}])) for row in rows)
+    assert longest / 1.3 < longest_row(settings) < longest * 1.3
 
 
 def test_a_package_of_the_wrong_version_and_one_that_crashes(cli, tmp_path, monkeypatch):
@@ -160,7 +184,7 @@ def test_sign_in_is_told_from_files_and_variables(tmp_path, monkeypatch):
 
 def test_errors_of_something_missing_point_to_the_doctor(cli, tmp_path):
     missing = cli("chat", "--root", tmp_path / "none", "--prompt", "hello")
-    assert missing.code == 4 and missing.err.rstrip().endswith("  see: phicli doctor")
+    assert missing.code == 4 and missing.err.rstrip().endswith(f"  see: phicli doctor --root {tmp_path}/none")
     wrong = cli("inspect", tmp_path / "none.jsonl")
     assert wrong.code == 3 and "doctor" not in wrong.err
 

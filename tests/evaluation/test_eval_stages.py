@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from phicli.artifacts.stages import write_sealed
 from phicli.errors import BadInput, Missing
+from phicli.evaluation.plan import EvaluationPlan
 from phicli.evaluation.stages import find_stages
 
 
@@ -56,3 +58,10 @@ def test_damaged_adapter_settings(tmp_path):
     (tmp_path / "ft" / "travel" / "adapter_config.json").write_text("[]")
     with pytest.raises(BadInput, match="damaged"):
         find_stages(tmp_path, "tiny", "awq", None)
+
+
+def test_rows_that_are_gone_are_no_fault_of_the_result(tmp_path):
+    write_sealed(tmp_path / "evaluation.json", {"stages": [], "inputs": {}, "settings": {}, "versions": {}})
+    plan = EvaluationPlan("evaluate", tmp_path / "evaluation.json", {"eval_data": tmp_path / "gone.jsonl"}, {})
+    with pytest.raises(BadInput, match=r"^\S*gone.jsonl: cannot be read"):
+        plan.verdict()

@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from phicli.checkpoints.peft_folder import read_peft
+from phicli.checkpoints.copies import check_copies
+from phicli.checkpoints.peft_folder import NoSlot, read_peft
 from phicli.errors import BadInput
 from phicli.export import graph_inputs
 from phicli.export.adapters import check_adapter, convert_adapter
@@ -112,7 +113,7 @@ def test_a_fused_module_on_separate_slots(tmp_path):
 
 
 @pytest.mark.parametrize("config", [
-    {"peft_type": "LOHA"}, {"peft_type": "LOKR"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]},
+    {"peft_type": "LOHA"}, {"peft_type": "LOKR"}, {"use_dora": True}, {"modules_to_save": ["norm"]},
     {"bias": "all"}, {"lora_bias": True}, {"init_lora_weights": "pissa_niter_4"}, {"use_qalora": True},
     {"trainable_token_indices": [1]},
 ])
@@ -122,6 +123,63 @@ def test_what_is_not_plain_lora_is_named(tmp_path, config):
         read_peft(folder)
     named = next(iter(config.values() if "peft_type" in config or "init_lora_weights" in config else config))
     assert str(named) in str(caught.value) and caught.value.hint
+
+
+def renamed(folder, copy, change, file="adapter_model.safetensors", **config):
+    """A folder with the same matrices under other names."""
+    copy.mkdir()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(dict(change(name, tensor) for name, tensor in tensors.items()), copy / file)
+    known = json.loads((folder / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config or known))
+    return copy
+
+
+@pytest.mark.parametrize("name", [
+    lambda name: name.replace(".weight", ".default.weight"), lambda name: name.replace(".weight", ".mine.weight"),
+    lambda name: f"module.{name}", lambda name: name.replace("model.model.", "model._orig_mod.model."),
+])
+def test_names_of_other_savers(tmp_path, name):
+    folder = peft(tmp_path / "peft", {"self_attn.o_proj": (8, 8)})
+    other = renamed(folder, tmp_path / "other", lambda old, tensor: (name(old), tensor))
+    assert same(read_peft(other), read_peft(folder))
+
+
+def same(one, two) -> bool:
+    return one.keys() == two.keys() and all(
+        np.array_equal(one[name].a, two[name].a) and np.array_equal(one[name].b, two[name].b)
+        and one[name].scaling == two[name].scaling for name in one)
+
+
+def test_an_adapter_of_mlx(tmp_path):
+    folder = peft(tmp_path / "peft", {"self_attn.o_proj": (8, 8)})
+
+    def change(name, tensor):
+        name = name.removeprefix("base_model.model.").removesuffix(".weight")
+        return name.replace("lora_A", "lora_a").replace("lora_B", "lora_b"), np.ascontiguousarray(tensor.T)
+
+    given = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0}, "num_layers": 2}
+    other = renamed(folder, tmp_path / "mlx", change, "adapters.safetensors", **given)
+    assert same(read_peft(other), read_peft(folder))
+    given["lora_parameters"] = {"rank": "2"}
+    with pytest.raises(BadInput, match="rank or scale is no number"):
+        read_peft(renamed(folder, tmp_path / "bad", change, "adapters.safetensors", **given))
+
+
+def test_saved_copies_of_embeddings(tiny, tmp_path):
+    """The model's own are nothing to an adapter; trained ones are more than slots can hold."""
+    folder = peft(tmp_path / "peft", {"self_attn.o_proj": (8, 8)})
+    tensors = load_file(folder / "adapter_model.safetensors")
+    own = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
+    key = "base_model.model.model.embed_tokens.weight"
+    for rows, remarks in ((own.astype(np.float32), 0), (np.concatenate([own, own[:2]]), 1)):
+        save_file({**tensors, key: rows}, folder / "adapter_model.safetensors")
+        assert len(check_copies(folder, tiny)) == remarks and len(read_peft(folder)) == 2
+    trained = own.copy()
+    trained[7, 3] += 0.01
+    save_file({**tensors, key: trained}, folder / "adapter_model.safetensors")
+    with pytest.raises(NoSlot, match="it was trained"):
+        check_copies(folder, tiny)
 
 
 @pytest.mark.parametrize(("modules", "layers", "message"), [

@@ -4,8 +4,12 @@ import contextlib
 import json
 import shutil
 import struct
+import tempfile
 from functools import cache
+from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from fuzzing import EXPECTED, changed, fuzzed, mutated, to_json, values
 from hypothesis import strategies as st
@@ -15,7 +19,9 @@ from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export.adapters import check_adapter
 from phicli.export.slots import read_slots
+from phicli.hub.gguf import _write_weights, judge_gguf
 from phicli.hub.models import check_model
+from phicli.progress import SILENT
 from phicli.resources import size_of_config, size_of_folder
 from phicli.text import TextCodec
 from phicli.workflow.plan import State, judge
@@ -50,6 +56,44 @@ def test_safetensors_headers(tmp_path, data):
         return
     assert all(entry["data_offsets"][1] <= len(data) for entry in header.values())
     assert size.weight_bytes == len(data) and size.params >= 0
+
+
+@cache
+def small_gguf() -> bytes:
+    """A Phi-3 of one layer, 32 wide, and 8 tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = gguf.GGUFWriter(f"{folder}/m.gguf", "phi3")
+        for key, count in (("block_count", 1), ("context_length", 64), ("embedding_length", 32), ("vocab_size", 8),
+                           ("feed_forward_length", 64), ("attention.head_count", 2), ("attention.head_count_kv", 1)):
+            writer.add_uint32(f"phi3.{key}", count)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(list("abcdefgh"))
+        shapes = {"token_embd": (8, 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,),
+                  "blk.0.attn_qkv": (64, 32), "blk.0.attn_output": (32, 32), "blk.0.ffn_up": (128, 32),
+                  "blk.0.ffn_down": (32, 64), "rope_factors_long": (8,), "rope_factors_short": (8,)}
+        for name, shape in shapes.items():
+            writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return Path(f"{folder}/m.gguf").read_bytes()
+
+
+@fuzzed(data=st.deferred(lambda: st.one_of(st.just(small_gguf()), mutated(small_gguf()),
+                                           mutated(small_gguf()[:1200]))))
+def test_gguf_files(tmp_path, data):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    try:
+        header, config = judge_gguf(path)
+        _write_weights(header, config, tmp_path / "out", SILENT)
+    except EXPECTED as e:
+        assert str(path) in str(e)
+        assert data != small_gguf()
+    else:
+        assert config["num_hidden_layers"] == 1
 
 
 @fuzzed(config=st.one_of(changed(PEFT).map(to_json), mutated(to_json(PEFT)), values.map(to_json)), weights=headers,

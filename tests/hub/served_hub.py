@@ -39,7 +39,10 @@ class _Hub(BaseHTTPRequestHandler):
             self.answer(json.dumps([{"type": "file", "path": name, "size": len(data), "oid": _tag(data)}
                                     for name, data in self.files.items()]).encode())
         elif path.startswith(f"{self.prefix}/owner/served/resolve/"):
-            self.answer(self.files[path.rpartition("/")[2]])
+            name = path.rpartition("/")[2]
+            known = name in self.files
+            self.answer(self.files.get(name, b"{}"), 200 if known else 404,
+                        {} if known else {"X-Error-Code": "EntryNotFound"})
         else:
             self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
 

@@ -7,6 +7,7 @@ from family_models import FAMILIES, make
 
 from phicli import Conversation, Session, optimize, quantize
 from phicli.checkpoints.loading import load_base
+from phicli.inference.generator import PREFILL_CHUNK
 
 BORDER = 4096
 
@@ -41,15 +42,28 @@ def test_an_answer_that_crosses_it(models):
     assert [generator.next_token() for _ in range(12)] == greedy(model, ids, 12)
 
 
+def test_a_long_prompt_in_parts(models):
+    """Which keep the logits of few tokens in memory."""
+    _, session = models
+    ids = np.random.default_rng(2).integers(10, 4000, BORDER + 100).tolist()
+    whole, parts = session.generator(len(ids)), session.generator(len(ids))
+    whole.append_tokens(ids)
+    parts.expect_long()
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        parts.append_tokens(ids[start : start + PREFILL_CHUNK])
+    assert np.abs(parts.logits()[-1] - whole.logits()[-1]).max() < 1e-3
+
+
 def test_a_turn_that_crosses_it(models):
     model, session = models
     conversation = Conversation(session, max_new_tokens=6)
-    messages = []
+    messages, cached = [], []
     for text in ("train and harbour " * 1000, "bread " * 1100, "And then?"):
         messages.append({"role": "user", "content": text})
         ids = session.codec.encode_chat(messages)
         answer = conversation.ask(text)
+        cached.append(answer.cached_tokens)
         wanted = greedy(model, ids, 6, session.end_ids)
         assert answer.text == session.codec.decode([token for token in wanted if token not in session.end_ids])
         messages.append({"role": "assistant", "content": answer.text})
-    assert len(ids) > BORDER and answer.cached_tokens > BORDER
+    assert cached[:2] == [0, 0] and cached[2] > BORDER

@@ -314,7 +314,7 @@ def test_no_words(tmp_path, error):
     class Panic(BaseException): pass
     from phicli.cli.repl import Repl
     def read(): raise {error}
-    Repl([None], None, None, read, None, None).run()""")
+    Repl(None, read, None, None).run()""")
     wanted = f"phicli.cli.repl.run: unexpected {error.partition('(')[0]}"
     assert done.returncode == 1 and wanted in done.stderr and "Traceback" not in done.stderr, done
 

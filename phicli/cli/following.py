@@ -1,0 +1,98 @@
+"""What to type next, ready to paste: a command with the settings that the present one was given."""
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from phicli.config.azure import UploadConfig
+from phicli.config.layers import Settings
+from phicli.config.setting import Setting, StepConfig, settings_of
+from phicli.config.steps import (
+    ChatConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    InspectConfig,
+    LabConfig,
+    LogsConfig,
+    OptimizeConfig,
+    QuantizeConfig,
+)
+from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
+
+Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file
+CONFIGS: Mapping[str, type[StepConfig]] = {
+    **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
+                                          EvaluateConfig, LabConfig, DoctorConfig, LogsConfig,
+                                          UploadConfig)}, "status": LabConfig}
+WHERE = ("model", "root", "device")  # what a command of a hint takes along
+CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
+
+
+class Following:
+    """The settings of the present command, for those that come after it.
+
+    Args:
+        settings: the layers under the flags. given: the flags by name. own: the settings that they are of.
+    """
+
+    def __init__(self, settings: Settings, given: Mapping[str, Any], own: Mapping[str, Setting]):
+        self.settings, self.given, self.own = settings, given, own
+
+    def line(self, command: str, *more: str, only: Collection[str] | None = None) -> str:
+        """A command line; `more` are arguments beside those taken along, `only` names the settings to take."""
+        config = os.environ.get("PHICLI_CONFIG")
+        parts = ["phicli", *(["--config", config] if config else []), *command.split()]
+        for name, setting in settings_of(CONFIGS[command]).items() if command in CONFIGS else ():
+            if setting.key and (only is None or name in only) and not _has(more, name, setting):
+                parts += self._spelt(name, setting)
+        return shlex.join([*parts, *more])
+
+    def whole(self, line: str) -> str:
+        """A command line that has all its settings already, with the present settings file."""
+        return self.line(*shlex.split(line)[1:], only=())
+
+    def _spelt(self, name: str, setting: Setting) -> list[str]:
+        own = self.own.get(name)
+        flag = self.given.get(name) if own and (own.key == setting.key or name == "device") else None
+        found = self.settings.get(setting, flag)
+        if found.origin not in ("flag", setting.env) or found.value is None:
+            return []
+        values = found.value if isinstance(found.value, tuple) else (found.value,)
+        if setting.argument:
+            return list(values)
+        spelling = (setting.flags or (_option(name),))[0]
+        if setting.kind is bool:
+            return [spelling.split("/")[0 if found.value else -1]]
+        return [part for value in values for part in (spelling, str(value))]
+
+    def complete(self, error: PhicliError, command: str) -> None:
+        """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""
+        def completed(match: re.Match[str]) -> str:
+            own = {"--model", "-m", "--root"} & set(match[2].split())
+            return self.line(match[1], only=("device",) if own else WHERE) + match[2]
+
+        if error.hint:
+            error.hint = CALL.sub(completed, error.hint)
+        elif isinstance(error, RemoteError):
+            error.hint = self.line("doctor", "--online", only=WHERE)
+        elif isinstance(error, UsageError | BadInput):
+            data = self._data_of(error)
+            error.hint = self.line("inspect", data) if data and command != "inspect" else f"phicli {command} --help"
+        error.see = self.line("doctor", only=WHERE)  # type: ignore[attr-defined]
+
+    def _data_of(self, error: PhicliError) -> str | None:
+        """The file of rows in which an error was found."""
+        return next((name for name in self.given.get("data") or () if str(error.where).startswith(f"{name}:")), None)
+
+
+def _has(more: Sequence[str], name: str, setting: Setting) -> bool:
+    if setting.argument:
+        return any(not part.startswith("-") for part in more)
+    return any(flag in more for flag in setting.flags or (_option(name),))
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

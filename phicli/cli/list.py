@@ -1,0 +1,38 @@
+"""`phicli list`: the models and adapters here, and phicli's caches, with their sizes."""
+
+from collections.abc import Sequence
+
+from phicli.cli import console, options
+from phicli.cli.following import Next
+from phicli.config.layers import Settings
+
+
+def list(json: options.Json = False) -> Sequence[Next]:
+    """List the models in the folder models, their adapters, and phicli's own caches, with sizes.
+
+    Examples:
+      phicli list
+      phicli list --json
+    More: docs/housekeeping.md
+    """
+    from phicli.steps.inventory import caches, kept_models, size_on_disk
+
+    models = kept_models(Settings())
+    kept = {name: sum(map(size_on_disk, places)) for name, places in caches()}
+    if json:
+        console.result_json({"caches": kept, "models": [
+            {"name": one.name, "root": str(one.root), "model": one.model, "made": [
+                {"step": made.step, "place": str(made.place), "created": made.created, "bytes": made.bytes}
+                for made in one.made]} for one in models]})
+    else:
+        rows = []
+        for one in models:
+            stages = ", ".join(made.place.name for made in one.made if not made.is_adapter)
+            rows.append((one.name, f"{one.model or '?'}: {stages or 'adapters only'}", max(
+                (made.created for made in one.made), default=""), console.size(size_on_disk(one.root))))
+            rows += [(f"{one.name}/{made.place.name}", "adapter", made.created, console.size(made.bytes))
+                     for made in one.made if made.is_adapter]
+            rows += [(f"{one.name}/{name}", "training that was not finished", "", "") for name in one.unfinished]
+        rows += [(name, "what phicli can make or fetch again", "", console.size(size)) for name, size in kept.items()]
+        console.result_table(("name", "what", "made", "size"), rows)
+    return [("chat", "--model", one.model) for one in models if one.model and one.chats][:1] or [("run",)]

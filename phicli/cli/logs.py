@@ -1,0 +1,45 @@
+"""`phicli logs`: what libraries said while a command ran."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from phicli.cli import console, options
+from phicli.config.steps import LogsConfig
+from phicli.errors import UsageError
+
+LONGEST = 1 << 20  # bytes shown of a log, its last
+
+
+def logs(
+    config: LogsConfig,
+    command: Annotated[str | None, typer.Argument(help="Command whose last log is shown", metavar="COMMAND",
+                                                  show_default=False)] = None,
+    json: options.Json = False,
+) -> None:
+    """List the logs under the root, or show the last one of a command: what libraries said while it ran.
+
+    Examples:
+      phicli logs
+      phicli logs finetune --model tiny
+    More: docs/housekeeping.md
+    """
+    from phicli.artifacts.logs import find_logs
+    from phicli.artifacts.reading import open_regular
+
+    found = find_logs(config.root_folder)
+    if command:
+        if command not in found:
+            raise UsageError(f"no log of {command}; there are: {', '.join(found) or 'none'}",
+                             where=config.root_folder / "logs", hint="phicli logs")
+        with open_regular(found[command]) as file:
+            file.seek(max(0, found[command].stat().st_size - LONGEST))
+            console.result(file.read(LONGEST).decode("utf-8", "replace").rstrip("\n"))
+        return
+    rows = [(name, str(path), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime)),
+             path.stat().st_size) for name, path in found.items()]
+    if json:
+        console.result_json([dict(zip(("command", "path", "written", "bytes"), row, strict=True)) for row in rows])
+    else:
+        console.result_table(("command", "log", "written", "size"), [(*row[:3], console.size(row[3])) for row in rows])

@@ -1,0 +1,30 @@
+"""`phicli merge`: an adapter into the weights of a model."""
+
+from dataclasses import asdict
+
+from phicli.cli import console, options
+from phicli.config.steps import MergeConfig
+
+
+def merge(config: MergeConfig, json: options.Json = False) -> None:
+    """Merge an adapter into a model's weights: a Hugging Face folder that every step takes as --model or --base.
+
+    Examples:
+      phicli merge --model tiny --adapter travel
+      phicli merge --adapter travel --precision int4
+    More: docs/merge.md
+    """
+    with console.task_log("merge", config.root_folder) as progress:
+        from phicli.steps.merge import merge as merge_adapter
+
+        folder, manifest = merge_adapter(config, progress)
+    if json:
+        console.result_json({"folder": str(folder), **asdict(manifest)})
+        return
+    console.result(str(folder))
+    line = f"{console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
+    if errors := manifest.quality.get("layer_errors"):
+        line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
+    if manifest.quality.get("distilled"):
+        line += ", KL to the merged model {:.4f} -> {:.4f}".format(*manifest.quality["distilled"])
+    console.note(line)

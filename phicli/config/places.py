@@ -1,0 +1,49 @@
+"""Where the settings file is, and what the relative paths in it mean."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts.private import others_can_write
+from phicli.config.setting import Setting
+
+CONFIG_NAME = "phicli.toml"
+_WEIGHT = re.compile(r":[\d.]+$")  # of data: rows.jsonl:2
+
+
+def find_settings_file() -> Path | None:
+    """phicli.toml of the working folder, or of the nearest folder above it, up to the home folder or the top.
+
+    Above the working folder, a file that another user could have put there does not count.
+
+    Returns:
+        its path as seen from the working folder; None where there is none.
+    """
+    if Path(CONFIG_NAME).is_file():
+        return Path(CONFIG_NAME)
+    try:
+        here, home = Path.cwd(), Path(os.path.realpath(os.path.expanduser("~")))  # noqa: PTH111 (may be no home)
+        for depth, folder in enumerate([] if here == home else here.parents, 1):
+            if os.path.isfile(folder / CONFIG_NAME) and not others_can_write(folder / CONFIG_NAME):  # noqa: PTH113
+                return Path(*[".."] * depth, CONFIG_NAME)
+            if folder == home:
+                break
+    except OSError:  # the working folder is gone, or lies where this user may not look
+        pass
+    return None
+
+
+def placed(setting: Setting, value: Any, folder: Path) -> Any:
+    """A value of a file in `folder`, its relative paths as seen from the working folder.
+
+    What may be the name of something else, a model of the hub's, say, is a path where there is such a file or folder.
+    """
+    if isinstance(value, tuple):
+        return tuple(placed(setting, one, folder) for one in value)
+    if not setting.path or not isinstance(value, str) or not value or value[0] in "~-" or "\0" in value:
+        return value
+    there = folder / value
+    if setting.reference and value[0] != "." and not os.path.exists(_WEIGHT.sub("", str(there))):  # noqa: PTH110
+        return value
+    return value if folder == Path() else str(there)

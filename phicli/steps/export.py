@@ -1,0 +1,138 @@
+"""Writing what other programs take: GGUF, a zip, Foundry Local's folder, a model package, an adapter as PEFT."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EXPORTED, FINETUNED, ONNX_FOLDER
+from phicli.artifacts.publishing import beside, publishing_file
+from phicli.checkpoints.linears import linear_shapes
+from phicli.config.steps import ExportConfig, MergeConfig
+from phicli.errors import BadInput, UsageError
+from phicli.export import packages
+from phicli.export.gguf import convert_to_gguf, find_converter
+from phicli.export.sources import Source
+from phicli.hub.models import read_config, resolve_model
+from phicli.libraries import subdued
+from phicli.progress import SILENT, Progress
+from phicli.steps.merge import choose_adapter, choose_base, merge
+from phicli.workflow.plan import Plan
+
+FILES = {"zip": ".zip", "gguf": ".gguf"}  # what is one file, and how its name ends
+
+
+@subdued()
+def export(config: ExportConfig, progress: Progress = SILENT) -> Path:
+    """Write a model or an adapter as another program takes it.
+
+    Returns:
+        the file or folder: `output`, or one under `root`/export.
+
+    Raises:
+        UsageError: options that do not go together. BadInput: nothing that could be exported so.
+        Missing: no such model yet, no converter, no space.
+    """
+    if config.adapter and config.to not in ("gguf", "peft"):
+        raise UsageError(f"--adapter goes with --to gguf or peft, not {config.to}", where="--adapter",
+                         hint="phicli optimize --merge ADAPTER, then export --path that folder")
+    write = {"zip": _zip, "foundry-local": _foundry, "olive": _olive, "gguf": _gguf, "peft": _peft}
+    return write[config.to](config, progress)
+
+
+def _onnx(config: ExportConfig) -> Path:
+    return Path(config.path or config.root_folder / ONNX_FOLDER)
+
+
+def _name(config: ExportConfig) -> str:
+    """What the model is called: by its root, and by the folder of the ONNX model where that is not the usual one."""
+    own = _onnx(config).name
+    return config.root_folder.resolve().name + (own.removeprefix(ONNX_FOLDER) if own != ONNX_FOLDER else "")
+
+
+def _place(config: ExportConfig, name: str) -> Path:
+    """Where the result goes. Raises BadInput: a file is there that an earlier export has not put there."""
+    ending = FILES.get(config.to, "")
+    place = Path(config.output or config.root_folder / EXPORTED / f"{name}{ending or f'-{config.to}'}")
+    if ending and config.output and place.exists():
+        raise BadInput("is there already", where=place, hint="remove it, or name another --output")
+    return place
+
+
+def _zip(config: ExportConfig, progress: Progress) -> Path:
+    place = _place(config, _name(config))
+    with publishing_file(place) as fresh, beside(place.with_name(f"{place.name}.work")) as scratch:
+        packages.write_zip(_onnx(config), fresh, scratch)
+    return place
+
+
+def _foundry(config: ExportConfig, progress: Progress) -> Path:
+    folder, name = _onnx(config), _name(config)
+    if held := [path.name.removesuffix(ADAPTER_SUFFIX) for path in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}")]:
+        progress.warn(f"Foundry Local knows no adapters: {', '.join(sorted(held))} stay behind; for a model with one: "
+                      "phicli optimize --merge ADAPTER, then export --path that folder")
+    plan = Plan("export", _place(config, name), {"model": folder}, {"to": config.to, "name": name})
+    return _published(plan, progress, lambda fresh: packages.write_foundry(folder, fresh, name))
+
+
+def _olive(config: ExportConfig, progress: Progress) -> Path:
+    folder, name = _onnx(config), _name(config)
+    plan = Plan("export", _place(config, name), {"model": folder}, {"to": config.to, "name": name})
+
+    def write(fresh: Path) -> None:
+        with TemporaryDirectory(prefix=".package-", dir=fresh.parent) as scratch:
+            packages.write_olive_package(folder, fresh, name, Path(scratch))
+
+    return _published(plan, progress, write)
+
+
+def _gguf(config: ExportConfig, progress: Progress) -> Path:
+    converter = find_converter(config.converter)
+    name = _name(config) + (f"-{choose_adapter(config.adapter, config.root_folder / FINETUNED).name}"
+                            if config.adapter else "")
+    place = _place(config, f"{name}-{config.outtype}")
+    if config.adapter:
+        model = merge(MergeConfig(model=config.model, root=config.root, adapter=config.adapter), progress).folder
+    else:
+        model = resolve_model(config.model, progress)
+    if read_config(model).get("quantization_config"):
+        raise BadInput("is quantized, which llama.cpp's converter does not take", where=model,
+                       hint="--model with the unquantized model")
+    progress.note(f"running {' '.join(converter)}")
+    with publishing_file(place) as fresh:
+        convert_to_gguf(converter, model, fresh, config.outtype)
+    return place
+
+
+def _peft(config: ExportConfig, progress: Progress) -> Path:
+    from phicli.export.portable_adapter import for_original, write_adapter
+
+    adapter = choose_adapter(config.adapter, config.root_folder / FINETUNED)
+    base = choose_base(MergeConfig(model=config.model, root=config.root), adapter, progress)
+    method = (read_config(base).get("quantization_config") or {}).get("quant_method")
+    sources = {"adapter": adapter, "base": base}
+    if method == "awq":
+        sources["original"] = resolve_model(config.model, progress)
+    plan = Plan("export", _place(config, adapter.name), sources, {"to": config.to, "model": config.model})
+    source = Source(adapter.name, adapter)
+    for remark in source.check_kind(base):
+        progress.warn(remark)
+    source.check(linear_shapes(base), plan.inputs["base"], progress)
+
+    def write(fresh: Path) -> None:
+        loras = for_original(source.loras, base, sources["original"]) if method == "awq" else source.loras
+        write_adapter(loras, fresh, config.model)
+        if source.template.is_file():
+            shutil.copyfile(source.template, fresh / source.template.name)
+
+    return _published(plan, progress, write)
+
+
+def _published(plan: Plan, progress: Progress, write: Callable[[Path], object]) -> Path:
+    """The folder of a plan, filled by `write` where it is not up to date."""
+    if plan.finished(False, progress) is None:
+        with plan.locked(False, progress) as done:
+            if done is None:
+                with plan.publishing() as (fresh, _):
+                    write(fresh)
+    return plan.target

@@ -1,0 +1,136 @@
+"""What steps would do, and why, with how much time and space; nothing is made. Imports no torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts import stages
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
+from phicli.config.layers import Settings
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
+from phicli.errors import Missing, PhicliError
+from phicli.hardware.driver import gpu_count
+from phicli.progress import SILENT
+from phicli.resources import Estimate, size_of_model, step_estimates
+from phicli.resources.times import products_a_second, seconds_on_cpu
+from phicli.steps.lab import STEPS, Lab, check_range
+from phicli.steps.status import NOT_HERE, as_local, stage_statuses
+from phicli.training.recipe import DEFAULT_STEPS
+from phicli.workflow.plan import Plan, State
+
+ALWAYS = ("inspect", "chat")  # the steps that keep nothing which could be up to date
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a step would do. action: "run" or "nothing"; seconds: about, or of the last time; None where not known.
+
+    memory, gpu, disk: bytes, None where the model's size is not known.
+    """
+
+    step: str
+    action: str
+    why: str
+    place: str
+    seconds: float | None = None
+    last_time: bool = False
+    memory: float | None = None
+    gpu: float | None = None
+    disk: float | None = None
+
+
+def forecast_step(settings: Settings, flags: dict[str, Any], step: str) -> Forecast:
+    """What one step would do with these settings. Raises what the step raises before it begins to work."""
+    lab = Lab(settings, flags, SILENT)
+    place = _places(lab).get(step, Path())
+    if step in ALWAYS:
+        data = ", ".join(lab.config(InspectConfig).data)
+        return _Forecasts(lab).one(step, True, "looks at rows, keeps nothing", data)
+    try:
+        plan = _plan(lab, step)
+    except Missing as e:
+        if not e.message.endswith(NOT_HERE):
+            raise
+        return _Forecasts(lab).one(step, True, f"{e.message}, and is fetched first", place)
+    verdict = plan.verdict()
+    if not verdict.current:
+        plan.check_place()
+    runs, why = bool(flags.get("force")) or not verdict.current, verdict.reason or str(verdict.state)
+    return _Forecasts(lab).one(step, runs, "asked for" if verdict.current and runs else why, plan.target)
+
+
+def forecast_lab(settings: Settings, flags: dict[str, Any], first: str | None, last: str | None) -> Sequence[Forecast]:
+    """What `run_lab` would do, step by step. Raises UsageError as it does."""
+    begin, end = check_range(first, last)
+    lab = Lab(settings, flags, SILENT)
+    found = {(one.step, one.place): one for one in stage_statuses(settings, flags)}
+    forecasts, places = _Forecasts(lab), _places(lab)
+    made = []
+    for number, step in enumerate(STEPS[: end + 1]):
+        if step in ALWAYS:
+            made.append(forecasts.one(step, True, "always", ""))
+            continue
+        one = found[step, str(places[step])]
+        again = flags.get("force") or number >= begin
+        runs = again or one.state != State.CURRENT
+        made.append(forecasts.one(step, runs, "asked for" if again else one.why or one.state, places[step]))
+    return made
+
+
+def _places(lab: Lab) -> dict[str, Path]:
+    return {"quantize": lab.root / lab.config(QuantizeConfig).algorithm,
+            "finetune": lab.root / FINETUNED / lab.config(FinetuneConfig).name,
+            "optimize": lab.root / ONNX_FOLDER, "evaluate": lab.root / EVALUATION}
+
+
+def _plan(lab: Lab, step: str) -> Plan:
+    from phicli.evaluation.plan import plan_evaluate
+    from phicli.export.plan import plan_optimize
+    from phicli.steps.finetune import plan_finetune
+    from phicli.steps.quantize import plan_quantize
+
+    plans: Mapping[str, Callable[[], Plan]] = {
+        "quantize": lambda: plan_quantize(as_local(lab.config(QuantizeConfig))),
+        "finetune": lambda: plan_finetune(as_local(lab.config(FinetuneConfig))),
+        "optimize": lambda: plan_optimize(as_local(lab.config(OptimizeConfig))),
+        "evaluate": lambda: plan_evaluate(as_local(lab.config(EvaluateConfig))),
+    }
+    return plans[step]()
+
+
+class _Forecasts:
+    """Forecasts for one model: its size and the machine's speed are asked for once."""
+
+    def __init__(self, lab: Lab):
+        quantize = self.quantize = lab.config(QuantizeConfig)
+        self.finetune = lab.config(FinetuneConfig)
+        self.size = size_of_model(quantize.model)
+        gpu = quantize.device == "cuda" or (quantize.device == "auto" and gpu_count() > 0)
+        self.estimates: Mapping[str, Estimate] = {}
+        self.rate = None if gpu or not self.size else products_a_second()
+        if self.size:
+            self.estimates = step_estimates(self.size, "cuda" if gpu else "cpu", lab.config)
+
+    def one(self, step: str, runs: bool, why: str, place: str | Path) -> Forecast:
+        """The forecast of one step. why: it runs, or not."""
+        if not runs:
+            return Forecast(step, "nothing", why, str(place))
+        seconds, last_time = self._seconds(step, Path(place))
+        need = self.estimates.get(step)
+        return Forecast(step, "run", why, str(place), seconds, last_time, *(
+            (need.memory, need.gpu, need.disk) if need else ()))
+
+    def _seconds(self, step: str, place: Path) -> tuple[float | None, bool]:
+        """Of the result that is there, else an estimate."""
+        try:
+            have = stages.read_manifest(place) if place.is_dir() else None
+        except PhicliError:
+            have = None
+        if have and have.step == step and have.seconds:
+            return have.seconds, True
+        if not self.rate or not self.size or step in ALWAYS or (step == "finetune" and self.finetune.epochs):
+            return None, False
+        rows = (self.finetune.max_steps or DEFAULT_STEPS) * self.finetune.batch_size
+        tokens = self.quantize.samples * self.quantize.seq_len
+        return seconds_on_cpu(step, self.size, self.rate, tokens, rows), False

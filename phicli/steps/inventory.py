@@ -1,0 +1,125 @@
+"""What phicli has made and keeps on this machine: models with their stages and adapters, and caches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts import stages
+from phicli.artifacts.cache import user_cache
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, checkpoint_place, unpublished_place
+from phicli.config.layers import Settings
+from phicli.config.shared import MODELS
+from phicli.config.steps import QUANTIZE_ALGORITHMS
+from phicli.errors import BadInput, PhicliError, UsageError
+from phicli.hub.roots import model_of
+
+CACHE = "cache"  # what begins the name of a cache: cache/azure
+CACHES = {"hashes": "hashes", "kernels": "ops-*", "azure": "azure"}  # name -> in the user's cache folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """A result under a root. step: that made it; created: date, "" where it is damaged; about: the manifest."""
+
+    step: str
+    place: Path
+    created: str
+    bytes: int
+    about: dict[str, Any]
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.place.parent.name == FINETUNED
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model's root in the folder of models. name: of its folder; model: what it was made from."""
+
+    name: str
+    root: Path
+    model: str | None
+
+    @cached_property
+    def made(self) -> list[Made]:
+        """Its results, in the order of the lab."""
+        places = [self.root / name for name in QUANTIZE_ALGORITHMS]
+        places += sorted(path.parent for path in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}"))
+        found = [_made(place) for place in [*places, self.root / ONNX_FOLDER] if (place / stages.MANIFEST).is_file()]
+        evaluation = self.root / EVALUATION
+        return found + ([_evaluated(evaluation)] if evaluation.is_file() else [])
+
+    @property
+    def adapters(self) -> list[str]:
+        return [one.place.name for one in self.made if one.is_adapter]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of adapters whose training was interrupted, or not published."""
+        found = (path.name[1:].rpartition(".")[0] for path in self.root.glob(f"{FINETUNED}/.*.*") if path.is_dir())
+        return sorted({name for name in found if any(place(self.root / FINETUNED / name).is_dir()
+                                                     for place in (checkpoint_place, unpublished_place))})
+
+    @property
+    def chats(self) -> bool:
+        """Whether there is a model that chat can open."""
+        return any(one.step == "optimize" for one in self.made)
+
+
+def kept_models(settings: Settings) -> list[Kept]:
+    """The roots in the folder of models that hold something of phicli's."""
+    folder = settings.folder / MODELS
+    roots = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = [Kept(root.name, root, model_of(root)) for root in roots if not root.name.startswith(".")]
+    return [one for one in found if one.model or one.made]
+
+
+def find_kept(settings: Settings, name: str) -> tuple[Kept, str | None]:
+    """The model called NAME, or the folder of a root; of NAME/ADAPTER the adapter too.
+
+    Raises:
+        UsageError: there is none of this name; the message has those that there are.
+    """
+    models = {one.name: one for one in kept_models(settings)}
+    owner, _, adapter = name.rstrip("/").rpartition("/")
+    for place, inner in ((name.rstrip("/"), None), (owner, adapter)):
+        path = Path(place)
+        found = models.get(place) or (Kept(path.resolve().name, path, model_of(path)) if path.is_dir() else None)
+        if found and (found.made or found.unfinished) and inner in (None, *found.adapters, *found.unfinished):
+            return found, inner
+    names = [full for one in models.values() for full in (one.name, *(f"{one.name}/{a}" for a in one.adapters))]
+    raise UsageError(f"nothing of this name; there are: {', '.join(names) or 'none'}", where=name, hint="phicli list")
+
+
+def caches() -> Iterator[tuple[str, list[Path]]]:
+    """phicli's own caches that are there: name and files or folders."""
+    for name, pattern in CACHES.items():
+        if places := sorted(user_cache().glob(pattern)):
+            yield f"{CACHE}/{name}", places
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def _made(folder: Path) -> Made:
+    try:
+        manifest = stages.read_manifest(folder)
+        assert manifest is not None  # it is there
+        return Made(manifest.step, folder, manifest.created, manifest.bytes, vars(manifest))
+    except BadInput as e:
+        return Made("damaged", folder, "", size_on_disk(folder), {"damaged": e.message})
+
+
+def _evaluated(file: Path) -> Made:
+    try:
+        about = stages.read_sealed(file, "") or {}
+        about = about if "stages" in about else {"damaged": "no result of phicli evaluate"}
+    except PhicliError as e:
+        about = {"damaged": e.message}
+    return Made("damaged" if "damaged" in about else "evaluate", file, str(about.get("created", "")),
+                file.stat().st_size, about)

@@ -1,0 +1,139 @@
+"""Removing what phicli has made: only what its own manifests, names and places prove to be phicli's."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from phicli.artifacts import stages
+from phicli.artifacts.locks import held, holder
+from phicli.artifacts.names import (
+    ADAPTER_SUFFIX,
+    ADAPTERS,
+    CHECKPOINT_FILES,
+    FINETUNED,
+    ONNX_FOLDER,
+    checkpoint_place,
+    unpublished_place,
+)
+from phicli.artifacts.places import real
+from phicli.artifacts.publishing import beside
+from phicli.config.last_used import FILE as LAST
+from phicli.config.layers import Settings
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.export.chat_files import TEMPLATE_SUFFIX
+from phicli.hub.roots import FILE as MODEL
+from phicli.progress import SILENT, Progress
+from phicli.steps.inventory import CACHE, Kept, Made, caches, find_kept, size_on_disk
+
+GONE = "gone"  # in a temporary folder: what is removed, out of its place already
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes. locked: whose lock is held meanwhile; folders: that go too if nothing is left in them."""
+
+    name: str
+    places: list[Path]
+    locked: list[Path]
+    folders: list[Path]
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(size_on_disk, self.places))
+
+
+def plan_removal(settings: Settings, name: str) -> Removal:
+    """What the removal of a model, MODEL/ADAPTER or cache/NAME takes away; nothing is changed.
+
+    Raises:
+        UsageError: there is nothing of this name. BadInput: it holds what is not known to be phicli's.
+    """
+    if name.startswith(f"{CACHE}/"):
+        there = dict(caches())
+        if name not in there:
+            raise UsageError(f"no such cache; there are: {', '.join(there) or 'none'}", where=name, hint="phicli list")
+        return Removal(name, there[name], _downloads(there[name]), [])
+    model, adapter = find_kept(settings, name)
+    made = [one for one in model.made if adapter is None or (one.is_adapter and one.place.name == adapter)]
+    for one in made:
+        _check_ours(one)
+    places = [one.place for one in made]
+    unfinished = [model.root / FINETUNED / name for name in model.unfinished if adapter in (None, name)]
+    locked = list(dict.fromkeys([*places, *unfinished]))
+    for trained in unfinished:
+        places += _unfinished(trained)
+    onnx = model.root / ONNX_FOLDER
+    if adapter:
+        files = [onnx / ADAPTERS / (adapter + suffix) for suffix in (ADAPTER_SUFFIX, TEMPLATE_SUFFIX)]
+        return Removal(name, places + [file for file in files if file.is_file()], [*locked, onnx],
+                       [model.root / FINETUNED])
+    places += [path for path in _of_root(settings, model) if path.is_file() and not path.is_symlink()]
+    return Removal(name, places, locked, [model.root / FINETUNED, model.root / "logs", model.root])
+
+
+def remove(removal: Removal, progress: Progress = SILENT) -> None:
+    """Take it away: each folder leaves its place at once, so that a kill leaves none half there.
+
+    Raises:
+        Missing: another process works on it; nothing is removed then. Or it may not be written to.
+    """
+    with contextlib.ExitStack() as locks:
+        for folder in removal.locked:
+            if not locks.enter_context(held(folder, progress, wait=False)):
+                raise Missing(f"{holder(folder) or 'another process'} works on it", where=folder,
+                              hint="wait until it has ended")
+        for place in removal.places:
+            _take_away(place)
+    for folder in removal.folders:
+        with contextlib.suppress(OSError):  # something is left in it
+            folder.rmdir()
+
+
+def _take_away(place: Path) -> None:
+    with stages.writing(place):
+        if not place.is_dir():
+            place.unlink(missing_ok=True)
+            return
+        with beside(place) as scratch:
+            real(place).rename(scratch / GONE)
+        if place.is_symlink():
+            place.unlink()
+
+
+def _check_ours(made: Made) -> None:
+    """Raise BadInput where a stage's manifest does not say that all in its folder is the step's."""
+    found = "damaged: " + made.about["damaged"] if made.step == "damaged" else None
+    if made.place.is_dir() and not found:
+        manifest = stages.read_manifest(made.place)
+        foreign = stages.foreign_file(made.place, manifest) if manifest and manifest.files else "no list of files"
+        found = foreign and f"{foreign} is in it, which no step of phicli made"
+    if found:
+        raise BadInput(found, where=made.place, hint="move away what is yours, then remove the folder yourself")
+
+
+def _unfinished(adapter: Path) -> Iterator[Path]:
+    """What training an adapter has left beside it: a checkpoint, a result that was not published."""
+    checkpoint, unpublished = checkpoint_place(adapter), unpublished_place(adapter)
+    if checkpoint.is_dir() and not checkpoint.is_symlink() and (
+            {path.name for path in checkpoint.iterdir()} <= set(CHECKPOINT_FILES)):
+        yield checkpoint
+    if unpublished.is_dir() and (manifest := stages.read_manifest(unpublished)) and (
+            not stages.foreign_file(unpublished, manifest)):
+        yield unpublished
+
+
+def _of_root(settings: Settings, model: Kept) -> Iterator[Path]:
+    """Small files of phicli's in a root, and that which names its model as the last used one."""
+    yield model.root / MODEL
+    yield from (model.root / "logs").glob("phicli-*.log")
+    if settings.last and Path(settings.last.get("root", "")).name in ("", model.name) and (
+            model.model == settings.last["model"]):
+        yield settings.folder / LAST
+
+
+def _downloads(places: list[Path]) -> list[Path]:
+    """The folders in a cache whose locks are there."""
+    return [Path(where, name[1 : -len(".lock")]) for place in places for where, _, names in os.walk(place)
+            for name in names if name.startswith(".") and name.endswith(".lock")]

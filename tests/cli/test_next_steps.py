@@ -1,0 +1,84 @@
+"""What comes next is printed ready to paste, with the settings of the command before; hints have them too."""
+
+import json
+import shlex
+
+import pytest
+
+from phicli.artifacts.stages import Manifest, write_manifest
+from phicli.cli.following import Following
+from phicli.config.layers import Settings
+from phicli.config.setting import settings_of
+from phicli.config.steps import FinetuneConfig
+from phicli.errors import BadInput, Missing, RemoteError, UsageError
+from phicli.hub.roots import remember_model
+
+
+def after(done):
+    return [line.removeprefix("next: ") for line in done.err.splitlines() if line.startswith("next: ")]
+
+
+@pytest.fixture
+def following(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHICLI_MODEL", "tiny")
+    monkeypatch.setenv("PHICLI_CHAT_STOP", "a, b")
+    given = {"root": "my lab", "device": "cpu", "name": "trip", "data": ["rows.jsonl"], "mask_prompt": False}
+    return Following(Settings(), given, settings_of(FinetuneConfig))
+
+
+def test_settings_go_along_where_the_next_command_has_them(following, monkeypatch):
+    assert following.line("optimize") == "phicli optimize --model tiny --root 'my lab' --device cpu"
+    assert shlex.split(following.line("chat", "--adapter", "trip"))[2:] == [
+        "--model", "tiny", "--root", "my lab", "--stop", "a, b", "--device", "cpu", "--adapter", "trip"]
+    assert "--no-mask-prompt" in following.line("finetune") and "--name trip" in following.line("finetune")
+    assert following.line("inspect") == "phicli inspect --model tiny --root 'my lab' rows.jsonl"
+    monkeypatch.setenv("PHICLI_CONFIG", "my.toml")
+    assert following.line("list") == "phicli --config my.toml list"
+
+
+@pytest.mark.parametrize(("error", "hint"), [
+    (Missing("no model", hint="phicli quantize, or --base FOLDER"),
+     "phicli quantize --model tiny --root 'my lab' --device cpu, or --base FOLDER"),
+    (BadInput("damaged", hint="phicli optimize --force"),
+     "phicli optimize --model tiny --root 'my lab' --device cpu --force"),
+    (BadInput("another", hint="phicli chat --model big"), "phicli chat --device cpu --model big"),
+    (BadInput("bad row", where="rows.jsonl:3"), "phicli inspect --model tiny --root 'my lab' rows.jsonl"),
+    (UsageError("two of them"), "phicli finetune --help"),
+    (RemoteError("no answer"), "phicli doctor --model tiny --root 'my lab' --device cpu --online"),
+])
+def test_a_hint_has_the_settings_too(following, error, hint):
+    following.complete(error, "finetune")
+    assert error.hint == hint
+    assert error.see == "phicli doctor --model tiny --root 'my lab' --device cpu"
+
+
+def test_chat_names_the_models_that_are_here(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "models" / "tiny"
+    (root / "onnx-ao").mkdir(parents=True)
+    write_manifest(root / "onnx-ao", Manifest("optimize", {}, {}))
+    remember_model(root, "tiny")
+    done = cli("chat", "-p", "Hello")
+    assert done.code == 4 and "phicli chat --model tiny (here already); or phicli run --model microsoft/" in done.err
+
+
+def test_quantize_leads_on_and_is_the_last_model(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHICLI_QUANTIZE_SAMPLES", "2")
+    (tmp_path / "calibration.txt").write_text("All is well in the town by the sea. " * 60)
+    command = ("quantize", "--model", "tiny", "--seq-len", "32", "--calibration", "calibration.txt", "--device", "cpu")
+    planned = cli(*command, "--dry-run", "--json")
+    forecast, = json.loads(planned.out)
+    assert (forecast["action"], forecast["why"], forecast["last_time"]) == ("run", "not made", False)
+    assert forecast["seconds"] > 1 and forecast["memory"] > 1e8 and forecast["disk"] > 1e6
+    assert {path.name for path in tmp_path.iterdir()} == {"calibration.txt"} and "nothing was done" in planned.err
+    assert after(planned)[0].startswith("phicli quantize --model tiny --")
+    assert after(cli(*command)) == ["phicli finetune --model tiny --device cpu"]
+    forecast, = json.loads(cli(*command, "--dry-run", "--json").out)
+    assert (forecast["action"], forecast["why"]) == ("nothing", "up to date")
+    table = cli("run", "--dry-run", "--until", "finetune", "--device", "cpu", "--max-steps", "3")
+    assert [line.split()[1] for line in table.out.splitlines() if "│" in line] == ["inspect", "quantize", "finetune"]
+    assert "last time" in table.out and "not made" in table.out and "models/tiny/ft/travel" in table.err
+    refused = cli("finetune", "--base", "nowhere/at/all", "--dry-run")
+    assert refused.code == 3 and not (tmp_path / "models" / "tiny" / "ft").exists()

@@ -1,0 +1,175 @@
+"""What export writes opens in the program that it is for."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx_checkpoints import TEXT_FILES, nearest_awq, random_adapter
+
+from phicli import BadInput, Missing, UsageError, export_as, merge
+from phicli.architectures import architecture_of
+from phicli.artifacts import stages
+from phicli.checkpoints.loading import load_base
+from phicli.checkpoints.peft_folder import read_peft
+from phicli.export.gguf import COMMANDS
+from phicli.quantization.scaling import apply_scale, channels
+
+IDS = list(range(40, 72))
+
+
+def generated(folder: Path, adapter: str | None = None) -> list[int]:
+    """By onnxruntime-genai alone."""
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(IDS) + 12, do_sample=False)
+    generator = og.Generator(model, params)
+    if adapter:
+        adapters = og.Adapters(model)
+        adapters.load(str(folder / "adapters" / f"{adapter}.onnx_adapter"), adapter)
+        generator.set_active_adapter(adapters, adapter)
+    generator.append_tokens(IDS)
+    while not generator.is_done():
+        generator.generate_next_token()
+    return list(map(int, generator.get_sequence(0)))
+
+
+def test_a_zip(two_graphs, tmp_path):
+    from phicli import Session
+
+    file = export_as("tiny", to="zip", root=two_graphs, output=tmp_path / "a.zip")
+    again = export_as("tiny", to="zip", root=two_graphs, output=tmp_path / "b.zip")
+    assert file.read_bytes() == again.read_bytes()
+    with pytest.raises(BadInput, match="there already"):
+        export_as("tiny", to="zip", root=two_graphs, output=file)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path / "out")
+        names = archive.namelist()
+    assert {"phicli.json", "adapters/travel.onnx_adapter"} <= {*names} and "base.onnx" not in names
+    assert str(two_graphs) not in (tmp_path / "out" / "phicli.json").read_text()
+    assert generated(tmp_path / "out", "travel") == generated(two_graphs / "onnx-ao", "travel")
+    with Session(tmp_path / "out") as session:  # its manifest tells what belongs to it
+        assert session.adapter_names() == ["cooking", "travel"]
+
+
+def test_a_folder_for_foundry_local(two_graphs, tmp_path):
+    folder = export_as("tiny", to="foundry-local", root=two_graphs, output=tmp_path / "foundry")
+    about = json.loads((folder / "inference_model.json").read_text())
+    assert about == {"Name": two_graphs.name, "PromptTemplate": {
+        "prompt": "<|user|>\n{Content}<|end|>\n<|assistant|>\n", "user": "<|user|>\n{Content}<|end|>\n",
+        "assistant": "<|assistant|>\n{Content}<|end|>\n", "system": "<|system|>\n{Content}<|end|>\n"}}
+    assert generated(folder) == generated(two_graphs / "onnx-ao")
+    assert not [*folder.rglob("*adapter*")]
+
+
+def test_a_model_package(two_graphs, tmp_path):
+    folder = export_as("tiny", to="olive", root=two_graphs, output=tmp_path / "package")
+    assert json.loads((folder / "manifest.json").read_text())["components"]
+    (variant,) = (path.parent for path in folder.rglob("model.onnx"))
+    onnxruntime.InferenceSession(variant / "model.onnx", providers=["CPUExecutionProvider"])
+    settings = json.loads((folder / "configs" / "genai_config.json").read_text())
+    assert settings["model"]["decoder"].pop("component") == variant.parent.name
+
+    def patched(base, patch):  # RFC 7386
+        return {**base, **{k: patched(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in patch.items()}}
+
+    overlay = json.loads((variant / "genai_config_overlay.json").read_text())
+    flat = tmp_path / "flat"
+    shutil.copytree(folder / "configs", flat)
+    shutil.copytree(variant, flat, dirs_exist_ok=True)
+    (flat / "genai_config.json").write_text(json.dumps(patched(settings, overlay)))
+    assert generated(flat, "cooking") == generated(two_graphs / "onnx-ao", "cooking")
+
+
+def change(base: Path, adapter: Path) -> np.ndarray:
+    """What an adapter adds to the logits, by transformers and peft."""
+    from peft import PeftModel
+
+    ids = torch.tensor([IDS])
+    model = load_base(base, "cpu", torch.float32)
+    with torch.no_grad():
+        before = model(ids).logits[0]
+        return (PeftModel.from_pretrained(model, adapter).eval()(ids).logits[0] - before).numpy().ravel()
+
+
+@pytest.fixture(scope="module")
+def scaled(tiny, tmp_path_factory):
+    """A root with the built-in model as AWQ scales it, `scaled`, that rounded, `awq`, and an adapter trained on it."""
+    from transformers import AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("scaled")
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.model.layers:
+        for scaling in architecture_of("phi3").scalings:
+            rows = channels(scaling, layer, model.config)
+            of_rows = torch.empty(int(rows.max()) + 1).uniform_(0.4, 2.5, generator=generator)
+            apply_scale(scaling, layer, of_rows[rows], rows)
+    model.save_pretrained(root / "scaled")
+    for name in TEXT_FILES:
+        if (tiny / name).is_file():
+            shutil.copy(tiny / name, root / "scaled")
+    nearest_awq(root / "scaled", root / "awq")
+    adapter = random_adapter(root / "scaled", root / "ft" / "travel", r=4, lora_alpha=8, rank_pattern={"down_proj": 7},
+                             target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], size=0.01)
+    stages.write_manifest(adapter, stages.Manifest("finetune", {"base": stages.fingerprint(root / "awq")}, {}))
+    return root
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(one))
+
+
+def test_an_adapter_of_an_awq_model_for_the_original(tiny, scaled, tmp_path):
+    """AWQ's scales are undone: as it is, the adapter says something else on the original."""
+    folder = export_as("tiny", to="peft", root=scaled, output=tmp_path / "out")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["r"], settings["lora_alpha"]) == ("tiny", 7, 7)
+    assert {(lora.rank, lora.a.dtype.name) for lora in read_peft(folder).values()} == {(7, "float16")}
+    wanted = change(scaled / "scaled", scaled / "ft" / "travel")
+    assert difference(wanted, change(tiny, folder)) < 0.03
+    assert difference(wanted, change(tiny, scaled / "ft" / "travel")) > 0.3
+
+
+def test_merged_into_the_original(tiny, scaled, tmp_path):
+    merged = merge("tiny", base=tiny, root=scaled, output=tmp_path / "merged").folder
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        after, before = (load_base(folder, "cpu", torch.float32)(ids).logits[0] for folder in (merged, tiny))
+    assert difference(change(scaled / "scaled", scaled / "ft" / "travel"), (after - before).numpy().ravel()) < 0.03
+
+
+def test_gguf(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Missing, match=r"convert_hf_to_gguf\.py"):
+        export_as("tiny", to="gguf", root=tmp_path)
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("raise SystemExit('this model is not known')")
+    refused = cli("export", "--model", "tiny", "--to", "gguf", "--root", tmp_path, "--converter", script)
+    assert refused.code == 3 and "this model is not known" in refused.err and refused.out == ""
+    assert not [*tmp_path.rglob("*.gguf")]
+    with pytest.raises(UsageError, match="gguf or peft"):
+        export_as("tiny", to="zip", root=tmp_path, adapter="travel")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, COMMANDS)), reason="llama.cpp's converter is not on PATH")
+def test_gguf_by_llama_cpp(tiny, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    from onnx_checkpoints import random_model
+
+    model = random_model(tmp_path / "model", tiny, "llama")
+    (model / "tokenizer.json").unlink()  # a tokenizer of its own is nothing llama.cpp knows
+    spm = pytest.importorskip("sentencepiece")
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(["a text to learn from"] * 50), vocab_size=40,
+                                   model_prefix=str(model / "tokenizer"), hard_vocab_limit=False)
+    from phicli.export.gguf import convert_to_gguf, find_converter
+
+    convert_to_gguf(find_converter(None), model, tmp_path / "a.gguf", "f16")
+    assert gguf.GGUFReader(tmp_path / "a.gguf").get_field("general.architecture").contents() == "llama"
