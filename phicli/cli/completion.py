@@ -16,7 +16,8 @@ def completion_of(name: str, setting: Setting) -> Completion | None:
     """What completes the value of a setting's option; None leaves it to the shell, which knows files."""
     if setting.choices:
         return lambda ctx: setting.choices
-    return {"model": models, "adapter": adapters, "adapters": adapters, "from_adapter": adapters}.get(name)
+    return {"model": models, "adapter": adapters, "adapters": adapters, "from_adapter": adapters,
+            "merge": adapters}.get(name)
 
 
 def models(ctx: typer.Context) -> list[str]:

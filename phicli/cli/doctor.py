@@ -18,7 +18,7 @@ def doctor(
     online: Annotated[bool, typer.Option("--online", help="Try to sign in too")] = False,
     json: options.Json = False,
 ) -> Sequence[Next]:
-    """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.
+    """Check this machine for the lab with a model: Python, packages, GPU, CUDA libraries, memory, disk, logins.
 
     At the end, what the model needs at each step, and which CPUs and GPUs have that. Without --online no network is
     used, except for the config.json of a model of the hub that is not on this machine.

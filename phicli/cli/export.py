@@ -5,7 +5,7 @@ from phicli.config.steps import ExportConfig
 
 
 def export(config: ExportConfig, json: options.Json = False) -> None:
-    """Write the ONNX model, a GGUF file or an adapter as other programs take it.
+    """Write a model or an adapter for other programs: the ONNX model, a GGUF file, a PEFT adapter.
 
     Examples:
       phicli export --model tiny

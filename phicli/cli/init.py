@@ -25,7 +25,7 @@ OFFERED = {"model": "tiny"}  # in place of the setting's default
 
 
 def init(config: InitConfig, flags: options.Flags) -> Sequence[Next]:
-    """Write phicli.toml here, after questions at a terminal or from options in a script.
+    """Write phicli.toml here: after questions at a terminal, or from options in a script.
 
     All commands find it, in folders below too; paths in it are seen from its folder. What is in it already stays.
 

@@ -22,7 +22,7 @@ def inspect(
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if there are findings that are more "
                                          "than remarks")] = False,
 ) -> Sequence[Next]:
-    """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data.
+    """Show what rows say and how the model sees them; figures, and everything that may be wrong with the data.
 
     Examples:
       phicli inspect chats.jsonl --model tiny

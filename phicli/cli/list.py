@@ -8,7 +8,7 @@ from phicli.config.layers import Settings
 
 
 def list(json: options.Json = False) -> Sequence[Next]:
-    """List the models in the folder models, their adapters, and phicli's own caches, with sizes.
+    """List models, adapters and caches: those in the folder models and phicli's own, with sizes.
 
     Examples:
       phicli list

@@ -10,7 +10,7 @@ from phicli.config.steps import OptimizeConfig
 
 def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
              json: options.Json = False) -> Sequence[Next]:
-    """Build the ONNX model that chat runs, from a quantized model and any number of adapters.
+    """Build the ONNX model that chat runs: from a quantized model and any number of adapters.
 
     Examples:
       phicli optimize --model tiny

@@ -15,7 +15,7 @@ LEFT_OUT = ("files", "hashes", "inputs", "stages", "step", "created")  # of a ma
 
 
 def show(name: Name, json: options.Json = False) -> Sequence[Next]:
-    """Show what a model or an adapter was made from, with which settings, and how well it turned out.
+    """Show what a model or an adapter was made from: with which settings, and how well it turned out.
 
     Examples:
       phicli show tiny

@@ -161,6 +161,14 @@ def test_errors_for_programs(cli, tmp_path):
     assert (done.code, last["event"], last["code"]) == (3, "error", 3) and "none.jsonl" in last["text"]
 
 
+def test_what_comes_next_for_programs(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = json.loads(cli("list", "--progress", "json").err.splitlines()[-1])
+    assert last == {"event": "next", "command": "phicli run"}
+    done = cli("logs", "-q", "quantize", "--progress", "json", "--model", "tiny")
+    assert json.loads(done.err)["hint"].startswith("phicli logs") and cli("list", "-q").err == ""
+
+
 def test_verbose_shows_what_libraries_print(tmp_path):
     code = """
 from phicli.cli import console
