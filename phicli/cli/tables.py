@@ -52,10 +52,10 @@ def _print_cards(console: Console, columns: Sequence[str], rows: Sequence[Sequen
     if title:
         console.print(Text(set_in(title), "bold"))
     for first, *others in rows:
-        console.print(strange(first, "bold"), soft_wrap=True)
+        console.print(Text(set_in(first), "bold"), soft_wrap=True)
         lines = [Text()]
         for name, value in zip(columns[1:], others, strict=True):
-            piece = Text.assemble((f"{printable(name)} ", "dim"), printable(value))
+            piece = Text.assemble((f"{_one_line(name)} ", "dim"), set_in(value))
             if value and lines[-1] and lines[-1].cell_len + 3 + piece.cell_len > width:
                 lines.append(piece)
             elif value:
@@ -82,9 +82,9 @@ def result_list(rows: Iterable[tuple[str, str]], title: str | None = None) -> No
     rows, console = list(rows), _stdout()
     if title:
         console.print(Text("\n").append(set_in(title), "bold"), soft_wrap=True)
-    column = 2 + max((cell_len(printable(name)) for name, _ in rows), default=0)
+    column = 2 + max((cell_len(_one_line(name)) for name, _ in rows), default=0)
     for name, text in rows:
-        _print_beside(console, strange(name), strange(text), column)
+        _print_beside(console, Text(_one_line(name)), strange(text), column)
 
 
 def result_marked(pieces: Iterable[tuple[str, bool]], title: str) -> None:
@@ -108,12 +108,17 @@ def result_lights(rows: Iterable[tuple[str, str, str, str | None]]) -> None:
             sys.stdout.write(line + "\n")
         return
     rows = list(rows)
-    column = 10 + max(cell_len(printable(name)) for _, name, *_ in rows)
+    column = 10 + max(cell_len(_one_line(name)) for _, name, *_ in rows)
     for light, name, found, cure in rows:
-        label = Text.assemble((f"{light:6}  ", f"bold {light}"), printable(name))
+        label = Text.assemble((f"{light:6}  ", f"bold {light}"), _one_line(name))
         _print_beside(console, label, strange(found), column)
         if cure:
             _print_beside(console, Text(), Text.assemble(("try: ", "cyan"), printable(cure)), column)
+
+
+def _one_line(name: str) -> str:
+    """A stranger's name, for the place of a label."""
+    return printable(name).replace("\n", " ")
 
 
 def _stdout() -> Console:
