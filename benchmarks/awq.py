@@ -24,12 +24,13 @@ from torch import Tensor
 import phicli  # noqa: F401  (turns telemetry off)
 
 sys.path.pop(0)  # this folder, whose awq.py would hide the package awq
+from phicli.config import QuantizeConfig
 from phicli.hub.models import resolve_model
 from phicli.quantization.calibration import calibration_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
-from phicli.text import TextCodec, TextTemplate
 
+HELD_OUT = Path(__file__).parent.parent / "data" / "data_eval_travel.jsonl"
 METHODS = ("ours", "ours-nearest", "autoawq", "olive-gptq", "olive-rtn", "olive-kquant")
 
 
@@ -37,11 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
-    parser.add_argument("--methods", default=",".join(METHODS), help="and ours-distill-STEPS")
+    parser.add_argument("--methods", default=",".join(METHODS), help="and ours-refine-STEPS")
+    parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--calibration", type=Path, help="text or JSONL instead of the package's text")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--test", type=int, default=8, help="held-out sequences")
+    parser.add_argument("--test", type=int, default=8, help="sequences to judge on, of each text")
+    parser.add_argument("--test-text", type=Path, nargs="*", default=[HELD_OUT], help="texts or rows to judge on")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--phases", action="store_true", help="where the time of ours goes, on stderr")
@@ -54,20 +57,20 @@ def main() -> None:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             random = args.model == "phi-3.5-mini-shape"
             folder = random_phi(scratch / f"model-{seed}", args.layers, seed) if random else resolve_model(args.model)
-            tokens, test = random_tokens(args, seed) if random else real_tokens(folder, args, seed)
-            original = reference_logits(folder, test, device)
+            tokens, tests = random_tokens(args, seed) if random else real_tokens(folder, args, seed)
+            originals = {name: reference_logits(folder, test, device) for name, test in tests.items()}
             for method in args.methods.split(","):
                 out = scratch / "out"
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
-                row = measure(method, folder, out, tokens, device)
+                row = measure(method, folder, out, tokens, device, args.group_size, seed)
                 phases = row.pop("phases", None)
                 if args.phases and phases:
                     print(f"{method}: {phases}", file=sys.stderr)
-                if "error" not in row:
-                    row |= quality(folder, out, test, original, device)
-                rows.append({"seed": seed, "method": method, **row})
-                print(rows[-1], file=sys.stderr, flush=True)
+                for name, test in tests.items() if "error" not in row else [("", Tensor())]:
+                    judged = quality(folder, out, test, originals[name], device) if name else {}
+                    rows.append({"seed": seed, "method": method, "text": name, **row, **judged})
+                    print(rows[-1], file=sys.stderr, flush=True)
             if random:
                 shutil.rmtree(folder)
     finally:
@@ -75,33 +78,35 @@ def main() -> None:
     report(rows, args, device)
 
 
-def random_tokens(args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
+def random_tokens(args: argparse.Namespace, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(8, 400, (n, args.seq_len), generator=g) for n in (args.samples, args.test))
+    tokens, test = (torch.randint(8, 400, (n, args.seq_len), generator=g) for n in (args.samples, args.test))
+    return tokens, {"random": test}
 
 
-def real_tokens(folder: Path, args: argparse.Namespace, seed: int) -> tuple[Tensor, Tensor]:
-    """The package's text or the file given for calibration, the held-out travel rows for the test."""
-    codec, template = TextCodec(folder), TextTemplate("{prompt}\n{response}")
-    held_out = Path(__file__).parent.parent / "data" / "data_eval_travel.jsonl"
-    return (calibration_tokens(codec, args.calibration, template, args.samples, args.seq_len, seed),
-            calibration_tokens(codec, held_out, template, args.test, args.seq_len, seed))
+def real_tokens(folder: Path, args: argparse.Namespace, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The package's text or the file given for calibration, the others for the test, the same for every seed."""
+    def packed(file: Path | None, samples: int, seed: int) -> Tensor:
+        config = QuantizeConfig(calibration=str(file) if file else None, samples=samples, seq_len=args.seq_len)
+        return calibration_tokens(folder, config.but(seed=seed))
+
+    return packed(args.calibration, args.samples, seed), {f.stem: packed(f, args.test, 0) for f in args.test_text}
 
 
-def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -> dict:
+def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str, group_size: int, seed: int) -> dict:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     begun, extra = time.perf_counter(), {}
     try:
         if method.startswith("ours"):
             rounding = "nearest" if method.endswith("nearest") else "gptq"
-            done = quantize_checkpoint(folder, out, tokens, shape=GridShape(), rounding=rounding, device=device,
-                                       distill=int(method.partition("distill-")[2] or 0))
+            done = quantize_checkpoint(folder, out, tokens, shape=GridShape(4, group_size), rounding=rounding,
+                                       device=device, refine=int(method.partition("refine-")[2] or 0), seed=seed)
             extra["phases"] = done.phase_seconds
         elif method == "autoawq":
-            autoawq(folder, out, tokens)
+            autoawq(folder, out, tokens, group_size)
         else:
-            olive(method.removeprefix("olive-"), folder, out, tokens, device)
+            olive(method.removeprefix("olive-"), folder, out, tokens, device, group_size)
     except Exception as e:
         return {"error": f"{type(e).__name__}: {e}"[:200]}
     finally:
@@ -111,7 +116,7 @@ def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str) -
     return {"seconds": round(seconds, 2), "gpu_gb": round(peak, 2), **extra}
 
 
-def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
+def autoawq(folder: Path, out: Path, tokens: Tensor, group_size: int) -> None:
     """As Olive's pass calls it, but also on a CPU, where that pass refuses."""
     from awq import AutoAWQForCausalLM
     from awq.quantize.quantizer import AwqQuantizer
@@ -121,7 +126,7 @@ def autoawq(folder: Path, out: Path, tokens: Tensor) -> None:
         AwqQuantizer._compute_best_scale = on_copies(AwqQuantizer._compute_best_scale)
     dtype = "auto" if torch.cuda.is_available() else torch.float32  # fp16 on a CPU: three times the time
     model = AutoAWQForCausalLM.from_pretrained(str(folder), safetensors=True, device_map=None, torch_dtype=dtype)
-    settings = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "gemm"}
+    settings = {"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "gemm"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model.quantize(tokenizer, quant_config=settings, calib_data=tokens.tolist(), max_calib_samples=len(tokens),
                    max_calib_seq_len=tokens.shape[1])
@@ -146,13 +151,13 @@ def on_copies(search):
     return searched
 
 
-def olive(name: str, folder: Path, out: Path, tokens: Tensor, device: str) -> None:
+def olive(name: str, folder: Path, out: Path, tokens: Tensor, device: str, group_size: int) -> None:
     from safetensors.torch import save_file
 
     from phicli.quantization.olive_pass import tokens_data_config
     from phicli.workflow.olive import run_pass
 
-    config = {"bits": 4, "group_size": 128, "sym": False}
+    config = {"bits": 4, "group_size": group_size, "sym": False}
     if name == "gptq":
         save_file({"tokens": tokens}, out.parent / "tokens.safetensors")
         config["data_config"] = tokens_data_config(out.parent / "tokens.safetensors")
@@ -207,13 +212,13 @@ def report(rows: list[dict], args: argparse.Namespace, device: str) -> None:
         print(json.dumps({"machine": machine, "model": args.model, "rows": rows}, indent=2))
         return
     print(f"{args.model}, {args.samples} x {args.seq_len} tokens, {machine}")
-    print(f"{'seed':>4} {'method':14} {'seconds':>8} {'GPU GB':>7} {'KL':>9} {'top-1':>7} {'ppl':>9}")
+    print(f"{'seed':>4} {'method':16} {'text':16} {'seconds':>8} {'GPU GB':>7} {'KL':>9} {'top-1':>7} {'ppl':>9}")
     for r in rows:
         if "error" in r:
-            print(f"{r['seed']:>4} {r['method']:14} {r['error']}")
+            print(f"{r['seed']:>4} {r['method']:16} {r['error']}")
         else:
             figures = f"{r['seconds']:>8} {r['gpu_gb']:>7} {r['kl']:>9} {r['top1']:>7} {r['ppl']:>9}"
-            print(f"{r['seed']:>4} {r['method']:14} {figures}")
+            print(f"{r['seed']:>4} {r['method']:16} {r['text'][:16]:16} {figures}")
 
 
 if __name__ == "__main__":

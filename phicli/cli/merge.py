@@ -25,6 +25,4 @@ def merge(config: MergeConfig, json: options.Json = False) -> None:
     line = f"{console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
     if errors := manifest.quality.get("layer_errors"):
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
-    if manifest.quality.get("distilled"):
-        line += ", KL to the merged model {:.4f} -> {:.4f}".format(*manifest.quality["distilled"])
     console.note(line)

@@ -35,7 +35,8 @@ def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryR
     line = f"{quantized(folder, manifest)}; {console.duration(manifest.seconds)}"
     if errors:
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
-    if manifest.quality.get("distilled"):
-        line += ", KL to the original {:.4f} -> {:.4f}".format(*manifest.quality["distilled"])
+    if manifest.quality.get("refined"):
+        before, after = manifest.quality["refined"]
+        line += f"; refining left {after / before:.0%} of a layer's squared error" if before else ""
     console.note(line)
     return NEXT

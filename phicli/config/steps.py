@@ -49,8 +49,8 @@ class QuantizeConfig(OfRows):
                                     panel="Quantization")
     rounding: str = setting("gptq", "How AWQ rounds weights; gptq: with error feedback", choices=("gptq", "nearest"),
                             panel="Quantization")
-    distill: int = setting(0, "Steps of distillation from the original model after AWQ; 0: none", minimum=0,
-                           panel="Quantization")
+    refine: int | None = setting(None, "Training steps of each layer's integers and scales after AWQ; 0: none "
+                                 "[default: 200 on a GPU, 0 on a CPU]", minimum=0, panel="Quantization")
     calibration: str | None = setting(None, "Calibration data: JSON Lines or plain text [default: a built-in text]",
                                       recorded=False, path=True)
     samples: int = setting(128, "Number of calibration sequences", minimum=1)
@@ -171,7 +171,7 @@ class MergeConfig(OfRows):
                              choices=("float", "int4"))
     calibration: str | None = setting(None, "Calibration data for int4: JSON Lines or plain text [default: a built-in "
                                       "text]", recorded=False, path=True)
-    distill: int = setting(0, "Steps of distillation from the merged model after rounding; 0: none", minimum=0)
+    refine: int | None = again(QuantizeConfig, "refine")
     samples: int = again(QuantizeConfig, "samples")
     seq_len: int = again(QuantizeConfig, "seq_len")
     device: str = shared.device()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Grid = tuple[Tensor, Tensor, Tensor]  # integers float32 (out, in), scale and zero point float32 (out, groups)
+
 
 @dataclass(frozen=True)
 class GridShape:

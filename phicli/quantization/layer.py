@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phicli.architectures import Scaling
 from phicli.checkpoints.awq import pack_linear
 from phicli.quantization.gram import GramSum
-from phicli.quantization.grid import GridShape, to_weights
+from phicli.quantization.grid import Grid, GridShape, to_weights
 from phicli.quantization.phases import Phases
 from phicli.quantization.plan import LayerPlan
 from phicli.quantization.rounding import ROUNDINGS
@@ -125,8 +125,22 @@ class LayerWork:
             gram = self.gram[scaling.consumers[0]] / scale[:, None] / scale
             self.gram.update(dict.fromkeys(scaling.consumers, gram))
 
-    def round(self, plan: LayerPlan, rounding: str) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Put rounded weights in place, on a plan's grids.
+    def round(self, plan: LayerPlan, rounding: str) -> dict[str, Grid]:
+        """Integers for the weights on a plan's grids, by linear; the weights stay as they are."""
+        grids: dict[str, Grid] = {}
+        groups = sorted(self._by_input(), key=lambda names: -self.linear(names[0]).in_features)  # the longest first
+        given = [self._given(names, plan) for names in groups]
+        with self.phase("rounding"):
+            jobs = [partial(ROUNDINGS[rounding], *each, self.shape) for each in given]
+            found = side_by_side(jobs, next(self.layer.parameters()).device)
+        for names, (_, _, scale, zero), integers in zip(groups, given, found, strict=True):
+            sizes = [self.linear(name).out_features for name in names]
+            parts = zip(integers.split(sizes), scale.split(sizes), zero.split(sizes), strict=True)
+            grids |= zip(names, parts, strict=True)
+        return grids
+
+    def put(self, grids: dict[str, Grid]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Put rounded weights in place.
 
         Returns:
             the checkpoint's tensors of the layer by full name, and the relative output error of its linears,
@@ -134,23 +148,15 @@ class LayerWork:
         """
         tensors: dict[str, Tensor] = {}
         total = torch.zeros(2, device=next(self.layer.parameters()).device)  # squares of the error and of the output
-        groups = sorted(self._by_input(), key=lambda names: -self.linear(names[0]).in_features)  # the longest first
-        given = [self._given(names, plan) for names in groups]
-        with self.phase("rounding"):
-            jobs = [partial(ROUNDINGS[rounding], *each, self.shape) for each in given]
-            found = side_by_side(jobs, total.device)
-        for names, (weight, gram, scale, zero), integers in zip(groups, given, found, strict=True):
-            with self.phase("pack"):
-                rounded = to_weights(integers, scale, zero, self.shape)
+        with self.phase("pack"):
+            for name, (integers, scale, zero) in grids.items():
+                linear, gram = self.linear(name), self.gram.get(name)
+                rounded, weight = to_weights(integers, scale, zero, self.shape), linear.weight.float()
                 if gram is not None:
                     total += torch.stack([output_error(rounded - weight, gram).sum(), output_error(weight, gram).sum()])
-                at = 0
-                for name in names:
-                    linear = self.linear(name)
-                    part = slice(at, at := at + linear.out_features)
-                    linear.weight.data = rounded[part].to(linear.weight.dtype)
-                    packed = pack_linear(integers[part], scale[part], zero[part])
-                    tensors |= {f"{self.prefix}{name}.{kind}": tensor for kind, tensor in packed.items()}
+                linear.weight.data = rounded.to(linear.weight.dtype)
+                packed = pack_linear(integers, scale, zero)
+                tensors |= {f"{self.prefix}{name}.{kind}": tensor for kind, tensor in packed.items()}
         done = {f"{name}.weight" for name in self.names}
         tensors |= {self.prefix + name: t for name, t in self.layer.state_dict().items() if name not in done}
         return tensors, (total[0] / total[1].clamp(min=1e-30)).sqrt() if self.gram or not self.names else None

@@ -21,10 +21,11 @@ from phicli.quantization.calibration import calibration_tokens, tokens_digest
 from phicli.quantization.grid import GridShape
 from phicli.quantization.groups import choose_group_size
 from phicli.quantization.quantize import quantize_checkpoint
+from phicli.quantization.refine import steps_of
 from phicli.workflow.olive import pass_parameters
 
 PASS_SETTINGS = ("group_size", "symmetric", "rounding", "calibration", "text_template", "format", "columns",
-                 "chat_template", "chat_template_kwargs", "samples", "seq_len", "plan", "save_plan", "distill", "seed")
+                 "chat_template", "chat_template_kwargs", "samples", "seq_len", "plan", "save_plan", "refine", "seed")
 
 
 class PhicliAwq(Pass):
@@ -51,13 +52,13 @@ class PhicliAwq(Pass):
         tokens = calibration_tokens(folder, settings, self.progress)
         output = Path(output_model_path)
         output.mkdir(parents=True, exist_ok=True)
+        device = "cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu"
         report = quantize_checkpoint(
             folder, output, tokens,
             shape=GridShape(4, group_size, settings.symmetric), rounding=settings.rounding,
-            device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
-            skip=skip, plan=Path(settings.plan) if settings.plan else None,
-            save_plan_to=Path(settings.save_plan) if settings.save_plan else None, distill=settings.distill,
-            progress=self.progress,
+            device=device, skip=skip, plan=Path(settings.plan) if settings.plan else None,
+            save_plan_to=Path(settings.save_plan) if settings.save_plan else None,
+            refine=steps_of(settings.refine, device), seed=settings.seed, progress=self.progress,
         )
         handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
         quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens),

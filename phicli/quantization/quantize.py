@@ -19,6 +19,7 @@ from phicli.quantization.grid import GridShape
 from phicli.quantization.layer import LayerWork, forward
 from phicli.quantization.phases import Phases
 from phicli.quantization.plan import AwqPlan, LayerPlan, describe, load_plan, save_plan
+from phicli.quantization.refine import Refinement
 from phicli.quantization.shards import ShardWriter
 from phicli.quantization.streaming import LayeredModel
 from phicli.resources.estimates import BATCH_TOKENS
@@ -32,15 +33,15 @@ class Report:
     """How it went.
 
     layer_errors: relative output error of each layer's linears. gpu_bytes: peak GPU memory (0 on a CPU).
-    phase_seconds: what the time went to. plan: checksum of the plan that was saved. distilled: KL divergence from the
-    original before and after distilling.
+    phase_seconds: what the time went to. plan: checksum of the plan that was saved. refined: relative squared error of
+    the layers' outputs on rows held out, before and after refining, the mean of all layers.
     """
 
     layer_errors: list[float] = field(default_factory=list)
     gpu_bytes: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)
     plan: str | None = None
-    distilled: tuple[float, float] | None = None
+    refined: tuple[float, float] | None = None
 
 
 @torch.no_grad()
@@ -55,7 +56,8 @@ def quantize_checkpoint(
     skip: tuple[str, ...] = (),
     plan: Path | None = None,
     save_plan_to: Path | None = None,
-    distill: int = 0,
+    refine: int = 0,
+    seed: int = 0,
     progress: Progress = SILENT,
 ) -> Report:
     """Quantize the linears of all decoder layers; embeddings, norms and lm_head stay float16.
@@ -67,7 +69,7 @@ def quantize_checkpoint(
         tokens: int64 (rows, length), the calibration. With a plan and nearest rounding they are not looked at.
         rounding: "gptq" or "nearest". skip: parts of module names to leave in float.
         plan: a file with scales and ranges to take; None searches them. save_plan_to: where to put those found.
-        distill: steps of training from end to end afterwards, see `distill.distill`.
+        refine: steps of training of each layer, see `phicli.quantization.refine`. seed: of their order.
 
     Raises:
         BadInput: NaN or infinity in weights or activations (named by layer), an unsupported architecture, or a plan
@@ -78,7 +80,8 @@ def quantize_checkpoint(
     with full_precision(), ShardWriter(output) as writer:
         with phase("start"):
             model = LayeredModel(folder, place)
-            job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to or distill), progress)
+            refinement = Refinement(refine, place, seed) if refine else None
+            job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to), progress, refinement)
             about = describe(model.weights, shape, skip, tokens_digest(tokens))
             if plan:
                 job.take_plan(plan, about)
@@ -90,15 +93,13 @@ def quantize_checkpoint(
         with phase("write"):
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
-    if distill:
-        from phicli.quantization.distill import distill as train  # loads what only this needs
-
-        with phase("distill"):
-            report.distilled = train(job, folder, output, tokens, distill, progress)
     if save_plan_to:
         report.plan = save_plan(AwqPlan(about, job.plans), save_plan_to)
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
     report.phase_seconds = phase.seconds()
+    if refinement and refinement.errors:
+        before, after = (sum(errors) / len(errors) for errors in zip(*refinement.errors, strict=True))
+        report.refined = before, after
     return report
 
 
@@ -125,7 +126,7 @@ class LayerJob:
     """A model on its way through the layers, with the calibration's hidden states before the next of them."""
 
     def __init__(self, model: LayeredModel, shape: GridShape, rounding: str, skip: tuple[str, ...], phase: Phases,
-                 keeps_plans: bool, progress: Progress):
+                 keeps_plans: bool, progress: Progress, refinement: Refinement | None = None):
         self.model, self.shape, self.rounding, self.skip, self.phase = model, shape, rounding, skip, phase
         self.scalings = architecture_of(model.config.model_type).scalings
         if not self.scalings:
@@ -134,13 +135,15 @@ class LayerJob:
         self.keeps_plans = keeps_plans
         self.plans: dict[str, LayerPlan] = {}  # on the CPU, by prefix
         self.has_plan = False
+        self.refinement = refinement
         self.hidden: list[Tensor] = []
+        self.original: list[Tensor] = []  # to refine: the same before the original's next layer
         self.keywords: list[dict[str, Any]] = []
 
     @property
     def measures(self) -> bool:
-        """Whether the calibration runs through the layers: with a plan, only GPTQ needs it."""
-        return not self.has_plan or self.rounding == "gptq"
+        """Whether the calibration runs through the layers: with a plan, only GPTQ and refining need it."""
+        return not self.has_plan or self.rounding == "gptq" or self.refinement is not None
 
     def take_plan(self, file: Path, about: dict[str, str]) -> None:
         prefixes = map(self.model.prefix_of, range(len(self.model.layers)))
@@ -157,6 +160,7 @@ class LayerJob:
             rows, self.keywords = self.model.start(tokens)
         size = max(1, BATCH_TOKENS[self.model.device.type] // tokens.shape[1])
         self.hidden = [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
+        self.original = list(self.hidden) if self.refinement else []
 
     def work(self, index: int, layer: nn.Module) -> LayerWork:
         return LayerWork(layer, self.model.prefix_of(index), self.shape, self.skip, self.phase)
@@ -164,6 +168,9 @@ class LayerJob:
     def quantize(self, index: int, layer: nn.Module) -> tuple[dict[str, Tensor], Tensor | None]:
         """A layer's tensors for the checkpoint and its error; takes the hidden states on to the next layer."""
         work = self.work(index, layer)
+        if self.refinement:
+            with self.phase("original"):
+                self.original = [forward(layer, x, self.keywords[index]) for x in self.original]
         if self.measures:
             work.collect(self.hidden, self.keywords[index])
         if self.has_plan:
@@ -173,7 +180,12 @@ class LayerJob:
             plan = work.search(self.scalings, self.model.config)
             if self.keeps_plans:
                 self.plans[work.prefix] = plan.to(torch.device("cpu"))
-        tensors, error = work.round(plan, self.rounding)
+        grids = work.round(plan, self.rounding)
+        if self.refinement and grids:
+            with self.phase("refine"):
+                grids = self.refinement(layer, grids, self.shape, torch.cat(self.hidden), torch.cat(self.original),
+                                        self.keywords[index])
+        tensors, error = work.put(grids)
         if self.measures and index + 1 < len(self.model.layers):
             with self.phase("forward"):
                 self.hidden = [forward(layer, x, self.keywords[index]) for x in self.hidden]

@@ -17,7 +17,8 @@ INT4 = (4 + (16 + 4) / 128) / 8  # bytes a weight: integer, and scale and zero p
 BUILDER = 3.1  # times an unquantized checkpoint that genai's builder holds; of a quantized one it holds a layer or two
 ROW_TOKENS = 200  # of a training row, where the rows are not known yet
 RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
-DISTILL_TOKENS = 4096  # of a training step of quantize --distill
+REFINE_STEPS = {"cuda": 200, "cpu": 0}  # of quantize --refine, where it is not given
+REFINE_TOKENS = {"cuda": 4096, "cpu": 1024}  # of each of them
 UNPACKED_SHARE = 0.25  # of the memory that is free once an int4 base is loaded, that its weights may take unpacked
 
 
@@ -59,23 +60,24 @@ def after_quantizing(size: ModelSize) -> ModelSize:
     return replace(size, quantized=True, weight_bytes=round(int4_bytes(size)))
 
 
-def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, distill: int = 0) -> Estimate:
+def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, refine: int | None = None) -> Estimate:
     """One layer at a time; its inputs and outputs of all calibration tokens, the search's copies of one linear.
 
-    To distill afterwards: the original, of each int4 weight the integer, its offset and a moment, activations.
+    To refine: the original's inputs and outputs too, of each of a layer's weights position, gradient and two moments
+    in float32, and the activations of a step.
     """
     width = _width(device)
     hidden = 2 * samples * seq_len * size.hidden * width
-    layer = size.layer_params / max(1, size.layers) * width
+    weights = size.layer_params / max(1, size.layers)
     search = 4 * size.largest * 4 + 3 * size.widest**2 * 4
     batch = 4 * min(BATCH_TOKENS[device], samples * seq_len) * size.widest * width
+    work = hidden + weights * width + search + batch
+    if REFINE_STEPS[device] if refine is None else refine:
+        step = min(REFINE_TOKENS[device], samples * seq_len)
+        activations = _activations(replace(size, layers=1), step, 4)
+        work = max(work + hidden, 3 * hidden + weights * (width + 16) + 2 * size.largest * 4 + activations)
     disk = int4_bytes(size)
-    peak = max(hidden + layer + search + batch, size.vocab * size.hidden * width)
-    if distill:
-        models = (size.params + size.outer_params) * width + size.layer_params * (INT4 + 2 + width)
-        peak = max(peak, models + 5 * size.largest * 4 + _activations(size, DISTILL_TOKENS, width)
-                   + 3 * DISTILL_TOKENS * size.vocab * width)
-    return _placed(device, peak, min(SHARD, disk), disk)
+    return _placed(device, max(work, size.vocab * size.hidden * width), min(SHARD, disk), disk)
 
 
 def _activations(size: ModelSize, tokens: int, width: int) -> float:

@@ -87,14 +87,16 @@ def _to_int4(merged: Path, output: Path, config: MergeConfig, progress: Progress
     from phicli.quantization.grid import GridShape
     from phicli.quantization.groups import choose_group_size
     from phicli.quantization.quantize import quantize_checkpoint
+    from phicli.quantization.refine import steps_of
 
     tokens = calibration_tokens(merged, config, progress)
     size, remarks = choose_group_size(read_headers(merged), None, (), True, merged)
     for remark in remarks:
         progress.note(remark)
-    report = quantize_checkpoint(merged, output, tokens, shape=GridShape(group_size=size), distill=config.distill,
-                                 device=choose_device(config.device), progress=progress)
-    return {"layer_errors": report.layer_errors, "distilled": report.distilled,
+    device = choose_device(config.device)
+    report = quantize_checkpoint(merged, output, tokens, shape=GridShape(group_size=size), device=device,
+                                 refine=steps_of(config.refine, device), seed=config.seed, progress=progress)
+    return {"layer_errors": report.layer_errors, "refined": report.refined,
             "calibration_tokens": tokens_digest(tokens)}
 
 

@@ -51,7 +51,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         for remark in remarks:
             progress.warn(remark)
         device = choose_device(config.device)
-        estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.distill)
+        estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.refine)
         announce("quantize", estimate, stage.target, progress)
         imported()
     with stage.locked(force, progress) as done:
@@ -116,7 +116,7 @@ def check_options(config: QuantizeConfig) -> None:
             raise Missing("the package autoawq is not installed", hint="pip install 'phicli[autoawq]'")
     if config.skip and config.algorithm != "awq":
         raise UsageError("--skip goes with --algorithm awq; Olive's passes leave no linear in float")
-    for option, given in (("--plan", config.plan), ("--distill", config.distill)):
+    for option, given in (("--plan", config.plan), ("--refine", config.refine)):
         if given and not _own(config):
             raise UsageError(f"{option} goes with phicli's own AWQ")
 
