@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -64,6 +64,18 @@ class Bars:
         _tqdm().write(text, file=sys.stderr)
 
     warn = note
+
+
+@contextmanager
+def keeping(what: Callable[[], str]) -> Iterator[None]:
+    """Note on an interruption of the block what is kept of the work; "" for nothing. Whoever ends the command says it.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as e:
+        if (text := what()) and text not in getattr(e, "__notes__", []):
+            e.add_note(text)
+        raise
 
 
 def _tqdm() -> Any:

@@ -18,7 +18,7 @@ from phicli.azure.staging import block_size
 from phicli.azure.storage import Container
 from phicli.azure.transport import RANGE
 from phicli.errors import BadInput, Missing, RemoteError
-from phicli.progress import SILENT, Progress
+from phicli.progress import SILENT, Progress, keeping
 
 _READ = 1 << 20
 AGAIN = "the same command again"
@@ -75,7 +75,8 @@ def fetch_files(container: Container, files: list[RemoteFile], part: Part, step:
         return ((f, *r) for f in files for r in f.ranges(step) if not part.has(f, *r))
 
     total, needed = sum(f.size for f in files), sum(length for _, _, length in todo())
-    with progress.task("downloading", total, "B") as bar:
+    kept = "what has come is kept, and the same command goes on from there"
+    with progress.task("downloading", total, "B") as bar, keeping(lambda: kept):
         bar.advance(total - needed)
         tasks = (partial(_fetch, container, part, *item) for item in todo())
         for file, offset, length, digest in completed(tasks, container.connections):

@@ -14,7 +14,7 @@ from typing import Any
 from phicli.azure.content import Content, LocalFile
 from phicli.azure.parallel import completed
 from phicli.azure.storage import Container
-from phicli.progress import SILENT, Progress
+from phicli.progress import SILENT, Progress, keeping
 
 SMALLEST_BLOCK, LARGEST_BLOCK, MOST_BLOCKS = 256 << 10, 8 << 20, 50_000  # the last is the service's limit per file
 
@@ -87,7 +87,8 @@ def upload_content(container: Container, content: Content, prefix: str, plan: Up
     """
     to_send = sum(length for f in content.files for _, _, length in plan.missing(f))
     sent = 0
-    with progress.task("uploading", content.bytes, "B") as bar:
+    kept = "what was sent is kept there, and the same command goes on from there"
+    with progress.task("uploading", content.bytes, "B") as bar, keeping(lambda: kept):
         bar.advance(content.bytes - to_send)
         for length in completed(_tasks(container, content, prefix, plan), container.connections):
             sent += length

@@ -40,7 +40,13 @@ def chat(
     flags: options.Flags = {},  # noqa: B006 (never changed)
     json: options.Json = False,
 ) -> None:
-    """Chat with the optimized model: one QUESTION, or one on stdin, else a conversation."""
+    """Chat with the optimized model: one QUESTION, or one on stdin, else a conversation.
+
+    Examples:
+      phicli chat --model tiny --adapter travel
+      phicli chat --model tiny "Where is it warm in March?"
+    More: docs/chat.md
+    """
     _check_together(config, question, no_adapter, prompt, go_on, compare, flags)
     text = question_of(question, prompt)
     if json and text is None:

@@ -18,12 +18,17 @@ def doctor(
     online: Annotated[bool, typer.Option("--online", help="Try to sign in too")] = False,
     json: options.Json = False,
 ) -> Sequence[Next]:
-    """Check Python, packages, GPU, CUDA libraries, memory, disk and logins for the lab with a model.
+    """Check this machine for the lab with a model: Python, packages, GPU, CUDA libraries, memory, disk, logins.
 
     At the end, what the model needs at each step, and which CPUs and GPUs have that. Without --online no network is
     used, except for the config.json of a model of the hub that is not on this machine.
 
     Green is as it should be, yellow works with less, red does not work (exit code 4); each with what cures it.
+
+    Examples:
+      phicli doctor --model tiny
+      phicli doctor --device cuda --online
+    More: docs/doctor.md
     """
     with console.task_log("doctor", config.root_folder) as progress:
         from phicli.doctor.checks import examine, verdict, worst

@@ -19,12 +19,18 @@ def download(
     workspace: WorkspaceConfig,
     reference: Annotated[str | None, typer.Argument(
         help="azureml://registries/R/models/N/versions/V, azureml://workspaces/W/models/N/labels/latest, azureml:N:V "
-             "\\[default: the latest of what upload registers]", show_default=False)] = None,
+             "[default: the latest of what upload registers]", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(
-        "--output", "-o", help="Folder for the model \\[default: the cache of downloads]")] = None,
+        "--output", "-o", help="Folder for the model [default: the cache of downloads]")] = None,
     json: options.Json = False,
 ) -> Sequence[Next]:
-    """Download a model from Azure ML; an interrupted download goes on where it stopped."""
+    """Download a model from Azure ML; an interrupted download goes on where it stopped.
+
+    Examples:
+      phicli download azureml:ft-for-travel:1
+      phicli download --output models/theirs
+    More: docs/azure.md
+    """
     from phicli.azure.reference import parse_reference
     from phicli.azure.target import cache_folder
 

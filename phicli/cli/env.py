@@ -8,7 +8,13 @@ HIDDEN = ("azure.", "upload.")  # what begins the names of settings whose values
 
 
 def env(json: options.Json = False) -> None:
-    """Show versions, machine and settings for a bug report: no secrets, no names, no paths."""
+    """Show versions, machine and settings for a bug report: no secrets, no names, no paths.
+
+    Examples:
+      phicli env
+      phicli env --json
+    More: docs/housekeeping.md
+    """
     from phicli.doctor.machine import describe
 
     found = {**describe(), **_settings()}

@@ -5,7 +5,13 @@ from phicli.config.steps import ExportConfig
 
 
 def export(config: ExportConfig, json: options.Json = False) -> None:
-    """Write the ONNX model, a GGUF file or an adapter as other programs take it."""
+    """Write a model or an adapter for other programs: the ONNX model, a GGUF file, a PEFT adapter.
+
+    Examples:
+      phicli export --model tiny
+      phicli export --to gguf --adapter travel
+    More: docs/merge.md
+    """
     with console.task_log("export", config.root_folder) as progress:
         from phicli.steps.export import export as write
 

@@ -12,12 +12,19 @@ NEXT = [("optimize",)]
 
 def finetune(config: FinetuneConfig, flags: options.Flags, dry_run: options.DryRun = False,
              json: options.Json = False) -> Sequence[Next]:
-    """Train an adapter (LoRA by default) on the quantized model."""
+    """Train an adapter (LoRA by default) on the quantized model.
+
+    Examples:
+      phicli finetune --model tiny --max-steps 100
+      phicli finetune --data chats.jsonl --name support --epochs 3
+    More: docs/finetune.md
+    """
     if dry_run:
         forecasts.show_step("finetune", flags, json)
         return [("finetune",)]
     with console.task_log("finetune", config.root_folder) as progress:
         from phicli.steps.finetune import finetune as train
+        from phicli.steps.telling import trained
 
         folder, manifest = train(config, progress)
     if json:
@@ -31,4 +38,5 @@ def finetune(config: FinetuneConfig, flags: options.Flags, dry_run: options.DryR
         if found["kept_step"] < found["steps"]:
             line += f" (step {found['kept_step']} of {found['steps']})"
     console.note(f"{line}, {found['tokens_per_second']:.0f} tokens/s, {console.duration(manifest.seconds)}")
+    console.note(trained(found))
     return NEXT

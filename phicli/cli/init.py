@@ -25,9 +25,14 @@ OFFERED = {"model": "tiny"}  # in place of the setting's default
 
 
 def init(config: InitConfig, flags: options.Flags) -> Sequence[Next]:
-    """Write phicli.toml here, after questions at a terminal or from options in a script.
+    """Write phicli.toml here: after questions at a terminal, or from options in a script.
 
     All commands find it, in folders below too; paths in it are seen from its folder. What is in it already stays.
+
+    Examples:
+      phicli init
+      phicli init --model tiny --data chats.jsonl
+    More: docs/housekeeping.md
     """
     values = {settings_of(InitConfig)[name].key: getattr(config, name) for name in flags}
     if console.can_ask():

@@ -22,7 +22,13 @@ def inspect(
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 if there are findings that are more "
                                          "than remarks")] = False,
 ) -> Sequence[Next]:
-    """Show what rows say and how the model sees them, figures, and everything that may be wrong with the data."""
+    """Show what rows say and how the model sees them; figures, and everything that may be wrong with the data.
+
+    Examples:
+      phicli inspect chats.jsonl --model tiny
+      phicli inspect chats.jsonl --fix clean.jsonl
+    More: docs/inspect.md, docs/data.md
+    """
     if dry_run:
         forecasts.show_step("inspect", flags, json)
         return [("inspect",)]
@@ -64,9 +70,10 @@ def _show(report: dict[str, Any]) -> None:
         console.result_list(first, title="First rows")
     console.result("")
     measured = [*report["fields"].items(), ("whole row", {**report, "empty": None})]
-    figures = [(_plain(name), f["rows"], f["empty"], what, *(f"{value:g}" for value in list(f[what].values())[:4]))
+    figures = [(_plain(name), f["rows"], f["empty"], what, *map(console.number, list(f[what].values())[:4]))
                for name, f in measured for what in ("characters", "tokens") if f.get(what)]
     console.result_table(["field", "rows", "empty", "of", "min", "mean", "p95", "max"], figures, title="Fields")
+    console.note("p95: 95 of 100 are no longer; tokens: the pieces of text that a model reads")
     if "fix" in report:
         done = report["fix"]
         both = [("changed", code, n) for code, n in done["changed"].items()]

@@ -8,7 +8,13 @@ from phicli.config.layers import Settings
 
 
 def list(json: options.Json = False) -> Sequence[Next]:
-    """List the models in the folder models, their adapters, and phicli's own caches, with sizes."""
+    """List models, adapters and caches: those in the folder models and phicli's own, with sizes.
+
+    Examples:
+      phicli list
+      phicli list --json
+    More: docs/housekeeping.md
+    """
     from phicli.steps.inventory import caches, kept_models, size_on_disk
 
     models = kept_models(Settings())

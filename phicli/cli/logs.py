@@ -18,7 +18,13 @@ def logs(
                                                   show_default=False)] = None,
     json: options.Json = False,
 ) -> None:
-    """List the logs under the root, or show the last one of a command: what libraries said while it ran."""
+    """List the logs under the root, or show the last one of a command: what libraries said while it ran.
+
+    Examples:
+      phicli logs
+      phicli logs finetune --model tiny
+    More: docs/housekeeping.md
+    """
     from phicli.artifacts.logs import find_logs
     from phicli.artifacts.reading import open_regular
 

@@ -11,9 +11,10 @@ from traceback import walk_tb
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
-from phicli.cli import once, options, process
+from phicli.cli import options, process
+from phicli.cli.manner import set_manner, usual_manner
+from phicli.cli.once import Command, Group
 from phicli.cli.printable import printable
 from phicli.errors import ExitCode, Missing, PhicliError
 from phicli.libraries import subdued
@@ -48,21 +49,19 @@ GROUPS = ("azure", "config")  # those with commands of their own
 
 
 
-class LabOrder(typer.core.TyperGroup):
+class LabOrder(Group):
     """Lists commands in the order of the table; Typer would put those with commands of their own first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
-    def make_parser(self, ctx: Any) -> Any:
-        return once.checked(super().make_parser(ctx))
-
 
 app = typer.Typer(
-    name="phicli", cls=LabOrder, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    name="phicli", cls=LabOrder, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Inspect data, AWQ-quantize a Phi model, LoRA-finetune it, optimize it to ONNX with swappable adapters, "
-         "chat with it, upload it.",
+         "chat with it, upload it.\n\nExamples:\n  phicli run --model tiny\n  phicli chat --model tiny --adapter travel"
+         "\nMore: README.md, docs/terminal.md",
 )
 
 
@@ -75,11 +74,15 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def phicli_options(
     config: Annotated[Path | None, typer.Option(
-        "--config", envvar="PHICLI_CONFIG", help=r"Settings file \[default: phicli.toml, here or above]")] = None,
+        "--config", envvar="PHICLI_CONFIG", help="Settings file [default: phicli.toml here or above]")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from")] = False,
     version: Annotated[bool, typer.Option(
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit")] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    progress: options.ProgressForm = None,
 ) -> None:
+    set_manner(quiet, verbose, progress)
     if config is not None:
         os.environ["PHICLI_CONFIG"] = str(config)
 
@@ -88,12 +91,13 @@ for _name in COMMANDS:
     if _name in GROUPS:
         app.add_typer(import_module(f"phicli.cli.{_name}").app, name=_name)
     else:
-        app.command(_name, cls=once.Command)(options.command(getattr(import_module(f"phicli.cli.{_name}"), _name)))
+        app.command(_name, cls=Command)(options.command(getattr(import_module(f"phicli.cli.{_name}"), _name)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Messages go to stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    usual_manner()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="phicli")  # a terminal without Unicode gets "?", not a crash

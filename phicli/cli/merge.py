@@ -7,7 +7,13 @@ from phicli.config.steps import MergeConfig
 
 
 def merge(config: MergeConfig, json: options.Json = False) -> None:
-    """Merge an adapter into a model's weights: a Hugging Face folder that every step takes as --model or --base."""
+    """Merge an adapter into a model's weights: gives a folder that every step takes as --model or --base.
+
+    Examples:
+      phicli merge --model tiny --adapter travel
+      phicli merge --adapter travel --precision int4
+    More: docs/merge.md
+    """
     with console.task_log("merge", config.root_folder) as progress:
         from phicli.steps.merge import merge as merge_adapter
 

@@ -1,10 +1,12 @@
-"""Options that are given twice: an error, where the parser would take the last one and say nothing."""
+"""Commands as phicli has them: help of its own, and an option given twice is an error, where the parser would take
+the last one and say nothing."""
 
 from collections import Counter
 from typing import Any
 
 import typer.core
 
+from phicli.cli import help
 from phicli.errors import UsageError
 
 
@@ -29,3 +31,19 @@ class Command(typer.core.TyperCommand):
 
     def make_parser(self, ctx: Any) -> Any:
         return checked(super().make_parser(ctx))
+
+    def help_text(self, ctx: Any, whole: bool = False) -> str:
+        return help.command_help(self, ctx, getattr(self.callback, "settings", {}), whole)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(self.help_text(ctx))
+
+
+class Group(typer.core.TyperGroup):
+    """Commands under one name; the options before theirs hold one value each."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        return checked(super().make_parser(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help.group_help(self, ctx))

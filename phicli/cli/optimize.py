@@ -10,12 +10,19 @@ from phicli.config.steps import OptimizeConfig
 
 def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
              json: options.Json = False) -> Sequence[Next]:
-    """Build the ONNX model that chat runs, from a quantized model and any number of adapters."""
+    """Build the ONNX model that chat runs: from a quantized model and any number of adapters.
+
+    Examples:
+      phicli optimize --model tiny
+      phicli optimize --adapter travel --device cuda
+    More: docs/optimize.md
+    """
     if dry_run:
         forecasts.show_step("optimize", flags, json)
         return [("optimize",)]
     with console.task_log("optimize", config.root_folder) as progress:
         from phicli.steps.optimize import optimize as build
+        from phicli.steps.telling import built
 
         folder, manifest = build(config, progress)
     adapters = sorted(manifest.quality["adapters"])
@@ -25,6 +32,5 @@ def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryR
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return after
     console.result(str(folder))
-    console.note(f"{console.size(manifest.bytes)} in {console.duration(manifest.seconds)}; "
-                 f"adapters: {', '.join(adapters) or 'none'}")
+    console.note(f"{built(folder, manifest)}; {console.duration(manifest.seconds)}")
     return after

@@ -3,12 +3,15 @@
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import typer
 
 from phicli.cli import console
+from phicli.cli.completion import completion_of
 from phicli.cli.following import Following, Next
+from phicli.cli.help import ALL, GENERAL
+from phicli.cli.manner import FORMS, set_manner
 from phicli.config.bases import OfModel
 from phicli.config.last_used import remember_last
 from phicli.config.layers import Settings
@@ -17,9 +20,31 @@ from phicli.errors import PhicliError
 
 Flags = dict[str, Any]  # a command's parameter of this type gets the settings that were given as flags, by name
 USES = ("quantize", "finetune", "optimize", "evaluate", "chat", "run")  # the commands after which a model is the last
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, why, with how much time and space; "
-                                      "do nothing")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done, why, with time and space")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout", rich_help_panel=GENERAL)]
+Quiet = Annotated[bool, typer.Option(
+    "--quiet", "-q", help="Say nothing but results, warnings and errors", rich_help_panel=GENERAL)]
+Verbose = Annotated[bool, typer.Option(
+    "--verbose", "-v", help="Show what libraries print too, which else goes to a log", rich_help_panel=GENERAL)]
+ProgressForm = Annotated[str | None, typer.Option(
+    "--progress", metavar="|".join(FORMS), autocompletion=lambda: FORMS, rich_help_panel=GENERAL,
+    help="Form of what is said on stderr; json: one document a line, for programs [default: auto]")]
+
+
+def _show_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(ctx.command.help_text(ctx, whole=True))  # type: ignore[attr-defined]
+        raise typer.Exit
+
+
+class Everywhere(TypedDict):
+    """What every command takes beside its own options."""
+
+    quiet: Quiet
+    verbose: Verbose
+    progress: ProgressForm
+    help_all: Annotated[bool, typer.Option(
+        ALL, callback=_show_all, is_eager=True, help="Explain all options and exit", rich_help_panel=GENERAL)]
 
 
 def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., None]:
@@ -36,11 +61,15 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
              for name, p in own.items() if name not in configs and name not in flags}
     known = {name: setting for config in reversed(configs.values()) for name, setting in settings_of(config).items()}
     made = {name: _parameter(name, setting) for name, setting in known.items()}
+    added = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind,
+                                     default=None if kind is ProgressForm else False)
+             for name, kind in typing.get_type_hints(Everywhere, include_extras=True).items()}
     title = " ".join(dict.fromkeys((function.__module__.rpartition(".")[2], function.__name__.rstrip("_"))))
 
     def run(**given: Any) -> None:
         from phicli.hub.roots import check_default_root
 
+        set_manner(given["quiet"], given["verbose"], given["progress"])
         settings = Settings()
         raw = {name: given[name] for name in made if given[name] is not None}
         following = Following(settings, raw, known)
@@ -61,7 +90,8 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     run.__wrapped__ = function  # type: ignore[attr-defined]
-    run.__signature__ = inspect.Signature(list((made | plain).values()))  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(list((made | plain | added).values()))  # type: ignore[attr-defined]
+    run.settings = known  # type: ignore[attr-defined]
     return run
 
 
@@ -83,16 +113,10 @@ def _parameter(name: str, setting: Setting) -> inspect.Parameter:
 
 
 def option(name: str, setting: Setting) -> Any:
-    """A Typer option, or argument, whose help, choices and shown default are those of the setting."""
+    """A Typer option, or argument, whose help and shown default are those of the setting."""
+    completion: Any = completion_of(name, setting)
     if setting.argument:
-        return typer.Argument(help=_plain(setting.help), show_default=False, metavar=setting.metavar)
-    text = setting.help + (f" ({' | '.join(setting.choices)})" if setting.choices else "")
-    if setting.shown_default is not None:
-        text += f" [default: {setting.shown_default}]"
-    return typer.Option(*(setting.flags or ("--" + name.replace("_", "-"),)), help=_plain(text), show_default=False,
-                        metavar=setting.metavar)
-
-
-def _plain(text: str) -> str:
-    """The text with its brackets kept: Typer's help reads them as rich's markup."""
-    return text.replace("[", r"\[")
+        return typer.Argument(help=setting.help, show_default=False, metavar=setting.metavar)
+    text = setting.help + (f" [default: {setting.shown_default}]" if setting.shown_default is not None else "")
+    return typer.Option(*(setting.flags or ("--" + name.replace("_", "-"),)), help=text, show_default=False,
+                        metavar=setting.metavar, autocompletion=completion, rich_help_panel=setting.panel or None)

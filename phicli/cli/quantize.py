@@ -12,20 +12,27 @@ NEXT = [("finetune",)]
 
 def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
              json: options.Json = False) -> Sequence[Next]:
-    """Quantize a model to int4 (AWQ by default)."""
+    """Quantize a model to int4 (AWQ by default).
+
+    Examples:
+      phicli quantize --model tiny
+      phicli quantize --model Qwen/Qwen3-0.6B --algorithm awq --device cuda
+    More: docs/quantize.md
+    """
     if dry_run:
         forecasts.show_step("quantize", flags, json)
         return [("quantize",)]
     with console.task_log("quantize", config.root_folder) as progress:
         from phicli.steps.quantize import quantize as quantize_model
+        from phicli.steps.telling import quantized
 
         folder, manifest = quantize_model(config, progress)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return NEXT
     console.result(str(folder))
-    before, errors = manifest.quality["source_bytes"], manifest.quality.get("layer_errors")
-    line = f"{console.size(before)} -> {console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
+    errors = manifest.quality.get("layer_errors")
+    line = f"{quantized(folder, manifest)}; {console.duration(manifest.seconds)}"
     if errors:
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
     if manifest.quality.get("refined"):

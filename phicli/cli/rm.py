@@ -19,6 +19,11 @@ def rm(
     dry_run: options.DryRun = False,
 ) -> Sequence[Next]:
     """Remove what phicli has made, after asking; what it cannot prove to be its own stays, and so do models' originals.
+
+    Examples:
+      phicli rm tiny/travel --dry-run
+      phicli rm tiny cache/kernels --yes
+    More: docs/housekeeping.md
     """
     from phicli.steps.removing import plan_removal, remove
 

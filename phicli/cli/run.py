@@ -2,44 +2,53 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from phicli.cli import console, forecasts, options
+from phicli.cli import completion, console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.layers import Settings
 from phicli.config.steps import FinetuneConfig, LabConfig
+from phicli.progress import keeping
 
 
 def run(
     config: LabConfig,
     flags: options.Flags,
     prompt: Annotated[str | None, typer.Option(
-        "--prompt", "-p", help="Question to ask at the end \\[default: that of the first held-out row]")] = None,
+        "--prompt", "-p", help="Question to ask at the end [default: that of the first held-out row]")] = None,
     first: Annotated[str | None, typer.Option(
-        "--from", help="Run this step and those after it even if they are up to date")] = None,
-    last: Annotated[str | None, typer.Option("--until", help="Stop after this step")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run all steps even if they are up to date")] = False,
+        "--from", metavar="STEP", autocompletion=completion.steps,
+        help="Make this step and those after it again")] = None,
+    last: Annotated[str | None, typer.Option(
+        "--until", metavar="STEP", autocompletion=completion.steps, help="Stop after this step")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make all steps again")] = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> Sequence[Next]:
     """Do the whole lab: inspect, quantize, finetune, optimize, evaluate, chat. What is up to date is skipped.
 
     Settings of single steps come from phicli.toml or the environment, as for the steps' own commands.
+
+    Examples:
+      phicli run --model tiny
+      phicli run --data chats.jsonl --from finetune
+    More: README.md
     """
     if dry_run:
         forecasts.show_lab({**flags, "force": force}, first, last, json)
         return [("run", *(["--from", first] if first else []), *(["--until", last] if last else []),
                  *(["--force"] if force else []))]
     prompt = prompt and console.typed(prompt)
-    settings, steps = Settings(), []
+    settings, steps = Settings(), list[Any]()
     with console.task_log("run", config.root_folder) as progress:
         from phicli.steps.lab import STEPS, run_lab
 
-        for step in run_lab(settings, {**flags, "force": force}, prompt, progress, first, last):
-            progress.note(f"{step.name}: {step.state}, {step.gave}")
-            steps.append(step)
+        with keeping(lambda: _done(steps)):
+            for step in run_lab(settings, {**flags, "force": force}, prompt, progress, first, last):
+                progress.note(f"{step.name}: {step.state}, {step.gave}")
+                steps.append(step)
     after: list[Next] = [("chat", "--adapter", settings.resolve(FinetuneConfig, flags).name)]
     if last and last != STEPS[-1]:
         after = [("run",)]
@@ -50,3 +59,8 @@ def run(
     total = ("all", "", console.duration(sum(s.seconds for s in steps)), "", config.root)
     console.result_table(("step", "state", "time", "what it gave", "where"), [*rows, total])
     return after
+
+
+def _done(steps: list[Any]) -> str:
+    names = ", ".join(step.name for step in steps)
+    return f"done, and kept: {names}; the same command goes on after that" if names else ""

@@ -15,7 +15,13 @@ LEFT_OUT = ("files", "hashes", "inputs", "stages", "step", "created")  # of a ma
 
 
 def show(name: Name, json: options.Json = False) -> Sequence[Next]:
-    """Show what a model or an adapter was made from, with which settings, and how well it turned out."""
+    """Show what a model or an adapter was made from: with which settings, and how well it turned out.
+
+    Examples:
+      phicli show tiny
+      phicli show tiny/travel --json
+    More: docs/housekeeping.md
+    """
     from phicli.steps.inventory import find_kept
 
     model, adapter = find_kept(Settings(), name)
@@ -45,4 +51,4 @@ def _short(value: Any) -> str:
         return f"({', '.join(value)})"
     if isinstance(value, list):
         return ", ".join(map(str, value)) if len(value) <= 4 else f"{len(value)} figures"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return console.number(value) if isinstance(value, float) else str(value)

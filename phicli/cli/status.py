@@ -10,7 +10,9 @@ from phicli.cli import console, options
 from phicli.cli.following import Next
 from phicli.config.layers import Settings
 from phicli.config.steps import LabConfig
+from phicli.workflow.plan import State
 
+LEGEND = "stale: made from what has changed since; broken: its files are damaged; phicli run makes both again"
 COLUMNS = ("step", "state", "why", "where", "made", "size")
 
 
@@ -21,7 +23,13 @@ def status(
         "--reread", help="Read the content of every file, also of those that look unchanged")] = False,
     json: options.Json = False,
 ) -> Sequence[Next]:
-    """Show every stage under the root: up to date, stale and why, broken and where, or not made."""
+    """Show every stage under the root: up to date, stale and why, broken and where, or not made.
+
+    Examples:
+      phicli status --model tiny
+      phicli status --reread
+    More: docs/reliability.md
+    """
     from phicli.steps.status import stage_statuses
 
     stages = stage_statuses(Settings(), flags, reread)
@@ -29,7 +37,9 @@ def status(
     if json:
         console.result_json([asdict(stage) for stage in stages])
         return after
-    rows = [(stage.step, stage.state, stage.why, stage.place, stage.made,
+    rows = [(stage.step, stage.state, stage.why, stage.place, console.ago(stage.made),
              console.size(stage.bytes) if stage.bytes else None) for stage in stages]
     console.result_table(COLUMNS, rows)
+    if any(stage.state in (State.STALE, State.BROKEN) for stage in stages):
+        console.note(LEGEND)
     return after

@@ -23,7 +23,13 @@ def upload(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded where; send nothing")] = False,
     json: options.Json = False,
 ) -> Sequence[Next]:
-    """Upload the optimized model to Azure ML and register it; an interrupted upload goes on where it stopped."""
+    """Upload the optimized model to Azure ML and register it; an interrupted upload goes on where it stopped.
+
+    Examples:
+      phicli upload --model tiny --dry-run
+      phicli upload --name travel-phi --tag team=travel
+    More: docs/azure.md
+    """
     from phicli.azure.target import find_target
 
     tags = parse_tags(tag or [])

@@ -30,6 +30,7 @@ class Setting:
     verbatim: of a list: a flag or variable is one text as it is, in which a comma parts nothing; none is empty.
     path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
     reference: of a path: it may be the name of something else too, such as a model of the hub's.
+    panel: heading under which help lists it, for what few people change; empty for what is common.
     recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
         only changes how the result is come by.
     """
@@ -49,6 +50,7 @@ class Setting:
     verbatim: bool = False
     path: bool = False
     reference: bool = False
+    panel: str = ""
     recorded: bool = True
 
     @property

@@ -10,27 +10,29 @@ COLUMNS = ("messages", "prompt", "response", "input", "system", "history", "tool
 DATA = ("data/data_sample_travel.jsonl",)  # these two are in the package, for folders that have none of that name
 EVAL_DATA = "data/data_eval_travel.jsonl"
 MODELS = "models"  # where the usual roots are
+ROWS, RUNNING = "Rows", "Running"  # headings of help
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
+
 def model() -> Any:
-    return setting("microsoft/Phi-3.5-mini-instruct", "Model: a Hugging Face id, a folder, a GGUF file, azureml://…, "
-                   "or tiny (built in) [default: the one used last here, else microsoft/Phi-3.5-mini-instruct]",
+    return setting("microsoft/Phi-3.5-mini-instruct", "Hugging Face id, folder, GGUF file, azureml://…, or built-in "
+                   "tiny [default: the one used last here, else microsoft/Phi-3.5-mini-instruct]", metavar="MODEL",
                    shared=True, flags=("--model", "-m"), path=True, reference=True, recorded=False)
 
 
 def root() -> Any:
-    return setting(None, "Folder for all results [default: models/phi for a Phi of Microsoft's, else models/<short "
-                   "name of the model>]", shared=True, path=True, recorded=False)
+    return setting(None, "Folder for all results [default: models/phi for a Phi of Microsoft's, else "
+                   "models/<short name>]", metavar="FOLDER", shared=True, path=True, recorded=False)
 
 
 def device() -> Any:
-    return setting("auto", "Device to compute on; auto: cuda if it can be used, else cpu", shared=True,
+    return setting("auto", "Where to compute; auto: cuda if it can be used", shared=True,
                    choices=("auto", "cuda", "cpu"), recorded=False)
 
 
 def kernels() -> Any:
     return setting("auto", "Kernels that multiply quantized matrices on a CPU; auto: the faster ones",
-                   shared=True, choices=("auto", "phicli", "onnxruntime"), recorded=False)
+                   shared=True, choices=("auto", "phicli", "onnxruntime"), recorded=False, panel=RUNNING)
 
 
 def data(argument: bool = False) -> Any:
@@ -38,53 +40,53 @@ def data(argument: bool = False) -> Any:
         return setting(DATA, "Data: a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, compressed too), a folder with "
                        "such files, - for stdin [default: the setting data]", shared=True, argument=True,
                        metavar="FILE...", path=True, reference=True, recorded=False)
-    return setting(DATA, "Training data: a file, a folder with a split train, or owner/name on the Hugging Face hub; "
-                   "may be repeated, FILE:2 counts twice", shared=True, flags=("--data", "-d"), path=True,
-                   reference=True, recorded=False)
+    return setting(DATA, "Training data: file, folder, or owner/name on the Hugging Face hub; may be repeated, FILE:2 "
+                   "counts twice", metavar="DATA", shared=True, flags=("--data", "-d"), path=True, reference=True,
+                   recorded=False)
 
 
 def eval_data() -> Any:
-    return setting(EVAL_DATA, "Held-out data to measure on: a file, a folder with a split test or "
-                   "validation, or owner/name on the Hugging Face hub", shared=True, path=True, reference=True,
-                   recorded=False)
+    return setting(EVAL_DATA, "Held-out data to measure on: file, folder, or owner/name on the Hugging Face hub",
+                   metavar="DATA", shared=True, path=True, reference=True, recorded=False)
 
 
 def text_template() -> Any:
     return setting(None, "Template that makes text of a row, in place of the model's chat template; {prompt} stands "
-                   "for its field prompt", shared=True)
+                   "for its field prompt", shared=True, panel=ROWS)
 
 
 def data_format() -> Any:
-    return setting(None, "Format of rows [default: found by their fields]", shared=True, choices=ROW_FORMATS)
+    return setting(None, "Format of rows [default: found by their fields]", shared=True, choices=ROW_FORMATS,
+                   panel=ROWS)
 
 
 def columns() -> Any:
     return setting((), "Names of fields: prompt=question takes the prompt from the field question; may be repeated",
-                   shared=True, flags=("--map",), metavar="NAME=FIELD")
+                   shared=True, flags=("--map",), metavar="NAME=FIELD", panel=ROWS)
 
 
 def chat_template() -> Any:
     return setting(None, "File with a chat template (Jinja) in place of the model's own", shared=True, path=True,
-                   recorded=False)
+                   recorded=False, panel=ROWS)
 
 
 def chat_template_kwargs() -> Any:
     return setting((), "Variable for the chat template, such as enable_thinking=false; may be repeated", shared=True,
-                   metavar="NAME=VALUE")
+                   metavar="NAME=VALUE", panel=ROWS)
 
 
 def adapter() -> Any:
-    return setting(None, "Name of an adapter [default: chat uses the only one, with --prompt none; evaluate all]",
+    return setting(None, "Adapter [default: chat uses the only one, with --prompt none; evaluate all]", metavar="NAME",
                    shared=True, flags=("--adapter", "-a"), recorded=False)
 
 
 def seed() -> Any:
-    return setting(0, "Random seed: the same seed gives the same result", shared=True, minimum=0)
+    return setting(0, "Random seed: the same seed gives the same result", shared=True, minimum=0, panel=RUNNING)
 
 
 def output() -> Any:
     return setting(None, "Folder for the result [default: a folder under the root]", once=True,
-                   flags=("--output", "-o"), path=True, recorded=False)
+                   flags=("--output", "-o"), path=True, recorded=False, panel=RUNNING)
 
 
 def force() -> Any:

@@ -39,24 +39,26 @@ class QuantizeConfig(OfRows):
 
     algorithm: str = setting("awq", "Quantization algorithm", choices=QUANTIZE_ALGORITHMS, flags=("--algorithm", "-a"))
     implementation: str = setting("phicli", "Implementation of AWQ; autoawq is the package AutoAWQ, which needs CUDA",
-                                  choices=("phicli", "autoawq"))
+                                  choices=("phicli", "autoawq"), panel="Quantization")
     bits: int = setting(4, "Bits per weight: AWQ 4, other algorithms 4 or 8", minimum=2)
     group_size: int | None = setting(None, "Weights of a row that share a scale and a zero point; AWQ: 32, 64 or 128 "
                                      "[default: 128, or the largest below it that fits the model]", minimum=16)
     symmetric: bool = setting(False, "Zero point in the middle of the range, or one for each group",
-                              flags=("--symmetric/--asymmetric",))
-    skip: tuple[str, ...] = setting((), "Leave linear layers unquantized whose names contain this; may be repeated")
-    rounding: str = setting("gptq", "How AWQ rounds weights; gptq: with error feedback", choices=("gptq", "nearest"))
+                              flags=("--symmetric/--asymmetric",), panel="Quantization")
+    skip: tuple[str, ...] = setting((), "Leave linear layers unquantized whose names contain this; may be repeated",
+                                    panel="Quantization")
+    rounding: str = setting("gptq", "How AWQ rounds weights; gptq: with error feedback", choices=("gptq", "nearest"),
+                            panel="Quantization")
     refine: int | None = setting(None, "Training steps of each layer's integers and scales after AWQ; 0: none "
-                                 "[default: 200 on a GPU, 0 on a CPU]", minimum=0)
+                                 "[default: 200 on a GPU, 0 on a CPU]", minimum=0, panel="Quantization")
     calibration: str | None = setting(None, "Calibration data: JSON Lines or plain text [default: a built-in text]",
                                       recorded=False, path=True)
     samples: int = setting(128, "Number of calibration sequences", minimum=1)
-    seq_len: int = setting(512, "Length of a calibration sequence in tokens", minimum=8)
+    seq_len: int = setting(512, "Length of a calibration sequence in tokens", minimum=8, panel="Quantization")
     plan: str | None = setting(None, "Take AWQ's scales and clipping from this file of --save-plan, without a search",
-                               recorded=False, path=True)
+                               recorded=False, path=True, panel="Quantization")
     save_plan: str | None = setting(None, "Save AWQ's scales and clipping to this file (safetensors)", recorded=False,
-                                    path=True)
+                                    path=True, panel="Quantization")
     device: str = shared.device()
     seed: int = shared.seed()
     output: str | None = shared.output()
@@ -70,48 +72,51 @@ class FinetuneConfig(OfRows):
     STEP: ClassVar[str] = "finetune"
 
     base: str | None = setting(None, "Model to train on: folder or id [default: the quantized model under the root]",
-                               flags=("--base", "-b"), recorded=False, path=True, reference=True)
+                               flags=("--base", "-b"), recorded=False, path=True, reference=True, panel="Training")
     data: tuple[str, ...] = shared.data()
-    name: str = setting("travel", "Name of the adapter", flags=("--name", "-n"), recorded=False)
+    name: str = setting("travel", "Name of the adapter", metavar="NAME", flags=("--name", "-n"), recorded=False)
     method: str = setting("lora", "Kind of adapter", choices=FINETUNE_METHODS)
     from_adapter: str | None = setting(None, "Adapter to continue from: folder, or a name under ROOT/ft", path=True,
-                                       reference=True, recorded=False)
-    max_steps: int | None = setting(None, "Number of training steps [default: 100, unless --epochs is given]",
+                                       reference=True, recorded=False, panel="Training")
+    max_steps: int | None = setting(None, "Training steps [default: 100, or as many as --epochs say]",
                                     minimum=1)
-    epochs: float | None = setting(None, "Passes over the training rows; with --max-steps, what is over first counts",
+    epochs: float | None = setting(None, "Passes over the rows; --max-steps may end them",
                                    above=0)
     batch_size: int = setting(8, "Rows per training step", minimum=1)
-    learning_rate: float | None = setting(None, "Peak learning rate [default: from the model's hidden size]", minimum=0)
+    learning_rate: float | None = setting(None, "Peak learning rate [default: by the model's width]", minimum=0)
     schedule: str = setting("linear", "Learning rate schedule after the warm-up",
-                            choices=("linear", "cosine", "constant"))
+                            choices=("linear", "cosine", "constant"), panel="Training")
     lora_r: int | None = setting(None, "Rank of the adapter [default: 64, or that of --from-adapter]", minimum=1)
     lora_alpha: float | None = setting(None, "Alpha: the adapter's output is scaled by alpha / rank [default: twice "
-                                       "the rank]", minimum=0)
-    lora_dropout: float = setting(0.05, "Dropout probability of the adapter's input", minimum=0, below=1)
+                                       "the rank]", minimum=0, panel="Training")
+    lora_dropout: float = setting(0.05, "Dropout probability of the adapter's input", minimum=0, below=1,
+                                  panel="Training")
     target_modules: tuple[str, ...] = setting(("all-linear",), "Linear layers that get an adapter, by name; may be "
-                                              "repeated")
-    seq_len: int = setting(1024, "Maximum length of a row in tokens", minimum=8)
+                                              "repeated", panel="Training")
+    seq_len: int = setting(1024, "Maximum length of a row in tokens", minimum=8, panel="Training")
     too_long: str = setting("cut", "What becomes of a longer row; cut: its first tokens and the one that ends its last "
-                            "turn, split: several rows", choices=("cut", "drop", "split"))
+                            "turn, split: several rows", choices=("cut", "drop", "split"), panel="Training")
     force_template: bool = setting(False, "Train with a --text-template that is not the model's own layout", once=True,
-                                   recorded=False)
+                                   recorded=False, panel="Training")
     mask_prompt: bool = setting(True, "Compute the loss on the response only, or on the prompt too",
-                                flags=("--mask-prompt/--no-mask-prompt",))
+                                flags=("--mask-prompt/--no-mask-prompt",), panel="Training")
     eval_split: float = setting(0.1, "Fraction of the rows held out for evaluation, rows that ask the same together "
-                                "(at most 500 rows)", minimum=0, below=1)
+                                "(at most 500 rows)", minimum=0, below=1, panel="Measuring")
     eval_data: str | None = setting(None, "Held-out data for --keep and the loss curve, in place of --eval-split",
-                                    path=True, reference=True, recorded=False)
+                                    path=True, reference=True, recorded=False, panel="Measuring")
     eval_steps: int | None = setting(None, "Training steps between measurements of the held-out loss [default: a tenth "
-                                     "of the run]", minimum=1)
+                                     "of the run]", minimum=1, panel="Measuring")
     keep: str = setting("best", "Which adapter is the result; best: that of the lowest held-out loss",
-                        choices=("best", "last"))
+                        choices=("best", "last"), panel="Measuring")
     publish_anyway: bool = setting(False, "Publish the adapter even if its held-out loss is not below that of the "
-                                   "start", flags=("--publish-anyway/--no-publish-anyway",), recorded=False)
+                                   "start", flags=("--publish-anyway/--no-publish-anyway",), recorded=False,
+                                   panel="Measuring")
     report_to: str = setting("none", "Where loss curves are logged", choices=("none", "tensorboard", "mlflow"),
-                             recorded=False)
+                             recorded=False, panel="Measuring")
     logging_dir: str | None = setting(None, "Folder for those logs [default: ROOT/ft/.runs; MLFLOW_TRACKING_URI counts "
-                                      "before it]", path=True, recorded=False)
-    checkpoint_steps: int = setting(20, "Training steps between checkpoints", minimum=1, recorded=False)
+                                      "before it]", path=True, recorded=False, panel="Measuring")
+    checkpoint_steps: int = setting(20, "Training steps between checkpoints", minimum=1, recorded=False,
+                                    panel="Training")
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()
@@ -124,7 +129,7 @@ class OptimizeConfig(OfModel):
     STEP: ClassVar[str] = "optimize"
 
     base: str | None = setting(None, "Model to convert: folder or id [default: the quantized model under the root]",
-                               flags=("--base", "-b"), recorded=False, path=True, reference=True)
+                               flags=("--base", "-b"), recorded=False, path=True, reference=True, panel="Graph")
     adapters: tuple[str, ...] = setting((), "Adapter to add: NAME=FOLDER, or a name under ROOT/ft; may be repeated "
                                         "[default: all under ROOT/ft]", once=True,
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
@@ -132,19 +137,21 @@ class OptimizeConfig(OfModel):
                                 "ROOT/ft, or a folder", once=True, metavar="ADAPTER", path=True, recorded=False)
     device: str = setting("auto", "Device that the model will run on (auto | cpu | cuda | dml | webgpu)")
     activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
-                               choices=("int8", "fp32"))
-    head: str = setting("int8", "Precision of the output projection (lm_head)", choices=("int4", "int8", "float"))
+                               choices=("int8", "fp32"), panel="Graph")
+    head: str = setting("int8", "Precision of the output projection (lm_head)", choices=("int4", "int8", "float"),
+                        panel="Graph")
     embeddings: str | None = setting(None, "Precision of the token embeddings, one matrix with the head where the "
                                      "model ties them and both are as precise [default: as the head; float on dml "
-                                     "and webgpu]", choices=("int4", "int8", "float"))
+                                     "and webgpu]", choices=("int4", "int8", "float"), panel="Graph")
     kv_cache: str = setting("float", "Precision of the key/value cache; int8 is for cpu and cuda",
-                            choices=("float", "int8"))
+                            choices=("float", "int8"), panel="Graph")
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
-                                  "device (expert setting)", choices=("auto", "inputs", "resident", "fused"))
+                                  "device (expert setting)", choices=("auto", "inputs", "resident", "fused"),
+                                  panel="Graph")
     adapter_weights: str = setting("float", "Precision of adapters in the graph; int8 is for resident, and on a CPU "
-                                   "for fused (expert setting)", choices=("float", "int8"))
+                                   "for fused (expert setting)", choices=("float", "int8"), panel="Graph")
     cuda_graph: bool | None = setting(None, "Decode with a CUDA graph [default: on cuda, unless adapters are inputs]",
-                                      flags=("--cuda-graph/--no-cuda-graph",))
+                                      flags=("--cuda-graph/--no-cuda-graph",), panel="Graph")
     output: str | None = shared.output()
     force: bool = shared.force()
 
@@ -210,17 +217,18 @@ class ChatConfig(OfModel):
     temperature: float | None = setting(None, "Sampling temperature; 0: greedy decoding [default: the model's own in a "
                                         "conversation, else 0]", minimum=0)
     top_p: float | None = setting(None, "Nucleus sampling: the likeliest tokens with this total probability [default: "
-                                  "the model's own, else 0.95]", above=0, maximum=1)
+                                  "the model's own, else 0.95]", above=0, maximum=1, panel="Sampling")
     top_k: int | None = setting(None, "Sample from this many likeliest tokens; 0: from all [default: the model's own, "
-                                "else 50]", minimum=0)
+                                "else 50]", minimum=0, panel="Sampling")
     min_p: float | None = setting(None, "Sample from tokens at least this fraction as likely as the likeliest one "
-                                  "[default: 0]", minimum=0, maximum=1)
+                                  "[default: 0]", minimum=0, maximum=1, panel="Sampling")
     repetition_penalty: float | None = setting(None, "Divide the score of tokens that were there already by this; 1: "
-                                               "no penalty [default: the model's own, else 1]", above=0)
+                                               "no penalty [default: the model's own, else 1]", above=0,
+                                               panel="Sampling")
     raw: bool = setting(False, "Answers at a terminal as they are, not as Markdown", flags=("--raw/--no-raw",),
-                        recorded=False)
+                        recorded=False, panel=shared.RUNNING)
     log: bool = setting(True, "Keep what is asked and answered, for --continue", flags=("--log/--no-log",),
-                        recorded=False)
+                        recorded=False, panel=shared.RUNNING)
     seed: int = shared.seed()
     device: str = shared.device()
     kernels: str = shared.kernels()

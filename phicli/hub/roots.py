@@ -1,5 +1,6 @@
 """A root remembers its model, so that two models of one short name never take each other's stages for their own."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -17,6 +18,17 @@ def remember_model(root: Path, model: str) -> None:
 
     if _known(root) != _names(root, model):
         write_sealed(root / FILE, {"model": model, "names": _names(root, model)})
+
+
+def models_here() -> list[str]:
+    """The models whose stages lie under folders of models/, as they were named."""
+    from phicli.artifacts.stages import read_sealed
+
+    found = set()
+    for file in Path("models").glob(f"*/{FILE}"):
+        with contextlib.suppress(BadInput):
+            found.add(str((read_sealed(file, "") or {}).get("model", "")))
+    return sorted(name for name in found if name and name.isprintable())
 
 
 def check_default_root(config: object) -> None:

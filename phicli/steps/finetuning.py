@@ -29,6 +29,7 @@ from phicli.training.passes import PASSES, Job
 from phicli.training.recipe import count_steps
 from phicli.training.reporting import make_reporter
 from phicli.training.rows import RowSource, TableRows, prepare_rows
+from phicli.units import number
 from phicli.workflow.olive import run_pass
 from phicli.workflow.plan import Plan
 
@@ -89,7 +90,7 @@ class Work:
         whose = f" of {eval_source.table.name}" if eval_source is not None else ""
         self.progress.note(f"{len(rows.train):,} rows to train on, {len(rows.held_out)} held out{whose}; "
                            f"{steps:,} steps of up to {size} rows: "
-                           f"{steps / batches_an_epoch(len(rows.train), size):.3g} epochs")
+                           f"{number(steps / batches_an_epoch(len(rows.train), size), 3)} epochs")
         if eval_source is not None and (shared := _shared(source, eval_source)):
             self.progress.warn(f"{shared:,} rows to train on ask what rows of {eval_source.table.name} ask: the "
                                "held-out loss will look too good")
@@ -134,7 +135,7 @@ class Work:
 
     def _tell(self, found: dict[str, Any]) -> None:
         """How much of the data was seen."""
-        text = (f"saw {found['rows_seen']:,} rows, {found['epochs']:.3g} epochs of {found['rows']:,}: "
+        text = (f"saw {found['rows_seen']:,} rows, {number(found['epochs'], 3)} epochs of {found['rows']:,}: "
                 f"{found['tokens']:,} tokens, {found['trained_tokens']:,} of them trained")
         if found["rows_too_long"]:
             text += f"; {found['rows_too_long']:,} rows too long"

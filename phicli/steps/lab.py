@@ -21,8 +21,9 @@ from phicli.config.steps import (
 )
 from phicli.errors import UsageError
 from phicli.progress import Progress
+from phicli.steps import telling
 from phicli.training.defaults import check_name
-from phicli.units import duration, size
+from phicli.units import duration
 from phicli.workflow.plan import StageResult
 
 CONFIGS: tuple[type[StepConfig], ...] = (
@@ -93,12 +94,13 @@ class Lab:
         flags = self.flags if kind is not FinetuneConfig else {k: v for k, v in self.flags.items() if k != "eval_data"}
         return self.settings.resolve(kind, flags)
 
-    def staged(self, name: str, folder: Path, run: Callable[[], StageResult], gave: Callable[[Manifest], str]) -> Step:
+    def staged(self, name: str, folder: Path, run: Callable[[], StageResult],
+               gave: Callable[[Path, Manifest], str]) -> Step:
         """Run a step that publishes a folder with a manifest."""
         before, begun = _stamp(folder / MANIFEST), time.monotonic()
         folder, manifest = run()
         state = "up to date" if _stamp(folder / MANIFEST) == before else "made"
-        return Step(name, state, time.monotonic() - begun, gave(manifest), str(folder))
+        return Step(name, state, time.monotonic() - begun, gave(folder, manifest), str(folder))
 
     def inspect(self) -> Step:
         from phicli.steps.inspect import inspect_file
@@ -111,32 +113,24 @@ class Lab:
     def quantize(self) -> Step:
         from phicli.steps.quantize import quantize
 
-        def gave(manifest: Manifest) -> str:
-            return f"{size(manifest.quality['source_bytes'])} -> {size(manifest.bytes)}"
-
         config = self.config(QuantizeConfig)
-        return self.staged("quantize", self.root / config.algorithm, lambda: quantize(config, self.progress), gave)
+        return self.staged("quantize", self.root / config.algorithm, lambda: quantize(config, self.progress),
+                           telling.quantized)
 
     def finetune(self) -> Step:
         from phicli.steps.finetune import finetune
 
-        def gave(manifest: Manifest) -> str:
-            kind = "train" if manifest.quality["held_out_loss_after"] is None else "held_out"
-            before, after = (manifest.quality[f"{kind}_loss_{when}"] for when in ("before", "after"))
-            return f"{kind.replace('_', '-')} loss {before:.2f} -> {after:.2f}"
-
         config = self.config(FinetuneConfig)
         place = self.root / FINETUNED / config.name
-        return self.staged("finetune", place, lambda: finetune(config, self.progress), gave)
+        return self.staged("finetune", place, lambda: finetune(config, self.progress),
+                           lambda _, manifest: telling.trained(manifest.quality))
 
     def optimize(self) -> Step:
         from phicli.steps.optimize import optimize
 
-        def gave(manifest: Manifest) -> str:
-            return f"{size(manifest.bytes)}, adapters: {', '.join(sorted(manifest.quality['adapters'])) or 'none'}"
-
         config = self.config(OptimizeConfig)
-        return self.staged("optimize", self.root / ONNX_FOLDER, lambda: optimize(config, self.progress), gave)
+        return self.staged("optimize", self.root / ONNX_FOLDER, lambda: optimize(config, self.progress),
+                           telling.built)
 
     def evaluate(self) -> Step:
         from phicli.steps.evaluate import evaluate
@@ -144,9 +138,8 @@ class Lab:
         place = self.root / EVALUATION
         before, begun = _stamp(place), time.monotonic()
         document = evaluate(self.config(EvaluateConfig), self.progress)
-        figures = [f"{s['stage']} {s['perplexity']:.4g}" for s in document["stages"] if not s["missing"]]
         state = "up to date" if _stamp(place) == before else "made"
-        return Step("evaluate", state, time.monotonic() - begun, "perplexity: " + ", ".join(figures), str(place))
+        return Step("evaluate", state, time.monotonic() - begun, telling.judged(document["stages"]), str(place))
 
     def chat(self, prompt: str | None) -> Step:
         from phicli.inference.conversation import Conversation

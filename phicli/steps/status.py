@@ -16,7 +16,7 @@ from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, 
 from phicli.errors import Missing, PhicliError
 from phicli.progress import SILENT
 from phicli.steps.lab import Lab
-from phicli.units import ago
+from phicli.units import since
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict
 
 NOT_HERE = "is not on this machine yet"  # of a model, how the message ends
@@ -139,7 +139,7 @@ def _interrupted(adapter: Path) -> str | None:
         step, most = int(document["state"]["step"]), document["key"]["settings"]["max_steps"]
     except (OSError, PhicliError, ValueError, KeyError, TypeError):
         return None
-    return f"interrupted, {step}{f' of {int(most)}' if most else ''} steps are kept, from {ago(age)}"
+    return f"interrupted, {step}{f' of {int(most)}' if most else ''} steps are kept, from {since(age)}"
 
 
 def _about(target: Path) -> tuple[str, int]:

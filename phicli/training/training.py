@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from phicli.errors import BadInput, Missing
-from phicli.progress import SILENT, Progress, Task
+from phicli.progress import SILENT, Progress, Task, keeping
 from phicli.text import Encoded
 from phicli.training.batches import batches
 from phicli.training.checkpoint import Checkpoint, Weights, copy_weights, set_weights, trainable
@@ -51,6 +51,7 @@ class Trainer:
         self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast)
         self.state = TrainingState(micro_batch=recipe.batch_size)
         self.best: Weights | None = None  # where they are not the model's own
+        self.saved = 0  # the step that the checkpoint is of
         self.last_write, self.write_seconds = time.monotonic(), 0.0
         if self.cuda:
             for module in model.modules():
@@ -73,8 +74,9 @@ class Trainer:
             self._load()
             self.state.log = self.reporter.open(self.state.log, self.state.step)
             try:
-                self._begin()
-                self._steps()
+                with keeping(self._kept):
+                    self._begin()
+                    self._steps()
                 finished = True
             finally:
                 self.reporter.close(finished)
@@ -110,6 +112,7 @@ class Trainer:
         if saved is None:
             return
         self.state, self.best = TrainingState(**saved[0]), saved[1]
+        self.saved = self.state.step
         if self.state.recompute:
             self._recompute()
         done = self.state.step == self.recipe.max_steps
@@ -226,7 +229,6 @@ class Trainer:
         due = state.step % self.recipe.checkpoint_steps == 0 and state.step < self.recipe.max_steps
         if stop.is_set():
             self._save()
-            self.progress.note(f"stopped after step {state.step}; the same command goes on from there")
             raise KeyboardInterrupt
         if due and self.write_seconds <= WRITING_SHARE * (time.monotonic() - self.last_write):
             before = time.monotonic()
@@ -237,6 +239,10 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoint:
             self.checkpoint.save(self.model, self.optimizer, asdict(self.state), self.best)
+            self.saved = self.state.step
+
+    def _kept(self) -> str:
+        return f"step {self.saved} is kept, and the same command goes on from there" if self.saved else ""
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """On CUDA the float32 adapter weights compute in bfloat16, as the base does."""

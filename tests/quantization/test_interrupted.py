@@ -9,11 +9,11 @@ import pytest
 FEW = ("quantize", "--model", "tiny", "--device", "cpu", "--samples", "8", "--seq-len", "128")
 CODE = """
 import os, signal, sys
-from phicli.cli import console
+from phicli.cli import reporter
 from phicli.cli.main import main
 
 number, layer = int(sys.argv[1]), int(sys.argv[2])
-plain, done = console._Lines.advance, []
+plain, done = reporter.Lines.advance, []
 
 def advance(self, *args, **figures):  # called at the end of each layer
     plain(self, *args, **figures)
@@ -21,7 +21,7 @@ def advance(self, *args, **figures):  # called at the end of each layer
     if done.count("quantize") == layer:
         os.kill(os.getpid(), number)
 
-console._Lines.advance = advance
+reporter.Lines.advance = advance
 sys.exit(main(sys.argv[3:]))
 """
 
@@ -39,6 +39,7 @@ def test_the_earlier_result_stays_and_the_next_run_works(cli, tmp_path, number, 
     assert (tmp_path / "awq" / "model.safetensors").read_bytes() == before
     if number == signal.SIGINT:
         assert not list(tmp_path.glob(".awq.new-*"))
+        assert "stopped at quantize, 2/4 layers: of this step nothing is kept" in done.stderr
     after = cli(*FEW, "--root", tmp_path)
     assert after.code == 0, after.err
     assert (tmp_path / "awq" / "model.safetensors").read_bytes() != before

@@ -24,7 +24,7 @@ EVIL = "a\x1b]0;x\x07\x9b31mb\x7f\u202ec\u200bd\ufeff\U000e0041[bold red]e:smile
 SHOWN = "a\\x1b]0;x\\x07\\x9b31mb\\x7f\\u202ec\\u200bd\\ufeff\\U000e0041[bold red]e:smile:"
 COMMANDS = set(EVIL) & set("\x07\x9b\x7f\u202e\u200b\ufeff\U000e0041")
 REPOSITORY = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "300", "TERM": "xterm"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "600", "TERM": "xterm"}
 PHICLI = [sys.executable, "-m", "phicli"]
 QUANTIZE = ["quantize", "--model", "tiny", "--root", "lab", "--samples", "8", "--seq-len", "64", "--device", "cpu"]
 

@@ -72,9 +72,9 @@ def test_ctrl_c_saves_and_the_next_run_ends_the_same(make, tmp_path):
         return Checkpoint(tmp_path / "c", {"data": 1})
 
     recorder = Recorder(stop_after=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         Trainer(make(), ROWS, RECIPE, checkpoint(), recorder).run()
-    assert "stopped after step 2" in recorder.said[-1]
+    assert stopped.value.__notes__ == ["step 2 is kept, and the same command goes on from there"]
     assert {p.name for p in (tmp_path / "c").iterdir()} == {"state.json", "state.safetensors"}
     resumed, recorder = make(), Recorder()
     again = Trainer(resumed, ROWS, RECIPE, checkpoint(), recorder).run()
