@@ -13,7 +13,7 @@ COLUMNS = ("family", "`model_type`", "what is special", "KL on rows", "length", 
 BEFORE = """# Models
 
 Made by `python scripts/models_page.py` ({date}, two CPU cores): a small random model with the flags of each family's
-real config.json goes through `quantize`, `finetune`, `optimize`, `evaluate` and `chat`. KL is that of the ONNX model
+real config.json goes through `quantize`, `finetune`, `optimize --embeddings float`, `evaluate` and `chat`. KL is that of the ONNX model
 from the same int4 weights in torch, in nats a token: with and without the adapter on rows of the lab, the larger;
 with it over the last tokens of a text of this length, past the window or LongRoPE's boundary where there is one; and
 the same where tokens run one by one, as in chat. Nearly all of it comes from the output projection in 8 bits;

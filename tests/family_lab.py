@@ -25,7 +25,7 @@ def run_lab(family: Family, place: Path, tokenizer: Path) -> dict[str, float]:
     base = quantize(str(model), root=root, samples=4, seq_len=64, rounding="nearest", **QUICK).folder
     adapter = finetune(str(model), root=root, data=[str(ROWS)], name="a", lora_r=4, max_steps=2, batch_size=2,
                        learning_rate=0.02, seq_len=64, eval_split=0, keep="last", publish_anyway=True, **QUICK).folder
-    onnx = optimize(str(model), root=root, activations="fp32", **QUICK).folder
+    onnx = optimize(str(model), root=root, activations="fp32", embeddings="float", **QUICK).folder
     found = evaluate(str(model), root=root, eval_data=str(ROWS), rows=2, **QUICK)
     stages = {stage["stage"]: stage for stage in found["stages"]}
     kl = {"rows": max(stages[name]["kl_torch"] for name in ("onnx", "onnx + a"))}
