@@ -18,8 +18,8 @@ from the same int4 weights in torch, in nats a token: with and without the adapt
 with it over the last tokens of a text of this length, past the window or LongRoPE's boundary where there is one; and
 the same where tokens run one by one, as in chat. Nearly all of it comes from the output projection in 8 bits;
 embeddings and activations are in fp32, since int8 ones (the default) would hide the rest. The test fails at 1e-4, and
-where the last two are twice what the same text has further up. A window that is one token too long gives ten times as much. Random
-weights say nothing about how well a model answers.
+where the last two are twice what the same text has further up. A window that is one token too long gives ten times as
+much. Random weights say nothing about how well a model answers.
 
 """
 BETWEEN = """
