@@ -3,6 +3,7 @@
 import inspect
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def command_help(command: Any, ctx: Any, settings: Mapping[str, Setting], whole:
         lines += _wrapped(f"{ctx.command_path} {ALL} explains these too, with all variables.")
     for title, panel in others if whole else []:
         lines += ["", _heading(title), *(line for p in panel for line in _full(p, settings.get(p.name), True))]
-    return "\n".join([*lines, *(["", *examples] if examples else [])])
+    return _shown([*lines, *(["", *examples] if examples else [])])
 
 
 def group_help(group: Any, ctx: Any) -> str:
@@ -47,7 +48,13 @@ def group_help(group: Any, ctx: Any) -> str:
             lines += _entry(f"  {name}", re.split(r"[:;.](?=\s|$)", command.help or "")[0], 12)
     lines += ["", _heading("Options")]
     lines += [line for option in group.get_params(ctx) for line in _full(option, None, False)]
-    return "\n".join([*lines, *(["", *examples] if examples else [])])
+    return _shown([*lines, *(["", *examples] if examples else [])])
+
+
+def _shown(lines: Sequence[str]) -> str:
+    """What a terminal without Unicode has no letters for as "?", since click writes UTF-8 there."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return "\n".join(lines).encode(encoding, "replace").decode(encoding)
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
