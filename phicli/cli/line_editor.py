@@ -56,9 +56,23 @@ def line_reader(words: Callable[[], Sequence[str]], keep: bool = True) -> Callab
         output=create_output(stdout=sys.stderr),  # stdout is for answers
     )
 
+    def begin() -> None:
+        import asyncio
+
+        asyncio.get_running_loop().set_exception_handler(handle)
+
+    def handle(loop: Any, context: dict[str, Any]) -> None:
+        """A signal that was raised where the loop drops what comes up ends the prompt, too; its own handler would wait
+        for Enter."""
+        if isinstance(found := context.get("exception"), KeyboardInterrupt | SystemExit):
+            with contextlib.suppress(Exception):  # it is ending already
+                session.app.exit(exception=found)
+        else:
+            loop.default_exception_handler(context)
+
     def read() -> str:
         try:
-            return _unquoted(session.prompt(PROMPT))
+            return _unquoted(session.prompt(PROMPT, pre_run=begin, set_exception_handler=False))
         except SystemExit:  # of a signal, in the middle of the line: the modes of the terminal are still the prompt's
             session.app.renderer.reset()
             session.app.output.write_raw("\n")

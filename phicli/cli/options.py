@@ -77,10 +77,14 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
             resolved = {name: settings.resolve(config, given) for name, config in configs.items()}
             for config in resolved.values():
                 check_default_root(config)
+            begun = True
             try:
                 after = function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
+            except PhicliError:
+                begun = False
+                raise
             finally:
-                if not given.get("dry_run"):
+                if begun and not given.get("dry_run"):
                     _remember(settings, resolved.values())
         except PhicliError as e:
             following.complete(e, title)
