@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -165,25 +166,38 @@ def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace
     if args.llama_cpp:
         commands["llama.cpp, Q4_0"] = [args.llama_cpp, Path(__file__).with_name("llama_cpp_decode.py"),
                                        scratch / "model.gguf", str(args.layers), *sizes, str(usable_cores())]
-    workers = {}
+
+    def read(plain: Worker) -> None:
+        if args.device == "cpu":
+            reads = read_bandwidth(usable_cores()), plain.turn(), read_bandwidth(usable_cores())
+            args.used.append(2 * reads[1] * sum(args.bytes.values()) / (reads[0] + reads[2]))
+
+    return [worker.row(name) for name, worker in in_turns(commands, args.rounds, read).items()]
+
+
+def in_turns(commands: dict[str, list[Any]], rounds: int, after: Callable[[Worker], None] = lambda plain: None
+             ) -> dict[str, Worker]:
+    """Each command as a worker that decodes when it is its turn, right between two turns of "no adapter".
+
+    after: called with that one after each round.
+    """
+    workers: dict[str, Worker] = {}
     try:
         for name, command in commands.items():
             workers[name] = Worker(command)
             workers[name].turn()
             workers[name].found.clear()  # pages of the file came in meanwhile
         plain = workers["no adapter"]
-        for _ in range(args.rounds):
+        for _ in range(rounds):
             for worker in workers.values():
                 before = plain.turn()
                 rate = worker.turn()
                 worker.shares.append(2 * rate / (before + plain.turn()))
-            if args.device == "cpu":
-                reads = read_bandwidth(usable_cores()), plain.turn(), read_bandwidth(usable_cores())
-                args.used.append(2 * reads[1] * sum(args.bytes.values()) / (reads[0] + reads[2]))
+            after(plain)
     finally:
         for worker in workers.values():
             worker.process.kill()
-    return [worker.row(name) for name, worker in workers.items()]
+    return workers
 
 
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from decode import Worker
+from decode import Worker, in_turns
 from gpu_lab import DECODE
 
 from phicli import finetune, optimize, quantize
@@ -65,22 +65,8 @@ def size(folder: Path, with_adapter: bool) -> float:
 
 
 def measured(rows: dict[str, tuple[Path, str]], args: argparse.Namespace) -> dict[str, Worker]:
-    workers: dict[str, Worker] = {}
-    try:
-        for name, (folder, adapter) in rows.items():
-            workers[name] = Worker([sys.executable, "-c", DECODE, folder, adapter, args.prompt, args.new])
-            workers[name].turn()
-            workers[name].found.clear()  # pages of the file came in meanwhile
-        plain = workers["no adapter"]
-        for _ in range(args.rounds):
-            for worker in workers.values():
-                before = plain.turn()
-                rate = worker.turn()
-                worker.shares.append(2 * rate / (before + plain.turn()))
-    finally:
-        for worker in workers.values():
-            worker.process.kill()
-    return workers
+    return in_turns({name: [sys.executable, "-c", DECODE, folder, adapter, args.prompt, args.new]
+                     for name, (folder, adapter) in rows.items()}, args.rounds)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from phicli.cli import console, options, process
 from phicli.cli.printable import printable
 from phicli.cli.question import question_of
 from phicli.cli.terminal import unseen_keys
+from phicli.config.commands import ChatConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import ChatConfig
 from phicli.errors import Missing, UsageError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import typer
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
+from phicli.config.commands import DoctorConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import DoctorConfig
 from phicli.errors import ExitCode
 
 

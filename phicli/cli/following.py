@@ -7,19 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from phicli.config.azure import UploadConfig
+from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig
 from phicli.config.layers import Settings
 from phicli.config.setting import Setting, StepConfig, settings_of
-from phicli.config.steps import (
-    ChatConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    InspectConfig,
-    LabConfig,
-    LogsConfig,
-    OptimizeConfig,
-    QuantizeConfig,
-)
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
 
 Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file

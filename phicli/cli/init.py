@@ -6,10 +6,10 @@ from typing import Any
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
+from phicli.config.commands import InitConfig
 from phicli.config.layers import SETTINGS
 from phicli.config.places import CONFIG_NAME
 from phicli.config.setting import settings_of
-from phicli.config.steps import InitConfig
 from phicli.config.writing import typed_value, write_settings
 from phicli.errors import Missing, PhicliError, UsageError
 

@@ -26,49 +26,18 @@ def line_reader(words: Callable[[], Sequence[str]], keep: bool = True) -> Callab
         words: what Tab completes at the beginning of a line, word by word. keep: whether messages are remembered.
     """
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import Completer, Completion
-    from prompt_toolkit.filters import is_searching
     from prompt_toolkit.history import InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import create_output
 
-    class Commands(Completer):
-        def get_completions(self, document: Any, complete_event: Any) -> Any:
-            typed = document.text
-            if typed.startswith("/"):
-                yield from (Completion(word, start_position=-len(typed), display=printable(word)) for word in words()
-                            if word.lower().startswith(typed.lower()) and word.count(" ") == typed.count(" "))
-
-    def enter(event: Any) -> None:
-        if _open_quotes(event.current_buffer.text):
-            event.current_buffer.insert_text("\n")
-        else:
-            event.current_buffer.validate_and_handle()
-
-    keys = KeyBindings()
-    for send in ("enter", "c-j"):  # the latter is what Enter becomes when typed before the modes below are set
-        keys.add(send, filter=~is_searching)(enter)
-    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     session: Any = PromptSession(
-        multiline=True, key_bindings=keys, history=_history() if keep else InMemoryHistory(), completer=Commands(),
-        complete_while_typing=False, search_ignore_case=True,
+        multiline=True, key_bindings=_keys(), history=_history() if keep else InMemoryHistory(),
+        completer=_commands(words), complete_while_typing=False, search_ignore_case=True,
         prompt_continuation=lambda width, line, wrapped: "" if wrapped else CONTINUED,
         output=create_output(stdout=sys.stderr),  # stdout is for answers
     )
 
     def begin() -> None:
-        import asyncio
-
-        asyncio.get_running_loop().set_exception_handler(handle)
-
-    def handle(loop: Any, context: dict[str, Any]) -> None:
-        """A signal that was raised where the loop drops what comes up ends the prompt, too; its own handler would wait
-        for Enter."""
-        if isinstance(found := context.get("exception"), KeyboardInterrupt | SystemExit):
-            with contextlib.suppress(Exception):  # it is ending already
-                session.app.exit(exception=found)
-        else:
-            loop.default_exception_handler(context)
+        _end_on_signals(session.app)
 
     def read() -> str:
         try:
@@ -80,6 +49,54 @@ def line_reader(words: Callable[[], Sequence[str]], keep: bool = True) -> Callab
             raise
 
     return read
+
+
+def _keys() -> Any:
+    from prompt_toolkit.filters import is_searching
+    from prompt_toolkit.key_binding import KeyBindings
+
+    def enter(event: Any) -> None:
+        if _open_quotes(event.current_buffer.text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
+
+    keys = KeyBindings()
+    for send in ("enter", "c-j"):  # the latter is what Enter becomes when typed before the modes below are set
+        keys.add(send, filter=~is_searching)(enter)
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    return keys
+
+
+def _commands(words: Callable[[], Sequence[str]]) -> Any:
+    """Completes what begins with a slash, word by word."""
+    from prompt_toolkit.completion import Completer, Completion
+
+    class Commands(Completer):
+        def get_completions(self, document: Any, complete_event: Any) -> Any:
+            typed = document.text
+            if typed.startswith("/"):
+                yield from (Completion(word, start_position=-len(typed), display=printable(word)) for word in words()
+                            if word.lower().startswith(typed.lower()) and word.count(" ") == typed.count(" "))
+
+    return Commands()
+
+
+def _end_on_signals(app: Any) -> None:
+    """A signal that is raised where the running loop drops what comes up ends the prompt too.
+
+    prompt_toolkit's own handler would show it, and wait for Enter.
+    """
+    import asyncio
+
+    def handle(loop: Any, context: dict[str, Any]) -> None:
+        if isinstance(found := context.get("exception"), KeyboardInterrupt | SystemExit):
+            with contextlib.suppress(Exception):  # it is ending already
+                app.exit(exception=found)
+        else:
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(handle)
 
 
 def _open_quotes(text: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
-from phicli.config.steps import LogsConfig
+from phicli.config.commands import LogsConfig
 from phicli.errors import UsageError
 
 LONGEST = 1 << 20  # bytes shown of a log, its last

@@ -10,8 +10,8 @@ from phicli.cli.answers import summary
 from phicli.cli.chat_file import read_chat, write_chat
 from phicli.cli.chat_store import ChatStore
 from phicli.cli.talks import Talks, model_called, models_beside, name_of
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import Setting, expand, settings_of
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.inference.sampling import Sampling
 from phicli.text.layout import MERGED_SYSTEM

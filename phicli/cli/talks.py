@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.names import GENAI_CONFIG, ONNX_FOLDER
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import expand
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.inference.answer import Answer
 from phicli.inference.conversation import Conversation

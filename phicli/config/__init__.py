@@ -1,10 +1,10 @@
 """What can be set: one frozen dataclass a step, and the layers that their values come from."""
 
 from phicli.config.azure import UploadConfig
+from phicli.config.commands import ChatConfig
 from phicli.config.layers import Settings, Value
 from phicli.config.setting import Setting, StepConfig
 from phicli.config.steps import (
-    ChatConfig,
     EvaluateConfig,
     ExportConfig,
     FinetuneConfig,

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from phicli.artifacts.reading import read_text
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
+from phicli.config.commands import ChatConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import (
-    ChatConfig,
     EvaluateConfig,
     ExportConfig,
     FinetuneConfig,

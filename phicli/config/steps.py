@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from phicli.config import shared
-from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel, OfRows
-from phicli.config.setting import StepConfig, again, setting
+from phicli.config.setting import again, setting
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
@@ -202,40 +201,6 @@ class ExportConfig(OfModel):
 
 
 @dataclass(frozen=True)
-class ChatConfig(OfModel):
-    """Settings of `phicli chat`."""
-
-    STEP: ClassVar[str] = "chat"
-
-    path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True,
-                               recorded=False)
-    adapter: str | None = shared.adapter()
-    system: str | None = setting(None, "System message")
-    max_new_tokens: int = setting(256, "Maximum length of an answer in tokens", minimum=1)
-    stop: tuple[str, ...] = setting((), "Text that an answer ends before; may be repeated", verbatim=True,
-                                    metavar="TEXT")
-    temperature: float | None = setting(None, "Sampling temperature; 0: greedy decoding [default: the model's own in a "
-                                        "conversation, else 0]", minimum=0)
-    top_p: float | None = setting(None, "Nucleus sampling: the likeliest tokens with this total probability [default: "
-                                  "the model's own, else 0.95]", above=0, maximum=1, panel="Sampling")
-    top_k: int | None = setting(None, "Sample from this many likeliest tokens; 0: from all [default: the model's own, "
-                                "else 50]", minimum=0, panel="Sampling")
-    min_p: float | None = setting(None, "Sample from tokens at least this fraction as likely as the likeliest one "
-                                  "[default: 0]", minimum=0, maximum=1, panel="Sampling")
-    repetition_penalty: float | None = setting(None, "Divide the score of tokens that were there already by this; 1: "
-                                               "no penalty [default: the model's own, else 1]", above=0,
-                                               panel="Sampling")
-    raw: bool = setting(False, "Answers at a terminal as they are, not as Markdown", flags=("--raw/--no-raw",),
-                        recorded=False, panel=shared.RUNNING)
-    log: bool = setting(True, "Keep what is asked and answered, for --continue", flags=("--log/--no-log",),
-                        recorded=False, panel=shared.RUNNING)
-    seed: int = shared.seed()
-    device: str = shared.device()
-    kernels: str = shared.kernels()
-    chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
-
-
-@dataclass(frozen=True)
 class EvaluateConfig(OfRows):
     """Settings of `phicli evaluate`."""
 
@@ -265,33 +230,3 @@ class LabConfig(OfRows):
     epochs: float | None = again(FinetuneConfig, "epochs")
     device: str = shared.device()
     seed: int = shared.seed()
-
-
-@dataclass(frozen=True)
-class InitConfig(StepConfig):
-    """What `phicli init` writes."""
-
-    STEP: ClassVar[str] = "init"
-
-    data: tuple[str, ...] = shared.data()
-    model: str = shared.model()
-    device: str = shared.device()
-    workspace_name: str | None = again(WorkspaceConfig, "workspace_name")
-    resource_group: str | None = again(WorkspaceConfig, "resource_group")
-    subscription: str | None = again(WorkspaceConfig, "subscription")
-
-
-@dataclass(frozen=True)
-class LogsConfig(OfModel):
-    """Settings of `phicli logs`."""
-
-    STEP: ClassVar[str] = "logs"
-
-
-@dataclass(frozen=True)
-class DoctorConfig(OfModel):
-    """Settings of `phicli doctor`."""
-
-    STEP: ClassVar[str] = "doctor"
-
-    device: str = shared.device()

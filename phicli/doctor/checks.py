@@ -3,8 +3,8 @@
 import contextlib
 from typing import Any
 
+from phicli.config.commands import DoctorConfig
 from phicli.config.layers import Settings
-from phicli.config.steps import DoctorConfig
 from phicli.doctor import accounts, capacity, gpu, software
 from phicli.doctor.check_result import Check, CheckResult, Light, Subject
 from phicli.doctor.needs import needs

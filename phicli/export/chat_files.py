@@ -8,8 +8,8 @@ from typing import Any
 
 from phicli.artifacts.names import ADAPTERS, GENAI_CONFIG
 from phicli.artifacts.reading import read_json, read_text
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.sources import Source
 from phicli.progress import Progress

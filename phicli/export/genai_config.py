@@ -11,8 +11,8 @@ from typing import Any
 
 from phicli.artifacts.names import GENAI_CONFIG
 from phicli.artifacts.reading import read_json
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, Missing, UsageError
 
 REBUILD = "phicli optimize --force"

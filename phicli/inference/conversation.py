@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import LARGEST, checked
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.graph_file import REBUILD
 from phicli.inference.answer import Answer, Draft, StopWatch

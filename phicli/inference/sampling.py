@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
-from phicli.config.steps import ChatConfig
 from phicli.errors import UsageError
 
 

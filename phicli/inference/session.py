@@ -15,8 +15,8 @@ from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
 from phicli.artifacts.reading import read_text
 from phicli.artifacts.stages import REMOVABLE, check_whole
+from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
-from phicli.config.steps import ChatConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.genai_config import read_config
 from phicli.export.graph_file import REBUILD, read_model

@@ -9,16 +9,10 @@ from typing import Any
 
 from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.artifacts.stages import MANIFEST, Manifest
+from phicli.config.commands import ChatConfig
 from phicli.config.layers import Config, Settings
 from phicli.config.setting import StepConfig
-from phicli.config.steps import (
-    ChatConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    InspectConfig,
-    OptimizeConfig,
-    QuantizeConfig,
-)
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import UsageError
 from phicli.progress import Progress
 from phicli.steps import telling
