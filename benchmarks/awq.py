@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
-    parser.add_argument("--methods", default=",".join(METHODS), help="and ours-refine-STEPS")
+    parser.add_argument("--methods", default=",".join(METHODS), help="and ours-refine-STEPS, autoround-STEPS")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--calibration", type=Path, help="text or JSONL instead of the package's text")
     parser.add_argument("--samples", type=int, default=128)
@@ -105,6 +105,8 @@ def measure(method: str, folder: Path, out: Path, tokens: Tensor, device: str, g
             extra["phases"] = done.phase_seconds
         elif method == "autoawq":
             autoawq(folder, out, tokens, group_size)
+        elif method.startswith("autoround"):
+            autoround(folder, out, tokens, group_size, int(method.partition("-")[2] or 200), seed)
         else:
             olive(method.removeprefix("olive-"), folder, out, tokens, device, group_size)
     except Exception as e:
@@ -132,6 +134,21 @@ def autoawq(folder: Path, out: Path, tokens: Tensor, group_size: int) -> None:
                    max_calib_seq_len=tokens.shape[1])
     model.save_quantized(str(out))
     tokenizer.save_pretrained(out)
+
+
+def autoround(folder: Path, out: Path, tokens: Tensor, group_size: int, steps: int, seed: int) -> None:
+    """Intel's AutoRound with its own settings, in batches of 8 sequences, saved in AutoAWQ's format."""
+    from auto_round import AutoRound
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    rounder = AutoRound(model, AutoTokenizer.from_pretrained(folder), bits=4, group_size=group_size, sym=False,
+                        iters=steps, nsamples=len(tokens), seqlen=tokens.shape[1], batch_size=8, seed=seed,
+                        dataset=list(tokens.split(8)))
+    rounder.quantize_and_save(str(out), format="auto_awq")
+    made = next(out.rglob("config.json")).parent  # a folder of its own within
+    for path in list(made.iterdir()) if made != out else []:
+        path.rename(out / path.name)
 
 
 def on_copies(search):

@@ -93,8 +93,8 @@ class Lab:
         text.write_text(CALIBRATION.read_text(encoding="utf-8") * 2, encoding="utf-8")
         seconds, result = self.phicli("quantize", "--model", self.model, "--calibration", text)
         quality = result["quality"]
-        self.row("quantize", f"phicli, {quality['calibration_sequences']} sequences", process=f"{seconds:.1f} s",
-                 own=f"{result['seconds']:.1f} s",
+        count = sum(quality["calibration_sequences"].values())
+        self.row("quantize", f"phicli, {count} sequences", process=f"{seconds:.1f} s", own=f"{result['seconds']:.1f} s",
                  phases=quality.get("phase_seconds"), gpu=f"{quality['gpu_bytes'] / 1e9:.1f} GB")
 
     def finetune(self) -> None:

@@ -29,13 +29,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that decodes")
+    parser.add_argument("--train-device", choices=("cpu", "cuda"), help="that quantizes and trains [default: the same]")
     args = parser.parse_args()
-    base = str(quantize(args.model, root=args.root, device=args.device).folder)
+    trainer = args.train_device or args.device
+    base = str(quantize(args.model, root=args.root, device=trainer).folder)
     rows: dict[str, tuple[Path, str]] = {}
     losses: dict[str, float] = {}
     for rank in map(int, args.ranks.split(",")):
-        done = finetune(root=args.root, base=base, device=args.device, name=f"r{rank}", lora_r=rank,
+        done = finetune(root=args.root, base=base, device=trainer, name=f"r{rank}", lora_r=rank,
                         max_steps=args.steps, publish_anyway=True)
         name, adapters = f"rank {rank}", [f"a={done.folder}"]
         losses[name] = done.manifest.quality["held_out_loss_after"]

@@ -54,6 +54,12 @@ class QuantizeConfig(OfRows):
                                       recorded=False, path=True)
     samples: int = setting(128, "Number of calibration sequences", minimum=1)
     seq_len: int = setting(512, "Length of a calibration sequence in tokens", minimum=8, panel="Quantization")
+    own_rows: tuple[str, ...] = setting((), "Calibrate on rows of yours too: file, folder or hub name; may be repeated "
+                                        "[default: none; phicli run: the data it trains on, if given]",
+                                        metavar="DATA", path=True, reference=True, recorded=False,
+                                        panel="Quantization")
+    generated: int | None = setting(None, "Calibration sequences that the model writes itself, beside the text "
+                                    "[default: 128 on a GPU, 0 on a CPU]", minimum=0, panel="Quantization")
     plan: str | None = setting(None, "Take AWQ's scales and clipping from this file of --save-plan, without a search",
                                recorded=False, path=True, panel="Quantization")
     save_plan: str | None = setting(None, "Save AWQ's scales and clipping to this file (safetensors)", recorded=False,

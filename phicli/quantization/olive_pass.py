@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from phicli.config.steps import QuantizeConfig
 from phicli.hub.models import read_headers
 from phicli.progress import SILENT, Progress
-from phicli.quantization.calibration import calibration_tokens, tokens_digest
+from phicli.quantization.calibration import calibration_tokens, own_row_tokens, tokens_digest
+from phicli.quantization.generated import generated_count, generated_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.groups import choose_group_size
 from phicli.quantization.quantize import quantize_checkpoint
@@ -25,7 +26,8 @@ from phicli.quantization.refine import steps_of
 from phicli.workflow.olive import pass_parameters
 
 PASS_SETTINGS = ("group_size", "symmetric", "rounding", "calibration", "text_template", "format", "columns",
-                 "chat_template", "chat_template_kwargs", "samples", "seq_len", "plan", "save_plan", "refine", "seed")
+                 "chat_template", "chat_template_kwargs", "samples", "seq_len", "own_rows", "generated", "plan",
+                 "save_plan", "refine", "seed")
 
 
 class PhicliAwq(Pass):
@@ -49,10 +51,13 @@ class PhicliAwq(Pass):
         folder = Path(model.model_name_or_path)
         skip = tuple(settings.modules_to_not_convert)
         group_size, _ = choose_group_size(read_headers(folder), settings.group_size, skip, True, folder)
-        tokens = calibration_tokens(folder, settings, self.progress)
+        device = "cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu"
+        parts = _calibration(folder, settings, device, self.progress)
+        tokens = torch.cat(list(parts.values()))
+        if len(tokens) > len(parts["text"]):  # those that refining holds out are of all kinds
+            tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(settings.seed))]
         output = Path(output_model_path)
         output.mkdir(parents=True, exist_ok=True)
-        device = "cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu"
         report = quantize_checkpoint(
             folder, output, tokens,
             shape=GridShape(4, group_size, settings.symmetric), rounding=settings.rounding,
@@ -62,9 +67,17 @@ class PhicliAwq(Pass):
         )
         handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
         quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens),
-                   "calibration_sequences": len(tokens)}
+                   "calibration_sequences": {name: len(part) for name, part in parts.items()}}
         handler.model_attributes = {**(handler.model_attributes or {}), "quality": quality}
         return handler
+
+
+def _calibration(folder: Path, settings: Any, device: str, progress: Progress) -> dict[str, torch.Tensor]:
+    """What there is to calibrate on: of the text, of the user's rows, and written by the model; each (n, seq_len)."""
+    count = generated_count(settings.generated, device)
+    return {"text": calibration_tokens(folder, settings, progress),
+            "own_rows": own_row_tokens(folder, settings.own_rows, settings, progress),
+            "generated": generated_tokens(folder, count, settings.seq_len, device, settings.seed, progress)}
 
 
 class _Tokens(Dataset):

@@ -18,6 +18,7 @@ BUILDER = 3.1  # times an unquantized checkpoint that genai's builder holds; of 
 ROW_TOKENS = 200  # of a training row, where the rows are not known yet
 RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
 REFINE_STEPS = {"cuda": 200, "cpu": 0}  # of quantize --refine, where it is not given
+GENERATED = {"cuda": 128, "cpu": 0}  # sequences of quantize --generated, where it is not given
 REFINE_TOKENS = {"cuda": 4096, "cpu": 1024}  # of each of them
 UNPACKED_SHARE = 0.25  # of the memory that is free once an int4 base is loaded, that its weights may take unpacked
 
@@ -60,12 +61,14 @@ def after_quantizing(size: ModelSize) -> ModelSize:
     return replace(size, quantized=True, weight_bytes=round(int4_bytes(size)))
 
 
-def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, refine: int | None = None) -> Estimate:
+def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, refine: int | None = None,
+                      generated: int | None = None) -> Estimate:
     """One layer at a time; its inputs and outputs of all calibration tokens, the search's copies of one linear.
 
     To refine: the original's inputs and outputs too, of each of a layer's weights position, gradient and two moments
     in float32, and the activations of a step.
     """
+    samples += GENERATED[device] if generated is None else generated
     width = _width(device)
     hidden = 2 * samples * seq_len * size.hidden * width
     weights = size.layer_params / max(1, size.layers)

@@ -31,7 +31,8 @@ def step_estimates(size: ModelSize, device: str, settings_of: Callable[[Any], An
     optimize: OptimizeConfig = settings_of(OptimizeConfig)
     evaluate: EvaluateConfig = settings_of(EvaluateConfig)
     return {
-        "quantize": estimate_quantize(size, device, quantize.samples, quantize.seq_len, quantize.refine),
+        "quantize": estimate_quantize(size, device, quantize.samples, quantize.seq_len, quantize.refine,
+                                      quantize.generated),
         "finetune": estimate_finetune(quantized, device, finetune.lora_r or DEFAULT_RANK, finetune.batch_size,
                                       row_tokens),
         "optimize": estimate_optimize(quantized, device, optimize.embeddings or optimize.head, optimize.head),

@@ -12,6 +12,7 @@ from phicli.artifacts.stages import MANIFEST, Manifest
 from phicli.config.commands import ChatConfig
 from phicli.config.layers import Config, Settings
 from phicli.config.setting import StepConfig
+from phicli.config.shared import DATA
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import UsageError
 from phicli.progress import Progress
@@ -105,9 +106,11 @@ class Lab:
         return Step("inspect", "made", time.monotonic() - begun, f"{report['rows']} rows, {found}", report["file"])
 
     def quantize(self) -> Step:
-        from phicli.steps.quantize import quantize
+        from phicli.steps.quantize import own, quantize
 
-        config = self.config(QuantizeConfig)
+        config, data = self.config(QuantizeConfig), self.config(FinetuneConfig).data
+        if own(config) and not config.own_rows and data != DATA and "-" not in data:
+            config = config.but(own_rows=data)  # no reason to make it anew: adapters of other data share the result
         return self.staged("quantize", self.root / config.algorithm, lambda: quantize(config, self.progress),
                            telling.quantized)
 

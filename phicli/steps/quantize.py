@@ -43,7 +43,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         check_save_plan(config, stage.target)
         force = force or not _is_saved(Path(config.save_plan), stage.result())
     folder, algorithm = stage.sources["model"], algorithm_of(config.algorithm, config.implementation)
-    warm = partial(warm_up, config, folder) if _own(config) else bool
+    warm = partial(warm_up, config, folder) if own(config) else bool
     with imports(*LIBRARIES, at_once=force or not stage.target.exists(), beside=warm) as imported:
         done = stage.finished(force, progress)
         if done:
@@ -51,7 +51,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         for remark in remarks:
             progress.warn(remark)
         device = choose_device(config.device)
-        estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.refine)
+        estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.refine,
+                                     config.generated)
         announce("quantize", estimate, stage.target, progress)
         imported()
     with stage.locked(force, progress) as done:
@@ -92,7 +93,7 @@ def _group_size(config: QuantizeConfig, folder: Path) -> tuple[int, list[str]]:
     return choose_group_size(read_headers(folder), config.group_size, config.skip, config.algorithm == "awq", folder)
 
 
-def _own(config: QuantizeConfig) -> bool:
+def own(config: QuantizeConfig) -> bool:
     """Whether phicli's own AWQ does the work, and not one of Olive's passes."""
     return (config.algorithm, config.implementation) == ("awq", "phicli")
 
@@ -116,8 +117,9 @@ def check_options(config: QuantizeConfig) -> None:
             raise Missing("the package autoawq is not installed", hint="pip install 'phicli[autoawq]'")
     if config.skip and config.algorithm != "awq":
         raise UsageError("--skip goes with --algorithm awq; Olive's passes leave no linear in float")
-    for option, given in (("--plan", config.plan), ("--refine", config.refine)):
-        if given and not _own(config):
+    for option, given in (("--plan", config.plan), ("--refine", config.refine), ("--generated", config.generated),
+                          ("--own-rows", config.own_rows)):
+        if given and not own(config):
             raise UsageError(f"{option} goes with phicli's own AWQ")
 
 
@@ -125,7 +127,7 @@ def check_save_plan(config: QuantizeConfig, target: Path) -> None:
     """Raise UsageError where there is no plan to save, BadInput where it would replace something else."""
     from phicli.quantization.plan import check_plan_place
 
-    if not _own(config):
+    if not own(config):
         raise UsageError("--save-plan goes with phicli's own AWQ")
     if config.plan:
         raise UsageError("--save-plan saves what is searched, and with --plan nothing is")
