@@ -198,11 +198,14 @@ class Session:
         """A new sequence, with a key-value cache for `max_length` tokens.
 
         Raises:
-            BadInput, UsageError: as `load_adapter`. Missing: not enough memory.
+            BadInput, UsageError: as `load_adapter`; UsageError also for a sampling that only an engine knows.
+            Missing: not enough memory.
         """
         border = self.rope_border
         adapters = self._adapter(adapter) if adapter is not None or border is not None else None
         sampling, model = sampling or Sampling(), self._open_model()
+        if sampling.in_engines_only:
+            raise UsageError("penalties for presence or frequency and logit_bias are for an Engine")
         where = self._adapter_path(adapter) if adapter else self.folder
         with translated(run_fault(adapter), where, REBUILD):
             params = self._og.GeneratorParams(model)
