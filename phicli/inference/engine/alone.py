@@ -24,8 +24,8 @@ class RowsAlone:
     def prefill(self, row: Row) -> np.ndarray:
         return self._run(row, row.tokens[row.ran : row.ran + PREFILL_CHUNK])
 
-    def step(self, rows: Sequence[Row]) -> np.ndarray:
-        return np.stack([self._run(row, row.tokens[-1:]) for row in rows])
+    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+        return [self._run(row, row.tokens[-1:]) for row in rows]
 
     def leave(self, row: Row) -> None:
         if row.place is not None:

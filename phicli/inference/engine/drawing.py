@@ -29,6 +29,7 @@ class Drawing:
         self._biases = [np.fromiter(part, kind) for part, kind in
                         ((sampling.logit_bias.keys(), np.int64), (sampling.logit_bias.values(), np.float32))]
         self._plain = self._times is None and self._there is None and not sampling.logit_bias and matcher is None
+        self.likeliest = self._plain and sampling.temperature == 0  # whatever else the logits say
 
     def draw(self, logits: np.ndarray) -> int:
         """The next token. logits: float32 [vocabulary], left as they are.

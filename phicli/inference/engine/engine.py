@@ -7,15 +7,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.reading import read_text
-from phicli.errors import BadInput, Missing
+from phicli.config.commands import ChatConfig
+from phicli.config.setting import LARGEST, checked
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.export.graph_file import REBUILD
 from phicli.inference.engine.alone import RowsAlone
+from phicli.inference.engine.batch import Batch
 from phicli.inference.engine.drawing import Drawing
 from phicli.inference.engine.grammar import Matcher, vocabulary_of
+from phicli.inference.engine.opening import Unfit, open_served
 from phicli.inference.engine.request import EngineStats, Finish, Piece, Request
 from phicli.inference.engine.row import Row
+from phicli.inference.engine.rows import Rows
 from phicli.inference.engine.scheduler import Scheduler
+from phicli.inference.generator import translated
+from phicli.inference.model_folder import ModelFolder
 from phicli.inference.session import Session
+from phicli.libraries import subdued
 from phicli.text import TextCodec
 
 
@@ -33,7 +43,8 @@ class Handle:
 class Engine:
     """Requests to one model folder, run together.
 
-    context: the longest prompt and answer together, in tokens. sampling: what the model asks for.
+    context: the longest prompt and answer together, in tokens. sampling: what the model asks for. why_alone: why rows
+    of this model do not share their runs; None where they do.
 
     Args:
         folder, device, kernels, chat_template_kwargs: as `Session` has them.
@@ -44,23 +55,43 @@ class Engine:
         Missing, BadInput: as `Session` does.
     """
 
+    @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None):
-        session = Session(folder, device, kernels, chat_template_kwargs=chat_template_kwargs)
-        self._session, self._lock, self._vocabulary = session, threading.Lock(), None
-        self.context = min(context or session.context, session.context)
-        self.vocab_size, self.sampling = session.vocab_size, session.sampling
+        device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
+        for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
+            if not 1 <= value <= LARGEST:
+                raise UsageError("must be at least 1", where=name)
+        self._lock, self._vocabulary = threading.Lock(), None
+        self._folder = ModelFolder(folder, chat_template_kwargs)
         self._removed: set[str] = set()
-        self._scheduler = Scheduler(RowsAlone(session), max_batch, max_queue)
+        self.why_alone: str | None = None
+
+        def open_rows() -> Rows:
+            self._folder.read()
+            with translated("the model cannot be loaded", self._folder.folder, REBUILD):
+                try:
+                    served = open_served(self._folder.settings, self._folder.graph_file, device, kernels, context)
+                except Unfit as e:
+                    self.why_alone = str(e)
+                    session = Session(folder, device, kernels, chat_template_kwargs=chat_template_kwargs)
+                    self.context = min(context or session.context, session.context)
+                    return RowsAlone(session)
+                self.context = served.context
+                return Batch(served, max_batch, prefix_cache)
+
+        rows = of_one_generation(self._folder.folder, open_rows)
+        self.vocab_size, self.sampling = self._folder.vocab_size, self._folder.sampling
+        self._scheduler = Scheduler(rows, max_batch, max_queue)
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter, or for the model itself."""
-        return self._session.codec_of(adapter)
+        return self._folder.codec_of(adapter)
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that requests may ask for."""
-        return [name for name in self._session.adapter_names() if name not in self._removed]
+        return [name for name in self._folder.adapter_names() if name not in self._removed]
 
     def add_adapter(self, name: str, folder: str | Path) -> None:
         """Take another adapter while rows run.
@@ -90,7 +121,7 @@ class Engine:
         codec = self.codec_of(request.adapter)
         self._check(request)
         special = {codec.special[stop][0] for stop in request.stop if stop in codec.special}
-        ends = special if request.ignore_eos else special | self._session.end_ids
+        ends = special if request.ignore_eos else special | self._folder.end_ids
         most = self.context if request.max_tokens is None else min(self.context, len(request.ids) + request.max_tokens)
         matcher = Matcher(self._vocabulary_of(codec), request.grammar) if request.grammar else None
         drawing = Drawing(request.sampling, request.ids, self.vocab_size, matcher)
@@ -137,11 +168,11 @@ class Engine:
     def _check_adapter(self, name: str) -> None:
         known = self.adapter_names()
         if name not in known:
-            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=self._session.folder)
+            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=self._folder.folder)
 
     def _vocabulary_of(self, codec: TextCodec) -> Any:
         with self._lock:
             if self._vocabulary is None:
                 text = read_text(codec.folder / "tokenizer.json")
-                self._vocabulary = vocabulary_of(text, self.vocab_size, sorted(self._session.end_ids))
+                self._vocabulary = vocabulary_of(text, self.vocab_size, sorted(self._folder.end_ids))
             return self._vocabulary

@@ -46,18 +46,25 @@ class Row:
         """Tokens of the prompt that have to run yet."""
         return max(0, self.prompt_tokens - self.ran)
 
-    def take(self, logits: np.ndarray) -> None:
-        """Draw the next token from float32 [vocabulary] and deliver it, and the end where it is reached.
+    @property
+    def greedy(self) -> bool:
+        """Whether the number of the likeliest token is all that is wanted of the logits."""
+        return self.drawing.likeliest and self.request.logprobs is None
+
+    def take(self, logits: np.ndarray | int) -> None:
+        """Draw the next token and deliver it, and the end where it is reached.
+
+        logits: float32 [vocabulary]; of a row that is `greedy` the token will do.
 
         Raises:
             PhicliError: as `Drawing.draw`; and what the tokenizer raises.
         """
-        token = self.drawing.draw(logits)
+        token = logits if isinstance(logits, int) else self.drawing.draw(logits)
         self.tokens.append(token)
         if token in self.ends:
             return self.finish("stop")
         told: tuple[TokenLogprob, ...] = ()
-        if self.request.logprobs is not None:
+        if self.request.logprobs is not None and not isinstance(logits, int):
             told = (logprob_of(logits, token, self.request.logprobs),)
         self._send(Piece(self._text.step(self._stream.step(token)), (token,), told))
         if self._text.found or self.drawing.complete:

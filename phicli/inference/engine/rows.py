@@ -21,8 +21,8 @@ class Rows(Protocol):
     def prefill(self, row: Row) -> np.ndarray:
         """Run the next part of a row's prompt; logits after its last token, float32 [vocabulary]."""
 
-    def step(self, rows: Sequence[Row]) -> np.ndarray:
-        """Run the last token of each row; logits, float32 [rows, vocabulary]."""
+    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+        """Run the last token of each row; what `Row.take` takes, for each."""
 
     def leave(self, row: Row) -> None:
         """Give back what a row has."""

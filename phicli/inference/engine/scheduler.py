@@ -86,8 +86,9 @@ class Scheduler:
         for row in filter(None, new):
             try:
                 self._rows.place(row)
-            except PhicliError as e:
-                row.finish("error", e)
+            except Exception as e:
+                row.finish("error", _told(e))
+                self._end(row, "error")
                 continue
             self._begun.append(row)
             self._count(requests=1, prompt_tokens=row.prompt_tokens, cached_tokens=row.cached)
