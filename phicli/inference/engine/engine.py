@@ -49,7 +49,8 @@ class Engine:
     Args:
         folder, device, kernels, chat_template_kwargs: as `Session` has them.
         max_batch: rows that run at once. context: less than the model's, to bound memory. max_queue: requests that may
-            wait for their turn. prefix_cache: keep what prompts have in common.
+                wait for their turn. prefix_cache: keep what prompts have in common. session_options: further entries of
+            onnxruntime's session configuration.
 
     Raises:
         Missing, BadInput: as `Session` does.
@@ -58,7 +59,8 @@ class Engine:
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
-                 chat_template_kwargs: Mapping[str, Any] | None = None):
+                 chat_template_kwargs: Mapping[str, Any] | None = None,
+                 session_options: Mapping[str, str] | None = None):
         device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
             if not 1 <= value <= LARGEST:
@@ -72,7 +74,8 @@ class Engine:
             self._folder.read()
             with translated("the model cannot be loaded", self._folder.folder, REBUILD):
                 try:
-                    served = open_served(self._folder.settings, self._folder.graph_file, device, kernels, context)
+                    served = open_served(self._folder.settings, self._folder.graph_file, device, kernels, context,
+                                         session_options or {})
                 except Unfit as e:
                     self.why_alone = str(e)
                     session = Session(folder, device, kernels, chat_template_kwargs=chat_template_kwargs)

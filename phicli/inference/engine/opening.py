@@ -36,8 +36,10 @@ class Served:
     adapters: dict[str, int]
 
 
-def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: str, context: int | None) -> Served:
+def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: str, context: int | None,
+                more: Mapping[str, str]) -> Served:
     """Open an ONNX file; the arguments are those of `open_graph`. context: wanted; None for the model's own.
+    more: entries of the session's configuration.
 
     With LongRoPE it ends at the border, as rows of one run have the same factors.
 
@@ -70,7 +72,7 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
     given = own["model"]["decoder"]["session_options"]
     options.intra_op_num_threads = given.get("intra_op_num_threads", 0)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
-    for name, value in given.items():
+    for name, value in (given | more).items():
         if "." in name:
             options.add_session_config_entry(name, value)
     if library:
