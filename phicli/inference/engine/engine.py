@@ -49,7 +49,7 @@ class Engine:
     Args:
         folder, device, kernels, chat_template_kwargs: as `Session` has them.
         max_batch: rows that run at once. context: less than the model's, to bound memory. max_queue: requests that may
-                wait for their turn. prefix_cache: keep what prompts have in common. session_options: further entries of
+            wait for their turn. prefix_cache: keep what prompts have in common. session_options: further entries of
             onnxruntime's session configuration.
 
     Raises:
