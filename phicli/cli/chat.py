@@ -89,7 +89,8 @@ def _folder(config: ChatConfig) -> Path:
 def _kept(config: ChatConfig, go_on: bool, keep: bool) -> "tuple[ChatStore, Kept | None]":
     """Where conversations are kept, and the one to continue."""
     from phicli.cli.chat_store import ChatStore
-    from phicli.inference.session import Session, adapters_beside
+    from phicli.inference.model_folder import adapters_beside
+    from phicli.inference.session import Session
 
     folder = _folder(config)
     if not folder.is_dir() and not config.path:

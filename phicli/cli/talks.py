@@ -11,7 +11,8 @@ from phicli.config.setting import expand
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.inference.answer import Answer
 from phicli.inference.conversation import Conversation
-from phicli.inference.session import Session, adapters_beside
+from phicli.inference.model_folder import adapters_beside
+from phicli.inference.session import Session
 from phicli.text.layout import template_options
 
 

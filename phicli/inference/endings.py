@@ -9,7 +9,7 @@ SHORTEST, LONGEST = 8, 256  # tokens of what has to come three times running
 class StopText:
     """Streamed text up to the first stop text. What may be the beginning of one is held back until it is told.
 
-    given: all text that was let through. found: whether a stop text came; nothing is let through from then on.
+    given: all text that was let through. found: the stop text that came; nothing is let through from then on.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -17,13 +17,13 @@ class StopText:
         self._beginnings = {stop[:n] for stop in stops for n in range(1, len(stop))}
         self._longest = max(map(len, self._beginnings), default=0)
         self._held = ""
-        self.given, self.found = "", False
+        self.given, self.found = "", ""
 
     def step(self, piece: str) -> str:
         """What may be shown now that `piece` came."""
         text = self._held + piece
         if match := self._whole.search(text):
-            self.found, self._held = True, ""
+            self.found, self._held = match[0], ""
             shown = text[: match.start()]
         else:
             lengths = range(min(self._longest, len(text)), 0, -1)

@@ -33,16 +33,22 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
         RuntimeError, OSError: other faults, in the words of genai and the system.
     """
     graph = read_model(path)
-    _check_sizes(settings, graph.graph, path)
+    check_sizes(settings, graph.graph, path)
     data = settle_data(graph, path)
     own = deepcopy(dict(settings))
     open_border(graph, own)
-    provider = select_provider(own, device)
-    options = own["model"]["decoder"]["session_options"]
+    provider = choose_provider(own, device)
+    return _load(own, graph, data, ops_of(graph, own, provider, kernels)), provider
+
+
+def choose_provider(settings: dict[str, Any], device: str) -> str:
+    """As `select_provider`, with the threads that a CPU's session is to have in the settings."""
+    provider = select_provider(settings, device)
+    options = settings["model"]["decoder"]["session_options"]
     threads = min(options.pop("intra_op_num_threads", 0) or usable_cores(), usable_cores())
     if provider == "cpu":  # onnxruntime by itself takes one of two virtual cores
         options["intra_op_num_threads"] = threads
-    return _load(own, graph, data, ops_of(graph, own, provider, kernels)), provider
+    return provider
 
 
 def _load(settings: dict[str, Any], graph: Any, data: Path, library: Path | None) -> Any:
@@ -69,7 +75,7 @@ def _load(settings: dict[str, Any], graph: Any, data: Path, library: Path | None
         return og.Model(config)
 
 
-def _check_sizes(settings: Mapping[str, Any], graph: Any, where: Path) -> None:
+def check_sizes(settings: Mapping[str, Any], graph: Any, where: Path) -> None:
     """Compare the sizes that genai reserves memory by with those of a GraphProto.
 
     Raises:

@@ -1,7 +1,7 @@
 """How the next token is drawn from the model's logits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +10,8 @@ from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
 from phicli.errors import UsageError
 
+MOST_BIASES = 1024  # tokens of `logit_bias`
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -17,6 +19,9 @@ class Sampling:
 
     repetition_penalty: as transformers has it, a score of a token that was there, in the prompt too, is divided by it
     where it is above 0, else multiplied. top_k 0: all tokens. min_p: counts before top_k and top_p.
+
+    In an engine only: presence_penalty is taken from the score of a token that was drawn before, frequency_penalty once
+    for each time; logit_bias, by token id, is added to scores, -100 forbids and 100 forces.
     """
 
     temperature: float = 0.0
@@ -25,13 +30,21 @@ class Sampling:
     seed: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that the settings of the same names would not take either."""
-        for field in fields(self):
-            if (value := getattr(self, field.name)) is None:
-                raise UsageError("needs a number, not None", where=field.name)
-            object.__setattr__(self, field.name, checked(ChatConfig, field.name, value))
+        for name in SETTINGS:
+            if (value := getattr(self, name)) is None:
+                raise UsageError("needs a number, not None", where=name)
+            object.__setattr__(self, name, checked(ChatConfig, name, value))
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise UsageError("must be from -2 to 2", where=name)
+        if len(self.logit_bias) > MOST_BIASES or not all(-100 <= bias <= 100 for bias in self.logit_bias.values()):
+            raise UsageError(f"at most {MOST_BIASES} tokens, each with a bias from -100 to 100", where="logit_bias")
 
     @classmethod
     def asked_by(cls, search: Mapping[str, Any]) -> Self:
@@ -45,7 +58,7 @@ class Sampling:
     def settled(self, config: ChatConfig, sample: bool) -> Self:
         """These values, where the settings do not give others. sample: False is greedy unless they give a temperature.
         """
-        given = {field.name: value for field in fields(self) if (value := getattr(config, field.name)) is not None}
+        given = {name: value for name in SETTINGS if (value := getattr(config, name)) is not None}
         return replace(self, **({} if sample else {"temperature": 0.0}) | given)
 
     def search_options(self, vocab_size: int) -> dict[str, Any]:
@@ -55,6 +68,11 @@ class Sampling:
             return options
         return {**options, "temperature": self.temperature, "top_p": self.top_p, "top_k": min(self.top_k, vocab_size),
                 "random_seed": self.seed}
+
+    @property
+    def in_engines_only(self) -> bool:
+        """Whether there is something that genai cannot do."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
     @property
     def filters(self) -> bool:
@@ -79,3 +97,6 @@ class Sampling:
         if self.repetition_penalty != 1:
             parts.append(f"repetition penalty {self.repetition_penalty:g}")
         return ", ".join(parts)
+
+
+SETTINGS = tuple({f.name for f in fields(Sampling)} & {f.name for f in fields(ChatConfig)})

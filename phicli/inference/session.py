@@ -12,26 +12,21 @@ from weakref import WeakSet
 import numpy as np
 
 from phicli.artifacts.generations import of_one_generation
-from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
-from phicli.artifacts.reading import read_text
-from phicli.artifacts.stages import REMOVABLE, check_whole
 from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
 from phicli.errors import BadInput, UsageError
-from phicli.export.genai_config import read_config
 from phicli.export.graph_file import REBUILD, read_model
 from phicli.inference.genai_model import open_graph
 from phicli.inference.generator import Generator, closed_error, run_fault, translated
 from phicli.inference.long_rope import LONG_FACTORS, border_of, load_long_factors
+from phicli.inference.model_folder import ModelFolder
 from phicli.inference.sampling import Sampling
 from phicli.libraries import subdued
-from phicli.text import TextCodec
-from phicli.text.layout import LONGEST
 
 BASE_GRAPH = "base.onnx"  # beside a graph that holds its adapters: the same model without
 
 
-class Session:
+class Session(ModelFolder):
     """One loaded model; any number of conversations and generators on it, in any number of threads.
 
         with Session("models/tiny/onnx-ao") as session:
@@ -59,8 +54,7 @@ class Session:
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None):
         device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
-        self.folder = Path(checked(ChatConfig, "path", folder) or "")
-        self._template_options = chat_template_kwargs
+        super().__init__(folder, chat_template_kwargs)
         import onnxruntime_genai as og
 
         self._og = og
@@ -71,34 +65,16 @@ class Session:
 
     def _open(self, device: str, kernels: str, adapters: bool) -> None:
         self._model: Any = None  # of a folder that was replaced while it was read
-        settings = read_config(self.folder)
-        check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
-        self.codec = TextCodec(self.folder, None, self._template_options)
-        self._codecs: dict[str | None, TextCodec] = {}
-        model = settings["model"]
-        self.context: int = model["context_length"]
-        self.vocab_size: int = model["vocab_size"]
-        ends = model["eos_token_id"]
-        self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        self.sampling = Sampling.asked_by(settings["search"])
+        self.read()
         base = self.folder / BASE_GRAPH
         self.takes_adapters = adapters or not base.is_file()
-        self._graph = self.folder / model["decoder"]["filename"] if self.takes_adapters else base
+        self._graph = self.graph_file if self.takes_adapters else base
         self._stamp = _stamp(self._graph)
         with translated("the model cannot be loaded", self.folder, REBUILD):
             graph = read_model(self._graph)
             self._properties = {p.key: p.value for p in graph.metadata_props}
             self.rope_border = border_of(graph)
-            self._model, self.provider = open_graph(settings, self._graph, device, kernels)
-
-    def codec_of(self, adapter: str | None) -> TextCodec:
-        """Tokenizer and chat template for an adapter: the one that it was trained with, where it has one of its own."""
-        file = self.folder / ADAPTERS / f"{adapter}.jinja"
-        if adapter is None or not file.is_file():
-            return self.codec
-        if adapter not in self._codecs:
-            self._codecs[adapter] = TextCodec(self.folder, read_text(file, LONGEST), self._template_options)
-        return self._codecs[adapter]
+            self._model, self.provider = open_graph(self.settings, self._graph, device, kernels)
 
     def close(self) -> None:
         """Give the memory of the model, its adapters and all its caches back. Again: nothing happens."""
@@ -128,24 +104,6 @@ class Session:
         What is loaded goes on working, with the adapters that it holds; others need another session.
         """
         return _stamp(self._graph) != self._stamp
-
-    def adapter_names(self) -> list[str]:
-        """Names of the adapters that lie beside the model."""
-        return adapters_beside(self.folder)
-
-    @subdued()
-    def check_adapter(self, name: str) -> Path:
-        """The file of an adapter, which fits the model in the folder. Raises BadInput: none such, damaged, foreign."""
-        from phicli.export.adapters import check_adapter
-
-        known = self.adapter_names()
-        if name not in known:
-            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
-                           where=self.folder / ADAPTERS, hint=f"phicli optimize --adapter {name}=FOLDER adds it")
-        path = self._adapter_path(name)
-        check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
-        check_adapter(self.folder, path)
-        return path
 
     def load_adapter(self, name: str) -> None:
         """Load an adapter and check it against the model; nothing happens if it is loaded already.
@@ -198,12 +156,15 @@ class Session:
         """A new sequence, with a key-value cache for `max_length` tokens.
 
         Raises:
-            BadInput, UsageError: as `load_adapter`. Missing: not enough memory.
+            BadInput, UsageError: as `load_adapter`; UsageError also for a sampling that only an engine knows.
+            Missing: not enough memory.
         """
         border = self.rope_border
         adapters = self._adapter(adapter) if adapter is not None or border is not None else None
         sampling, model = sampling or Sampling(), self._open_model()
-        where = self._adapter_path(adapter) if adapter else self.folder
+        if sampling.in_engines_only:
+            raise UsageError("penalties for presence or frequency and logit_bias are for an Engine")
+        where = self.adapter_path(adapter) if adapter else self.folder
         with translated(run_fault(adapter), where, REBUILD):
             params = self._og.GeneratorParams(model)
             params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
@@ -239,14 +200,6 @@ class Session:
         if model is None:
             raise closed_error()
         return model
-
-    def _adapter_path(self, name: str) -> Path:
-        return self.folder / ADAPTERS / (name + ADAPTER_SUFFIX)
-
-
-def adapters_beside(folder: Path) -> list[str]:
-    """Names of the adapters that lie beside the model in a folder."""
-    return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 // Kernels of the ops LoraDown (h = x A), LoraUp (y = base + h B) and LoraGatedUp (y = silu(gate + h B) * (up + h B'))
-// of one adapter; fp16 matrices, fp32 sums. Those that end in `one` take one row, those in `many` any number.
+// of one adapter; fp16 matrices, fp32 sums. Those that end in `one` take one row, those in `many` any number, those in
+// `each` rows that have an adapter each.
 //
 // No header is included, so that NVRTC alone can compile it. fp16 numbers travel as 16-bit integers; sums of products of
 // many rows go through mma.sync (m16n8k16, see the PTX ISA for which thread holds what).
@@ -43,11 +44,14 @@ __device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, uns
 
 __device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }
 
+// Which rows of A, and which part of B, each row of a batch takes: rank 0 is no adapter.
+struct Each {
+  int starts[64], ranks[64];
+};
+
 // A block for each row of A.
-extern "C" __global__ void __launch_bounds__(256)
-lora_down_one(const half_bits* x, const half_bits* a, float* h, int inputs) {
+__device__ __forceinline__ void down_one(const half_bits* x, const half_bits* line, float* h, int inputs) {
   __shared__ float sums[8];
-  const half_bits* line = a + (size_t)blockIdx.x * inputs;
   float sum = 0.f;
 #pragma unroll 4
   for (int k = threadIdx.x * 8; k < inputs; k += 2048)
@@ -57,8 +61,21 @@ lora_down_one(const half_bits* x, const half_bits* a, float* h, int inputs) {
   __syncthreads();
   if (threadIdx.x == 0) {
     for (int warp = 1; warp < 8; warp++) sum += sums[warp];
-    h[blockIdx.x] = sum;
+    *h = sum;
   }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_down_one(const half_bits* x, const half_bits* a, float* h, int inputs) {
+  down_one(x, a + (size_t)blockIdx.x * inputs, h + blockIdx.x, inputs);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_down_each(const half_bits* x, const half_bits* a, float* h, int inputs, int stride,
+               const __grid_constant__ Each each) {
+  const size_t m = blockIdx.y;
+  if (blockIdx.x >= each.ranks[m]) return;
+  down_one(x + m * inputs, a + (size_t)(each.starts[m] + blockIdx.x) * inputs, h + m * stride + blockIdx.x, inputs);
 }
 
 __device__ __forceinline__ float dot8(uint4 b, float4 h0, float4 h1, float sum) {
@@ -99,6 +116,22 @@ extern "C" __global__ void __launch_bounds__(256)
 lora_gated_up_one(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
                   const half_bits* base2, half_bits* y, int outputs, int rank, int lanes) {
   up_one<true>(h, b, base, b2, base2, y, outputs, rank, lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_up_each(const float* h, const half_bits* b, const half_bits* base, half_bits* y, int outputs, int stride,
+             int lanes, const __grid_constant__ Each each) {
+  const size_t m = blockIdx.y, at = m * outputs;
+  up_one<false>(h + m * stride, b + (size_t)each.starts[m] * outputs, base + at, nullptr, nullptr, y + at, outputs,
+                each.ranks[m], lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+lora_gated_up_each(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
+                   const half_bits* base2, half_bits* y, int outputs, int stride, int lanes,
+                   const __grid_constant__ Each each) {
+  const size_t m = blockIdx.y, at = m * outputs, start = (size_t)each.starts[m] * outputs;
+  up_one<true>(h + m * stride, b + start, base + at, b2 + start, base2 + at, y + at, outputs, each.ranks[m], lanes);
 }
 
 // 16 rows of x and 8 TILES rows of A a block, which takes one part of the inputs; its 8 warps take every eighth 32 of

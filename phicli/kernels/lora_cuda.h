@@ -6,14 +6,16 @@
 
 #define MAX_DEVICES 16
 #define MAX_PARTS 8 /* of the inputs, in sums of many rows */
+#define MOST_EACH 64 /* rows of a batch that one launch takes, each with its own adapter, as in lora.cu */
 
 extern const unsigned char lora_cubin[];
 extern const size_t lora_cubin_size;
 
-enum { DOWN_ONE, UP_ONE, GATED_ONE, DOWN_MANY_16, DOWN_MANY_64, UP_MANY, GATED_MANY, KERNELS };
+enum { DOWN_ONE, UP_ONE, GATED_ONE, DOWN_MANY_16, DOWN_MANY_64, UP_MANY, GATED_MANY, DOWN_EACH, UP_EACH, GATED_EACH,
+       KERNELS };
 static const char *const kernel_names[KERNELS] = {
     "lora_down_one", "lora_up_one", "lora_gated_up_one", "lora_down_many_16", "lora_down_many_64", "lora_up_many",
-    "lora_gated_up_many"};
+    "lora_gated_up_many", "lora_down_each", "lora_up_each", "lora_gated_up_each"};
 
 static struct {
   int (*context)(void **), (*load)(void **, const void *), (*function)(void **, void *, const char *),
@@ -56,15 +58,32 @@ static int64_t parts_of(int64_t rows) {
   return parts < 1 ? 1 : parts > MAX_PARTS ? MAX_PARTS : parts;
 }
 
+static Status launch(int kernel, const int64_t grid[3], void **arguments, void *stream) {
+  void **functions = NULL;
+  TRY(kernels_here(&functions));
+  if (driver.launch(functions[kernel], (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], 256, 1, 1, 0, stream,
+                    arguments, NULL))
+    return failure(RUNTIME_EXCEPTION, "a LoRA kernel could not be launched");
+  return NULL;
+}
+
+/* Threads that share an output of one row: the same for all adapters, so that the rows beside it change nothing. */
+static int lanes_of(const Kernel *kernel) {
+  int lanes = 1;
+  for (size_t i = 0; i < kernel->adapters; i++)
+    while (lanes < 32 && lanes * 8 < kernel->ranks[i]) lanes *= 2;
+  return lanes;
+}
+
+#define PASS(value) arguments[count++] = (void *)&(value)
+
 static Status cuda_product(Product *p, int kind, void *stream) {
-  int rows = (int)p->rows, width = (int)p->width, rank = (int)p->rank, parts = (int)p->parts, lanes = 1;
+  int rows = (int)p->rows, width = (int)p->width, rank = (int)p->rank, parts = (int)p->parts, lanes = lanes_of(p->kernel);
   const int many = rows > 1, wide = rank > 16;
-  while (lanes < 32 && lanes * 8 < rank) lanes *= 2;
   int kernel;
   int64_t grid[3] = {1, 1, 1};
   void *arguments[10];
   int count = 0;
-#define PASS(value) arguments[count++] = (void *)&(value)
   PASS(p->in);
   if (kind == DOWN) {
     PASS(p->matrix[0]), PASS(p->out);
@@ -85,11 +104,25 @@ static Status cuda_product(Product *p, int kind, void *stream) {
     grid[0] = many ? ceil_div(rows, 32) : ceil_div((int64_t)width * lanes, 256);
     if (many) grid[1] = ceil_div(width, 256);
   }
-#undef PASS
-  void **functions = NULL;
-  TRY(kernels_here(&functions));
-  if (driver.launch(functions[kernel], (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], 256, 1, 1, 0, stream,
-                    arguments, NULL))
-    return failure(RUNTIME_EXCEPTION, "a LoRA kernel could not be launched");
-  return NULL;
+  return launch(kernel, grid, arguments, stream);
 }
+
+/* One row each of `count` adapters, in one launch: mixed batches while they decode, after BGMV of Punica. */
+static Status cuda_each(Product *p, int kind, const int64_t *ids, int64_t rows, void *stream) {
+  const Kernel *kernel = p->kernel;
+  struct { int starts[MOST_EACH], ranks[MOST_EACH]; } each = {{0}, {0}};
+  int width = (int)p->width, stride = (int)p->stride, lanes = lanes_of(kernel), count = 0;
+  void *arguments[10];
+  for (int64_t m = 0; m < rows; m++)
+    if (ids[m]) each.starts[m] = (int)kernel->starts[ids[m] - 1], each.ranks[m] = (int)kernel->ranks[ids[m] - 1];
+  const int64_t grid[3] = {kind == DOWN ? stride : ceil_div((int64_t)width * lanes, 256), rows, 1};
+  if (kind == DOWN && !stride) return NULL; /* no row has an adapter */
+  PASS(p->in);
+  if (kind == DOWN) PASS(p->matrix[0]);
+  for (int i = 0; i < kind; i++) PASS(p->matrix[i]), PASS(p->base[i]);
+  PASS(p->out), PASS(width), PASS(stride);
+  if (kind != DOWN) PASS(lanes);
+  PASS(each);
+  return launch(DOWN_EACH + kind, grid, arguments, stream);
+}
+#undef PASS

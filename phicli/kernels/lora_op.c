@@ -38,14 +38,19 @@ typedef struct {
   int64_t ranks[MAX_ADAPTERS], starts[MAX_ADAPTERS + 1], ends[2][MAX_SEGMENTS];
 } Kernel;
 
-/* Rows that have the same adapter. width: of x for DOWN, else of the output. */
+/* Rows that have the same adapter. width: of x for DOWN, else of the output; stride: of h. numbers: on a CPU, which rows
+ * of in, base and out these are; NULL where they follow one another from the first.
+ */
 typedef struct {
   const void *in, *base[2];
   const char *matrix[2];
   void *out;
-  int64_t rows, width, rank, parts;
+  int64_t rows, width, rank, parts, stride;
+  const int64_t *numbers;
   const Kernel *kernel;
 } Product;
+
+static inline int64_t number_of(const Product *p, int64_t m) { return p->numbers ? p->numbers[m] : m; }
 
 #include "lora_cuda.h"
 
@@ -64,7 +69,7 @@ static inline const float *row_of_h(const Product *p, int side, int64_t m, int64
   const int64_t segments = p->kernel->segments, *ends = p->kernel->ends[side];
   int64_t segment = 0;
   while (segment < segments - 1 && n >= ends[segment]) segment++;
-  return (const float *)p->in + (m * segments + segment) * p->rank;
+  return (const float *)p->in + number_of(p, m) * p->stride + segment * p->rank;
 }
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -109,14 +114,15 @@ static inline float dot(const void *x, int64_t begin, int x_type, const char *ma
 /* Ranks, or outputs, begin to end of one row. */
 static void plain_row(const Product *p, int kind, int half, int int8, int64_t m, int64_t begin, int64_t end) {
   const int type = int8 ? BYTES : HALVES;
+  const int64_t row = number_of(p, m);
   for (int64_t n = begin; n < end; n++) {
     if (kind == DOWN) {
       const char *a = row_of_a(p, n, int8);
-      const float sum = dot(p->in, m * p->width, half, a + (int8 ? SCALE : 0), 0, 1, type, p->width);
-      ((float *)p->out)[m * p->rank + n] = int8 ? sum * *(const float *)a : sum;
+      const float sum = dot(p->in, row * p->width, half, a + (int8 ? SCALE : 0), 0, 1, type, p->width);
+      ((float *)p->out)[row * p->stride + n] = int8 ? sum * *(const float *)a : sum;
       continue;
     }
-    const int64_t i = m * p->width + n, lane = n % 8;
+    const int64_t i = row * p->width + n, lane = n % 8;
     float sum[2] = {0};
     for (int side = 0; side < kind; side++) {
       const char *b = block_of_b(p, side, n, int8);
@@ -130,30 +136,43 @@ static void plain_row(const Product *p, int kind, int half, int int8, int64_t m,
   }
 }
 
-typedef struct { const Product *product; const Op *op; int int8; int64_t count, chunk, chunks; } CpuWork;
+/* A product's share of a work: of `count` ranks or outputs `chunk` at a time, in `chunks`; parts of it end before `end`. */
+typedef struct { Product product; int int8; int64_t count, chunk, chunks, end; } Share;
+typedef struct { const Op *op; Share *shares; } CpuWork;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void cpu_part(void *self, size_t part) {
   const CpuWork *work = self;
-  const Product *p = work->product;
-  const Op *op = work->op;
-  const int64_t begin = part % work->chunks * work->chunk, end = least(begin + work->chunk, work->count);
-  const int64_t first = part / work->chunks * PART_ROWS, last = least(first + PART_ROWS, p->rows);
+  const Share *share = work->shares;
+  int64_t own = (int64_t)part;
+  for (; (int64_t)part >= share->end; share++) own = (int64_t)part - share->end;
+  const Product *p = &share->product;
+  const int64_t begin = own % share->chunks * share->chunk, end = least(begin + share->chunk, share->count);
+  const int64_t first = own / share->chunks * PART_ROWS, last = least(first + PART_ROWS, p->rows);
 #ifdef LORA_AVX2
-  if (!op->half) {
-    float_part(p, op->kind, work->int8, first, last, begin, end);
+  if (!work->op->half) {
+    float_part(p, work->op->kind, share->int8, first, last, begin, end);
     return;
   }
 #endif
-  for (int64_t m = first; m < last; m++) plain_row(p, op->kind, op->half, work->int8, m, begin, end);
+  for (int64_t m = first; m < last; m++) plain_row(p, work->op->kind, work->op->half, share->int8, m, begin, end);
 }
 
-static Status cpu_product(const Product *p, const Op *op, Handle context) {
-  CpuWork work = {p, op, op->int8 && p->rank, op->kind == DOWN ? p->rank : p->width}; /* no rank: no scales to read */
-  work.chunk = (PART / (op->kind == DOWN ? p->width : p->rank + 1) + 8) / 8 * 8;
-  work.chunks = (work.count + work.chunk - 1) / work.chunk;
-  return parallel(context, cpu_part, work.chunks * ((p->rows + PART_ROWS - 1) / PART_ROWS), &work);
+/* Several products, all of which the threads do at once. */
+static Status cpu_products(Share *shares, int64_t count, const Op *op, Handle context) {
+  CpuWork work = {op, shares};
+  int64_t parts = 0;
+  for (int64_t i = 0; i < count; i++) {
+    Share *share = &shares[i];
+    const Product *p = &share->product;
+    share->int8 = op->int8 && p->rank; /* no rank: no scales to read */
+    share->count = op->kind == DOWN ? p->rank : p->width;
+    share->chunk = (PART / (op->kind == DOWN ? p->width : p->rank + 1) + 8) / 8 * 8;
+    share->chunks = (share->count + share->chunk - 1) / share->chunk;
+    share->end = parts += share->chunks * ((p->rows + PART_ROWS - 1) / PART_ROWS);
+  }
+  return parts ? parallel(context, cpu_part, parts, &work) : NULL;
 }
 
 /* ---- a run ---- */
@@ -200,10 +219,56 @@ static Status check(const Kernel *kernel, const Tensor *wide, const Tensor *matr
   return NULL;
 }
 
+/* The product with the matrices of one adapter. */
+static Product of_adapter(const Product *all, int64_t id) {
+  const Kernel *kernel = all->kernel;
+  const Op *op = kernel->op;
+  const int64_t start = id ? kernel->starts[id - 1] : 0;
+  Product p = *all;
+  p.rank = id ? kernel->ranks[id - 1] : 0;
+  for (int i = 0; i < (op->kind == GATED ? 2 : 1); i++) {
+    p.matrix[i] += start * p.width * (op->int8 ? 1 : 2);
+    if (op->int8 && id) p.matrix[i] += SCALE * (op->kind == DOWN ? start : (id - 1) * p.width);
+  }
+  return p;
+}
+
+/* Rows with the same adapter are brought together, so that each number of a matrix is read once for all of them, after
+ * SGMV of Punica (arXiv:2310.18547). ids: of all rows, or of each `all->rows` of them.
+ */
+static Status on_cpu(const Product *all, const int64_t *ids, int64_t groups, Handle context) {
+  const Op *op = all->kernel->op;
+  int64_t ends[MAX_ADAPTERS + 1] = {0}, shares = 0, placed = 0;
+  if (groups == 1) {
+    Share one = {.product = of_adapter(all, ids[0])};
+    return cpu_products(&one, 1, op, context);
+  }
+  const size_t adapters = all->kernel->adapters + 1;
+  Share *found = malloc(adapters * sizeof *found + (size_t)(groups * all->rows) * sizeof(int64_t));
+  if (!found) return failure(RUNTIME_EXCEPTION, "not enough memory");
+  int64_t *numbers = (int64_t *)(found + adapters);
+  for (int64_t g = 0; g < groups; g++) ends[ids[g]] += all->rows;
+  for (size_t id = 0; id < adapters; id++) {
+    if (ends[id] && (id || op->kind != DOWN)) {
+      Product *p = &found[shares++].product;
+      *p = of_adapter(all, (int64_t)id);
+      p->rows = ends[id];
+      p->numbers = numbers + placed;
+    }
+    placed += ends[id];
+    ends[id] = placed - ends[id]; /* where its rows begin, then where the next one goes */
+  }
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t m = 0; m < all->rows; m++) numbers[ends[ids[g]]++] = g * all->rows + m;
+  Status status = cpu_products(found, shares, op, context);
+  free(found);
+  return status;
+}
+
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
   const Op *op = kernel->op;
-  const int kind = op->kind, cuda = op->cuda, half = op->half, int8 = op->int8;
+  const int kind = op->kind, cuda = op->cuda, half = op->half;
   const int64_t number = half ? 2 : 4, in_size = kind == DOWN ? number : 4, out_size = kind == DOWN ? 4 : number;
   Tensor ids, in, base[2], matrix[2], out;
 #define INPUT(index, tensor) TRY(input(context, index, op->input_type(op, index), tensor))
@@ -228,20 +293,18 @@ static Status compute(void *self, Handle context) {
            in.dims[2] != widest * parts * (int64_t)kernel->segments || !aligned(&in, op, 4))
     return failure(INVALID_ARGUMENT, "h is not what LoraDown makes with these adapters");
   TRY(output(context, &out));
+  Product all = {.in = in.data, .base = {base[0].data, base[1].data}, .matrix = {matrix[0].data, matrix[1].data},
+                       .out = out.data, .rows = rows, .width = width, .parts = parts, .kernel = kernel,
+                       .stride = kind == DOWN ? out.dims[2] : in.dims[2]};
+  if (!cuda) return on_cpu(&all, ids.data, groups, context);
+  if (groups > 1 && tokens == 1 && groups <= MOST_EACH) return cuda_each(&all, kind, ids.data, groups, stream);
   for (int64_t g = 0; g < groups && rows; g++) {
-    const int64_t id = ((const int64_t *)ids.data)[g], at = g * rows, start = id ? kernel->starts[id - 1] : 0;
-    Product p = {.in = (char *)in.data + at * in.dims[2] * in_size,
-                 .out = (char *)out.data + at * out.dims[2] * out_size,
-                 .rows = rows, .width = width, .rank = id ? kernel->ranks[id - 1] : 0, .parts = parts,
-                 .kernel = kernel};
-    for (int i = 0; i < (kind == GATED ? 2 : 1); i++) {
-      p.matrix[i] = (char *)matrix[i].data + start * width * (int8 ? 1 : 2);
-      if (int8 && id) p.matrix[i] += SCALE * (kind == DOWN ? start : (id - 1) * width);
-      if (kind != DOWN) p.base[i] = (char *)base[i].data + at * width * number;
-    }
-    if (kind == DOWN && !p.rank) continue;
-    if (cuda) TRY(cuda_product(&p, kind, stream));
-    else TRY(cpu_product(&p, op, context));
+    Product p = of_adapter(&all, ((const int64_t *)ids.data)[g]);
+    const int64_t at = g * rows;
+    p.in = (const char *)p.in + at * in.dims[2] * in_size;
+    p.out = (char *)p.out + at * out.dims[2] * out_size;
+    for (int i = 0; i < kind; i++) p.base[i] = (const char *)p.base[i] + at * width * number;
+    if (kind != DOWN || p.rank) TRY(cuda_product(&p, kind, stream));
   }
   return NULL;
 }

@@ -95,7 +95,7 @@ def test_the_text_before_a_stop_text_is_the_same_wherever_the_pieces_part():
             n = rng.randint(1, 4)
             shown, rest = shown + found.step(rest[:n]), rest[n:]
             assert text.startswith(shown)
-        assert found.found == bool(ends) and found.given == shown
+        assert bool(found.found) == bool(ends) and found.given == shown
         if ends:
             assert shown == text[: min(ends)]
         else:  # what is held back is only what may become a stop text

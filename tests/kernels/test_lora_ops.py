@@ -120,6 +120,23 @@ def test_ops_give_the_sums_of_float64(device, dtype, matrices, by, inputs, outpu
                 assert max(ops.differences(ids, batch, tokens)) < bound, (batch, tokens, ids)
 
 
+@pytest.mark.parametrize(("device", "dtype", "matrices", "by"), KINDS)
+def test_a_row_is_the_same_whatever_rows_are_beside_it(device, dtype, matrices, by, monkeypatch):
+    if by == "functions":
+        pytest.skip("onnxruntime's own products")
+    if by == "loops":
+        monkeypatch.setattr(build, "_cpu_flags", frozenset)
+    ops = Ops(device, dtype, 96, 40, matrices)
+    for ids in ([2, 1, 0, 2, 3, 2, 2, 1, 2], [1] * 7, [0, 3], [0, 0]):
+        feeds = {name: ops.random(len(ids), 1, width) for name, width in (("x", 96), ("base", 40), ("up", 40))}
+        together = ops.session.run(["y", "z"], feeds | {"id": np.array(ids)})
+        for at, number in enumerate(ids):
+            alone = ops.session.run(["y", "z"], {name: value[at : at + 1] for name, value in feeds.items()}
+                                    | {"id": np.array([number])})
+            for both, one in zip(together, alone, strict=True):
+                assert (both[at] == one[0]).all(), (ids, at)
+
+
 @pytest.mark.parametrize(("matrices", "by"), [
     *(pytest.param(kind, by, marks=needs_compiler) for kind in ("fp16", "int8") for by in ("vectors", "loops")),
     ("fp16", "functions"), ("int8", "functions")])

@@ -71,4 +71,4 @@ def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
 ])
 def test_a_check_that_is_taken_out_is_missed(planted, tmp_path):
     done = run(compiled(tmp_path, VECTORS, planted), matmul=True, graphs=400)
-    assert done.returncode and "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert done.returncode and "ERROR: AddressSanitizer" in done.stderr and "READ of size" in done.stderr

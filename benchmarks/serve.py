@@ -1,0 +1,195 @@
+"""Many rows at once through `Engine`: what adapters cost a batch, whether answers stay the same, how newcomers fare.
+
+    python benchmarks/serve.py models/phi/onnx-ao                        # a model with adapters, where it was built for
+    python benchmarks/serve.py --device cuda --rows 1,8,32               # 3.8 B random integers, three adapters
+    python benchmarks/serve.py --device cuda --set ep.cuda.fpa_intb_gemm=1
+
+Speed: all rows are submitted at once and decode --new tokens after a prompt of --prompt; tokens a second from when the
+last row has its first token until the first row is done, everything included. Batches without adapters and with all
+mixed (none too) take turns, and each ratio is of neighbours. Equality: --clients submit at random moments, and each
+greedy answer is compared with the one it gets alone; the one through `Session` too (--session). Newcomer: time to the
+first token of a prompt while all other rows run, beside the same prompt alone.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phicli.inference.engine import Engine, Finish, Piece, Request
+from phicli.inference.session import Session
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="of an ONNX model; without it a random one is built")
+    parser.add_argument("--layers", type=int, default=32, help="of the random one")
+    parser.add_argument("--rank", type=int, default=16, help="of its adapters")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--kernels", choices=("auto", "phicli", "onnxruntime"), default="auto")
+    parser.add_argument("--rows", default="1,8")
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=32, help="0: leave equality out")
+    parser.add_argument("--session", action="store_true", help="compare with Session too")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of onnxruntime's session")
+    parser.add_argument("--json", action="store_true", help="everything as one document at the end")
+    args = parser.parse_args()
+    args.options = dict(entry.split("=", 1) for entry in args.set)
+    with tempfile.TemporaryDirectory(prefix="phicli-serve-") as scratch:
+        folder = args.folder or random_model(Path(scratch), args)
+        found = measure(folder, args)
+    if args.json:
+        print(json.dumps(found, indent=2))
+
+
+def random_model(scratch: Path, args: argparse.Namespace) -> Path:
+    """Phi-3.5-mini's shape with random weights, and three random adapters on all linears."""
+    from decode import random_peft
+    from synthetic import random_awq_checkpoint
+
+    from phicli import optimize
+
+    base = random_awq_checkpoint(scratch / "awq", args.layers, seed=0)
+    peft = random_peft(scratch / "peft", args.layers, args.rank)
+    device = "cpu" if args.device == "auto" else args.device
+    return optimize(root=scratch, base=str(base), device=device, activations="int8", head="int8",
+                    adapter_layout="fused", adapters=[f"{name}={peft}" for name in ("one", "two", "three")]).folder
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    rows = [int(count) for count in args.rows.split(",")]
+    begun = time.perf_counter()
+    with Engine(folder, args.device, args.kernels, max_batch=max(*rows, 8), prefix_cache=False,
+                session_options=args.options) as engine:
+        print(f"{folder}: open in {time.perf_counter() - begun:.1f} s, {engine.vocab_size} tokens, adapters "
+              f"{', '.join(engine.adapter_names())}; {engine.why_alone or 'rows share their runs'}", flush=True)
+        bench = Bench(engine, args)
+        found: dict[str, Any] = {"speed": [bench.speed(count) for count in rows]}
+        if args.clients:
+            found["equal"] = bench.equality(folder)
+        found["newcomer"] = bench.newcomer(max(rows))
+    return found
+
+
+class Bench:
+    def __init__(self, engine: Engine, args: argparse.Namespace):
+        self.engine, self.args, self.random = engine, args, random.Random(0)
+
+    def request(self, adapter: str | None, prompt: int, new: int) -> Request:
+        top = min(4000, self.engine.vocab_size)
+        return Request([self.random.randrange(10, top) for _ in range(prompt)], adapter, max_tokens=new,
+                       ignore_eos=True)
+
+    def speed(self, count: int) -> dict[str, Any]:
+        """Tokens a second of `count` rows, without adapters and with all of them and none mixed."""
+        names: list[str | None] = [*self.engine.adapter_names(), None]
+        mixed = [names[number % len(names)] for number in range(count)]
+        self.decode([None] * count)
+        self.decode(mixed)
+        base, of_mixed = [], []
+        for _ in range(self.args.rounds):
+            base.append(self.decode([None] * count))
+            of_mixed.append(self.decode(mixed))
+        ratios = [b / a for a, b in zip(base, of_mixed, strict=True)]
+        found = {"rows": count, "base": statistics.median(base), "mixed": statistics.median(of_mixed),
+                 "ratio": statistics.median(ratios)}
+        print(f"{count:3} rows: base {found['base']:8.1f} tokens/s, mixed {found['mixed']:8.1f}, ratio "
+              f"{found['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+        return found
+
+    def decode(self, adapters: Sequence[str | None]) -> float:
+        times: list[list[float]] = [[] for _ in adapters]
+        done = threading.Semaphore(0)
+
+        def deliver(number: int, event: Piece | Finish) -> None:
+            if isinstance(event, Finish):
+                if event.error:
+                    raise SystemExit(str(event.error))
+                done.release()
+            else:
+                times[number].append(time.perf_counter())
+
+        requests = [self.request(adapter, self.args.prompt, self.args.new + 2 * len(adapters)) for adapter in adapters]
+        for number, request in enumerate(requests):
+            self.engine.submit(request, lambda event, number=number: deliver(number, event))
+        for _ in adapters:
+            done.acquire()
+        first, last = max(own[0] for own in times), min(own[-1] for own in times)
+        return sum(first < at <= last for own in times for at in own) / (last - first)
+
+    def tokens(self, request: Request) -> list[int]:
+        return [token for event in self.engine.generate(request) if isinstance(event, Piece) for token in event.ids]
+
+    def equality(self, folder: Path) -> dict[str, Any]:
+        names = [None, *self.engine.adapter_names()]
+        requests = [self.request(self.random.choice(names), self.random.randint(3, 2 * self.args.prompt),
+                                 self.random.randint(8, self.args.new)) for _ in range(self.args.clients)]
+        alone = [self.tokens(request) for request in requests]
+        together: list[list[int]] = [[] for _ in requests]
+        waits = [self.random.random() * self.args.clients / 8 for _ in requests]
+
+        def client(number: int) -> None:
+            time.sleep(waits[number])
+            together[number] = self.tokens(requests[number])
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = {"requests": len(requests), "equal": sum(a == b for a, b in zip(alone, together, strict=True))}
+        print(f"equality: {found['equal']} of {len(requests)} answers as alone", flush=True)
+        if self.args.session:
+            found["as_session"] = self.as_session(folder, requests, alone)
+            print(f"equality: {found['as_session']} of {len(requests)} answers as through Session", flush=True)
+        return found
+
+    def as_session(self, folder: Path, requests: Sequence[Request], alone: Sequence[list[int]]) -> int:
+        """How many answers are Session's, up to the token that would end them."""
+        same = 0
+        with Session(folder, self.args.device, self.args.kernels) as session:
+            for request, mine in zip(requests, alone, strict=True):
+                generator = session.generator(len(request.ids) + len(mine), request.adapter)
+                generator.append_tokens(request.ids)
+                drawn = [generator.next_token() for _ in mine]
+                end = next((at for at, token in enumerate(drawn) if token in session.end_ids), len(drawn))
+                same += drawn[:end] == mine[:end]
+        return same
+
+    def newcomer(self, count: int) -> dict[str, float]:
+        """Seconds to the first token of a prompt: alone, and while all other rows decode."""
+        def first(request: Request) -> float:
+            begun = time.perf_counter()
+            for _ in self.engine.generate(request):
+                return time.perf_counter() - begun
+            return 0.0
+
+        alone = statistics.median(first(self.request(None, self.args.prompt, 4)) for _ in range(5))
+        names = [None, *self.engine.adapter_names()]
+        handles = [self.engine.submit(self.request(names[n % len(names)], 8, 4000), lambda event: None)
+                   for n in range(count - 1)]
+        while self.engine.stats().running < count - 1:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        before = self.engine.stats()
+        among = [first(self.request(None, self.args.prompt, 4)) for _ in range(5)]
+        after = self.engine.stats()
+        for handle in handles:
+            handle.cancel()
+        step = (after.step_seconds - before.step_seconds) / max(1, after.steps - before.steps)
+        found = {"alone": alone, "among": statistics.median(among), "worst": max(among), "step": step}
+        print(f"newcomer: first token after {found['among'] * 1e3:.0f} ms (worst {found['worst'] * 1e3:.0f}) beside "
+              f"{count - 1} rows, {alone * 1e3:.0f} ms alone, a step takes {step * 1e3:.1f} ms", flush=True)
+        return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Rows that share their runs: one onnxruntime session, and slots in which it keeps the keys and values of all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from phicli.errors import BadInput
+from phicli.export.fused import ID
+from phicli.inference.engine.graph import BEST, LAST, LENGTHS, LONGEST
+from phicli.inference.engine.memory import MEMORIES, Memory
+from phicli.inference.engine.opening import Served
+from phicli.inference.engine.row import Row
+from phicli.inference.engine.slots import Slots
+
+
+class Run:
+    """A session's inputs and outputs for one shape, at addresses that stay: a run only changes what lies there.
+
+    Args:
+        rows: of the batch. first: number of the slot of the first one. tokens: of each row.
+    """
+
+    def __init__(self, served: "Batch", rows: int, first: int, tokens: int):
+        import onnxruntime
+
+        self._binding = binding = served.session.io_binding()
+        device, slots = served.memory.device, served.slots
+        self._on_gpu: dict[str, tuple[Any, np.ndarray]] = {}
+        values: dict[str, np.ndarray] = {
+            served.tokens: np.zeros((rows, tokens), np.int64), LENGTHS: np.zeros(rows, np.int32),
+            LONGEST: np.zeros((), np.int32), LAST: np.zeros(1, np.int64), ID: np.zeros(rows, np.int64)}
+        self.values = {name: value for name, value in values.items() if name in served.inputs}
+        for name, value in self.values.items():
+            if device == "cpu" or name in (LONGEST, ID):
+                binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+            else:
+                held = onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0)
+                self._on_gpu[name] = held, value
+                binding.bind_ortvalue_input(name, held)
+        for cache, dtype, address in zip(served.caches, slots.dtypes, slots.addresses, strict=True):
+            shape = [rows, cache.heads, slots.room, cache.size]
+            place = address + first * int(np.prod(shape[1:])) * dtype.itemsize
+            binding.bind_input(cache.past, device, 0, dtype, shape, place)
+            binding.bind_output(cache.present, device, 0, dtype, shape, place)
+        self.logits = np.zeros((rows, 1, served.vocab_size), served.dtype)
+        self.best = np.zeros((rows, 1), np.int64)
+        self._served, self._fetched = served, True
+        self._bind_logits(True)
+        if BEST in served.outputs:
+            binding.bind_output(BEST, "cpu", 0, self.best.dtype, self.best.shape, self.best.ctypes.data)
+
+    def run(self, fetch: bool) -> None:
+        """Fill `logits` (if they are to be fetched) and `best`, if the graph has it."""
+        if fetch != self._fetched:
+            self._bind_logits(fetch)
+        for held, value in self._on_gpu.values():
+            held.update_inplace(value)
+        self._served.session.run_with_iobinding(self._binding)
+
+    def _bind_logits(self, fetch: bool) -> None:
+        name, self._fetched = self._served.outputs[0], fetch
+        if fetch:
+            self._binding.bind_output(name, "cpu", 0, self.logits.dtype, self.logits.shape, self.logits.ctypes.data)
+        else:
+            self._binding.bind_output(name, self._served.memory.device)
+
+
+class Batch:
+    """What `Rows` asks, for all rows in one run.
+
+    Args:
+        slots: rows that run at once. keep: whether beginnings of rows are kept for others.
+    """
+
+    def __init__(self, served: Served, slots: int, keep: bool):
+        self.session: Any = served.session
+        self.memory: Memory = MEMORIES[served.provider]()
+        session = self.session
+        self.inputs, self.outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
+        self.tokens = self.inputs[0]
+        self.dtype = np.float16 if "float16" in session.get_outputs()[0].type else np.float32
+        self.vocab_size: int = session.get_outputs()[0].shape[-1]
+        self.caches, self._adapters = served.caches, served.adapters
+        slots += slots % 2 if self.memory.even else 0
+        self.slots = Slots(self.caches, slots, slots if keep else 0, served.context, self.memory)
+        self._runs: dict[tuple[int, int, int], Run] = {}
+        self._rows: dict[int, Row] = {}  # by number of slot: all that have one
+
+    def place(self, row: Row) -> None:
+        if row.request.adapter is not None and row.request.adapter not in self._adapters:
+            raise BadInput(f"the adapter '{row.request.adapter}' is gone")
+        if self.slots.grow(len(row.tokens) + 1):
+            self._runs.clear()
+        row.place = self.slots.take(row.request.adapter, row.tokens, (other.place for other in self._rows.values()))
+        row.ran = row.cached = len(row.place.tokens)
+        self._rows[row.place.number] = row
+
+    def prefill(self, row: Row) -> np.ndarray:
+        tokens = row.tokens[row.ran : row.ran + self.memory.chunk]
+        padded = len(tokens) + (len(tokens) % 2 if self.memory.even else 0)
+        self._make_room(row.ran + padded)
+        run = self._run(1, row.place.number, padded)
+        values = run.values
+        values[self.tokens][0, : len(tokens)] = tokens
+        values[LENGTHS][0] = values[LONGEST][...] = row.ran + padded
+        values[LENGTHS][0] -= 1
+        values[LAST][0] = len(tokens) - 1
+        self._set_adapters(run, [row])
+        run.run(True)
+        self._ran(row, tokens)
+        return run.logits[0, 0].astype(np.float32)
+
+    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+        self._close_ranks(rows)
+        self._make_room(max(len(row.tokens) for row in rows))
+        count = max(row.place.number for row in rows) + 1
+        count += count % 2 if self.memory.even else 0
+        run = self._run(count, 0, 1)
+        values, at = run.values, {row.place.number: row for row in rows}
+        for number in range(count):  # a slot between rows that run gets a token too, behind what is in it
+            values[LENGTHS][number] = len(self.slots.all[number].tokens)
+            values[self.tokens][number, 0] = at[number].tokens[-1] if number in at else 0
+        values[LONGEST][...] = values[LENGTHS].max() + 1
+        self._set_adapters(run, [at.get(number) for number in range(count)])
+        fetch = BEST not in self.outputs or not all(row.greedy for row in rows)
+        run.run(fetch)
+        for row in rows:
+            self._ran(row, row.tokens[-1:])
+        if not fetch:
+            return [int(run.best[row.place.number, 0]) for row in rows]
+        return [run.logits[row.place.number, 0].astype(np.float32) for row in rows]
+
+    def leave(self, row: Row) -> None:
+        if row.place is not None:
+            del self._rows[row.place.number]
+            self.slots.leave(row.place)
+
+    def close(self) -> None:
+        self._runs.clear()
+        self.slots.close()
+        self.session = None
+
+    def _run(self, rows: int, first: int, tokens: int) -> Run:
+        """The run of this shape, which is kept where it comes again and again."""
+        key = rows, first, tokens
+        run = self._runs.get(key) or Run(self, *key)
+        if tokens in (1, self.memory.chunk):
+            self._runs[key] = run
+        return run
+
+    def _set_adapters(self, run: Run, rows: Sequence[Row | None]) -> None:
+        if ID in run.values:
+            run.values[ID][:] = [self._adapters.get(row.request.adapter or "", 0) if row else 0 for row in rows]
+
+    def _ran(self, row: Row, tokens: Sequence[int]) -> None:
+        row.ran += len(tokens)
+        row.place.tokens += tokens
+
+    def _make_room(self, tokens: int) -> None:
+        """For so many tokens in all, and one behind them."""
+        if self.slots.grow(tokens + 1):
+            self._runs.clear()
+
+    def _close_ranks(self, rows: Sequence[Row]) -> None:
+        """Let the last row that runs take the first free place before it."""
+        last = max(rows, key=lambda row: row.place.number)
+        hole = min(self.slots.free, key=lambda slot: slot.number, default=None)
+        if hole is not None and hole.number < last.place.number:
+            del self._rows[last.place.number]
+            self.slots.move(last.place, hole)
+            last.place = hole
+            self._rows[hole.number] = last

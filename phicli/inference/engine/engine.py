@@ -1,0 +1,181 @@
+"""The engine: from a model's folder to rows that run together, safe to use from any thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from phicli.artifacts.generations import of_one_generation
+from phicli.artifacts.reading import read_text
+from phicli.config.commands import ChatConfig
+from phicli.config.setting import LARGEST, checked
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.export.graph_file import REBUILD
+from phicli.inference.engine.alone import RowsAlone
+from phicli.inference.engine.batch import Batch
+from phicli.inference.engine.drawing import Drawing
+from phicli.inference.engine.grammar import Matcher, vocabulary_of
+from phicli.inference.engine.opening import Unfit, open_served
+from phicli.inference.engine.request import EngineStats, Finish, Piece, Request
+from phicli.inference.engine.row import Row
+from phicli.inference.engine.rows import Rows
+from phicli.inference.engine.scheduler import Scheduler
+from phicli.inference.generator import translated
+from phicli.inference.model_folder import ModelFolder
+from phicli.inference.session import Session
+from phicli.libraries import subdued
+from phicli.text import TextCodec
+
+
+class Handle:
+    """A request that was submitted."""
+
+    def __init__(self, cancel: Callable[[], None]):
+        self._cancel = cancel
+
+    def cancel(self) -> None:
+        """End it before its next token; does nothing where it has ended."""
+        self._cancel()
+
+
+class Engine:
+    """Requests to one model folder, run together.
+
+    context: the longest prompt and answer together, in tokens. sampling: what the model asks for. why_alone: why rows
+    of this model do not share their runs; None where they do.
+
+    Args:
+        folder, device, kernels, chat_template_kwargs: as `Session` has them.
+        max_batch: rows that run at once. context: less than the model's, to bound memory. max_queue: requests that may
+            wait for their turn. prefix_cache: keep what prompts have in common. session_options: further entries of
+            onnxruntime's session configuration.
+
+    Raises:
+        Missing, BadInput: as `Session` does.
+    """
+
+    @subdued()
+    def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
+                 context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
+                 chat_template_kwargs: Mapping[str, Any] | None = None,
+                 session_options: Mapping[str, str] | None = None):
+        device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
+        for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
+            if not 1 <= value <= LARGEST:
+                raise UsageError("must be at least 1", where=name)
+        self._lock, self._vocabulary = threading.Lock(), None
+        self._folder = ModelFolder(folder, chat_template_kwargs)
+        self._removed: set[str] = set()
+        self.why_alone: str | None = None
+
+        def open_rows() -> Rows:
+            self._folder.read()
+            with translated("the model cannot be loaded", self._folder.folder, REBUILD):
+                try:
+                    served = open_served(self._folder.settings, self._folder.graph_file, device, kernels, context,
+                                         session_options or {})
+                except Unfit as e:
+                    self.why_alone = str(e)
+                    session = Session(folder, device, kernels, chat_template_kwargs=chat_template_kwargs)
+                    self.context = min(context or session.context, session.context)
+                    return RowsAlone(session)
+                self.context = served.context
+                return Batch(served, max_batch, prefix_cache)
+
+        rows = of_one_generation(self._folder.folder, open_rows)
+        self.vocab_size, self.sampling = self._folder.vocab_size, self._folder.sampling
+        self._scheduler = Scheduler(rows, max_batch, max_queue)
+
+    def codec_of(self, adapter: str | None) -> TextCodec:
+        """Tokenizer and chat template for an adapter, or for the model itself."""
+        return self._folder.codec_of(adapter)
+
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters that requests may ask for."""
+        return [name for name in self._folder.adapter_names() if name not in self._removed]
+
+    def add_adapter(self, name: str, folder: str | Path) -> None:
+        """Take another adapter while rows run.
+
+        Raises:
+            BadInput: the name is taken, or the adapter is damaged or one for another model.
+            Missing: this model takes none while it runs.
+        """
+        raise Missing("this model takes no adapters while it runs", hint=f"phicli optimize --adapter {name}={folder}")
+
+    def remove_adapter(self, name: str) -> None:
+        """Refuse requests for an adapter from now on; those that run end as they would.
+
+        Raises:
+            BadInput: no such adapter.
+        """
+        self._check_adapter(name)
+        self._removed.add(name)
+
+    def submit(self, request: Request, deliver: Callable[[Piece | Finish], None]) -> Handle:
+        """Queue a request. `deliver` gets its pieces and one Finish, on the engine's thread, which it must not hold up.
+
+        Raises:
+            BadInput: longer than the context, an unknown adapter or token, a grammar that is too costly.
+            Busy: the queue is full, or the engine is closed.
+        """
+        codec = self.codec_of(request.adapter)
+        self._check(request)
+        special = {codec.special[stop][0] for stop in request.stop if stop in codec.special}
+        ends = special if request.ignore_eos else special | self._folder.end_ids
+        most = self.context if request.max_tokens is None else min(self.context, len(request.ids) + request.max_tokens)
+        matcher = Matcher(self._vocabulary_of(codec), request.grammar) if request.grammar else None
+        drawing = Drawing(request.sampling, request.ids, self.vocab_size, matcher)
+        row = Row(request, deliver, codec, frozenset(ends), most, drawing)
+        self._scheduler.add(row)
+        return Handle(lambda: self._scheduler.cancel(row))
+
+    def generate(self, request: Request) -> Iterator[Piece | Finish]:
+        """The pieces of an answer as they come, then a Finish; leaving early cancels it. Raises as `submit`."""
+        events: queue.SimpleQueue[Piece | Finish] = queue.SimpleQueue()
+        handle = self.submit(request, events.put)
+        try:
+            while True:
+                event = events.get()
+                yield event
+                if isinstance(event, Finish):
+                    return
+        finally:
+            handle.cancel()
+
+    def stats(self) -> EngineStats:
+        return self._scheduler.stats()
+
+    def close(self) -> None:
+        """Cancel all requests and give the memory back."""
+        self._scheduler.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self, request: Request) -> None:
+        if len(request.ids) >= self.context:
+            raise BadInput(f"the prompt has {len(request.ids)} tokens, the context is {self.context}")
+        tokens = (*request.ids, *request.sampling.logit_bias)
+        if not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
+            raise BadInput(f"a token that is none of the vocabulary's {self.vocab_size}")
+        if request.adapter is not None:
+            self._check_adapter(request.adapter)
+
+    def _check_adapter(self, name: str) -> None:
+        known = self.adapter_names()
+        if name not in known:
+            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=self._folder.folder)
+
+    def _vocabulary_of(self, codec: TextCodec) -> Any:
+        with self._lock:
+            if self._vocabulary is None:
+                text = read_text(codec.folder / "tokenizer.json")
+                self._vocabulary = vocabulary_of(text, self.vocab_size, sorted(self._folder.end_ids))
+            return self._vocabulary

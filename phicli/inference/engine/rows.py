@@ -1,0 +1,31 @@
+"""What a scheduler asks of the model that runs its rows."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from phicli.inference.engine.row import Row
+
+
+class Rows(Protocol):
+    """Keys and values of rows, and the runs that bring them forward. One thread uses it."""
+
+    def place(self, row: Row) -> None:
+        """Reserve what a row needs; sets `place`, and `ran` and `cached` where a beginning is there already.
+
+        Raises:
+            PhicliError: no memory, or an adapter that is gone.
+        """
+
+    def prefill(self, row: Row) -> np.ndarray:
+        """Run the next part of a row's prompt; logits after its last token, float32 [vocabulary]."""
+
+    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+        """Run the last token of each row; what `Row.take` takes, for each."""
+
+    def leave(self, row: Row) -> None:
+        """Give back what a row has."""
+
+    def close(self) -> None:
+        """Give all memory back."""

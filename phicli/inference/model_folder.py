@@ -1,0 +1,79 @@
+"""A model's folder as far as it is read without onnxruntime: settings, tokenizer, names of adapters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
+from phicli.artifacts.reading import read_text
+from phicli.artifacts.stages import REMOVABLE, check_whole
+from phicli.config.commands import ChatConfig
+from phicli.config.setting import checked
+from phicli.errors import BadInput
+from phicli.export.genai_config import read_config
+from phicli.inference.sampling import Sampling
+from phicli.libraries import subdued
+from phicli.text import TextCodec
+from phicli.text.layout import LONGEST
+
+
+class ModelFolder:
+    """What `Session` and `Engine` know of a folder once it is `read`.
+
+    settings: as `read_config` gives them. graph_file: of the decoder, with its adapters. codec: tokenizer and chat
+    template. context, vocab_size: in tokens. end_ids: tokens that end an answer. sampling: what the model asks for.
+    """
+
+    def __init__(self, folder: str | Path, chat_template_kwargs: Mapping[str, Any] | None = None):
+        self.folder = Path(checked(ChatConfig, "path", folder) or "")
+        self._template_options = chat_template_kwargs
+
+    def read(self) -> None:
+        """Read it, from one generation of the folder. Raises Missing: no such folder. BadInput: damaged."""
+        self.settings = read_config(self.folder)
+        check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
+        self.codec = TextCodec(self.folder, None, self._template_options)
+        self._codecs: dict[str | None, TextCodec] = {}
+        model = self.settings["model"]
+        self.graph_file = self.folder / model["decoder"]["filename"]
+        self.context: int = model["context_length"]
+        self.vocab_size: int = model["vocab_size"]
+        ends = model["eos_token_id"]
+        self.end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+        self.sampling = Sampling.asked_by(self.settings["search"])
+
+    def codec_of(self, adapter: str | None) -> TextCodec:
+        """Tokenizer and chat template for an adapter: the one that it was trained with, where it has one of its own."""
+        file = self.folder / ADAPTERS / f"{adapter}.jinja"
+        if adapter is None or not file.is_file():
+            return self.codec
+        if adapter not in self._codecs:
+            self._codecs[adapter] = TextCodec(self.folder, read_text(file, LONGEST), self._template_options)
+        return self._codecs[adapter]
+
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters that lie beside the model."""
+        return adapters_beside(self.folder)
+
+    @subdued()
+    def check_adapter(self, name: str) -> Path:
+        """The file of an adapter, which fits the model in the folder. Raises BadInput: none such, damaged, foreign."""
+        from phicli.export.adapters import check_adapter
+
+        known = self.adapter_names()
+        if name not in known:
+            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
+                           where=self.folder / ADAPTERS, hint=f"phicli optimize --adapter {name}=FOLDER adds it")
+        path = self.adapter_path(name)
+        check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
+        check_adapter(self.folder, path)
+        return path
+
+    def adapter_path(self, name: str) -> Path:
+        """Where the file of an adapter is, or would be."""
+        return self.folder / ADAPTERS / (name + ADAPTER_SUFFIX)
+
+
+def adapters_beside(folder: Path) -> list[str]:
+    """Names of the adapters that lie beside the model in a folder."""
+    return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
