@@ -160,11 +160,11 @@ def test_an_unquantized_model_is_rounded_by_the_builder(tmp_path, tiny):
 
 @pytest.mark.gpu
 def test_on_a_gpu_in_half_precision(phi, tmp_path):
-    """fp16 activations round, so less is asked for."""
+    """fp16 activations round, and embeddings have 8 bits, so less is asked for."""
     _, base, adapters, _, reference = phi
     session = Session(build(tmp_path, base, adapters, device="cuda"), "cuda")
     ids = session.codec.encode_text(TEXT)
     for name in (None, *adapters):
         wanted = reference.logits(ids, peft_updates(adapters[name]) if name else None)
         kl, same = compare(wanted, session.logits(ids, name))
-        assert kl < 1e-3 and same >= 0.98
+        assert kl < 1e-3 and same >= 0.97
