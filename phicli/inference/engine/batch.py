@@ -1,5 +1,6 @@
 """Rows that share their runs: one onnxruntime session, and slots in which it keeps the keys and values of all."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from phicli.inference.engine.memory import MEMORIES, Memory
 from phicli.inference.engine.opening import Served
 from phicli.inference.engine.row import Row
 from phicli.inference.engine.slots import Slots
+
+PLAIN = -1  # a run that is no CUDA graph, as onnxruntime calls it
+FIRST_STEPS = 8  # with the same adapters, before they become a CUDA graph
+MOST_GRAPHS = 64  # onnxruntime keeps all that it ever captured
 
 
 class Run:
@@ -45,25 +50,35 @@ class Run:
             binding.bind_output(cache.present, device, 0, dtype, shape, place)
         self.logits = np.zeros((rows, 1, served.vocab_size), served.dtype)
         self.best = np.zeros((rows, 1), np.int64)
-        self._served, self._fetched = served, True
-        self._bind_logits(True)
-        if BEST in served.outputs:
-            binding.bind_output(BEST, "cpu", 0, self.best.dtype, self.best.shape, self.best.ctypes.data)
+        self._session, self._results = served.session, {}
+        for name, value in ((served.outputs[0], self.logits), (BEST, self.best)):
+            if name not in served.outputs:
+                continue
+            if device == "cpu":
+                binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+            else:
+                held = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, device, 0)
+                self._results[name] = held
+                binding.bind_ortvalue_output(name, held)
 
-    def run(self, fetch: bool) -> None:
-        """Fill `logits` (if they are to be fetched) and `best`, if the graph has it."""
-        if fetch != self._fetched:
-            self._bind_logits(fetch)
+    def run(self, fetch: bool, graph: int = PLAIN) -> None:
+        """Fill `logits` (if they are to be fetched) and `best`, if the graph has it.
+
+        graph: number of the CUDA graph that this run becomes, and is from then on: what lies in the CPU's memory was
+            read when it was captured.
+        """
+        import onnxruntime
+
         for held, value in self._on_gpu.values():
             held.update_inplace(value)
-        self._served.session.run_with_iobinding(self._binding)
-
-    def _bind_logits(self, fetch: bool) -> None:
-        name, self._fetched = self._served.outputs[0], fetch
-        if fetch:
-            self._binding.bind_output(name, "cpu", 0, self.logits.dtype, self.logits.shape, self.logits.ctypes.data)
-        else:
-            self._binding.bind_output(name, self._served.memory.device)
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        self._session.run_with_iobinding(self._binding, options)
+        for name, held in self._results.items():
+            if name == BEST:
+                self.best[...] = held.numpy()
+            elif fetch:
+                self.logits[...] = held.numpy()
 
 
 class Batch:
@@ -85,13 +100,16 @@ class Batch:
         slots += slots % 2 if self.memory.even else 0
         self.slots = Slots(self.caches, slots, slots if keep else 0, served.context, self.memory)
         self._runs: dict[tuple[int, int, int], Run] = {}
+        self._captures = served.captures
+        self._steps: Counter[tuple[Any, ...]] = Counter()  # taken with this run and these adapters
+        self._graphs: dict[tuple[Any, ...], int] = {}  # the CUDA graph of each such step
+        self._captured = 0
         self._rows: dict[int, Row] = {}  # by number of slot: all that have one
 
     def place(self, row: Row) -> None:
         if row.request.adapter is not None and row.request.adapter not in self._adapters:
             raise BadInput(f"the adapter '{row.request.adapter}' is gone")
-        if self.slots.grow(len(row.tokens) + 1):
-            self._runs.clear()
+        self._make_room(len(row.tokens))
         row.place = self.slots.take(row.request.adapter, row.tokens, (other.place for other in self._rows.values()))
         row.ran = row.cached = len(row.place.tokens)
         self._rows[row.place.number] = row
@@ -121,10 +139,11 @@ class Batch:
         for number in range(count):  # a slot between rows that run gets a token too, behind what is in it
             values[LENGTHS][number] = len(self.slots.all[number].tokens)
             values[self.tokens][number, 0] = at[number].tokens[-1] if number in at else 0
-        values[LONGEST][...] = values[LENGTHS].max() + 1
         self._set_adapters(run, [at.get(number) for number in range(count)])
+        graph = self._graph_of(count, run)
+        values[LONGEST][...] = values[LENGTHS].max() + 1 if graph == PLAIN else self.slots.room
         fetch = BEST not in self.outputs or not all(row.greedy for row in rows)
-        run.run(fetch)
+        run.run(fetch, graph)
         for row in rows:
             self._ran(row, row.tokens[-1:])
         if not fetch:
@@ -137,7 +156,7 @@ class Batch:
             self.slots.leave(row.place)
 
     def close(self) -> None:
-        self._runs.clear()
+        self._forget_runs()
         self.slots.close()
         self.session = None
 
@@ -148,6 +167,21 @@ class Batch:
         if tokens in (1, self.memory.chunk):
             self._runs[key] = run
         return run
+
+    def _graph_of(self, count: int, run: Run) -> int:
+        """The CUDA graph of a step with so many rows and these adapters, once there were some: capturing takes time."""
+        key = count, *(run.values[ID].tolist() if ID in run.values else ())
+        self._steps[key] += 1
+        steady = self._captures and self._steps[key] > FIRST_STEPS
+        if key not in self._graphs and steady and self._captured < MOST_GRAPHS:
+            self._captured += 1
+            self._graphs[key] = self._captured
+        return self._graphs.get(key, PLAIN)
+
+    def _forget_runs(self) -> None:
+        """Keys and values lie elsewhere from now on."""
+        self._runs.clear()
+        self._graphs.clear()
 
     def _set_adapters(self, run: Run, rows: Sequence[Row | None]) -> None:
         if ID in run.values:
@@ -160,7 +194,7 @@ class Batch:
     def _make_room(self, tokens: int) -> None:
         """For so many tokens in all, and one behind them."""
         if self.slots.grow(tokens + 1):
-            self._runs.clear()
+            self._forget_runs()
 
     def _close_ranks(self, rows: Sequence[Row]) -> None:
         """Let the last row that runs take the first free place before it."""

@@ -26,7 +26,7 @@ class Unfit(Exception):
 class Served:
     """A model that runs in batches: an onnxruntime.InferenceSession, and its inputs for keys and values.
 
-    context: most tokens of a row. adapters: name -> its number in the graph.
+    context: most tokens of a row. adapters: name -> its number in the graph. captures: whether runs become CUDA graphs.
     """
 
     session: Any
@@ -34,6 +34,7 @@ class Served:
     provider: str
     context: int
     adapters: dict[str, int]
+    captures: bool
 
 
 def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: str, context: int | None,
@@ -77,11 +78,12 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
             options.add_session_config_entry(name, value)
     if library:
         options.register_custom_ops_library(str(library))
-    of_provider = {name: value for entry in given["provider_options"] for name, value in entry.get(provider, {}).items()
-                   if name != "enable_cuda_graph"}
+    of_provider = {name: value for entry in given["provider_options"]
+                   for name, value in entry.get(provider, {}).items()}
     session = onnxruntime.InferenceSession(model.SerializeToString(), options,
                                            providers=[(EXECUTION_PROVIDERS[provider], of_provider)])
     names = installed(properties, path) if LAYOUT_KEY in properties else []
     of_rows = caches(model.graph, settings["model"]["decoder"]["head_size"])
     return Served(session, of_rows, provider, min(context or most, border or most, most),
-                  {name: number for number, name in enumerate(names, 1)})
+                  {name: number for number, name in enumerate(names, 1)},
+                  of_provider.get("enable_cuda_graph") == "1")
