@@ -101,7 +101,7 @@ class Batch:
         self.slots = Slots(self.caches, slots, slots if keep else 0, served.context, self.memory)
         self._runs: dict[tuple[int, int, int], Run] = {}
         self._captures = served.captures
-        self._steps: Counter[tuple[Any, ...]] = Counter()  # taken with this run and these adapters
+        self._steps: Counter[tuple[Any, ...]] = Counter()  # taken with these adapters
         self._graphs: dict[tuple[Any, ...], int] = {}  # the CUDA graph of each such step
         self._captured = 0
         self._rows: dict[int, Row] = {}  # by number of slot: all that have one
@@ -171,9 +171,12 @@ class Batch:
     def _graph_of(self, count: int, run: Run) -> int:
         """The CUDA graph of a step with so many rows and these adapters, once there were some: capturing takes time."""
         key = count, *(run.values[ID].tolist() if ID in run.values else ())
+        if not self._captures or key in self._graphs or self._captured == MOST_GRAPHS:
+            return self._graphs.get(key, PLAIN)
+        if key not in self._steps:
+            self._steps.clear()  # of other adapters: only a batch that stays is worth capturing
         self._steps[key] += 1
-        steady = self._captures and self._steps[key] > FIRST_STEPS
-        if key not in self._graphs and steady and self._captured < MOST_GRAPHS:
+        if self._steps[key] > FIRST_STEPS:
             self._captured += 1
             self._graphs[key] = self._captured
         return self._graphs.get(key, PLAIN)
