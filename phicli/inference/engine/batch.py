@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from phicli.errors import BadInput
 from phicli.export.fused import ID
+from phicli.inference.engine.adapters import RANKS, AdapterSet
 from phicli.inference.engine.graph import BEST, LAST, LENGTHS, LONGEST
-from phicli.inference.engine.memory import MEMORIES, Memory
+from phicli.inference.engine.memory import MEMORIES, CpuMemory, Memory
 from phicli.inference.engine.opening import Served
 from phicli.inference.engine.row import Row
 from phicli.inference.engine.slots import Slots
@@ -43,6 +43,8 @@ class Run:
             place = address + first * int(np.prod(shape[1:])) * dtype.itemsize
             binding.bind_input(cache.past, device, 0, dtype, shape, place)
             binding.bind_output(cache.present, device, 0, dtype, shape, place)
+        for name, (memory, held, value) in served.held.items():
+            binding.bind_input(name, memory.device, 0, value.dtype, value.shape, memory.address(held))
         self.logits = np.zeros((rows, 1, served.vocab_size), served.dtype)
         self.best = np.zeros((rows, 1), np.int64)
         self._served, self._fetched = served, True
@@ -81,18 +83,18 @@ class Batch:
         self.tokens = self.inputs[0]
         self.dtype = np.float16 if "float16" in session.get_outputs()[0].type else np.float32
         self.vocab_size: int = session.get_outputs()[0].shape[-1]
-        self.caches, self._adapters = served.caches, served.adapters
+        self.caches = served.caches
+        self.held: dict[str, tuple[Memory, Any, np.ndarray]] = {}  # matrices of adapters
+        self._adapters, self._set = served.adapters, AdapterSet({n: n for n in range(1, len(served.names) + 1)}, {})
         slots += slots % 2 if self.memory.even else 0
         self.slots = Slots(self.caches, slots, slots if keep else 0, served.context, self.memory)
         self._runs: dict[tuple[int, int, int], Run] = {}
         self._rows: dict[int, Row] = {}  # by number of slot: all that have one
 
     def place(self, row: Row) -> None:
-        if row.request.adapter is not None and row.request.adapter not in self._adapters:
-            raise BadInput(f"the adapter '{row.request.adapter}' is gone")
         if self.slots.grow(len(row.tokens) + 1):
             self._runs.clear()
-        row.place = self.slots.take(row.request.adapter, row.tokens, (other.place for other in self._rows.values()))
+        row.place = self.slots.take(row.adapter, row.tokens, (other.place for other in self._rows.values()))
         row.ran = row.cached = len(row.place.tokens)
         self._rows[row.place.number] = row
 
@@ -139,19 +141,36 @@ class Batch:
     def close(self) -> None:
         self._runs.clear()
         self.slots.close()
-        self.session = None
+        for memory, place, _ in self.held.values():
+            memory.free(place)
+        self.held, self.session = {}, None
 
     def _run(self, rows: int, first: int, tokens: int) -> Run:
         """The run of this shape, which is kept where it comes again and again."""
+        self._adopt()
         key = rows, first, tokens
         run = self._runs.get(key) or Run(self, *key)
         if tokens in (1, self.memory.chunk):
             self._runs[key] = run
         return run
 
+    def _adopt(self) -> None:
+        """Take the adapters that there are now, where others came or went since the last run."""
+        new = self._adapters.current if self._adapters else self._set
+        if new is self._set:
+            return
+        held, self.held = self.held, {}
+        for name, value in new.inputs.items():
+            memory: Memory = CpuMemory() if name == RANKS else self.memory
+            self.held[name] = memory, memory.upload(value), value
+        self._runs.clear()
+        for memory, place, _ in held.values():
+            memory.free(place)
+        self._set = new
+
     def _set_adapters(self, run: Run, rows: Sequence[Row | None]) -> None:
         if ID in run.values:
-            run.values[ID][:] = [self._adapters.get(row.request.adapter or "", 0) if row else 0 for row in rows]
+            run.values[ID][:] = [self._set.numbers.get(row.adapter, 0) if row else 0 for row in rows]
 
     def _ran(self, row: Row, tokens: Sequence[int]) -> None:
         row.ran += len(tokens)

@@ -22,6 +22,9 @@ class Memory(Protocol):
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Memory that holds zeros."""
 
+    def upload(self, value: np.ndarray) -> Any:
+        """Memory that holds these numbers."""
+
     def address(self, held: Any) -> int: ...
 
     def copy(self, source: Any, target: Any, at: int, to: int, tokens: int) -> None:
@@ -41,6 +44,9 @@ class CpuMemory:
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.zeros(shape, dtype)
+
+    def upload(self, value: np.ndarray) -> np.ndarray:
+        return value
 
     def address(self, held: np.ndarray) -> int:
         return held.ctypes.data
@@ -79,11 +85,15 @@ class CudaMemory:
         self._context = context
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, tuple[int, ...], int]:
-        place, size = ctypes.c_uint64(), int(np.prod(shape)) * dtype.itemsize
-        self._here()
-        self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(size))
+        size = int(np.prod(shape)) * dtype.itemsize
+        place = self._allocated(size)
         self._call("cuMemsetD8_v2", place, ctypes.c_ubyte(0), ctypes.c_size_t(size))
         return place.value, shape, dtype.itemsize
+
+    def upload(self, value: np.ndarray) -> tuple[int, tuple[int, ...], int]:
+        place = self._allocated(value.nbytes)
+        self._call("cuMemcpyHtoD_v2", place, ctypes.c_void_p(value.ctypes.data), ctypes.c_size_t(value.nbytes))
+        return place.value, value.shape, value.itemsize
 
     def address(self, held: tuple[int, tuple[int, ...], int]) -> int:
         return held[0]
@@ -108,6 +118,12 @@ class CudaMemory:
     def free(self, held: Any) -> None:
         self._here()
         self._call("cuMemFree_v2", ctypes.c_uint64(held[0]))
+
+    def _allocated(self, size: int) -> ctypes.c_uint64:
+        place = ctypes.c_uint64()
+        self._here()
+        self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(size))
+        return place
 
     def _here(self) -> None:
         self._call("cuCtxSetCurrent", self._context)

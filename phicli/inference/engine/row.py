@@ -19,13 +19,15 @@ Deliver = Callable[[Piece | Finish], None]
 class Row:
     """A request and what has become of it.
 
-    ends: ids that end the answer. most: tokens that it may have in all, prompt and answer. tokens: these; the last one
-    may not have run yet. place: what keeps its keys and values. ran: tokens that have run, `cached` of them for others.
+    adapter: key of the one that answers, 0 for none. ends: ids that end the answer. most: tokens that it may have in
+    all, prompt and answer. tokens: these; the last one may not have run yet. place: what keeps its keys and values.
+    ran: tokens that have run, `cached` of them for others.
     """
 
     request: Request
     deliver: Deliver
     codec: TextCodec
+    adapter: int
     ends: frozenset[int]
     most: int
     drawing: Drawing

@@ -15,14 +15,16 @@ WORTH = 16  # tokens from which on a beginning is copied rather than run again
 
 @dataclass
 class Slot:
-    """A place by its number. tokens: whose keys and values are in it. used: when it was last of use."""
+    """A place by its number. tokens: whose keys and values are in it, with the adapter of that key. used: when it was
+    last of use.
+    """
 
     number: int
-    adapter: str | None = None
+    adapter: int = 0
     tokens: list[int] = field(default_factory=list)
     used: int = 0
 
-    def common(self, adapter: str | None, tokens: list[int]) -> int:
+    def common(self, adapter: int, tokens: list[int]) -> int:
         """How many tokens at the beginning of these are in it."""
         if adapter != self.adapter:
             return 0
@@ -91,7 +93,7 @@ class Slots:
         self._memory.settle()
         target.adapter, target.tokens = source.adapter, source.tokens[:tokens]
 
-    def take(self, adapter: str | None, tokens: list[int], running: Iterable[Slot]) -> Slot:
+    def take(self, adapter: int, tokens: list[int], running: Iterable[Slot]) -> Slot:
         """A free slot, the first, with the longest beginning of `tokens` in it that any slot has.
 
         At least one token is left to run, since its logits are wanted.
