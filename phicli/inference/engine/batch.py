@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from phicli.errors import Missing
 from phicli.export.fused import ID
 from phicli.inference.engine.adapters import RANKS, AdapterSet
 from phicli.inference.engine.graph import BEST, LAST, LENGTHS, LONGEST
 from phicli.inference.engine.memory import MEMORIES, CpuMemory, Memory
 from phicli.inference.engine.opening import Served
-from phicli.inference.engine.row import Row
+from phicli.inference.engine.row import Row, Scores
 from phicli.inference.engine.slots import Slots
 
 
@@ -72,10 +73,12 @@ class Batch:
     """What `Rows` asks, for all rows in one run.
 
     Args:
-        slots: rows that run at once. keep: whether beginnings of rows are kept for others.
+        slots: rows that run at once. keep: whether beginnings of rows are kept for others. fixed: each step runs as
+            many rows as there can be, with the longest attention: what a row gets rounds the same alone as beside
+            others, where products of other sizes round differently.
     """
 
-    def __init__(self, served: Served, slots: int, keep: bool):
+    def __init__(self, served: Served, slots: int, keep: bool, fixed: bool):
         self.session: Any = served.session
         self.memory: Memory = MEMORIES[served.provider]()
         session = self.session
@@ -87,7 +90,11 @@ class Batch:
         self.held: dict[str, tuple[Memory, Any, np.ndarray]] = {}  # matrices of adapters
         self._adapters, self._set = served.adapters, AdapterSet({n: n for n in range(1, len(served.names) + 1)}, {})
         slots += slots % 2 if self.memory.even else 0
-        self.slots = Slots(self.caches, slots, slots if keep else 0, served.context, self.memory)
+        kept = max(2, round(slots * self.memory.kept)) if keep else 0
+        self.slots = Slots(self.caches, slots, kept, served.context, self.memory)
+        self._fixed = slots if fixed else 0
+        if fixed:
+            self.slots.grow(served.context)
         self._runs: dict[tuple[int, int, int], Run] = {}
         self._rows: dict[int, Row] = {}  # by number of slot: all that have one
 
@@ -105,25 +112,30 @@ class Batch:
         run = self._run(1, row.place.number, padded)
         values = run.values
         values[self.tokens][0, : len(tokens)] = tokens
-        values[LENGTHS][0] = values[LONGEST][...] = row.ran + padded
-        values[LENGTHS][0] -= 1
+        values[LENGTHS][0] = row.ran + padded - 1
+        values[LONGEST][...] = row.ran + padded
         values[LAST][0] = len(tokens) - 1
         self._set_adapters(run, [row])
         run.run(True)
         self._ran(row, tokens)
         return run.logits[0, 0].astype(np.float32)
 
-    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+    def step(self, rows: Sequence[Row]) -> Sequence[Scores]:
+        try:
+            self._make_room(max(len(row.tokens) for row in rows))
+        except Missing as e:  # for the longest
+            there = [row for row in rows if len(row.tokens) < self.slots.room]
+            found = iter(self.step(there) if there else ())
+            return [next(found) if row in there else e for row in rows]
         self._close_ranks(rows)
-        self._make_room(max(len(row.tokens) for row in rows))
-        count = max(row.place.number for row in rows) + 1
+        count = self._fixed or max(row.place.number for row in rows) + 1
         count += count % 2 if self.memory.even else 0
         run = self._run(count, 0, 1)
         values, at = run.values, {row.place.number: row for row in rows}
         for number in range(count):  # a slot between rows that run gets a token too, behind what is in it
             values[LENGTHS][number] = len(self.slots.all[number].tokens)
             values[self.tokens][number, 0] = at[number].tokens[-1] if number in at else 0
-        values[LONGEST][...] = values[LENGTHS].max() + 1
+        values[LONGEST][...] = self.slots.room if self._fixed else values[LENGTHS].max() + 1
         self._set_adapters(run, [at.get(number) for number in range(count)])
         fetch = BEST not in self.outputs or not all(row.greedy for row in rows)
         run.run(fetch)

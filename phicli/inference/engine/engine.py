@@ -54,8 +54,9 @@ class Engine:
     Args:
         folder, device, kernels, chat_template_kwargs: as `Session` has them.
         max_batch: rows that run at once. context: less than the model's, to bound memory. max_queue: requests that may
-            wait for their turn. prefix_cache: keep what prompts have in common. session_options: further entries of
-            onnxruntime's session configuration.
+            wait for their turn. prefix_cache: keep what prompts have in common. fixed_batch: every step runs
+            max_batch rows, if need be empty ones; on a GPU only this, without a prefix cache, gives a row the tokens
+            that it gets alone. session_options: further entries of onnxruntime's session configuration.
 
     Raises:
         Missing, BadInput: as `Session` does.
@@ -64,7 +65,7 @@ class Engine:
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
-                 chat_template_kwargs: Mapping[str, Any] | None = None,
+                 chat_template_kwargs: Mapping[str, Any] | None = None, fixed_batch: bool = False,
                  session_options: Mapping[str, str] | None = None):
         device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
@@ -93,7 +94,7 @@ class Engine:
                 self.context, self._adapters = served.context, served.adapters
                 beside = set(self._folder.adapter_names())
                 self._names = {name: key for key, name in enumerate(served.names, 1) if name in beside}
-                return Batch(served, max_batch, prefix_cache)
+                return Batch(served, max_batch, prefix_cache, fixed_batch)
 
         rows = of_one_generation(self._folder.folder, open_rows)
         self.vocab_size, self.sampling = self._folder.vocab_size, self._folder.sampling

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from phicli.errors import Missing
 from phicli.inference.engine.graph import CacheInput
-from phicli.inference.engine.memory import Memory
+from phicli.inference.engine.memory import LESS, Memory
 
 SMALLEST = 256  # tokens that all slots have room for at first; doubled where a row needs more
 WORTH = 16  # tokens from which on a beginning is copied rather than run again
@@ -66,23 +67,32 @@ class Slots:
         return [self._memory.address(held) for held in self._held]
 
     def grow(self, tokens: int) -> bool:
-        """Make room for so many tokens in each slot; whether anything has moved. Raises Missing: no memory."""
+        """Make room for so many tokens in each slot; whether anything has moved. Raises Missing: no memory;
+        all is as it was.
+        """
         if tokens <= self.room:
             return False
         room = max(self.room, SMALLEST)
         while room < tokens:
             room *= 2
         room = min(room, -(-self._context // 2) * 2)
-        for at, (cache, dtype) in enumerate(zip(self._caches, self.dtypes, strict=True)):
-            new = self._memory.reserve((self._count, cache.heads, room, cache.size), dtype)
-            if len(self._held) <= at:
-                self._held.append(new)
-                continue
-            old, self._held[at] = self._held[at], new
+        new: list[Any] = []
+        try:
+            for cache, dtype in zip(self._caches, self.dtypes, strict=True):
+                new.append(self._memory.reserve((self._count, cache.heads, room, cache.size), dtype))
+        except MemoryError:
+            raise Missing(f"not enough memory for {self._count} times {room} tokens", hint=LESS) from None
+        except Missing:
+            for held in new:
+                self._memory.free(held)
+            raise
+        for old, grown in zip(self._held, new, strict=False):
             for slot in self.all:
-                self._memory.copy(old, new, slot.number, slot.number, len(slot.tokens))
-            self._memory.settle()
+                self._memory.copy(old, grown, slot.number, slot.number, len(slot.tokens))
+        self._memory.settle()
+        for old in self._held:
             self._memory.free(old)
+        self._held = new
         self.room = room
         return True
 
