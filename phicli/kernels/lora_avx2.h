@@ -33,6 +33,13 @@ TILE __m256 widened_8(const void *numbers, int64_t i, int int8) {
   return _mm256_cvtph_ps(_mm_loadu_si128((void *)((const uint16_t *)numbers + i)));
 }
 
+/* What the next tile reads, `ahead` bytes behind a number of this one; lines of a matrix are too short for a processor to
+ * see that others follow.
+ */
+TILE void fetch(const char *line, int64_t ahead, int64_t i, int int8) {
+  _mm_prefetch(line + ahead + (int8 ? i : 2 * i), _MM_HINT_T0);
+}
+
 /* h of rows from m and ranks from n. */
 TILE void down_tile(const Product *p, int64_t m, int64_t n, int rows, int ranks, int int8) {
   const float *x[ROWS];
@@ -45,6 +52,7 @@ TILE void down_tile(const Product *p, int64_t m, int64_t n, int rows, int ranks,
   }
   for (int64_t k = 0; k < p->width; k += 8) {
     __m256 wide[4];
+    for (int j = 0; j < ranks && k % 32 == 0; j++) fetch(a[j], ranks * (a[1] - a[0]), k, int8);
     for (int j = 0; j < ranks; j++) wide[j] = widened_8(a[j] + (int8 ? SCALE : 0), k, int8);
     for (int i = 0; i < rows; i++) {
       const __m256 part = _mm256_loadu_ps(x[i] + k);
@@ -72,6 +80,7 @@ TILE void up_sums(const Product *p, int side, int64_t m, int64_t n, int rows, in
   for (int64_t r = 0; r < p->rank; r += SPLITS)
     for (int s = 0; s < SPLITS; s++)
       for (int j = 0; j < blocks; j++) {
+        if (s == 0) fetch(b[j], blocks * (block_of_b(p, side, 8, int8) - p->matrix[side]), r * 8, int8);
         const __m256 wide = widened_8(b[j] + (int8 ? 8 * SCALE : 0), (r + s) * 8, int8);
         for (int i = 0; i < rows; i++)
           sums[i][j][s] = _mm256_fmadd_ps(_mm256_broadcast_ss(h[i][j] + r + s), wide, sums[i][j][s]);
