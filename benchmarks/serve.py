@@ -2,7 +2,8 @@
 
     python benchmarks/serve.py models/phi/onnx-ao                        # a model with adapters, where it was built for
     python benchmarks/serve.py --device cuda --rows 1,8,32               # 3.8 B random integers, three adapters
-    python benchmarks/serve.py --device cuda --set ep.cuda.fpa_intb_gemm=1
+    python benchmarks/serve.py --device cuda --rows 1,8,32 --set ep.cuda.fpa_intb_gemm=1
+    python benchmarks/serve.py --device cuda --rows 8 --fixed           # the only one whose answers must be equal there
 
 Speed: all rows are submitted at once and decode --new tokens after a prompt of --prompt; tokens a second from when the
 last row has its first token until the first row is done, everything included. Batches without adapters and with all
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32, help="0: leave equality out")
+    parser.add_argument("--fixed", action="store_true", help="steps of as many rows as there can be, see Engine")
     parser.add_argument("--session", action="store_true", help="compare with Session too")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of onnxruntime's session")
     parser.add_argument("--json", action="store_true", help="everything as one document at the end")
@@ -68,7 +70,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rows = [int(count) for count in args.rows.split(",")]
     begun = time.perf_counter()
     with Engine(folder, args.device, args.kernels, max_batch=max(*rows, 8), prefix_cache=False,
-                session_options=args.options) as engine:
+                fixed_batch=args.fixed, session_options=args.options) as engine:
         print(f"{folder}: open in {time.perf_counter() - begun:.1f} s, {engine.vocab_size} tokens, adapters "
               f"{', '.join(engine.adapter_names())}; {engine.why_alone or 'rows share their runs'}", flush=True)
         bench = Bench(engine, args)

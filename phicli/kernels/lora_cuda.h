@@ -68,17 +68,17 @@ static Status launch(int kernel, const int64_t grid[3], void **arguments, void *
 }
 
 /* Threads that share an output of one row: the same for all adapters, so that the rows beside it change nothing. */
-static int lanes_of(const Kernel *kernel) {
+static int lanes_of(const Adapters *adapters) {
   int lanes = 1;
-  for (size_t i = 0; i < kernel->adapters; i++)
-    while (lanes < 32 && lanes * 8 < kernel->ranks[i]) lanes *= 2;
+  for (size_t i = 0; i < adapters->count; i++)
+    while (lanes < 32 && lanes * 8 < adapters->ranks[i]) lanes *= 2;
   return lanes;
 }
 
 #define PASS(value) arguments[count++] = (void *)&(value)
 
 static Status cuda_product(Product *p, int kind, void *stream) {
-  int rows = (int)p->rows, width = (int)p->width, rank = (int)p->rank, parts = (int)p->parts, lanes = lanes_of(p->kernel);
+  int rows = (int)p->rows, width = (int)p->width, rank = (int)p->rank, parts = (int)p->parts, lanes = lanes_of(p->adapters);
   const int many = rows > 1, wide = rank > 16;
   int kernel;
   int64_t grid[3] = {1, 1, 1};
@@ -109,12 +109,12 @@ static Status cuda_product(Product *p, int kind, void *stream) {
 
 /* One row each of `count` adapters, in one launch: mixed batches while they decode, after BGMV of Punica. */
 static Status cuda_each(Product *p, int kind, const int64_t *ids, int64_t rows, void *stream) {
-  const Kernel *kernel = p->kernel;
+  const Adapters *adapters = p->adapters;
   struct { int starts[MOST_EACH], ranks[MOST_EACH]; } each = {{0}, {0}};
-  int width = (int)p->width, stride = (int)p->stride, lanes = lanes_of(kernel), count = 0;
+  int width = (int)p->width, stride = (int)p->stride, lanes = lanes_of(p->adapters), count = 0;
   void *arguments[10];
   for (int64_t m = 0; m < rows; m++)
-    if (ids[m]) each.starts[m] = (int)kernel->starts[ids[m] - 1], each.ranks[m] = (int)kernel->ranks[ids[m] - 1];
+    if (ids[m]) each.starts[m] = (int)adapters->starts[ids[m] - 1], each.ranks[m] = (int)adapters->ranks[ids[m] - 1];
   const int64_t grid[3] = {kind == DOWN ? stride : ceil_div((int64_t)width * lanes, 256), rows, 1};
   if (kind == DOWN && !stride) return NULL; /* no row has an adapter */
   PASS(p->in);

@@ -7,6 +7,8 @@
  *          then for LoraDown x (batch, tokens, inputs), A; for LoraUp h, base (batch, tokens, outputs), B;
  *          for LoraGatedUp h, gate, B, up, B'
  * Attribute ranks: of each adapter, multiples of 16, at most 1024. The inputs of A are a multiple of 32, outputs of 8.
+ * One more input may say the ranks instead, int64 (ops, adapters) in CPU memory, of which attribute row is this op's: so
+ * that adapters, then inputs of the graph too, come and go while a session runs.
  * h is float, (batch, tokens, parts * rank), with the largest rank of the batch.
  * Attribute ends (and ends2, of B') of LoraUp and LoraGatedUp on a CPU: outputs up to the first read the first `rank`
  * columns of h, those up to the second the next, …: updates of their own beside one input. Without it all read all.
@@ -32,10 +34,13 @@
 
 enum { DOWN, UP, GATED };
 
+typedef struct { size_t count; int64_t ranks[MAX_ADAPTERS], starts[MAX_ADAPTERS + 1]; } Adapters;
+
 typedef struct {
   const Op *op;
-  size_t adapters, segments; /* ends of outputs; 1 without */
-  int64_t ranks[MAX_ADAPTERS], starts[MAX_ADAPTERS + 1], ends[2][MAX_SEGMENTS];
+  size_t segments; /* ends of outputs; 1 without */
+  int64_t ends[2][MAX_SEGMENTS], row;
+  Adapters own; /* of the attribute */
 } Kernel;
 
 /* Rows that have the same adapter. width: of x for DOWN, else of the output; stride: of h. numbers: on a CPU, which rows
@@ -48,6 +53,7 @@ typedef struct {
   int64_t rows, width, rank, parts, stride;
   const int64_t *numbers;
   const Kernel *kernel;
+  const Adapters *adapters;
 } Product;
 
 static inline int64_t number_of(const Product *p, int64_t m) { return p->numbers ? p->numbers[m] : m; }
@@ -177,24 +183,43 @@ static Status cpu_products(Share *shares, int64_t count, const Op *op, Handle co
 
 /* ---- a run ---- */
 
-static Status largest_rank(const Kernel *kernel, const Tensor *ids, int64_t batch, int64_t *rank) {
+static Status place_ranks(Adapters *adapters) {
+  for (size_t i = 0; i < adapters->count; i++) {
+    const int64_t rank = adapters->ranks[i];
+    if (rank < 16 || rank > MAX_RANK || rank % 16)
+      return failure(INVALID_ARGUMENT, "ranks of adapters are multiples of 16, at most 1024");
+    adapters->starts[i + 1] = adapters->starts[i] + rank;
+  }
+  return NULL;
+}
+
+/* This op's line of the input with ranks. */
+static Status read_ranks(const Tensor *ranks, int64_t row, Adapters *adapters) {
+  if (ranks->rank != 2 || row < 0 || row >= ranks->dims[0] || ranks->dims[1] > MAX_ADAPTERS)
+    return failure(INVALID_ARGUMENT, "ranks are (ops, adapters), of at most 1024 adapters");
+  adapters->count = (size_t)ranks->dims[1];
+  memcpy(adapters->ranks, (const int64_t *)ranks->data + row * ranks->dims[1], adapters->count * sizeof(int64_t));
+  adapters->starts[0] = 0;
+  return place_ranks(adapters);
+}
+
+static Status largest_rank(const Adapters *adapters, const Tensor *ids, int64_t batch, int64_t *rank) {
   const int64_t count = ids->count;
   if (ids->rank != 1 || (count != 1 && count != batch))
     return failure(INVALID_ARGUMENT, "one adapter, or one for each row of the batch");
   *rank = 0;
   for (int64_t i = 0; i < count; i++) {
     const int64_t id = ((const int64_t *)ids->data)[i];
-    if (id < 0 || id > (int64_t)kernel->adapters) return failure(INVALID_ARGUMENT, "no adapter of this number");
-    if (id && kernel->ranks[id - 1] > *rank) *rank = kernel->ranks[id - 1];
+    if (id < 0 || id > (int64_t)adapters->count) return failure(INVALID_ARGUMENT, "no adapter of this number");
+    if (id && adapters->ranks[id - 1] > *rank) *rank = adapters->ranks[id - 1];
   }
   return NULL;
 }
 
 /* Numbers of a matrix with all adapters; the scales count in bytes, as the matrix does then. */
-static int64_t matrix_size(const Kernel *kernel, int64_t width) {
-  const int64_t total = kernel->starts[kernel->adapters], scales = kernel->op->kind == DOWN ? total
-                                                                   : width * (int64_t)kernel->adapters;
-  return total * width + (kernel->op->int8 ? SCALE * scales : 0);
+static int64_t matrix_size(const Op *op, const Adapters *adapters, int64_t width) {
+  const int64_t total = adapters->starts[adapters->count];
+  return total * width + (op->int8 ? SCALE * (op->kind == DOWN ? total : width * (int64_t)adapters->count) : 0);
 }
 
 static int aligned(const Tensor *tensor, const Op *op, size_t size) {
@@ -202,8 +227,7 @@ static int aligned(const Tensor *tensor, const Op *op, size_t size) {
 }
 
 /* All that the kernels believe of x, A and of each base and B. */
-static Status check(const Kernel *kernel, const Tensor *wide, const Tensor *matrix, int sides) {
-  const Op *op = kernel->op;
+static Status check(const Op *op, const Adapters *adapters, const Tensor *wide, const Tensor *matrix, int sides) {
   if (wide[0].rank != 3) return failure(INVALID_ARGUMENT, "(batch, tokens, numbers) wanted");
   const int64_t *dims = wide[0].dims, width = dims[2];
   if (width < 1 || width > MAX_WIDTH || width % (op->kind == DOWN ? 32 : 8) || dims[0] * dims[1] > MAX_ROWS)
@@ -211,7 +235,7 @@ static Status check(const Kernel *kernel, const Tensor *wide, const Tensor *matr
   for (int i = 0; i < sides; i++) {
     if (wide[i].rank != 3 || memcmp(wide[i].dims, dims, 3 * sizeof *dims))
       return failure(INVALID_ARGUMENT, "bases of different sizes");
-    if (matrix[i].count != matrix_size(kernel, width))
+    if (matrix[i].count != matrix_size(op, adapters, width))
       return failure(INVALID_ARGUMENT, "a matrix of another size than that of all adapters' ranks");
     if (!aligned(&wide[i], op, op->half ? 2 : 4) || !aligned(&matrix[i], op, op->int8 ? 4 : 2))
       return failure(INVALID_ARGUMENT, "numbers at a place that cannot be read");
@@ -221,11 +245,10 @@ static Status check(const Kernel *kernel, const Tensor *wide, const Tensor *matr
 
 /* The product with the matrices of one adapter. */
 static Product of_adapter(const Product *all, int64_t id) {
-  const Kernel *kernel = all->kernel;
-  const Op *op = kernel->op;
-  const int64_t start = id ? kernel->starts[id - 1] : 0;
+  const Op *op = all->kernel->op;
+  const int64_t start = id ? all->adapters->starts[id - 1] : 0;
   Product p = *all;
-  p.rank = id ? kernel->ranks[id - 1] : 0;
+  p.rank = id ? all->adapters->ranks[id - 1] : 0;
   for (int i = 0; i < (op->kind == GATED ? 2 : 1); i++) {
     p.matrix[i] += start * p.width * (op->int8 ? 1 : 2);
     if (op->int8 && id) p.matrix[i] += SCALE * (op->kind == DOWN ? start : (id - 1) * p.width);
@@ -243,7 +266,7 @@ static Status on_cpu(const Product *all, const int64_t *ids, int64_t groups, Han
     Share one = {.product = of_adapter(all, ids[0])};
     return cpu_products(&one, 1, op, context);
   }
-  const size_t adapters = all->kernel->adapters + 1;
+  const size_t adapters = all->adapters->count + 1;
   Share *found = malloc(adapters * sizeof *found + (size_t)(groups * all->rows) * sizeof(int64_t));
   if (!found) return failure(RUNTIME_EXCEPTION, "not enough memory");
   int64_t *numbers = (int64_t *)(found + adapters);
@@ -270,7 +293,9 @@ static Status compute(void *self, Handle context) {
   const Op *op = kernel->op;
   const int kind = op->kind, cuda = op->cuda, half = op->half;
   const int64_t number = half ? 2 : 4, in_size = kind == DOWN ? number : 4, out_size = kind == DOWN ? 4 : number;
-  Tensor ids, in, base[2], matrix[2], out;
+  Tensor ids, in, base[2], matrix[2], out, ranks = {0};
+  Adapters given;
+  const Adapters *adapters = &kernel->own;
 #define INPUT(index, tensor) TRY(input(context, index, op->input_type(op, index), tensor))
   void *stream = NULL;
   int64_t widest = 0;
@@ -282,11 +307,16 @@ static Status compute(void *self, Handle context) {
     INPUT(3 + i * 2, &matrix[i]);
   }
 #undef INPUT
-  TRY(check(kernel, kind == DOWN ? &in : base, matrix, kind == GATED ? 2 : 1));
+  TRY(optional_input(context, op->input_count(op) - 1, INT64, &ranks));
+  if (ranks.data) {
+    TRY(read_ranks(&ranks, kernel->row, &given));
+    adapters = &given;
+  }
+  TRY(check(op, adapters, kind == DOWN ? &in : base, matrix, kind == GATED ? 2 : 1));
   if (cuda) TRY(ORT(GPU_STREAM, Handle, void **)(context, &stream));
   out = kind == DOWN ? in : base[0];
   const int64_t batch = out.dims[0], tokens = out.dims[1], width = out.dims[2], groups = ids.count;
-  TRY(largest_rank(kernel, &ids, batch, &widest));
+  TRY(largest_rank(adapters, &ids, batch, &widest));
   const int64_t rows = groups == 1 ? batch * tokens : tokens, parts = cuda ? parts_of(rows) : 1;
   if (kind == DOWN) out.dims[2] = widest * parts;
   else if (in.rank != 3 || in.dims[0] != batch || in.dims[1] != tokens ||
@@ -294,7 +324,7 @@ static Status compute(void *self, Handle context) {
     return failure(INVALID_ARGUMENT, "h is not what LoraDown makes with these adapters");
   TRY(output(context, &out));
   Product all = {.in = in.data, .base = {base[0].data, base[1].data}, .matrix = {matrix[0].data, matrix[1].data},
-                       .out = out.data, .rows = rows, .width = width, .parts = parts, .kernel = kernel,
+                       .out = out.data, .rows = rows, .width = width, .parts = parts, .kernel = kernel, .adapters = adapters,
                        .stride = kind == DOWN ? out.dims[2] : in.dims[2]};
   if (!cuda) return on_cpu(&all, ids.data, groups, context);
   if (groups > 1 && tokens == 1 && groups <= MOST_EACH) return cuda_each(&all, kind, ids.data, groups, stream);
@@ -334,14 +364,10 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
   kernel->segments = 1;
   Status status = ints(info, "ranks", NULL, &count);
   if (!status && count > MAX_ADAPTERS) status = failure(INVALID_ARGUMENT, "too many adapters");
-  if (!status) status = ints(info, "ranks", kernel->ranks, &count);
-  for (size_t i = 0; !status && i < count; i++) {
-    const int64_t rank = kernel->ranks[i];
-    if (rank < 16 || rank > MAX_RANK || rank % 16)
-      status = failure(INVALID_ARGUMENT, "ranks of adapters are multiples of 16, at most 1024");
-    kernel->starts[i + 1] = kernel->starts[i] + rank;
-  }
-  kernel->adapters = count;
+  if (!status) status = ints(info, "ranks", kernel->own.ranks, &count);
+  kernel->own.count = count;
+  if (!status) status = place_ranks(&kernel->own);
+  optional_integer(info, "row", &kernel->row);
   if (!status) status = read_ends(kernel, info);
   if (status) free(kernel);
   else *made = kernel;
@@ -357,15 +383,17 @@ static int number(const Op *op) { return op->half ? FLOAT16 : FLOAT; }
 static int input_type(const Op *op, size_t i) {
   if (i == 0) return INT64;
   if (i == 1) return op->kind == DOWN ? number(op) : FLOAT;
+  if (i == op->input_count(op) - 1) return INT64;
   return op->kind != DOWN && i % 2 == 0 ? number(op) : op->int8 ? UINT8 : FLOAT16; /* base, matrix */
 }
 static int output_type(const Op *op, size_t i) { return (void)i, op->kind == DOWN ? FLOAT : number(op); }
-static size_t input_count(const Op *op) { return op->kind == DOWN ? 3 : 2 + 2 * op->kind; }
+static size_t input_count(const Op *op) { return op->kind == DOWN ? 4 : 3 + 2 * op->kind; }
 static size_t output_count(const Op *op) { return (void)op, 1; }
-static int input_memory(const Op *op, size_t i) { return (void)op, i == 0 ? CPU_INPUT : 0; }
+static int input_kind(const Op *op, size_t i) { return i == op->input_count(op) - 1 ? OPTIONAL : REQUIRED; }
+static int input_memory(const Op *op, size_t i) { return i == 0 || i == op->input_count(op) - 1 ? CPU_INPUT : 0; }
 
 #define OP(kind, on_cuda, half, int8) {16, NULL, name, provider, input_type, input_count, output_type, output_count, \
-                                       NULL, free, required, required, input_memory, {none, none, none, none}, create, \
+                                       NULL, free, input_kind, required, input_memory, {none, none, none, none}, create, \
                                        compute, NULL, kind, on_cuda, half, int8}
 #define OPS(on_cuda, half, int8) OP(DOWN, on_cuda, half, int8), OP(UP, on_cuda, half, int8), \
                                  OP(GATED, on_cuda, half, int8)

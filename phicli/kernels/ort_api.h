@@ -87,6 +87,14 @@ static inline Status integer(Handle info, const char *attribute, int64_t *found)
   return ORT(ATTRIBUTE_INT, Handle, const char *, int64_t *)(info, attribute, found);
 }
 
+/* One that is not there leaves `found` as it is. */
+static inline void optional_integer(Handle info, const char *attribute, int64_t *found) {
+  int64_t there = 0;
+  Status status = integer(info, attribute, &there);
+  if (status) ((void (*)(Status))ort[RELEASE_STATUS])(status);
+  else *found = there;
+}
+
 /* Do the parts of a work in the session's threads. */
 static inline Status parallel(Handle context, void (*each)(void *, size_t), size_t count, void *work) {
   if (count == 1) return each(work, 0), NULL;

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from phicli.inference.engine.row import Row
+from phicli.inference.engine.row import Row, Scores
 from phicli.inference.generator import PREFILL_CHUNK
 from phicli.inference.session import Session
 
@@ -24,7 +24,7 @@ class RowsAlone:
     def prefill(self, row: Row) -> np.ndarray:
         return self._run(row, row.tokens[row.ran : row.ran + PREFILL_CHUNK])
 
-    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+    def step(self, rows: Sequence[Row]) -> Sequence[Scores]:
         return [self._run(row, row.tokens[-1:]) for row in rows]
 
     def leave(self, row: Row) -> None:

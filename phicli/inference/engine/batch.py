@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from phicli.errors import BadInput
+from phicli.errors import Missing
 from phicli.export.fused import ID
+from phicli.inference.engine.adapters import RANKS, AdapterSet
 from phicli.inference.engine.graph import BEST, LAST, LENGTHS, LONGEST
-from phicli.inference.engine.memory import MEMORIES, Memory
+from phicli.inference.engine.memory import MEMORIES, CpuMemory, Memory
 from phicli.inference.engine.opening import Served
-from phicli.inference.engine.row import Row
+from phicli.inference.engine.row import Row, Scores
 from phicli.inference.engine.slots import Slots
 
 PLAIN = -1  # a run that is no CUDA graph, as onnxruntime calls it
@@ -48,9 +49,11 @@ class Run:
             place = address + first * int(np.prod(shape[1:])) * dtype.itemsize
             binding.bind_input(cache.past, device, 0, dtype, shape, place)
             binding.bind_output(cache.present, device, 0, dtype, shape, place)
+        for name, (memory, matrix, value) in served.held.items():
+            binding.bind_input(name, memory.device, 0, value.dtype, value.shape, memory.address(matrix))
         self.logits = np.zeros((rows, 1, served.vocab_size), served.dtype)
         self.best = np.zeros((rows, 1), np.int64)
-        self._session, self._results = served.session, {}
+        self._session, self._results = served.session, dict[str, Any]()
         for name, value in ((served.outputs[0], self.logits), (BEST, self.best)):
             if name not in served.outputs:
                 continue
@@ -85,10 +88,12 @@ class Batch:
     """What `Rows` asks, for all rows in one run.
 
     Args:
-        slots: rows that run at once. keep: whether beginnings of rows are kept for others.
+        slots: rows that run at once. keep: whether beginnings of rows are kept for others. fixed: each step runs as
+            many rows as there can be, with the longest attention: what a row gets rounds the same alone as beside
+            others, where products of other sizes round differently.
     """
 
-    def __init__(self, served: Served, slots: int, keep: bool):
+    def __init__(self, served: Served, slots: int, keep: bool, fixed: bool):
         self.session: Any = served.session
         self.memory: Memory = MEMORIES[served.provider]()
         session = self.session
@@ -96,9 +101,15 @@ class Batch:
         self.tokens = self.inputs[0]
         self.dtype = np.float16 if "float16" in session.get_outputs()[0].type else np.float32
         self.vocab_size: int = session.get_outputs()[0].shape[-1]
-        self.caches, self._adapters = served.caches, served.adapters
+        self.caches = served.caches
+        self.held: dict[str, tuple[Memory, Any, np.ndarray]] = {}  # matrices of adapters
+        self._adapters, self._set = served.adapters, AdapterSet({n: n for n in range(1, len(served.names) + 1)}, {})
         slots += slots % 2 if self.memory.even else 0
-        self.slots = Slots(self.caches, slots, slots if keep else 0, served.context, self.memory)
+        kept = max(2, round(slots * self.memory.kept)) if keep else 0
+        self.slots = Slots(self.caches, slots, kept, served.context, self.memory)
+        self._fixed = slots if fixed else 0
+        if fixed:
+            self.slots.grow(served.context)
         self._runs: dict[tuple[int, int, int], Run] = {}
         self._captures = served.captures
         self._steps: Counter[tuple[Any, ...]] = Counter()  # taken with these adapters
@@ -107,10 +118,8 @@ class Batch:
         self._rows: dict[int, Row] = {}  # by number of slot: all that have one
 
     def place(self, row: Row) -> None:
-        if row.request.adapter is not None and row.request.adapter not in self._adapters:
-            raise BadInput(f"the adapter '{row.request.adapter}' is gone")
         self._make_room(len(row.tokens))
-        row.place = self.slots.take(row.request.adapter, row.tokens, (other.place for other in self._rows.values()))
+        row.place = self.slots.take(row.adapter, row.tokens, (other.place for other in self._rows.values()))
         row.ran = row.cached = len(row.place.tokens)
         self._rows[row.place.number] = row
 
@@ -121,18 +130,23 @@ class Batch:
         run = self._run(1, row.place.number, padded)
         values = run.values
         values[self.tokens][0, : len(tokens)] = tokens
-        values[LENGTHS][0] = values[LONGEST][...] = row.ran + padded
-        values[LENGTHS][0] -= 1
+        values[LENGTHS][0] = row.ran + padded - 1
+        values[LONGEST][...] = row.ran + padded
         values[LAST][0] = len(tokens) - 1
         self._set_adapters(run, [row])
         run.run(True)
         self._ran(row, tokens)
         return run.logits[0, 0].astype(np.float32)
 
-    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
+    def step(self, rows: Sequence[Row]) -> Sequence[Scores]:
+        try:
+            self._make_room(max(len(row.tokens) for row in rows))
+        except Missing as e:  # for the longest
+            there = [row for row in rows if len(row.tokens) < self.slots.room]
+            found = iter(self.step(there) if there else ())
+            return [next(found) if row in there else e for row in rows]
         self._close_ranks(rows)
-        self._make_room(max(len(row.tokens) for row in rows))
-        count = max(row.place.number for row in rows) + 1
+        count = self._fixed or max(row.place.number for row in rows) + 1
         count += count % 2 if self.memory.even else 0
         run = self._run(count, 0, 1)
         values, at = run.values, {row.place.number: row for row in rows}
@@ -141,7 +155,8 @@ class Batch:
             values[self.tokens][number, 0] = at[number].tokens[-1] if number in at else 0
         self._set_adapters(run, [at.get(number) for number in range(count)])
         graph = self._graph_of(count, run)
-        values[LONGEST][...] = values[LENGTHS].max() + 1 if graph == PLAIN else self.slots.room
+        steady = self._fixed or graph != PLAIN
+        values[LONGEST][...] = self.slots.room if steady else values[LENGTHS].max() + 1
         fetch = BEST not in self.outputs or not all(row.greedy for row in rows)
         run.run(fetch, graph)
         for row in rows:
@@ -158,10 +173,13 @@ class Batch:
     def close(self) -> None:
         self._forget_runs()
         self.slots.close()
-        self.session = None
+        for memory, place, _ in self.held.values():
+            memory.free(place)
+        self.held, self.session = {}, None
 
     def _run(self, rows: int, first: int, tokens: int) -> Run:
         """The run of this shape, which is kept where it comes again and again."""
+        self._adopt()
         key = rows, first, tokens
         run = self._runs.get(key) or Run(self, *key)
         if tokens in (1, self.memory.chunk):
@@ -182,13 +200,27 @@ class Batch:
         return self._graphs.get(key, PLAIN)
 
     def _forget_runs(self) -> None:
-        """Keys and values lie elsewhere from now on."""
+        """Keys and values, or adapters, lie elsewhere from now on."""
         self._runs.clear()
         self._graphs.clear()
 
+    def _adopt(self) -> None:
+        """Take the adapters that there are now, where others came or went since the last run."""
+        new = self._adapters.current if self._adapters else self._set
+        if new is self._set:
+            return
+        held, self.held = self.held, {}
+        for name, value in new.inputs.items():
+            memory: Memory = CpuMemory() if name == RANKS else self.memory
+            self.held[name] = memory, memory.upload(value), value
+        self._forget_runs()
+        for memory, place, _ in held.values():
+            memory.free(place)
+        self._set = new
+
     def _set_adapters(self, run: Run, rows: Sequence[Row | None]) -> None:
         if ID in run.values:
-            run.values[ID][:] = [self._adapters.get(row.request.adapter or "", 0) if row else 0 for row in rows]
+            run.values[ID][:] = [self._set.numbers.get(row.adapter, 0) if row else 0 for row in rows]
 
     def _ran(self, row: Row, tokens: Sequence[int]) -> None:
         row.ran += len(tokens)

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -9,16 +10,19 @@ from typing import Any
 
 from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.reading import read_text
+from phicli.checkpoints.peft_folder import read_peft
 from phicli.config.commands import ChatConfig
 from phicli.config.setting import LARGEST, checked
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export.graph_file import REBUILD
+from phicli.export.sources import NAME
+from phicli.inference.engine.adapters import Adapters
 from phicli.inference.engine.alone import RowsAlone
 from phicli.inference.engine.batch import Batch
 from phicli.inference.engine.drawing import Drawing
 from phicli.inference.engine.grammar import Matcher, vocabulary_of
 from phicli.inference.engine.opening import Unfit, open_served
-from phicli.inference.engine.request import EngineStats, Finish, Piece, Request
+from phicli.inference.engine.request import Busy, EngineStats, Finish, Piece, Request
 from phicli.inference.engine.row import Row
 from phicli.inference.engine.rows import Rows
 from phicli.inference.engine.scheduler import Scheduler
@@ -27,6 +31,7 @@ from phicli.inference.model_folder import ModelFolder
 from phicli.inference.session import Session
 from phicli.libraries import subdued
 from phicli.text import TextCodec
+from phicli.text.layout import LONGEST
 
 
 class Handle:
@@ -49,8 +54,9 @@ class Engine:
     Args:
         folder, device, kernels, chat_template_kwargs: as `Session` has them.
         max_batch: rows that run at once. context: less than the model's, to bound memory. max_queue: requests that may
-            wait for their turn. prefix_cache: keep what prompts have in common. session_options: further entries of
-            onnxruntime's session configuration.
+            wait for their turn. prefix_cache: keep what prompts have in common. fixed_batch: every step runs
+            max_batch rows, if need be empty ones; on a GPU only this, without a prefix cache, gives a row the tokens
+            that it gets alone. session_options: further entries of onnxruntime's session configuration.
 
     Raises:
         Missing, BadInput: as `Session` does.
@@ -59,7 +65,7 @@ class Engine:
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
-                 chat_template_kwargs: Mapping[str, Any] | None = None,
+                 chat_template_kwargs: Mapping[str, Any] | None = None, fixed_batch: bool = False,
                  session_options: Mapping[str, str] | None = None):
         device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
@@ -67,7 +73,10 @@ class Engine:
                 raise UsageError("must be at least 1", where=name)
         self._lock, self._vocabulary = threading.Lock(), None
         self._folder = ModelFolder(folder, chat_template_kwargs)
-        self._removed: set[str] = set()
+        self._names: dict[str, int] = {}  # adapters that may be asked for -> their keys
+        self._codecs: dict[int, TextCodec] = {}  # of those that came later
+        self._users: Counter[int] = Counter()  # requests that have not ended, by key
+        self._adapters: Adapters | None = None
         self.why_alone: str | None = None
 
         def open_rows() -> Rows:
@@ -80,9 +89,12 @@ class Engine:
                     self.why_alone = str(e)
                     session = Session(folder, device, kernels, chat_template_kwargs=chat_template_kwargs)
                     self.context = min(context or session.context, session.context)
+                    self._names = {name: key for key, name in enumerate(self._folder.adapter_names(), 1)}
                     return RowsAlone(session)
-                self.context = served.context
-                return Batch(served, max_batch, prefix_cache)
+                self.context, self._adapters = served.context, served.adapters
+                beside = set(self._folder.adapter_names())
+                self._names = {name: key for key, name in enumerate(served.names, 1) if name in beside}
+                return Batch(served, max_batch, prefix_cache, fixed_batch)
 
         rows = of_one_generation(self._folder.folder, open_rows)
         self.vocab_size, self.sampling = self._folder.vocab_size, self._folder.sampling
@@ -90,29 +102,49 @@ class Engine:
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter, or for the model itself."""
-        return self._folder.codec_of(adapter)
+        with self._lock:
+            found = self._codecs.get(self._names.get(adapter or "", 0))
+        return found or self._folder.codec_of(adapter)
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that requests may ask for."""
-        return [name for name in self._folder.adapter_names() if name not in self._removed]
+        return sorted(self._names)
 
     def add_adapter(self, name: str, folder: str | Path) -> None:
-        """Take another adapter while rows run.
+        """Take another adapter, a PEFT folder, while rows run.
 
         Raises:
-            BadInput: the name is taken, or the adapter is damaged or one for another model.
+            BadInput: the name is taken or none, the adapter is damaged or one for another model.
             Missing: this model takes none while it runs.
         """
-        raise Missing("this model takes no adapters while it runs", hint=f"phicli optimize --adapter {name}={folder}")
+        hint = f"phicli optimize --adapter {name}=FOLDER makes a model with it"
+        if not self._adapters or not self._adapters.current.inputs:
+            raise Missing("this model takes no adapters while it runs", hint=hint)
+        loras, template = read_peft(Path(folder)), Path(folder) / "chat_template.jinja"
+        codec = None
+        if template.is_file():
+            codec = self._folder.codec.under(read_text(template, LONGEST))
+        with self._lock:
+            if not NAME.fullmatch(name):
+                raise BadInput(f"'{name}' is no name for an adapter: letters, digits, '.', '_' and '-'")
+            if name in self._names:
+                raise BadInput(f"there is an adapter '{name}' already")
+            used = {*self._names.values(), *(key for key, count in self._users.items() if count)}
+            self._codecs = {key: own for key, own in self._codecs.items() if key in used}
+            key = self._adapters.add(loras, Path(folder), used)
+            if codec:
+                self._codecs[key] = codec
+            self._names[name] = key
 
     def remove_adapter(self, name: str) -> None:
-        """Refuse requests for an adapter from now on; those that run end as they would.
+        """Refuse requests for an adapter from now on; those that were accepted end as they would.
 
         Raises:
             BadInput: no such adapter.
         """
-        self._check_adapter(name)
-        self._removed.add(name)
+        with self._lock:
+            self._key_of(name)
+            del self._names[name]
 
     def submit(self, request: Request, deliver: Callable[[Piece | Finish], None]) -> Handle:
         """Queue a request. `deliver` gets its pieces and one Finish, on the engine's thread, which it must not hold up.
@@ -121,15 +153,31 @@ class Engine:
             BadInput: longer than the context, an unknown adapter or token, a grammar that is too costly.
             Busy: the queue is full, or the engine is closed.
         """
-        codec = self.codec_of(request.adapter)
         self._check(request)
+        self._key_of(request.adapter)
+        codec = self.codec_of(request.adapter)
         special = {codec.special[stop][0] for stop in request.stop if stop in codec.special}
         ends = special if request.ignore_eos else special | self._folder.end_ids
         most = self.context if request.max_tokens is None else min(self.context, len(request.ids) + request.max_tokens)
         matcher = Matcher(self._vocabulary_of(codec), request.grammar) if request.grammar else None
         drawing = Drawing(request.sampling, request.ids, self.vocab_size, matcher)
-        row = Row(request, deliver, codec, frozenset(ends), most, drawing)
-        self._scheduler.add(row)
+        with self._lock:
+            adapter = self._key_of(request.adapter)
+            self._users[adapter] += 1
+
+        def told(event: Piece | Finish) -> None:
+            if isinstance(event, Finish):
+                with self._lock:
+                    self._users[adapter] -= 1
+            deliver(event)
+
+        row = Row(request, told, codec, adapter, frozenset(ends), most, drawing)
+        try:
+            self._scheduler.add(row)
+        except Busy:
+            with self._lock:
+                self._users[adapter] -= 1
+            raise
         return Handle(lambda: self._scheduler.cancel(row))
 
     def generate(self, request: Request) -> Iterator[Piece | Finish]:
@@ -165,13 +213,13 @@ class Engine:
         tokens = (*request.ids, *request.sampling.logit_bias)
         if not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
             raise BadInput(f"a token that is none of the vocabulary's {self.vocab_size}")
-        if request.adapter is not None:
-            self._check_adapter(request.adapter)
 
-    def _check_adapter(self, name: str) -> None:
-        known = self.adapter_names()
-        if name not in known:
-            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=self._folder.folder)
+    def _key_of(self, name: str | None) -> int:
+        """0 for no adapter."""
+        if name is not None and name not in self._names:
+            known = ", ".join(sorted(self._names))
+            raise BadInput(f"no adapter '{name}'; there are: {known or 'none'}", where=self._folder.folder)
+        return 0 if name is None else self._names[name]
 
     def _vocabulary_of(self, codec: TextCodec) -> Any:
         with self._lock:

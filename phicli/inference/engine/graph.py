@@ -4,7 +4,7 @@ The builder's graph counts ones in a mask to know how long rows are, and gives l
 the lengths come as they are, and only the token that an answer goes on from is multiplied with the vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,10 @@ def caches(graph: Any, size: int) -> list[CacheInput]:
     return found
 
 
-def serve(graph: Any, best: bool) -> None:
+def serve(graph: Any, best: bool, more: Collection[str]) -> None:
     """Change a GraphProto that is not `unfit` as this file says; raises ValueError where it has other parts.
 
-    best: with the likeliest tokens as another output, for logits that stay on a GPU.
+    best: with the likeliest tokens as another output, for logits that stay on a GPU. more: inputs that it may have.
     """
     from onnx import TensorProto, helper
 
@@ -93,7 +93,7 @@ def serve(graph: Any, best: bool) -> None:
     for tensor in [tensor for tensor in graph.initializer if tensor.name == ID]:
         graph.initializer.remove(tensor)  # which made that input one that need not be given
     _without_unused(graph)
-    known = {LENGTHS, LONGEST, LAST, ID, graph.input[0].name, *(cache.past for cache in caches(graph, 0))}
+    known = {LENGTHS, LONGEST, LAST, ID, graph.input[0].name, *more, *(cache.past for cache in caches(graph, 0))}
     strange = [value.name for value in graph.input if value.name not in known]
     if strange:
         raise ValueError(f"it has the input {strange[0]}")

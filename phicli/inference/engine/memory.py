@@ -7,20 +7,26 @@ import numpy as np
 
 from phicli.errors import Missing
 
+LESS = "fewer rows at once (max_batch), or a shorter context"
+
 
 class Memory(Protocol):
     """Numbers (slots, heads, tokens, size) by their address, which the functions below are given again.
 
     device: as onnxruntime's bindings call it. chunk: tokens of a prompt that run at once. even: whether runs of an odd
-    number of rows round differently.
+    number of rows round differently. kept: slots for beginnings, for each that runs.
     """
 
     device: str
     chunk: int
     even: bool
+    kept: float
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """Memory that holds zeros."""
+
+    def upload(self, value: np.ndarray) -> Any:
+        """Memory that holds these numbers."""
 
     def address(self, held: Any) -> int: ...
 
@@ -37,10 +43,13 @@ class Memory(Protocol):
 class CpuMemory:
     """Pages of the system, which are there only once something is written to them."""
 
-    device, chunk, even = "cpu", 64, True
+    device, chunk, even, kept = "cpu", 64, True, 1.0
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.zeros(shape, dtype)
+
+    def upload(self, value: np.ndarray) -> np.ndarray:
+        return value
 
     def address(self, held: np.ndarray) -> int:
         return held.ctypes.data
@@ -67,7 +76,7 @@ class _Copy2D(ctypes.Structure):
 class CudaMemory:
     """Memory of the first GPU, through CUDA's driver (https://docs.nvidia.com/cuda/cuda-driver-api)."""
 
-    device, chunk, even = "cuda", 512, False
+    device, chunk, even, kept = "cuda", 512, False, 0.25
     ON_DEVICE, OUT_OF_MEMORY = 2, 2  # CU_MEMORYTYPE_DEVICE, CUDA_ERROR_OUT_OF_MEMORY
 
     def __init__(self) -> None:
@@ -79,11 +88,17 @@ class CudaMemory:
         self._context = context
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, tuple[int, ...], int]:
-        place, size = ctypes.c_uint64(), int(np.prod(shape)) * dtype.itemsize
-        self._here()
-        self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(size))
+        size = int(np.prod(shape)) * dtype.itemsize
+        place = self._allocated(size)
         self._call("cuMemsetD8_v2", place, ctypes.c_ubyte(0), ctypes.c_size_t(size))
+        self.settle()
         return place.value, shape, dtype.itemsize
+
+    def upload(self, value: np.ndarray) -> tuple[int, tuple[int, ...], int]:
+        place = self._allocated(value.nbytes)
+        self._call("cuMemcpyHtoD_v2", place, ctypes.c_void_p(value.ctypes.data), ctypes.c_size_t(value.nbytes))
+        self.settle()
+        return place.value, value.shape, value.itemsize
 
     def address(self, held: tuple[int, tuple[int, ...], int]) -> int:
         return held[0]
@@ -109,13 +124,19 @@ class CudaMemory:
         self._here()
         self._call("cuMemFree_v2", ctypes.c_uint64(held[0]))
 
+    def _allocated(self, size: int) -> ctypes.c_uint64:
+        place = ctypes.c_uint64()
+        self._here()
+        self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(size))
+        return place
+
     def _here(self) -> None:
         self._call("cuCtxSetCurrent", self._context)
 
     def _call(self, name: str, *arguments: Any) -> None:
         if code := getattr(self._driver, name)(*arguments):
             what = "not enough memory" if code == self.OUT_OF_MEMORY else f"{name} failed with {code}"
-            raise Missing(f"GPU: {what}", hint="fewer rows at once, or a shorter context")
+            raise Missing(f"GPU: {what}", hint=LESS)
 
 
 MEMORIES: dict[str, type[CpuMemory] | type[CudaMemory]] = {"cpu": CpuMemory, "cuda": CudaMemory}

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phicli.export.adapters import qkv_sizes
 from phicli.export.graph_file import read_model, settle_data
 from phicli.export.resident import installed
 from phicli.export.slots import LAYOUT_KEY
 from phicli.hardware.devices import EXECUTION_PROVIDERS
+from phicli.inference.engine.adapters import Adapters
 from phicli.inference.engine.graph import CacheInput, caches, serve, unfit
 from phicli.inference.genai_model import FATAL, check_sizes, choose_provider
 from phicli.inference.long_rope import border_of
@@ -26,23 +28,24 @@ class Unfit(Exception):
 class Served:
     """A model that runs in batches: an onnxruntime.InferenceSession, and its inputs for keys and values.
 
-    context: most tokens of a row. adapters: name -> its number in the graph. captures: whether runs become CUDA graphs.
+    context: most tokens of a row. names: of the adapters that it was built with. adapters: what they consist of, which
+    may change while it runs; None where the graph holds them itself. captures: whether runs become CUDA graphs.
     """
 
     session: Any
     caches: list[CacheInput]
     provider: str
     context: int
-    adapters: dict[str, int]
+    names: list[str]
+    adapters: Adapters | None
     captures: bool
 
 
 def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: str, context: int | None,
                 more: Mapping[str, str]) -> Served:
-    """Open an ONNX file; the arguments are those of `open_graph`. context: wanted; None for the model's own.
-    more: entries of the session's configuration.
-
-    With LongRoPE it ends at the border, as rows of one run have the same factors.
+    """Open an ONNX file; the arguments are those of `open_graph`. context: wanted; None for the model's own,
+    with LongRoPE up to the border, as rows of one run have the same factors. more: entries of the session's
+    configuration.
 
     Raises:
         Unfit: a model for one row at a time. Else as `open_graph`.
@@ -63,11 +66,15 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
     if provider not in PROVIDERS:
         raise Unfit(f"it is for {provider}")
     data = settle_data(model, path)
+    library = ops_of(model, own, provider, kernels)
+    names, adapters = installed(properties, path) if LAYOUT_KEY in properties else [], None
+    if library:
+        del model.functions[:]  # which know no adapters that come and go
+        adapters = Adapters(model.graph, data, len(names), qkv_sizes(path.parent))
     try:
-        serve(model.graph, best=provider != "cpu")
+        serve(model.graph, provider != "cpu", adapters.current.inputs if adapters else ())
     except (ValueError, StopIteration) as e:
         raise Unfit(str(e) or "its graph ends in something else than a product with the vocabulary") from None
-    library = ops_of(model, own, provider, kernels)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     given = own["model"]["decoder"]["session_options"]
@@ -82,8 +89,6 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
                    for name, value in entry.get(provider, {}).items()}
     session = onnxruntime.InferenceSession(model.SerializeToString(), options,
                                            providers=[(EXECUTION_PROVIDERS[provider], of_provider)])
-    names = installed(properties, path) if LAYOUT_KEY in properties else []
     of_rows = caches(model.graph, settings["model"]["decoder"]["head_size"])
-    return Served(session, of_rows, provider, min(context or most, border or most, most),
-                  {name: number for number, name in enumerate(names, 1)},
+    return Served(session, of_rows, provider, min(context or most, border or most, most), names, adapters,
                   of_provider.get("enable_cuda_graph") == "1")

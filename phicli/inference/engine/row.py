@@ -13,19 +13,22 @@ from phicli.inference.engine.request import Finish, Piece, Request, TokenLogprob
 from phicli.text import TextCodec
 
 Deliver = Callable[[Piece | Finish], None]
+Scores = np.ndarray | int | PhicliError  # logits, float32 [vocabulary]; for a row that is `greedy` the token will do
 
 
 @dataclass(eq=False)
 class Row:
     """A request and what has become of it.
 
-    ends: ids that end the answer. most: tokens that it may have in all, prompt and answer. tokens: these; the last one
-    may not have run yet. place: what keeps its keys and values. ran: tokens that have run, `cached` of them for others.
+    adapter: key of the one that answers, 0 for none. ends: ids that end the answer. most: tokens that it may have in
+    all, prompt and answer. tokens: these; the last one may not have run yet. place: what keeps its keys and values.
+    ran: tokens that have run, `cached` of them for others.
     """
 
     request: Request
     deliver: Deliver
     codec: TextCodec
+    adapter: int
     ends: frozenset[int]
     most: int
     drawing: Drawing
@@ -51,21 +54,21 @@ class Row:
         """Whether the number of the likeliest token is all that is wanted of the logits."""
         return self.drawing.likeliest and self.request.logprobs is None
 
-    def take(self, logits: np.ndarray | int) -> None:
+    def take(self, scores: Scores) -> None:
         """Draw the next token and deliver it, and the end where it is reached.
 
-        logits: float32 [vocabulary]; of a row that is `greedy` the token will do.
-
         Raises:
-            PhicliError: as `Drawing.draw`; and what the tokenizer raises.
+            PhicliError: as `Drawing.draw`, or what came instead of scores; and what the tokenizer raises.
         """
-        token = logits if isinstance(logits, int) else self.drawing.draw(logits)
+        if isinstance(scores, PhicliError):
+            raise scores
+        token = scores if isinstance(scores, int) else self.drawing.draw(scores)
         self.tokens.append(token)
         if token in self.ends:
             return self.finish("stop")
         told: tuple[TokenLogprob, ...] = ()
-        if self.request.logprobs is not None and not isinstance(logits, int):
-            told = (logprob_of(logits, token, self.request.logprobs),)
+        if self.request.logprobs is not None and not isinstance(scores, int):
+            told = (logprob_of(scores, token, self.request.logprobs),)
         self._send(Piece(self._text.step(self._stream.step(token)), (token,), told))
         if self._text.found or self.drawing.complete:
             self.finish("stop")

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from phicli.inference.engine.row import Row
+from phicli.inference.engine.row import Row, Scores
 
 
 class Rows(Protocol):
@@ -21,8 +21,8 @@ class Rows(Protocol):
     def prefill(self, row: Row) -> np.ndarray:
         """Run the next part of a row's prompt; logits after its last token, float32 [vocabulary]."""
 
-    def step(self, rows: Sequence[Row]) -> Sequence[np.ndarray | int]:
-        """Run the last token of each row; what `Row.take` takes, for each."""
+    def step(self, rows: Sequence[Row]) -> Sequence[Scores]:
+        """Run the last token of each row; the scores of each."""
 
     def leave(self, row: Row) -> None:
         """Give back what a row has."""

@@ -34,7 +34,7 @@ class Scheduler:
         with self._wake:
             if self._closed:
                 raise Busy("the engine is closed")
-            if sum(map(len, self._waiting.values())) >= self._most_waiting:
+            if sum(not row.cancelled for queue in self._waiting.values() for row in queue) >= self._most_waiting:
                 raise Busy(f"{self._most_waiting} requests are waiting already", hint="ask again later")
             self._waiting.setdefault(row.request.adapter, deque()).append(row)
             self._wake.notify()

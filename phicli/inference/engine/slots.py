@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from phicli.errors import Missing
 from phicli.inference.engine.graph import CacheInput
-from phicli.inference.engine.memory import Memory
+from phicli.inference.engine.memory import LESS, Memory
 
 SMALLEST = 256  # tokens that all slots have room for at first; doubled where a row needs more
 WORTH = 16  # tokens from which on a beginning is copied rather than run again
@@ -15,14 +16,16 @@ WORTH = 16  # tokens from which on a beginning is copied rather than run again
 
 @dataclass
 class Slot:
-    """A place by its number. tokens: whose keys and values are in it. used: when it was last of use."""
+    """A place by its number. tokens: whose keys and values are in it, with the adapter of that key. used: when it was
+    last of use.
+    """
 
     number: int
-    adapter: str | None = None
+    adapter: int = 0
     tokens: list[int] = field(default_factory=list)
     used: int = 0
 
-    def common(self, adapter: str | None, tokens: list[int]) -> int:
+    def common(self, adapter: int, tokens: list[int]) -> int:
         """How many tokens at the beginning of these are in it."""
         if adapter != self.adapter:
             return 0
@@ -64,23 +67,32 @@ class Slots:
         return [self._memory.address(held) for held in self._held]
 
     def grow(self, tokens: int) -> bool:
-        """Make room for so many tokens in each slot; whether anything has moved. Raises Missing: no memory."""
+        """Make room for so many tokens in each slot; whether anything has moved. Raises Missing: no memory;
+        all is as it was.
+        """
         if tokens <= self.room:
             return False
         room = max(self.room, SMALLEST)
         while room < tokens:
             room *= 2
         room = min(room, -(-self._context // 2) * 2)
-        for at, (cache, dtype) in enumerate(zip(self._caches, self.dtypes, strict=True)):
-            new = self._memory.reserve((self._count, cache.heads, room, cache.size), dtype)
-            if len(self._held) <= at:
-                self._held.append(new)
-                continue
-            old, self._held[at] = self._held[at], new
+        new: list[Any] = []
+        try:
+            for cache, dtype in zip(self._caches, self.dtypes, strict=True):
+                new.append(self._memory.reserve((self._count, cache.heads, room, cache.size), dtype))
+        except MemoryError:
+            raise Missing(f"not enough memory for {self._count} times {room} tokens", hint=LESS) from None
+        except Missing:
+            for held in new:
+                self._memory.free(held)
+            raise
+        for old, grown in zip(self._held, new, strict=False):
             for slot in self.all:
-                self._memory.copy(old, new, slot.number, slot.number, len(slot.tokens))
-            self._memory.settle()
+                self._memory.copy(old, grown, slot.number, slot.number, len(slot.tokens))
+        self._memory.settle()
+        for old in self._held:
             self._memory.free(old)
+        self._held = new
         self.room = room
         return True
 
@@ -91,7 +103,7 @@ class Slots:
         self._memory.settle()
         target.adapter, target.tokens = source.adapter, source.tokens[:tokens]
 
-    def take(self, adapter: str | None, tokens: list[int], running: Iterable[Slot]) -> Slot:
+    def take(self, adapter: int, tokens: list[int], running: Iterable[Slot]) -> Slot:
         """A free slot, the first, with the longest beginning of `tokens` in it that any slot has.
 
         At least one token is left to run, since its logits are wanted.
