@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
     from phicli.inference.answer import Answer
     from phicli.inference.conversation import Conversation
+    from phicli.inference.engine import Busy, Engine, Finish, Grammar, Piece, Request
     from phicli.inference.sampling import Sampling
     from phicli.inference.session import Session
     from phicli.workflow.plan import StageResult
@@ -38,14 +39,16 @@ _HOME = {
     "phicli.inference.session": ("Session",),
     "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
+    "phicli.inference.engine": ("Engine", "Request", "Piece", "Finish", "Grammar", "Busy"),
     "phicli.workflow.plan": ("StageResult",),
     "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["Answer", "BadInput", "ChatConfig", "Conversation", "EvaluateConfig", "ExportConfig", "FinetuneConfig",
-           "InspectConfig", "MergeConfig", "Missing", "OptimizeConfig", "PhicliError", "QuantizeConfig", "RemoteError",
-           "Sampling", "Session", "StageResult", "UsageError", "__version__", "evaluate", "export_as", "finetune",
-           "inspect", "merge", "optimize", "quantize"]
+__all__ = ["Answer", "BadInput", "Busy", "ChatConfig", "Conversation", "Engine", "EvaluateConfig", "ExportConfig",
+           "FinetuneConfig", "Finish", "Grammar", "InspectConfig", "MergeConfig", "Missing", "OptimizeConfig",
+           "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling", "Session", "StageResult",
+           "UsageError", "__version__", "evaluate", "export_as", "finetune", "inspect", "merge", "optimize",
+           "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -86,7 +86,8 @@ def test_a_seed_gives_the_same_text_whoever_is_beside_it(engine):
 def test_beginnings_that_are_kept_change_nothing(folder):
     """A common system message, and conversations that go on, with adapters of their own."""
     system = {"role": "system", "content": "You help people who travel and know every harbour and station. " * 4}
-    with Engine(folder, max_batch=3, prefix_cache=False, fixed_batch=True) as plain, Engine(folder, max_batch=3) as keeping:
+    with (Engine(folder, max_batch=3, prefix_cache=False, fixed_batch=True) as plain,
+          Engine(folder, max_batch=3) as keeping):
         for adapter in (None, "travel", "cooking"):
             messages = [system]
             for text in ("Where is it warm in May?", "And how do I get there?", "Thank you. What do I eat?"):

@@ -144,6 +144,9 @@ def lora(rng: random.Random, numbers: np.random.Generator) -> Case:
         for _ in range(1 + (op == "LoraGatedUp")):
             inputs += [some(batch, tokens, width), matrix()]
         constant = {3, 5}
+    if rng.random() < 0.3:  # as an input, of several ops
+        attributes["row"] = rng.randrange(3)
+        inputs.append(np.tile(np.array(ranks, np.int64), (3, 1)))
     return Case(op, "phicli", inputs, constant, attributes, np.float32 if op == "LoraDown" else kind)
 
 

@@ -49,11 +49,11 @@ class Run:
             place = address + first * int(np.prod(shape[1:])) * dtype.itemsize
             binding.bind_input(cache.past, device, 0, dtype, shape, place)
             binding.bind_output(cache.present, device, 0, dtype, shape, place)
-        for name, (memory, held, value) in served.held.items():
-            binding.bind_input(name, memory.device, 0, value.dtype, value.shape, memory.address(held))
+        for name, (memory, matrix, value) in served.held.items():
+            binding.bind_input(name, memory.device, 0, value.dtype, value.shape, memory.address(matrix))
         self.logits = np.zeros((rows, 1, served.vocab_size), served.dtype)
         self.best = np.zeros((rows, 1), np.int64)
-        self._session, self._results = served.session, {}
+        self._session, self._results = served.session, dict[str, Any]()
         for name, value in ((served.outputs[0], self.logits), (BEST, self.best)):
             if name not in served.outputs:
                 continue
@@ -155,8 +155,8 @@ class Batch:
             values[self.tokens][number, 0] = at[number].tokens[-1] if number in at else 0
         self._set_adapters(run, [at.get(number) for number in range(count)])
         graph = self._graph_of(count, run)
-        whole = self._fixed or graph != PLAIN
-        values[LONGEST][...] = self.slots.room if whole else values[LENGTHS].max() + 1
+        steady = self._fixed or graph != PLAIN
+        values[LONGEST][...] = self.slots.room if steady else values[LENGTHS].max() + 1
         fetch = BEST not in self.outputs or not all(row.greedy for row in rows)
         run.run(fetch, graph)
         for row in rows:
@@ -186,20 +186,6 @@ class Batch:
             self._runs[key] = run
         return run
 
-    def _adopt(self) -> None:
-        """Take the adapters that there are now, where others came or went since the last run."""
-        new = self._adapters.current if self._adapters else self._set
-        if new is self._set:
-            return
-        held, self.held = self.held, {}
-        for name, value in new.inputs.items():
-            memory: Memory = CpuMemory() if name == RANKS else self.memory
-            self.held[name] = memory, memory.upload(value), value
-        self._forget_runs()
-        for memory, place, _ in held.values():
-            memory.free(place)
-        self._set = new
-
     def _graph_of(self, count: int, run: Run) -> int:
         """The CUDA graph of a step with so many rows and these adapters, once there were some: capturing takes time."""
         key = count, *(run.values[ID].tolist() if ID in run.values else ())
@@ -214,9 +200,23 @@ class Batch:
         return self._graphs.get(key, PLAIN)
 
     def _forget_runs(self) -> None:
-        """What runs read lies elsewhere from now on."""
+        """Keys and values, or adapters, lie elsewhere from now on."""
         self._runs.clear()
         self._graphs.clear()
+
+    def _adopt(self) -> None:
+        """Take the adapters that there are now, where others came or went since the last run."""
+        new = self._adapters.current if self._adapters else self._set
+        if new is self._set:
+            return
+        held, self.held = self.held, {}
+        for name, value in new.inputs.items():
+            memory: Memory = CpuMemory() if name == RANKS else self.memory
+            self.held[name] = memory, memory.upload(value), value
+        self._forget_runs()
+        for memory, place, _ in held.values():
+            memory.free(place)
+        self._set = new
 
     def _set_adapters(self, run: Run, rows: Sequence[Row | None]) -> None:
         if ID in run.values:
