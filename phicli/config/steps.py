@@ -215,8 +215,23 @@ class EvaluateConfig(OfRows):
     eval_data: str = shared.eval_data()
     algorithm: str = again(QuantizeConfig, "algorithm")
     adapter: str | None = shared.adapter()
+    stages: tuple[str, ...] = setting((), "Stage to measure: awq, onnx+travel, FOLDER, FOLDER+ADAPTER, a GGUF file; "
+                                      "may be repeated, others are compared with the first [default: all under the "
+                                      "root]", once=True, flags=("--stage", "-s"), metavar="STAGE", path=True,
+                                      reference=True)
     rows: int | None = setting(None, "Measure only this many rows, from the first on [default: all]", minimum=1)
-    seq_len: int = setting(1024, "Maximum length of a row in tokens; longer rows are truncated", minimum=8)
+    generate: int = setting(0, "Questions that every stage answers, to be seen side by side", minimum=0)
+    metrics: tuple[str, ...] = setting((), "Metric of those answers (of all rows without --generate): exact-match, "
+                                       "token-f1, or one of an installed package; may be repeated",
+                                       flags=("--metric",), metavar="NAME")
+    tasks: tuple[str, ...] = setting((), "Task of lm-eval: its name, or a YAML file; may be repeated",
+                                     flags=("--task",), metavar="TASK", panel="Measuring")
+    seq_len: int = setting(1024, "Maximum length of a row in tokens; longer rows are truncated", minimum=8,
+                           panel="Measuring")
+    max_new_tokens: int = setting(128, "Maximum length of an answer in tokens", minimum=1, panel="Measuring")
+    output: str | None = setting(None, "File for the figures, JSON [default: ROOT/evaluation.json; with --stage none]",
+                                 once=True, flags=("--output", "-o"), metavar="FILE", path=True, recorded=False,
+                                 panel=shared.RUNNING)
     device: str = shared.device()
     kernels: str = shared.kernels()
     force: bool = shared.force()
