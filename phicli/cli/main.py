@@ -32,6 +32,7 @@ COMMANDS = (
     "export",
     "chat",
     "evaluate",
+    "benchmark",
     "run",
     "status",
     "list",

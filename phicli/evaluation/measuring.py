@@ -14,9 +14,9 @@ from phicli.evaluation.figures import Agreement, Likelihood, LogProbFile, log_so
 from phicli.evaluation.held_out import HeldOut
 from phicli.evaluation.readers import Reader, Readers
 from phicli.evaluation.stages import Stage
-from phicli.evaluation.uncertainty import Resamples, in_blocks
 from phicli.inference.runners import greedy
 from phicli.progress import Progress
+from phicli.uncertainty import Resamples, in_blocks
 from phicli.workflow.wording import worded
 
 

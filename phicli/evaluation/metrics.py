@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from phicli.errors import BadInput, UsageError
-from phicli.evaluation.uncertainty import FEWEST, RESAMPLES, interval
+from phicli.uncertainty import FEWEST, RESAMPLES, interval
 
 GROUP = "phicli.metrics"
 SECONDS = 5.0  # for the interval of a metric, which is called again for each resample; a slow one gets none

@@ -3,6 +3,7 @@
 `evaluate` answers with it, and `benchmark` measures it: there is one decoding loop for all of them.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,16 +65,19 @@ class SessionRunner:
 
 
 class GenaiRunner:
-    """A folder as onnxruntime-genai runs it by itself, with nothing of ours.
+    """A folder as onnxruntime-genai runs it by itself, with nothing of ours but the number of threads.
 
     Raises:
         RuntimeError: genai cannot load it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, threads: int):
         import onnxruntime_genai as og
 
-        self._og, self._model = og, og.Model(og.Config(str(folder)))
+        config = og.Config(str(folder))
+        options = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": {"decoder": options}}))
+        self._og, self._model = og, og.Model(config)
 
     def start(self, length: int, prompt: int, rows: int = 1) -> None:
         params = self._og.GeneratorParams(self._model)
@@ -121,6 +125,8 @@ class TorchRunner:
             found = self.model(input_ids=ids.to(self.model.device), past_key_values=self._past, use_cache=True,
                                logits_to_keep=1)
         self._past, self._logits = found.past_key_values, found.logits[:, -1]
+        if self._logits.is_cuda:  # what is timed has ended
+            torch.cuda.synchronize()
 
 
 class LlamaRunner:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from phicli.evaluation.uncertainty import MOST_BLOCKS, Resamples, in_blocks, ratio_of_medians
+from phicli.uncertainty import MOST_BLOCKS, Resamples, in_blocks, ratio_of_medians
 
 
 def test_an_interval_covers_the_true_mean_as_often_as_it_says():
