@@ -33,6 +33,7 @@ COMMANDS = (
     "chat",
     "evaluate",
     "benchmark",
+    "gate",
     "run",
     "status",
     "list",

@@ -14,6 +14,7 @@ from phicli.errors import BadInput
 from phicli.evaluation.plan import EvaluationPlan, plan_evaluate
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
+from phicli.uncertainty import in_blocks
 
 FIGURES = ("perplexity", "kl", "top1", "kl_torch", "top1_torch", "perplexity_ratio")
 
@@ -78,7 +79,8 @@ def _measure(plan: EvaluationPlan, config: EvaluateConfig, scratch: Path, progre
     return {
         "model": config.model, "eval_data": config.eval_data, "rows": len(held_out.rows), "cut_rows": held_out.cut,
         "tokens": int(tokens.sum()), "tokens_digest": held_out.digest, "reference": plan.reference,
-        "seq_len": config.seq_len, "device": config.device, "kernels": config.kernels,
+        "blocks": in_blocks(tokens).tolist(), "seq_len": config.seq_len, "device": config.device,
+        "kernels": config.kernels,
         "stages": [_entry(stage, found.get(stage.name, {})) for stage in plan.stages],
         "answers": [{"prompt": question.prompt, "reference": question.reference,
                      "answers": {name: stage.answers[at] for name, stage in measured.items()}}
