@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from phicli.benchmark.turn import Case, Turn
+from phicli.benchmark.turn import Case
 from phicli.benchmark.turns import Series
 from phicli.uncertainty import RESAMPLES, Interval, interval, ratio_of_medians
 
@@ -32,8 +32,8 @@ def tests(series: Series, case: Case, about: Mapping[str, Any]) -> list[dict[str
     return [
         {**common, "n_prompt": case.prompt, "n_gen": 0, "n_depth": case.depth, **_spread(firsts, prompts), **blank,
          **_latency("ttft", firsts), "share": prompt_share[0], "share_interval": prompt_share[1]},
-        {**common, "n_prompt": 0, "n_gen": len(turns[0].counted), "n_depth": case.depth + case.prompt,
-         **_spread([sum(turn.counted) for turn in turns], rates), **blank, **_latency("itl", steps),
+        {**common, "n_prompt": 0, "n_gen": case.new, "n_depth": case.depth + case.prompt,
+         **_spread([case.new / turn.rate for turn in turns], rates), **blank, **_latency("itl", steps),
          **dict(zip(("share", "share_interval"), _share(series, lambda turn: turn.rate), strict=True))},
     ]
 
@@ -57,8 +57,7 @@ def _share(series: Series, speed: Any) -> tuple[float | None, Interval | None]:
     """Of the first contender's speed, the median over the turns, and how sure that is."""
     if not series.beside:
         return None, None
-    shares = np.array([2 * speed(turn) / (speed(before) + speed(after))
-                       for turn, (before, after) in zip(series.turns, series.beside, strict=True)])
+    shares = np.array(series.shares(speed))
     drawn = np.random.default_rng(0).choice(shares, (RESAMPLES, len(shares)))
     return float(np.median(shares)), interval(np.median(drawn, axis=1)) if len(shares) > 2 else None
 
@@ -79,7 +78,3 @@ def verdict(row: Mapping[str, Any]) -> str:
     low, high = row["change_interval"]
     return "faster" if low > 1 else "slower" if high < 1 else "no change beyond noise"
 
-
-def rate_of(turns: Sequence[Turn]) -> float:
-    """The median of decoded tokens a second."""
-    return statistics.median(turn.rate for turn in turns)

@@ -3,7 +3,7 @@
 The speed of a machine that others use too changes within seconds; the share of the first one's speed does not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,11 @@ class Series:
 
     turns: list[Turn] = field(default_factory=list)
     beside: list[tuple[Turn, Turn]] = field(default_factory=list)
+
+    def shares(self, speed: Callable[[Turn], float] = lambda turn: turn.rate) -> list[float]:
+        """Of the first contender's speed, a turn each; the first one's own is 1."""
+        return [2 * speed(turn) / (speed(before) + speed(after))
+                for turn, (before, after) in zip(self.turns, self.beside, strict=True)] if self.beside else [1.0]
 
 
 def take_turns(turners: Mapping[str, Turner], cases: Sequence[Case], rounds: int,
