@@ -14,7 +14,7 @@ from phicli.uncertainty import RESAMPLES, Interval, interval, ratio_of_medians
 SAME = ("engine", "adapter", "n_threads", "n_prompt", "n_gen", "n_depth", "n_rows")  # by which two runs are compared
 
 
-def tests(series: Series, case: Case, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of(series: Series, case: Case, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Two rows, as llama-bench has them: reading the prompt after the context, and the tokens after both.
 
     Speeds are of all rows together, in tokens a second; what is "_ns" is of a whole test. Latencies in ms: ttft is the

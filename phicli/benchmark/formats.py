@@ -34,7 +34,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def test_name(row: Mapping[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
     """As llama-bench calls it: "pp512", "tg128 @ d512"; with the rows where there are more than one."""
     name = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
     return name + (f" @ d{row['n_depth']}" if row["n_depth"] else "") + (
@@ -49,7 +49,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append((
             f"{row['model_type']}, {row['contender']}", f"{row['model_size'] / 2**20:.2f} MiB",
             f"{row['model_n_params'] / 1e6:.2f} M" if row["model_n_params"] else "", row["backends"],
-            str(row["n_threads"]), test_name(row), f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+            str(row["n_threads"]), name_of(row), f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
             f"{row[f'median_{what}_ms']:.2f}", f"{row[f'p95_{what}_ms']:.2f}"))
     cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

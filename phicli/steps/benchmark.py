@@ -18,7 +18,7 @@ from phicli.artifacts.names import BENCHMARK, EXPORTED, GENAI_CONFIG, ONNX_FOLDE
 from phicli.artifacts.places import check_file_place
 from phicli.artifacts.reading import SMALL, read_json
 from phicli.artifacts.stages import check_whole, versions, write_sealed
-from phicli.benchmark.figures import compare, tests
+from phicli.benchmark.figures import compare, rows_of
 from phicli.benchmark.llama_bench import LlamaBench
 from phicli.benchmark.turn import Case, cases
 from phicli.benchmark.turns import Turner, take_turns
@@ -43,7 +43,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> dict[str,
 
     Returns:
         the document that is written to `output` or `root`/benchmark.json (with `path` and no `output` nowhere):
-        {"rows": one a test, with llama-bench's and vLLM's names (see `phicli.benchmark.figures.tests`), "rounds",
+        {"rows": one a test, with llama-bench's and vLLM's names (see `phicli.benchmark.figures.rows_of`), "rounds",
         "versions", "created"}.
 
     Raises:
@@ -140,7 +140,7 @@ def _measured(contenders: Sequence[Contender], threads: int | None, wanted: Sequ
         about = {contender.name: _about(contender, turners[contender.name]) for contender in contenders
                  if contender.name in turners}
         for name, case, series in take_turns(turners, wanted, config.rounds, progress):
-            yield from tests(series, case, about[name])
+            yield from rows_of(series, case, about[name])
 
 
 def _turner(contender: Contender, threads: int | None, running: ExitStack) -> Turner:
