@@ -5,8 +5,6 @@ import re
 import time
 from datetime import datetime
 
-from phicli.errors import UsageError
-
 
 def size(count: float) -> str:
     """Bytes for people: "2.4 GB", powers of 1000."""
@@ -17,11 +15,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def bytes_of(text: str, where: str) -> int:
-    """Bytes of a size such as "2.4GB", "500 MB" or "1.5GiB". Raises UsageError: it is none."""
+def bytes_of(text: str) -> int:
+    """Bytes of a size such as "2.4GB", "500 MB" or "1.5GiB". Raises ValueError: it is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
     if not found:
-        raise UsageError(f"'{text[:40]}' is no size", where=where, hint="such as 2.4GB")
+        raise ValueError(f"'{text[:40]}' is no size such as 2.4GB")
     base = 1024 if found[3] else 1000
     return round(float(found[1]) * base ** " kmgt".index(found[2] or " "))
 

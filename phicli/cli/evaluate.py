@@ -35,7 +35,8 @@ def evaluate(config: EvaluateConfig, flags: options.Flags, dry_run: options.DryR
 
         document = evaluate_stages(config, progress)
     adapters = [stage["stage"].partition(" + ")[2] for stage in document["stages"] if not stage["missing"]]
-    after = [("chat", *(["--adapter", max(adapters)] if any(adapters) else []))]
+    chat = ("chat", *(["--adapter", max(adapters)] if any(adapters) else []))
+    after = [] if config.stages else [chat]
     if json:
         console.result_json(document)
         return after

@@ -9,6 +9,7 @@ from typing import ClassVar
 from phicli.config import shared
 from phicli.config.bases import OfModel, OfRows
 from phicli.config.setting import again, setting
+from phicli.errors import UsageError
 from phicli.units import bytes_of
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
@@ -268,8 +269,10 @@ class GateConfig(OfRows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_size is not None:
-            bytes_of(self.max_size, "--max-size")
+        try:
+            bytes_of(self.max_size or "0")
+        except ValueError as e:
+            raise UsageError(str(e), where="--max-size") from None
 
 
 @dataclass(frozen=True)
