@@ -24,7 +24,7 @@ def evaluate(config: EvaluateConfig, flags: options.Flags, dry_run: options.DryR
 
     Examples:
       phicli evaluate --model tiny --generate 3
-      phicli evaluate --stage model.gguf --stage models/tiny/onnx-ao+travel --eval-data text.txt
+      phicli evaluate --stage model.gguf --stage onnx+travel --eval-data text.txt
     More: docs/evaluate.md
     """
     if dry_run:

@@ -12,7 +12,7 @@ COLUMNS = ("check", "of", "found", "limit", "passed")
 
 
 def gate(config: GateConfig, json: options.Json = False) -> Sequence[Next]:
-    """Check a build against limits, and against the last accepted one; exit with 6 if it is worse.
+    """Check a build against limits and the last accepted one; exit with 6 if worse.
 
     Examples:
       phicli gate --accept

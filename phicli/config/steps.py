@@ -247,18 +247,17 @@ class GateConfig(OfRows):
 
     max_kl: float | None = setting(None, "Limit of the KL divergence to the original, of the model without adapters",
                                    minimum=0)
-    min_top1: float | None = setting(None, "Limit of the top-1 agreement with the original, from 0 to 1, of the model "
-                                     "without adapters", minimum=0, maximum=1)
+    min_top1: float | None = setting(None, "Limit of its top-1 agreement with that, from 0 to 1", minimum=0, maximum=1)
     max_perplexity: float | None = setting(None, "Limit of the perplexity with each adapter", minimum=1)
     max_size: str | None = setting(None, "Limit of the size of model and adapter", metavar="2.4GB")
-    min_speed: float | None = setting(None, "Limit of the decoding speed, with each adapter, in tokens/s", minimum=0)
-    tolerance: float = setting(1.0, "Factor on how much worse than the accepted build is let through: perplexity 2 %, "
-                               "KL 10 %, top-1 1 point, size 2 %, speed 25 %", minimum=0)
-    speed: bool = setting(True, "Measure the speed", flags=("--speed/--no-speed",))
+    min_speed: float | None = setting(None, "Limit of the decoding speed in tokens/s", minimum=0)
+    tolerance: float = setting(1.0, "Factor on how much worse than the accepted build is let through", minimum=0)
+    speed: bool = setting(True, "Measure the speed", flags=("--speed/--no-speed",),
+                          panel=shared.RUNNING)
     accept: bool = setting(False, "Keep this build's figures, which later ones are compared with", once=True,
                            flags=("--accept",), recorded=False)
     accepted: str | None = setting(None, "File of the accepted build's figures [default: ROOT/accepted.json]",
-                                   metavar="FILE", path=True, recorded=False)
+                                   metavar="FILE", path=True, recorded=False, panel=shared.RUNNING)
     eval_data: str = shared.eval_data()
     algorithm: str = again(QuantizeConfig, "algorithm")
     adapter: str | None = shared.adapter()
