@@ -7,11 +7,11 @@ from phicli.uncertainty import MOST_BLOCKS, Resamples, in_blocks, ratio_of_media
 
 def test_an_interval_covers_the_true_mean_as_often_as_it_says():
     rng, inside = np.random.default_rng(1), 0
-    for _ in range(200):
+    for _ in range(100):
         tokens = rng.integers(5, 40, 60).astype(float)
         low, high = Resamples(tokens).interval(tokens * 2.0 + rng.normal(0, 10, 60))
         inside += low <= 2.0 <= high
-    assert 0.88 * 200 < inside < 0.99 * 200
+    assert 86 < inside < 100
 
 
 def test_pairs_show_what_single_intervals_hide():

@@ -27,7 +27,7 @@ def built(root, data_file, group_size=32):
 
 def judged(root, **more):
     return gate(GateConfig(**{"model": "tiny", "root": root, "eval_data": root / "rows.jsonl", "speed": False,
-                              "device": "cpu"} | more))
+                              "seq_len": 56, "device": "cpu"} | more))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,8 @@ def test_the_same_build_made_again_passes(copy, kernels):
 
 
 def test_what_a_person_and_a_program_see(cli, copy):
-    common = ("gate", "--model", "tiny", "--root", copy, "--eval-data", copy / "rows.jsonl", "--device", "cpu")
+    common = ("gate", "--model", "tiny", "--root", copy, "--eval-data", copy / "rows.jsonl", "--seq-len", "56",
+              "--device", "cpu")
     refused = cli(*common, "--max-size", "5 MB", "--min-top1", "0.999", "--no-speed", "--json")
     found = json.loads(refused.out)
     assert refused.code == 6 and not found["passed"] and "phicli gate" in refused.err and "--accept" in refused.err
@@ -167,7 +168,7 @@ def test_what_a_person_and_a_program_see(cli, copy):
 
 
 def test_nothing_to_compare_with_and_what_is_not_ours(cli, copy):
-    common = ("gate", "--model", "tiny", "--root", copy, "--eval-data", copy / "rows.jsonl")
+    common = ("gate", "--model", "tiny", "--root", copy, "--eval-data", copy / "rows.jsonl", "--seq-len", "56")
     (copy / "accepted.json").unlink()
     nothing = cli(*common)
     assert nothing.code == 4 and "phicli gate" in nothing.err and "--accept" in nothing.err
