@@ -13,24 +13,25 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from gpu_lab import DECODE
 from onnx import helper
 from safetensors.numpy import save_file
-from synthetic import SHAPE, random_awq_checkpoint
+from synthetic import SHAPE, random_awq_checkpoint, random_gguf
 
 from phicli import optimize
+from phicli.artifacts.stages import MANIFEST
+from phicli.benchmark.turn import Case, Turn
+from phicli.benchmark.turns import Series, take_turns
+from phicli.benchmark.worker import Contender, Worker
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export import graph_inputs, resident
 from phicli.export.adapters import convert_adapter, install_adapters
@@ -38,6 +39,7 @@ from phicli.export.slots import MODEL
 from phicli.hardware.devices import usable_cores
 from phicli.kernels.build import matmul_faster
 
+BANDWIDTH = "reading memory"
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama-cpp-python and gguf: beside it")
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python that has llama-cpp-python: beside it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     args.used = []
@@ -96,7 +98,7 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
     """A folder with another graph on the same weights, which are linked, and one adapter, "a"."""
     (folder / "adapters").mkdir(parents=True)
     for path in built.iterdir():
-        if path.is_file() and path.name not in (MODEL, resident.BASE):
+        if path.is_file() and path.name not in (MODEL, resident.BASE, MANIFEST):
             os.link(path, folder / path.name)
     if way == "inputs":
         shutil.copyfile(built / resident.BASE, folder / MODEL)
@@ -104,7 +106,8 @@ def variant(built: Path, folder: Path, way: str, loras: dict[str, Any]) -> Path:
         convert_adapter(folder, loras, folder / "adapters" / "a.onnx_adapter", folder)
     else:
         layout, weights = ("fused" if "fused" in way else "resident", "int8" if "int8" in way else "float")
-        install_adapters(built, folder, {"a": loras}, layout, weights)
+        os.link(built / resident.BASE, folder / resident.BASE)
+        install_adapters(folder, {"a": loras}, layout, weights)
     return folder
 
 
@@ -132,72 +135,40 @@ def read_bandwidth(cores: int) -> float:
     return times * numbers.nbytes / seconds
 
 
-class Worker:
-    """A process with one variant loaded, which measures when it is told to."""
+class Bandwidth:
+    """Reading memory, as a contender: its "tokens/s" are bytes a second."""
 
-    def __init__(self, command: list[Any]):
-        self.process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, bufsize=1)
-        self.found: list[dict[str, float]] = []
-        self.shares: list[float] = []  # of the tokens a second without an adapter, right before and after
-
-    def turn(self) -> float:
-        """Measure once; tokens a second."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("\n")
-        while not (line := self.process.stdout.readline()).startswith("{"):  # genai says things too
-            if not line:
-                raise RuntimeError(f"the process ended: {self.process.args}")
-        self.found.append(json.loads(line))
-        return self.found[-1]["rate"]
-
-    def row(self, name: str) -> dict[str, Any]:
-        best = {key: pick(found[key] for found in self.found) for key, pick in
-                (("load", min), ("first", min), ("rate", max))}
-        return {"way": name, **best, "share": statistics.median(self.shares),
-                "shares": [round(share, 3) for share in self.shares]}
+    def turn(self, case: Case) -> Turn:
+        return Turn(0.0, (1 / read_bandwidth(usable_cores()),))
 
 
 def measure(variants: dict[str, tuple[Path, str, str]], args: argparse.Namespace,
             scratch: Path) -> list[dict[str, Any]]:
-    sizes = [str(args.prompt), str(args.new)]
-    commands: dict[str, list[Any]] = {name: [sys.executable, "-c", DECODE, folder, adapter, *sizes, kernels]
-                                      for name, (folder, adapter, kernels) in variants.items()}
-    if args.llama_cpp:
-        commands["llama.cpp, Q4_0"] = [args.llama_cpp, Path(__file__).with_name("llama_cpp_decode.py"),
-                                       scratch / "model.gguf", str(args.layers), *sizes, str(usable_cores())]
-
-    def read(plain: Worker) -> None:
+    case = Case(args.prompt, args.new)
+    with ExitStack() as running:
+        turners: dict[str, Any] = {name: running.enter_context(Worker(Contender(
+            name, "phicli", str(folder), adapter or None, kernels=kernels)))
+            for name, (folder, adapter, kernels) in variants.items()}
+        if args.llama_cpp:
+            file = random_gguf(scratch / "model.gguf", args.layers)
+            turners["llama.cpp, Q4_0"] = running.enter_context(Worker(
+                Contender("llama.cpp", "llama.cpp", str(file), context=args.prompt + args.new), usable_cores(),
+                args.llama_cpp))
         if args.device == "cpu":
-            reads = read_bandwidth(usable_cores()), plain.turn(), read_bandwidth(usable_cores())
-            args.used.append(2 * reads[1] * sum(args.bytes.values()) / (reads[0] + reads[2]))
+            turners[BANDWIDTH] = Bandwidth()
+        found = {name: series for name, _, series in take_turns(turners, [case], args.rounds)}
+    if read := found.pop(BANDWIDTH, None):
+        args.used = [sum(plain.rate for plain in beside) / 2 * sum(args.bytes.values()) / turn.rate
+                     for turn, beside in zip(read.turns, read.beside, strict=True)]
+    return [row(name, turners[name].load, series) for name, series in found.items()]
 
-    return [worker.row(name) for name, worker in in_turns(commands, args.rounds, read).items()]
 
-
-def in_turns(commands: dict[str, list[Any]], rounds: int, after: Callable[[Worker], None] = lambda plain: None
-             ) -> dict[str, Worker]:
-    """Each command as a worker that decodes when it is its turn, right between two turns of "no adapter".
-
-    after: called with that one after each round.
-    """
-    workers: dict[str, Worker] = {}
-    try:
-        for name, command in commands.items():
-            workers[name] = Worker(command)
-            workers[name].turn()
-            workers[name].found.clear()  # pages of the file came in meanwhile
-        plain = workers["no adapter"]
-        for _ in range(rounds):
-            for worker in workers.values():
-                before = plain.turn()
-                rate = worker.turn()
-                worker.shares.append(2 * rate / (before + plain.turn()))
-            after(plain)
-    finally:
-        for worker in workers.values():
-            worker.process.kill()
-    return workers
+def row(name: str, load: float, series: Series) -> dict[str, Any]:
+    """The best of all turns, and the shares of the tokens a second without an adapter, right before and after."""
+    shares = series.shares()
+    return {"way": name, "load": load, "first": min(turn.first for turn in series.turns),
+            "rate": max(turn.rate for turn in series.turns), "share": statistics.median(shares),
+            "shares": [round(share, 3) for share in shares]}
 
 
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
+from phicli.benchmark.turn import Case
+from phicli.benchmark.worker import Contender, Worker
 from phicli.hub.models import resolve_model
 from phicli.quantization import CALIBRATION
 
@@ -126,7 +128,7 @@ class Lab:
         begun = time.perf_counter()
         subprocess.run([*map(str, command)], check=True, capture_output=True)
         self.row("optimize", "genai's builder", process=f"{time.perf_counter() - begun:.1f} s")
-        self.speed("decode", "genai's builder as it comes", out, None)
+        self.speed("decode", "genai's builder as it comes", out, None, "genai")
 
     def inputs(self) -> None:
         """Adapters as genai documents them."""
@@ -135,15 +137,12 @@ class Lab:
         self.row("optimize", "phicli, adapters as inputs", process=f"{seconds:.1f} s")
         self.speed("decode", "adapters as inputs, rank 16", self.scratch / "onnx-inputs", "short")
 
-    def speed(self, step: str, who: str, folder: Path, adapter: str | None) -> None:
+    def speed(self, step: str, who: str, folder: Path, adapter: str | None, engine: str = "phicli") -> None:
         """Decode in a process of its own, so that each begins with a free GPU."""
-        done = subprocess.run([sys.executable, "-c", DECODE, folder, adapter or "", str(PROMPT), str(NEW)],
-                              input="\n" * 3, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-300:])
-        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        first, rate = min(each["first"] for each in found), max(each["rate"] for each in found)
-        self.row(step, who, first=f"{first * 1e3:.1f} ms", rate=f"{rate:.1f} tok/s")
+        with Worker(Contender(who, engine, str(folder), adapter)) as worker:
+            turns = [worker.turn(Case(PROMPT, NEW)) for _ in range(3)]
+        self.row(step, who, first=f"{min(turn.first for turn in turns) * 1e3:.1f} ms",
+                 rate=f"{max(turn.rate for turn in turns):.1f} tok/s")
 
     def olive(self) -> None:
         steps = self.args.olive_steps
@@ -158,43 +157,6 @@ class Lab:
             raise RuntimeError((done.stdout + done.stderr)[-400:])
         self.row("finetune", f"olive finetune, rank 64, {steps} steps", process=f"{seconds:.1f} s",
                  steps=f"{found[1]} s", each=f"{float(found[1]) / steps:.3f} s")
-
-
-DECODE = """
-import json, sys, time
-from pathlib import Path
-import numpy as np
-import onnxruntime_genai as og
-folder, adapter, prompt, new = Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-kernels = sys.argv[5] if len(sys.argv) > 5 else "auto"
-graph = "base.onnx" if not adapter and (folder / "base.onnx").is_file() else "model.onnx"
-from phicli.export.genai_config import read_config
-from phicli.inference.genai_model import open_graph
-begun = time.perf_counter()
-model, _ = open_graph(read_config(folder), folder / graph, kernels=kernels)
-load = time.perf_counter() - begun
-adapters = og.Adapters(model)
-if adapter:
-    adapters.load(str(folder / "adapters" / f"{adapter}.onnx_adapter"), adapter)
-for _ in sys.stdin:
-    params = og.GeneratorParams(model)
-    params.set_search_options(max_length=prompt + new, min_length=prompt + new, do_sample=False)
-    generator = og.Generator(model, params)
-    if adapter:
-        generator.set_active_adapter(adapters, adapter)
-    begun = time.perf_counter()
-    generator.append_tokens(np.arange(10, 10 + prompt, dtype=np.int32) % 400)
-    generator.generate_next_token()
-    first = time.perf_counter() - begun
-    for _ in range(4):  # a CUDA graph is captured meanwhile
-        generator.generate_next_token()
-    begun, count = time.perf_counter(), 0
-    while not generator.is_done():
-        generator.generate_next_token()
-        count += 1
-    print(json.dumps({"load": load, "first": first, "rate": count / (time.perf_counter() - begun)}), flush=True)
-    del generator
-"""
 
 
 if __name__ == "__main__":

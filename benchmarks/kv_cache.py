@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,10 @@ from onnx import helper
 from synthetic import random_awq_checkpoint
 
 from phicli import Session, optimize
+from phicli.benchmark.turn import Case, Turn, measure
 from phicli.evaluation.figures import Agreement, log_softmax
 from phicli.inference.generator import PREFILL_CHUNK
+from phicli.inference.runners import SessionRunner
 
 TEXT = Path(__file__).parents[1] / "scripts" / "tiny_corpus" / "text" / "written_places.jsonl"
 
@@ -47,36 +48,21 @@ def main() -> None:
         sessions = {kind: Session(folder, args.device, adapters=False) for kind, folder in folders.items()}
         depth = min(args.depth, sessions["float"].context - args.new)
         ids = sessions["float"].codec.encode_text(args.text.read_text(encoding="utf-8"))[:depth]
-        turns: dict[str, list[tuple[float, float]]] = {kind: [] for kind in sessions}
+        turns: dict[str, list[Turn]] = {kind: [] for kind in sessions}
         for _ in range(args.rounds):
             for kind, session in sessions.items():
-                turns[kind].append(turn(session, ids, args.new))
-        found: dict[str, Any] = {kind: {"cache_bytes": cache_bytes(folders[kind], depth), **summary(turns[kind])}
-                                 for kind in sessions}
+                turns[kind].append(measure(SessionRunner(session, endless=True), Case(len(ids), args.new)))
+        found: dict[str, Any] = {
+            kind: {"cache_bytes": cache_bytes(folders[kind], depth), **summary(turns[kind], len(ids))}
+            for kind in sessions}
         found["int8"] |= agreement(*(session.logits(ids) for session in sessions.values()))
         print(json.dumps({"depth": depth, "device": args.device, **found}, indent=1))
 
 
-def turn(session: Session, ids: list[int], new: int) -> tuple[float, float]:
-    """Tokens a second of a prompt, and of decoding after it."""
-    generator = session.generator(len(ids) + new)
-    if session.rope_border and len(ids) > session.rope_border:
-        generator.expect_long()
-    begun = time.perf_counter()
-    for start in range(0, len(ids), PREFILL_CHUNK):
-        generator.append_tokens(ids[start : start + PREFILL_CHUNK])
-    for _ in range(4):  # a CUDA graph is captured meanwhile
-        generator.next_token()
-    read = time.perf_counter()
-    for _ in range(new - 4):
-        generator.next_token()
-    return len(ids) / (read - begun), (new - 4) / (time.perf_counter() - read)
-
-
-def summary(turns: list[tuple[float, float]]) -> dict[str, Any]:
-    prompts, decoded = zip(*turns, strict=True)
-    return {"prompt_rate": round(statistics.median(prompts), 1), "decode_rate": round(statistics.median(decoded), 2),
-            "decode_rates": [round(rate, 2) for rate in decoded]}
+def summary(turns: list[Turn], prompt: int) -> dict[str, Any]:
+    decoded = [turn.rate for turn in turns]
+    return {"prompt_rate": round(statistics.median(prompt / turn.first for turn in turns), 1),
+            "decode_rate": round(statistics.median(decoded), 2), "decode_rates": [round(rate, 2) for rate in decoded]}
 
 
 def cache_bytes(folder: Path, tokens: int) -> int:

@@ -10,13 +10,13 @@ right before and after it: other work on a machine changes its speed within seco
 
 import argparse
 import statistics
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from decode import Worker, in_turns
-from gpu_lab import DECODE
-
 from phicli import finetune, optimize, quantize
+from phicli.benchmark.turn import Case
+from phicli.benchmark.turns import Series, take_turns
+from phicli.benchmark.worker import Contender, Worker
 from phicli.export.resident import BASE, DATA
 
 
@@ -45,10 +45,10 @@ def main() -> None:
     rows = {"no adapter": (rows[name][0], ""),
             "no adapter, --embeddings float": (built(args, base, "float", adapters, embeddings="float"), ""), **rows}
     print(f"{'':32} {'MB':>7} {'held-out loss':>14} {'tokens/s':>9} {'share, median (least, most)':>28}")
-    for name, worker in measured(rows, args).items():
-        folder, shares = rows[name][0], worker.shares
+    for name, series in measured(rows, args).items():
+        folder, shares = rows[name][0], series.shares()
         print(f"{name:32} {size(folder, bool(rows[name][1])):>7.1f} {losses.get(name, float('nan')):>14.3f} "
-              f"{max(found['rate'] for found in worker.found):>9.1f} "
+              f"{max(turn.rate for turn in series.turns):>9.1f} "
               f"{statistics.median(shares):>12.2f} ({min(shares):.2f}, {max(shares):.2f})")
 
 
@@ -66,9 +66,12 @@ def size(folder: Path, with_adapter: bool) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
 
 
-def measured(rows: dict[str, tuple[Path, str]], args: argparse.Namespace) -> dict[str, Worker]:
-    return in_turns({name: [sys.executable, "-c", DECODE, folder, adapter, args.prompt, args.new]
-                     for name, (folder, adapter) in rows.items()}, args.rounds)
+def measured(rows: dict[str, tuple[Path, str]], args: argparse.Namespace) -> dict[str, Series]:
+    case = Case(args.prompt, args.new)
+    with ExitStack() as running:
+        workers = {name: running.enter_context(Worker(Contender(name, "phicli", str(folder), adapter or None)))
+                   for name, (folder, adapter) in rows.items()}
+        return {name: series for name, _, series in take_turns(workers, [case], args.rounds)}
 
 
 if __name__ == "__main__":

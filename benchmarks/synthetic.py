@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ SHAPE: dict[str, Any] = {
 }
 SPREAD = 0.02  # standard deviation of the weights, as models are initialized
 STEPS = 4.7  # standard deviation of integers minus zero points, both as `random_awq_checkpoint` draws them
+GGUF_BLOCK, GGUF_KINDS = 32, {"Q4_0": 18, "Q8_0": 34}  # bytes of a block: a scale in float16, then the integers
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -68,6 +70,47 @@ def random_awq_checkpoint(folder: Path, layers: int, seed: int, group_size: int 
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _copy_tokenizer(folder)
     return folder
+
+
+def random_gguf(path: Path, layers: int) -> Path:
+    """Write a GGUF file of Llama's graph with Phi's sizes, weights in Q4_0 (4.5 bits) and a head in Q8_0."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    hidden, wide, vocabulary, heads = (SHAPE[name] for name in (
+        "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"))
+    writer, rng = GGUFWriter(path, "llama"), np.random.default_rng(0)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(wide)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("no_vocab")
+
+    def linear(name: str, outputs: int, inputs: int, kind: str = "Q4_0") -> None:
+        blocks = rng.integers(0, 256, (outputs, inputs // GGUF_BLOCK, GGUF_KINDS[kind]), np.uint8)
+        blocks[..., :2] = np.array([0.004 if kind == "Q4_0" else 0.0003], np.float16).view(np.uint8)
+        writer.add_tensor(f"{name}.weight", blocks.reshape(outputs, -1), raw_dtype=GGMLQuantizationType[kind])
+
+    linear("token_embd", vocabulary, hidden)
+    linear("output", vocabulary, hidden, "Q8_0")
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    for layer in range(layers):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            linear(f"blk.{layer}.{name}", hidden, hidden)
+        linear(f"blk.{layer}.ffn_gate", wide, hidden)
+        linear(f"blk.{layer}.ffn_up", wide, hidden)
+        linear(f"blk.{layer}.ffn_down", hidden, wide)
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def _random_linear(inputs: int, outputs: int, group_size: int, generator: torch.Generator) -> dict[str, Tensor]:

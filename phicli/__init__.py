@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from phicli.version import __version__
 
 if TYPE_CHECKING:
-    from phicli.api import evaluate, export_as, finetune, inspect, merge, optimize, quantize
+    from phicli.api import benchmark, evaluate, export_as, finetune, gate, inspect, merge, optimize, quantize
     from phicli.config import (
+        BenchmarkConfig,
         ChatConfig,
         EvaluateConfig,
         ExportConfig,
         FinetuneConfig,
+        GateConfig,
         InspectConfig,
         MergeConfig,
         OptimizeConfig,
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
     from phicli.workflow.plan import StageResult
 
 _HOME = {
-    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate"),
+    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate", "benchmark",
+                   "gate"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
-                      "ExportConfig", "ChatConfig", "EvaluateConfig"),
+                      "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig"),
     "phicli.inference.session": ("Session",),
     "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
@@ -44,11 +47,11 @@ _HOME = {
     "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["Answer", "BadInput", "Busy", "ChatConfig", "Conversation", "Engine", "EvaluateConfig", "ExportConfig",
-           "FinetuneConfig", "Finish", "Grammar", "InspectConfig", "MergeConfig", "Missing", "OptimizeConfig",
-           "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling", "Session", "StageResult",
-           "UsageError", "__version__", "evaluate", "export_as", "finetune", "inspect", "merge", "optimize",
-           "quantize"]
+__all__ = ["Answer", "BadInput", "BenchmarkConfig", "Busy", "ChatConfig", "Conversation", "Engine", "EvaluateConfig",
+           "ExportConfig", "FinetuneConfig", "Finish", "GateConfig", "Grammar", "InspectConfig", "MergeConfig",
+           "Missing", "OptimizeConfig", "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling",
+           "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as", "finetune",
+           "gate", "inspect", "merge", "optimize", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

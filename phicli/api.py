@@ -6,12 +6,14 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from phicli.config import (
+    BenchmarkConfig,
     EvaluateConfig,
     ExportConfig,
     FinetuneConfig,
+    GateConfig,
     InspectConfig,
     MergeConfig,
     OptimizeConfig,
@@ -22,6 +24,9 @@ from phicli.config.setting import settings_of
 from phicli.errors import UsageError
 from phicli.progress import Progress, automatic
 from phicli.workflow.plan import StageResult
+
+if TYPE_CHECKING:
+    from phicli.steps.gate import GateResult
 
 Config = TypeVar("Config", bound=StepConfig)
 
@@ -100,13 +105,35 @@ def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progr
 
 def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> dict[str, Any]:
-    """Measure every stage under the root on held-out rows.
+    """Measure every stage under the root, or those named as `stages`, on held-out rows or a text.
 
     As `quantize`, with the fields of `EvaluateConfig`; gives the document that is written to ROOT/evaluation.json.
     """
     from phicli.steps.evaluate import evaluate as step
 
     return step(_config(EvaluateConfig, "model", model, settings), progress or automatic())
+
+
+def benchmark(model: str | Path | BenchmarkConfig | None = None, *, progress: Progress | None = None,
+              **settings: Any) -> dict[str, Any]:
+    """Measure how fast the ONNX model is, beside other libraries if they are named.
+
+    As `quantize`, with the fields of `BenchmarkConfig`; gives the document that is written to ROOT/benchmark.json.
+    """
+    from phicli.steps.benchmark import benchmark as step
+
+    return step(_config(BenchmarkConfig, "model", model, settings), progress or automatic())
+
+
+def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | None = None,
+         **settings: Any) -> "GateResult":
+    """Check what is under the root against limits and the last accepted build.
+
+    As `quantize`, with the fields of `GateConfig`; gives all checks, `failed` has those that did not pass.
+    """
+    from phicli.steps.gate import gate as step
+
+    return step(_config(GateConfig, "model", model, settings), progress or automatic())
 
 
 def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:

@@ -11,6 +11,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 3
     MISSING = 4
     REMOTE = 5
+    REFUSED = 6
     INTERRUPTED = 130
 
 
@@ -55,3 +56,9 @@ class RemoteError(PhicliError):
     """A remote service failed or refused."""
 
     exit_code = ExitCode.REMOTE
+
+
+class Refused(PhicliError):
+    """A build that was measured and is worse than its limits, or than the last accepted one, allow."""
+
+    exit_code = ExitCode.REFUSED

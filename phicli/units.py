@@ -1,6 +1,7 @@
 """Figures for people."""
 
 import math
+import re
 import time
 from datetime import datetime
 
@@ -12,6 +13,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size such as "2.4GB", "500 MB" or "1.5GiB". Raises ValueError: it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
+    if not found:
+        raise ValueError(f"'{text[:40]}' is no size such as 2.4GB")
+    base = 1024 if found[3] else 1000
+    return round(float(found[1]) * base ** " kmgt".index(found[2] or " "))
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,8 @@ COMMANDS = (
     "export",
     "chat",
     "evaluate",
+    "benchmark",
+    "gate",
     "run",
     "status",
     "list",

@@ -1,18 +1,20 @@
 """What can be set: one frozen dataclass a step, and the layers that their values come from."""
 
 from phicli.config.azure import UploadConfig
-from phicli.config.commands import ChatConfig
+from phicli.config.commands import BenchmarkConfig, ChatConfig
 from phicli.config.layers import Settings, Value
 from phicli.config.setting import Setting, StepConfig
 from phicli.config.steps import (
     EvaluateConfig,
     ExportConfig,
     FinetuneConfig,
+    GateConfig,
     InspectConfig,
     MergeConfig,
     OptimizeConfig,
     QuantizeConfig,
 )
 
-__all__ = ["ChatConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig", "InspectConfig", "MergeConfig",
-           "OptimizeConfig", "QuantizeConfig", "Setting", "Settings", "StepConfig", "UploadConfig", "Value"]
+__all__ = ["BenchmarkConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig", "GateConfig",
+           "InspectConfig", "MergeConfig", "OptimizeConfig", "QuantizeConfig", "Setting", "Settings", "StepConfig",
+           "UploadConfig", "Value"]

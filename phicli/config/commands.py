@@ -6,7 +6,11 @@ from typing import ClassVar
 from phicli.config import shared
 from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel
-from phicli.config.setting import StepConfig, again, setting
+from phicli.config.setting import LARGEST, StepConfig, again, setting
+from phicli.errors import UsageError
+
+CONTENDERS = ("torch", "genai", "llama.cpp")
+MOST_NUMBERS = 32
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,55 @@ class ChatConfig(OfModel):
     device: str = shared.device()
     kernels: str = shared.kernels()
     chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(OfModel):
+    """Settings of `phicli benchmark`; lists of numbers are texts such as "16,512"."""
+
+    STEP: ClassVar[str] = "benchmark"
+
+    path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True,
+                               recorded=False)
+    adapters: tuple[str, ...] = setting((), "Adapter to measure beside the model without; may be repeated [default: "
+                                        "all of the model]", flags=("--adapter", "-a"), metavar="NAME")
+    prompt_tokens: tuple[str, ...] = setting(("16", "128"), "Lengths of prompts in tokens", metavar="N,N…")
+    new_tokens: int = setting(64, "Number of tokens to decode after each prompt", minimum=2)
+    depth: tuple[str, ...] = setting(("0",), "Tokens of context before the prompt, not timed", metavar="N,N…")
+    batch: tuple[str, ...] = setting(("1",), "Rows at once", metavar="N,N…")
+    threads: tuple[str, ...] = setting((), "Threads of the CPU [default: one a core]", metavar="N,N…")
+    rounds: int = setting(5, "Number of times each is measured", minimum=1)
+    against: tuple[str, ...] = setting((), "What to measure in turns with it: torch, genai (its own build), llama.cpp "
+                                       "(a GGUF of phicli export), or NAME=PATH with another model; may be repeated",
+                                       metavar="NAME[=PATH]", path=True, reference=True)
+    baseline: str | None = setting(None, "Figures of an earlier run (--json) to compare with", once=True,
+                                   metavar="FILE", path=True)
+    format: str = setting("table", "What is printed; all but table with llama-bench's names of columns", once=True,
+                          choices=("table", "md", "csv", "json", "jsonl"))
+    output: str | None = setting(None, "File for the figures, JSON [default: ROOT/benchmark.json]", once=True,
+                                 flags=("--output", "-o"), metavar="FILE", path=True, recorded=False,
+                                 panel=shared.RUNNING)
+    device: str = shared.device()
+    kernels: str = shared.kernels()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("prompt_tokens", 1), ("depth", 0), ("batch", 1), ("threads", 1)):
+            self.numbers(name, least)
+        if max(self.numbers("batch")) > 1 and max(self.numbers("depth")):
+            raise UsageError("several rows take their whole prompt at once", where="--batch", hint="--depth 0")
+        for one in self.against:
+            if one.partition("=")[0] not in CONTENDERS:
+                raise UsageError(f"'{one}' is not one of {', '.join(CONTENDERS)}", where="--against")
+
+    def numbers(self, name: str, least: int = 0) -> list[int]:
+        """A setting's numbers. Raises UsageError: none, or below the least."""
+        texts = [part for text in getattr(self, name) for part in text.split(",")]
+        found = [int(text) for text in texts if text.strip().isdecimal() and least <= int(text) <= LARGEST]
+        if len(found) != len(texts) or len(texts) > MOST_NUMBERS:
+            said = f"needs at most {MOST_NUMBERS} whole numbers from {least} on, not {','.join(texts)[:40]!r}"
+            raise UsageError(said, where=f"--{name.replace('_', '-')}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,28 @@ from phicli.artifacts.places import check_file_place
 from phicli.artifacts.reading import read_json
 from phicli.artifacts.stages import check_whole, read_sealed
 from phicli.config.steps import EvaluateConfig
-from phicli.errors import BadInput
+from phicli.errors import BadInput, Missing
+from phicli.evaluation.named import name_stages
 from phicli.evaluation.stages import Stage, find_stages
 from phicli.hub.datasets import data_inputs, held_out_sources
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict, difference
 
+WHAT = ("algorithm", "stages")  # settings that say which stages are measured, which are among the inputs
+
 
 @dataclass
 class EvaluationPlan(Plan):
-    """Its target is a file, which holds the figures and what they were measured on."""
+    """Its target is a file, which holds the figures and what they were measured on.
+
+    files: of held-out rows. reference: name of the stage that others are compared with. kept: whether the result is
+    written at all.
+    """
 
     stages: Sequence[Stage] = field(default_factory=tuple)
-    files: Sequence[Path] = ()  # of held-out rows
+    files: Sequence[Path] = ()
+    reference: str = "original"
+    kept: bool = True
 
     def result(self) -> dict[str, Any] | None:
         """The document that is there. Raises BadInput: damaged."""
@@ -57,16 +66,30 @@ def plan_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> Evalua
     """What `evaluate` would measure of the same settings.
 
     Raises:
-        Missing: nothing made under root yet. BadInput: no such adapter; a damaged stage.
+        Missing: nothing made under root yet. BadInput: no such adapter or stage; a damaged stage.
     """
     root = config.root_folder
     data = data_inputs(held_out_sources(config.eval_data, progress), "eval_data")
-    stages = find_stages(root, config.model, config.algorithm, config.adapter, progress)
+    stages = _stages(config, progress)
     present = [stage for stage in stages if not stage.missing]
     sources = {stage.name: stage.adapter_path or stage.folder for stage in present} | data
-    sources |= config.row_sources()
+    sources |= config.row_sources() | {name: Path(name) for name in config.tasks if Path(name).is_file()}
     for folder in dict.fromkeys(path for path in sources.values() if path.is_dir()):
         check_whole(folder)
-    settings = {**config.row_settings(), "rows": config.rows, "seq_len": config.seq_len,
-                "missing": [stage.name for stage in stages if stage.missing]}
-    return EvaluationPlan("evaluate", root / EVALUATION, sources, settings, stages, list(data.values()))
+    settings = {name: value for name, value in config.recorded().items() if name not in WHAT} | {
+        "missing": [stage.name for stage in stages if stage.missing]}
+    return EvaluationPlan("evaluate", Path(config.output or root / EVALUATION), sources, settings, stages,
+                          list(data.values()), stages[0].name, bool(config.output or not config.stages))
+
+
+def _stages(config: EvaluateConfig, progress: Progress) -> list[Stage]:
+    """Those that are named, else all under the root."""
+    if config.stages and all(Path(name.partition("+")[0]).exists() for name in config.stages):
+        return name_stages(config.stages, [], config.root_folder, progress)  # the original need not be fetched
+    try:
+        found = find_stages(config.root_folder, config.model, config.algorithm, config.adapter, progress)
+    except Missing:
+        if not config.stages:
+            raise
+        found = []
+    return name_stages(config.stages, found, config.root_folder, progress) if config.stages else found

@@ -1,23 +1,36 @@
 """Logits of a stage at the positions that predict a row's response, by torch or by onnxruntime-genai."""
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phicli.evaluation.stages import Stage
-from phicli.hub.models import read_config, weight_files
+from phicli.inference.runners import Runner, SessionRunner, TorchRunner
+from phicli.inference.torch_model import load_torch
 from phicli.text import Encoded
 from phicli.workflow.wording import worded
 
 if TYPE_CHECKING:
     from phicli.inference.session import Session
 
-# float [targets, vocabulary]; row i is the distribution of the token at the row's target i
-Reader = Callable[[Encoded], np.ndarray]
+
+@dataclass(frozen=True)
+class Reader:
+    """A stage that is loaded.
+
+    logits: of a row, float [targets, vocabulary]; entry i is the distribution of the token at the row's target i.
+    runner: generates. context: the longest text, in tokens.
+    """
+
+    logits: Callable[[Encoded], np.ndarray]
+    runner: Runner
+    context: int
+
+    def __call__(self, row: Encoded) -> np.ndarray:
+        return self.logits(row)
 
 
 class Readers(contextlib.AbstractContextManager["Readers"]):
@@ -46,7 +59,8 @@ class Readers(contextlib.AbstractContextManager["Readers"]):
         if session is None or session.folder != stage.folder or wanted > session.takes_adapters:
             self.close()
             session = self._session = Session(stage.folder, self._device, self._kernels, adapters=wanted)
-        return lambda row: session.logits(row.ids, stage.adapter)[np.array(row.targets) - 1]
+        return Reader(lambda row: session.logits(row.ids, stage.adapter)[np.array(row.targets) - 1],
+                      SessionRunner(session, stage.adapter), session.context)
 
     def close(self) -> None:
         """Give the memory of the session back that is open, if one is."""
@@ -62,50 +76,14 @@ class Readers(contextlib.AbstractContextManager["Readers"]):
 def _torch_reader(stage: Stage, device: str) -> Iterator[Reader]:
     import torch
 
-    from phicli.checkpoints.loading import load_base
-    from phicli.hardware.devices import choose_device
-
-    device = choose_device(device)
-    gc.collect()  # a model before this one may be held by a reference cycle only
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    model: Any = load_base(stage.folder, device, choose_dtype(stage.folder, device))
-    if stage.adapter_path is not None:
-        model = _with_adapter(model, stage.adapter_path)
-    model.eval()
+    model = load_torch(stage.folder, device, stage.adapter_path)
 
     def read(row: Encoded) -> np.ndarray:
-        ids = torch.tensor([row.ids], device=device)
+        ids = torch.tensor([row.ids], device=model.device)
         wanted = len(row.ids) - row.targets[0] + 1
         places = np.array(row.targets) - row.targets[0]
         with torch.inference_mode(), worded("the model cannot be run", stage.folder):
             logits = model(input_ids=ids, logits_to_keep=wanted, use_cache=False).logits[0, -wanted:][places]
         return logits.float().cpu().numpy()
 
-    yield read
-
-
-def _with_adapter(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    from phicli.checkpoints.peft_folder import check_patterns, check_weights
-
-    check_patterns(folder)
-    check_weights(folder)
-    with worded("the adapter does not fit the model", folder):
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-
-
-def choose_dtype(folder: Path, device: str) -> Any:
-    """float32 where the model fits into memory so, else the checkpoint's own type.
-
-    In 16 bits the rounding of activations shows up as a KL of about 1e-3, as large as what is looked for.
-    """
-    import torch
-
-    from phicli.hardware.devices import available_memory
-
-    if 2.5 * sum(path.stat().st_size for path in weight_files(folder)) < available_memory(device):
-        return torch.float32
-    config = read_config(folder)
-    return getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"))
+    yield Reader(read, TorchRunner(model), int(getattr(model.config, "max_position_embeddings", 2048)))

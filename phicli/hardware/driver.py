@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import sys
+from typing import Any
 
 COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute: major, minor
 
@@ -41,3 +42,38 @@ def open_gpu() -> bool:
         return not (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
                     or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
     return False
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t."""
+
+    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
+
+
+def gpu_memory_used() -> int | None:
+    """Bytes in use on the first GPU, by all processes; None where there is none."""
+    nvml = _nvml()
+    device, memory = ctypes.c_void_p(), _Memory()
+    if nvml is None or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) or nvml.nvmlDeviceGetMemoryInfo(
+            device, ctypes.byref(memory)):
+        return None
+    return int(memory.used)
+
+
+def gpu_name() -> str:
+    """Of the first GPU; empty where there is none."""
+    nvml = _nvml()
+    device, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    if nvml is None or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) or nvml.nvmlDeviceGetName(
+            device, name, len(name)):
+        return ""
+    return name.value.decode(errors="replace")
+
+
+def _nvml() -> Any:
+    """NVIDIA's management library, which makes no context on the GPU; None where there is no driver."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        return None if nvml.nvmlInit_v2() else nvml
+    except (OSError, AttributeError):
+        return None

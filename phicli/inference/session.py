@@ -152,8 +152,11 @@ class Session(ModelFolder):
             raise UsageError("the session was opened without adapters", hint="Session(folder) opens it with them")
         return path
 
-    def generator(self, max_length: int, adapter: str | None = None, sampling: Sampling | None = None) -> Generator:
-        """A new sequence, with a key-value cache for `max_length` tokens.
+    def generator(self, max_length: int, adapter: str | None = None, sampling: Sampling | None = None, *,
+                  rows: int = 1, least: int = 0) -> Generator:
+        """A new sequence, or `rows` of one length, with a key-value cache for `max_length` tokens.
+
+        least: no token that ends an answer is drawn before there are so many.
 
         Raises:
             BadInput, UsageError: as `load_adapter`; UsageError also for a sampling that only an engine knows.
@@ -167,7 +170,7 @@ class Session(ModelFolder):
         where = self.adapter_path(adapter) if adapter else self.folder
         with translated(run_fault(adapter), where, REBUILD):
             params = self._og.GeneratorParams(model)
-            params.set_search_options(max_length=max_length, batch_size=1, num_beams=1,
+            params.set_search_options(max_length=max_length, min_length=least, batch_size=rows, num_beams=1,
                                       **sampling.search_options(self.vocab_size))
             made = self._og.Generator(model, params)
             if adapter is not None:

@@ -153,3 +153,127 @@ def test_stages_with_other_tokens_are_refused(cli, lab, rows_file, tmp_path):
 def test_nothing_made_yet(cli, rows_file, tmp_path):
     done = cli("evaluate", "--model", "tiny", "--root", tmp_path / "none", "--eval-data", rows_file)
     assert done.code == 4 and "phicli quantize" in done.err and not (tmp_path / "none").exists()
+
+
+def plain_figures(model, reference, rows):
+    """Perplexity, KL and top-1 agreement of two transformers models, by nothing but torch."""
+    nll, kl, same, tokens = 0.0, 0.0, 0, 0
+    for ids, mask in rows:
+        with torch.no_grad():
+            p, q = (torch.log_softmax(m(input_ids=torch.tensor([ids])).logits[0].double(), -1)
+                    for m in (reference, model))
+        for at in (at for at, counts in enumerate(mask) if counts and at):
+            nll -= q[at - 1, ids[at]].item()
+            kl += (p[at - 1].exp() * (p[at - 1] - q[at - 1])).sum().item()
+            same += int(p[at - 1].argmax() == q[at - 1].argmax())
+            tokens += 1
+    return float(np.exp(nll / tokens)), kl / tokens, same / tokens
+
+
+def test_figures_are_those_of_a_plain_torch_loop(measured, lab, tiny):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, stages = measured
+    rows = [(one.ids, one.mask) for one in
+            (TextCodec(tiny).encode_conversation(RowParser().read(row).content) for row in ROWS)]
+    reference, base = (AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval() for _ in range(2))
+    perplexity, kl, top1 = plain_figures(PeftModel.from_pretrained(base, lab / "ft" / "travel").eval(), reference, rows)
+    for name in ("rtn + travel", "onnx + travel"):
+        assert stages[name]["perplexity"] == pytest.approx(perplexity, rel=1e-3)
+        assert stages[name]["kl"] == pytest.approx(kl, rel=1e-3) and stages[name]["top1"] == pytest.approx(top1)
+
+
+@pytest.fixture
+def named(cli, lab, tiny, tmp_path):
+    """named(file, *flags): the document of an evaluation of named stages."""
+    def run(file, *flags):
+        done = cli("evaluate", "--model", "tiny", "--root", tmp_path / "none", "--eval-data", file, "--json", *flags)
+        assert done.code == 0, done.err
+        assert not (tmp_path / "none").exists()
+        return json.loads(done.out)
+
+    return run
+
+
+def test_named_stages_on_a_text(named, lab, tiny, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    text = tmp_path / "text.txt"
+    text.write_text("The tram climbs the hill. At the top there is a small square, and a fountain.\n" * 8)
+    document = named(text, "--stage", tiny, "--stage", f"{lab / 'onnx-ao'}+travel", "--stage", lab / "ft" / "travel",
+                     "--stage", lab / "awq", "--seq-len", "64")
+    first, onnx, adapter, awq = document["stages"]
+    assert document["reference"] == first["stage"] == str(tiny) and first["kl"] is None and document["rows"] > 2
+    codec = TextCodec(tiny)
+    ids, begin = codec.encode_text(text.read_text()), codec.tokens.begin
+    room = 64 - len(begin)
+    rows = [([*begin, *ids[at : at + room]], [False] * len(begin) + [True] * room) for at in range(0, len(ids), room)]
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    perplexity, kl, _ = plain_figures(model, model, [(ids, mask[: len(ids)]) for ids, mask in rows])
+    assert first["perplexity"] == pytest.approx(perplexity, rel=1e-3) and kl == 0
+    assert onnx["perplexity"] == pytest.approx(adapter["perplexity"], rel=1e-3) and onnx["kl"] > 1e-3
+    assert awq["perplexity_ratio"] == pytest.approx(awq["perplexity"] / first["perplexity"], rel=1e-6)
+
+
+def test_answers_side_by_side_and_a_metric_of_a_package(cli, named, lab, tiny, rows_file, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "mine-1.dist-info").mkdir(parents=True)
+    (site / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    offered = "[phicli.metrics]\nlength = mine:length\nbad = mine:bad\n"
+    (site / "mine-1.dist-info" / "entry_points.txt").write_text(offered)
+    (site / "mine.py").write_text("def length(said):\n    return sum(len(a) for _, _, a in said) / len(said)\n"
+                                  "def bad(said):\n    raise KeyError('no')\n")
+    monkeypatch.syspath_prepend(site)
+    flags = ("--stage", lab / "rtn", "--stage", lab / "onnx-ao", "--max-new-tokens", "12")
+    document = named(rows_file, *flags, "--metric", "length", "--metric", "exact-match", "--generate", "2")
+    answers = [one["answers"] for one in document["answers"]]
+    assert [one["prompt"] for one in document["answers"]] == [row["prompt"] for row in ROWS[:2]]
+    assert [one["reference"] for one in document["answers"]] == [row["response"] for row in ROWS[:2]]
+    for stage in document["stages"]:
+        said = [one[stage["stage"]] for one in answers]
+        assert stage["metrics"]["length"]["value"] == np.mean([len(text) for text in said])
+        assert stage["metrics"]["exact-match"] == {"value": 0.0, "interval": None}
+    assert answers[0][str(lab / "rtn")] == answers[0][str(lab / "onnx-ao")] != ""  # the same weights
+    common = ("evaluate", "--model", "tiny", "--root", tmp_path / "none", "--eval-data", rows_file, *flags[:2])
+    failed, unknown = cli(*common, "--metric", "bad"), cli(*common, "--metric", "lengt")
+    assert failed.code == 3 and "'bad' failed: KeyError" in failed.err
+    assert unknown.code == 2 and "did you mean 'length'" in unknown.err
+    shown = cli(*common, "--generate", "1")
+    assert ROWS[0]["prompt"] in shown.out.replace("\n", " ") and shown.code == 0
+
+
+def test_tasks_need_lm_eval(cli, lab, rows_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("phicli.evaluation.harness.find_spec", lambda name: None)
+    done = cli("evaluate", "--model", "tiny", "--stage", lab / "rtn", "--eval-data", rows_file, "--task", "arc_easy")
+    assert done.code == 4 and "phicli[lm-eval]" in done.err
+
+
+def test_a_task_of_lm_eval(named, cli, lab, tiny, rows_file, tmp_path):
+    pytest.importorskip("lm_eval")
+    data, task = tmp_path / "data.json", tmp_path / "task.yaml"
+    data.write_text("".join(json.dumps({"q": q, "choices": ["in May.", "the tram."], "answer": a}) + "\n"
+                            for q, a in (("When? It is best", 0), ("How? Take", 1))))
+    said = {"task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}",
+            "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}]}
+    task.write_text(json.dumps(said))
+    document = named(rows_file, "--stage", lab / "rtn", "--stage", lab / "onnx-ao", "--task", task)
+    codec, expected = TextCodec(tiny), []
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    for q, answer in (("When? It is best", 0), ("How? Take", 1)):
+        scores = []
+        for choice in ("in May.", "the tram."):
+            before, ids = len(codec.encode_text(q)), codec.encode_text(f"{q} {choice}")
+            begin = codec.tokens.begin or codec.end_of_text
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[*begin, *ids]])).logits[0].log_softmax(-1)
+            scores.append(sum(logits[len(begin) + at - 1, ids[at]].item() for at in range(before, len(ids))))
+        expected.append(int(np.argmax(scores)) == answer)
+    for stage in document["stages"]:
+        assert stage["tasks"]["mine"]["acc,none"] == np.mean(expected)
+    task.write_text(json.dumps(said).replace('"{{q}}"', "!function evil.run"))
+    done = cli("evaluate", "--model", "tiny", "--stage", lab / "rtn", "--eval-data", rows_file, "--task", task)
+    assert done.code == 3 and "code of its own" in done.err

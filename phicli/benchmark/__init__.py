@@ -1,0 +1,1 @@
+"""Measuring how fast models run, side by side, each in a process of its own."""
