@@ -34,6 +34,7 @@ COMMANDS = (
     "evaluate",
     "run",
     "status",
+    "verify",
     "list",
     "show",
     "rm",

@@ -65,6 +65,18 @@ class LogsConfig(OfModel):
 
 
 @dataclass(frozen=True)
+class VerifyConfig(OfModel):
+    """Settings of `phicli verify`."""
+
+    STEP: ClassVar[str] = "verify"
+
+    place: str | None = setting(None, "What to verify: a root, a stage's folder, evaluation.json [default: the root]",
+                                once=True, argument=True, metavar="PLACE", path=True)
+    inputs: tuple[str, ...] = setting((), "File or folder that an input is in which is no longer where it was; may be "
+                                      "repeated", once=True, flags=("--input", "-i"), metavar="PATH", path=True)
+
+
+@dataclass(frozen=True)
 class DoctorConfig(OfModel):
     """Settings of `phicli doctor`."""
 

@@ -55,13 +55,13 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
             return done
         with Readers(config.device, config.kernels) as readers:
             measured = _measure_all(present, encoded, readers, config.root_folder, progress)
-        plan.check_unchanged()
+        origins = plan.check_unchanged()
         document = {
             "model": config.model, "eval_data": config.eval_data, "rows": len(encoded), "cut_rows": cut,
             "tokens": sum(len(row.targets) for row in encoded),
             "seq_len": config.seq_len, "device": config.device,
             "kernels": config.kernels, "stages": [_entry(stage, measured.get(stage.name, {})) for stage in plan.stages],
-            "inputs": plan.inputs, "settings": plan.settings, "versions": versions(),
+            "inputs": plan.inputs, "origins": origins, "settings": plan.settings, "versions": versions(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         write_sealed(plan.target, document)
