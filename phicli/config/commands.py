@@ -8,6 +8,8 @@ from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.setting import StepConfig, again, setting
 
+REPORT_FORMATS = ("html", "markdown")
+
 
 @dataclass(frozen=True)
 class ChatConfig(OfModel):
@@ -74,6 +76,19 @@ class VerifyConfig(OfModel):
                                 once=True, argument=True, metavar="PLACE", path=True)
     inputs: tuple[str, ...] = setting((), "File or folder that an input is in which is no longer where it was; may be "
                                       "repeated", once=True, flags=("--input", "-i"), metavar="PATH", path=True)
+
+
+@dataclass(frozen=True)
+class ReportConfig(OfModel):
+    """Settings of `phicli report`."""
+
+    STEP: ClassVar[str] = "report"
+
+    format: str = setting("html", "Form of the page", once=True, choices=REPORT_FORMATS)
+    benchmark: tuple[str, ...] = setting((), "JSON of a benchmark, phicli's or llama-bench's; may be repeated "
+                                         "[default: ROOT/benchmark.json]", once=True, metavar="FILE", path=True)
+    output: str | None = setting(None, "File to write [default: ROOT/report.html, or ROOT/report.md]", once=True,
+                                 flags=("--output", "-o"), metavar="FILE", path=True)
 
 
 @dataclass(frozen=True)
