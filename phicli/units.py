@@ -1,6 +1,7 @@
 """Figures for people."""
 
 import math
+import re
 import time
 from datetime import datetime
 
@@ -12,6 +13,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def bytes_of(text: str) -> float | None:
+    """A size as people write it, "2.4GB" or "800 MB", in bytes; None where it is none."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?) ?([kMGT]?)B?", text.strip())
+    return float(found[1]) * 1000.0 ** " kMGT".index(found[2] or " ") if found else None
 
 
 def duration(seconds: float) -> str:

@@ -46,8 +46,7 @@ def group_help(group: Any, ctx: Any) -> str:
         command = group.get_command(ctx, name)
         if not command.hidden:
             lines += _entry(f"  {name}", re.split(r"[:;.](?=\s|$)", command.help or "")[0], 12)
-    lines += ["", _heading("Options")]
-    lines += [line for option in group.get_params(ctx) for line in _full(option, None, False)]
+    lines += ["", *_short("Options", group.get_params(ctx), {})]
     return _shown([*lines, *(["", *examples] if examples else [])])
 
 

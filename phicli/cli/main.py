@@ -33,6 +33,7 @@ COMMANDS = (
     "chat",
     "evaluate",
     "run",
+    "search",
     "status",
     "verify",
     "report",

@@ -47,7 +47,8 @@ def collect(config: ReportConfig) -> dict[str, Any]:
     """The parts of the page, as the templates of `phicli/reporting` take them."""
     root = config.root_folder
     made = [one for one in Kept(root.name, root, config.model).made if one.step != "damaged"][:MOST]
-    if not made:
+    search = search_parts(stages.read_sealed(root / SEARCH, "phicli search --force") or {})
+    if not made and not search:
         raise Missing("nothing to report on here yet", where=root, hint="phicli run")
     results = [one for one in made if one.place.is_dir()]
     qualities = [(_name(one), table(one.about, "quality")) for one in results]
@@ -70,7 +71,7 @@ def collect(config: ReportConfig) -> dict[str, Any]:
         "errors": [Named(name, ", ".join(f"{error:.2%}" for error in errors))
                    for name, quality in qualities if (errors := trained.layer_errors(quality))],
         "speeds": speeds, "speed_on": measured_with(benchmarks), "answers": answers,
-        "search": search_parts(stages.read_sealed(root / SEARCH, "phicli search --force") or {}),
+        "search": search,
         "origins": [row for one in results for row in _origins(one)],
         "settings": [Named(_name(one), in_words(table(one.about, "settings"))) for one in results],
         "missing": [line for line, there in missing.items() if not there],
@@ -121,7 +122,7 @@ def _tiles(results: Sequence[Made], evaluation: Mapping[str, Any],
            speeds: Iterable[Mapping[str, Any]]) -> Iterable[Named]:
     """The figures that tell most."""
     weights = next((count for one in results if (count := figure(table(one.about, "quality").get("source_bytes")))), 0)
-    if weights and results[-1].step == "optimize":
+    if weights and results[-1].step == "optimize":  # there is one, which has said how large they are
         yield Named("Size", size(results[-1].bytes), f"of weights of {size(weights)}")
     measured = [(str(row.get("stage"))[:NAME], row) for row in entries(evaluation.get("stages"))]
     for title, key, digits, tuned in (("KL to the original", "kl", 3, False), ("Perplexity", "perplexity", 4, True)):
