@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 from phicli.version import __version__
 
 if TYPE_CHECKING:
-    from phicli.api import evaluate, export_as, finetune, inspect, merge, optimize, quantize
+    from phicli.api import (
+        evaluate,
+        export_as,
+        finetune,
+        inspect,
+        merge,
+        optimize,
+        quantize,
+        report,
+        run_workflow,
+        search,
+        verify,
+    )
     from phicli.config import (
         ChatConfig,
         EvaluateConfig,
@@ -32,7 +44,8 @@ if TYPE_CHECKING:
     from phicli.workflow.plan import StageResult
 
 _HOME = {
-    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate"),
+    "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate",
+                   "run_workflow", "search", "report", "verify"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
                       "ExportConfig", "ChatConfig", "EvaluateConfig"),
     "phicli.inference.session": ("Session",),
@@ -45,7 +58,7 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["Answer", "BadInput", "ChatConfig", "Conversation", "EvaluateConfig", "ExportConfig", "FinetuneConfig",
            "InspectConfig", "MergeConfig", "Missing", "OptimizeConfig", "PhicliError", "QuantizeConfig", "RemoteError",
            "Sampling", "Session", "StageResult", "UsageError", "__version__", "evaluate", "export_as", "finetune",
-           "inspect", "merge", "optimize", "quantize"]
+           "inspect", "merge", "optimize", "quantize", "report", "run_workflow", "search", "verify"]
 
 
 def __getattr__(name: str) -> Any:

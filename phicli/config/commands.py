@@ -84,6 +84,22 @@ class VerifyConfig(OfModel):
 
 
 @dataclass(frozen=True)
+class WorkflowConfig(OfModel):
+    """Settings of a workflow of Olive's passes, which `phicli run --workflow` runs."""
+
+    STEP: ClassVar[str] = "workflow"
+
+    workflow: str | None = setting(None, "Workflow of Olive's to run in place of the lab: JSON or YAML", once=True,
+                                   metavar="FILE", path=True, recorded=False, panel="Passes")
+    passes: tuple[str, ...] = setting((), "Pass of Olive's to run (after those of --workflow), with its settings: "
+                                      "\"Rtn bits=4\"; may be repeated", once=True, flags=("--pass",), verbatim=True,
+                                      metavar="\"NAME KEY=VALUE\"", recorded=False, panel="Passes")
+    device: str = shared.device()
+    output: str | None = shared.output()
+    force: bool = shared.force()
+
+
+@dataclass(frozen=True)
 class ReportConfig(OfModel):
     """Settings of `phicli report`."""
 
