@@ -15,10 +15,10 @@ from phicli.config.setting import settings_of
 from phicli.config.writing import typed_value
 from phicli.errors import BadInput, UsageError
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources
-from phicli.hub.models import resolve_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress, keeping
 from phicli.steps.choosing import Limits, Settings, best_of, front_of, grid_size, next_settings
+from phicli.steps.quantize import plan_quantize
 from phicli.steps.trials import AXES, TRIAL, Steps, Trials
 from phicli.units import bytes_of, number, size
 
@@ -112,13 +112,13 @@ def _begin(config: SearchConfig, steps: Steps, adapter: bool, target: Path, prog
 
 def _key(steps: Steps, adapter: bool, progress: Progress) -> dict[str, Any]:
     """What the figures of all trials depend on."""
-    sources = {"model": resolve_model(steps.quantize.model, progress),
-               **data_inputs(held_out_sources(steps.evaluate.eval_data, progress), "eval_data")}
+    sources = data_inputs(held_out_sources(steps.evaluate.eval_data, progress), "eval_data")
     if adapter:
         sources |= data_inputs(find_sources(steps.finetune.data, progress=progress))
+    inputs = {name: stages.fingerprint(path) for name, path in sources.items()}
     known = {name: value for step in (steps.quantize, steps.optimize, steps.evaluate, *([steps.finetune] * adapter))
              for name, value in step.recorded().items() if name not in AXES}
-    return {"inputs": {name: stages.fingerprint(path) for name, path in sources.items()}, "settings": known,
+    return {"inputs": {**inputs, **plan_quantize(steps.quantize, progress).inputs}, "settings": known,
             "adapter": adapter, "versions": stages.versions()}
 
 

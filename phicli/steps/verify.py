@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from phicli.steps.inventory import Kept
 
 _AGAIN = "phicli run makes it again"
 DEEPEST = 50  # links of a chain that are followed
+MANY, MOST_UNTOLD = 1000, 1_000_000  # files beyond those expected; of an input whose files are not told one by one
 
 
 class Found(StrEnum):
@@ -99,7 +101,7 @@ class _Verification:
             document = stages.read_exactly(file, _AGAIN)
             if file == place:
                 return document, []
-            manifest, found = stages.read_manifest(place), self.contents(place)
+            manifest, found = stages.read_manifest(place), self.contents(place, len(_table(document, "files")))
         except BadInput as e:
             return {}, [f"{file.name} is {e.message}"]
         assert manifest is not None  # it was read just now
@@ -135,7 +137,7 @@ class _Verification:
     def differences(self, place: Path, fingerprint: str, files: Mapping[str, Any]) -> list[str]:
         """Each file that is not as it was when something was made from it; of a manifest without files, the whole."""
         try:
-            found = _counted(self.contents(place))
+            found = _counted(self.contents(place, len(files) or MOST_UNTOLD))
         except BadInput as e:
             return [f"{place.name}: {e.message}"]
         if stages.fingerprint_of(found) == fingerprint:
@@ -147,10 +149,16 @@ class _Verification:
                 for name in sorted(shown) if now.get(name) != files.get(name)] if files else [
                 f"{place.name} has other content than it had"]
 
-    def contents(self, place: Path) -> dict[str, str]:
-        """The hashes of all files of a place, which is read once. Raises BadInput: it cannot be read."""
+    def contents(self, place: Path, expected: int = MOST_UNTOLD) -> dict[str, str]:
+        """The hashes of all files of a place, which is read once.
+
+        Raises:
+            BadInput: it cannot be read, or has many more files than expected: a stranger's manifest may name any place.
+        """
         key = os.path.realpath(place)
         if key not in self.read:
+            if place.is_dir() and len(list(islice(place.rglob("*"), 2 * expected + MANY))) >= 2 * expected + MANY:
+                raise BadInput(f"it holds many more than {expected} files", where=place)
             self.read[key] = stages.contents(place, all_files=(place / stages.MANIFEST).is_file())
             self.task.advance(len(self.read[key]))
         return self.read[key]

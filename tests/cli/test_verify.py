@@ -1,6 +1,7 @@
 """`phicli verify`: from an ONNX folder back to model and rows, and one byte that is another anywhere in it."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -87,6 +88,17 @@ def test_a_stage_made_anew_is_told(cli, lab):
     done, found = verified(cli, lab / "lab" / "onnx-ao")
     assert done.code == 3 and found[1]["wrong"] == [
         "awq was made anew, with other content, since this was made from it"]
+
+
+def test_a_manifest_that_names_the_whole_disk(cli, tmp_path):
+    from phicli.artifacts.stages import Manifest, write_manifest
+
+    origins = {"model": {"path": "/", "files": {"a": "b"}}, "data": {"path": "/dev/zero"}, "fifo": {"path": "fifo"}}
+    os.mkfifo(tmp_path / "fifo")
+    write_manifest(tmp_path, Manifest("optimize", dict.fromkeys(origins, "ab"), {}, origins=origins))
+    done, found = verified(cli, tmp_path)
+    assert done.code == 3 and [one["state"] for one in found] == ["whole", "changed", "changed", "changed"]
+    assert "many more than 1 files" in found[1]["wrong"][0] and "not a regular file" in found[2]["wrong"][0]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"check": 1}', '{"inputs": {"a": 1}, "origins": [], "check": "x"}'])
