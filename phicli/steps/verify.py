@@ -1,6 +1,7 @@
 """Provenance: whether results are, byte by byte, what their steps wrote, and what they were made from, as far back as
 manifests tell."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,11 @@ class _Verification:
 
     def root(self, root: Path) -> Iterator[Verified]:
         """All results under a root, and the file that names its model."""
-        for made in Kept(root.name, root, None).made:
+        results = Kept(root.name, root, None).made
+        for made in results:  # which are inputs of each other, wherever the root was when they were made
+            with contextlib.suppress(BadInput):
+                self.others.setdefault(stages.fingerprint_of(_counted(self.contents(made.place))), made.place)
+        for made in results:
             yield from self.result(0, made.place.relative_to(root).as_posix(), made.place)
         if (file := root / MODEL).exists():
             wrong = list(self.document(file)[1])
