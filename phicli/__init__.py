@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Any
 from phicli.version import __version__
 
 if TYPE_CHECKING:
-    from phicli.api import benchmark, evaluate, export_as, finetune, gate, inspect, merge, optimize, quantize
+    from phicli.api import (
+        benchmark,
+        evaluate,
+        export_as,
+        finetune,
+        gate,
+        inspect,
+        merge,
+        optimize,
+        quantize,
+        report,
+        run_workflow,
+        search,
+        verify,
+    )
     from phicli.config import (
         BenchmarkConfig,
         ChatConfig,
@@ -36,7 +50,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate", "benchmark",
-                   "gate"),
+                   "gate", "run_workflow", "search", "report", "verify"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
                       "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig"),
     "phicli.inference.session": ("Session",),
@@ -51,7 +65,7 @@ __all__ = ["Answer", "BadInput", "BenchmarkConfig", "Busy", "ChatConfig", "Conve
            "ExportConfig", "FinetuneConfig", "Finish", "GateConfig", "Grammar", "InspectConfig", "MergeConfig",
            "Missing", "OptimizeConfig", "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling",
            "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as", "finetune",
-           "gate", "inspect", "merge", "optimize", "quantize"]
+           "gate", "inspect", "merge", "optimize", "quantize", "report", "run_workflow", "search", "verify"]
 
 
 def __getattr__(name: str) -> Any:

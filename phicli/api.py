@@ -5,6 +5,7 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 (`phicli.errors`); nothing exits, nothing of the process is changed for longer than the call.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from phicli.config import (
     QuantizeConfig,
     StepConfig,
 )
+from phicli.config.commands import ReportConfig, SearchConfig, WorkflowConfig
 from phicli.config.setting import settings_of
 from phicli.errors import UsageError
 from phicli.progress import Progress, automatic
@@ -27,6 +29,7 @@ from phicli.workflow.plan import StageResult
 
 if TYPE_CHECKING:
     from phicli.steps.gate import GateResult
+    from phicli.steps.verify import Verified
 
 Config = TypeVar("Config", bound=StepConfig)
 
@@ -134,6 +137,50 @@ def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | N
     from phicli.steps.gate import gate as step
 
     return step(_config(GateConfig, "model", model, settings), progress or automatic())
+
+
+def run_workflow(workflow: str | Path | WorkflowConfig | None = None, *, progress: Progress | None = None,
+                 **settings: Any) -> StageResult:
+    """Run passes of Olive's, of a workflow file or by name (`passes`); see `phicli.steps.passes.run_workflow`."""
+    from phicli.steps.passes import run_workflow as step
+
+    return step(_config(WorkflowConfig, "workflow", workflow, settings), progress or automatic())
+
+
+def search(model: str | Path | SearchConfig | None = None, *, quantize: QuantizeConfig | None = None,
+           finetune: FinetuneConfig | None = None, optimize: OptimizeConfig | None = None,
+           evaluate: EvaluateConfig | None = None, progress: Progress | None = None, **settings: Any) -> dict[str, Any]:
+    """Search settings within limits, and build the best model; see `phicli.steps.search.search`.
+
+    quantize, finetune, optimize, evaluate: the settings of these steps that are not searched.
+    """
+    from phicli.steps.search import search as step
+    from phicli.steps.trials import AXES, Steps
+
+    texts = {name: tuple(map(str, values)) for name, values in settings.items() if name in AXES}
+    config = _config(SearchConfig, "model", model, settings | texts)
+    shared: dict[str, Any] = {"model": config.model, "root": config.root}
+    steps = Steps(quantize or QuantizeConfig(**shared, device=config.device, seed=config.seed),
+                  finetune or FinetuneConfig(**shared, data=config.data, device=config.device, seed=config.seed),
+                  optimize or OptimizeConfig(**shared, device=config.device),
+                  evaluate or EvaluateConfig(**shared, eval_data=config.eval_data, rows=config.rows,
+                                             device=config.device))
+    return step(config, steps, progress or automatic())
+
+
+def report(model: str | Path | ReportConfig | None = None, **settings: Any) -> Path:
+    """Write one page about all that was made, and return its file; see `phicli.steps.report.report`."""
+    from phicli.steps.report import report as step
+
+    return step(_config(ReportConfig, "model", model, settings))
+
+
+def verify(place: str | Path, inputs: Sequence[str | Path] = (), *,
+           progress: Progress | None = None) -> "list[Verified]":
+    """What a result, or all under a root, was made from, each byte compared; see `phicli.steps.verify.verify`."""
+    from phicli.steps.verify import verify as step
+
+    return step(Path(place), [Path(path) for path in inputs], progress or automatic())
 
 
 def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:

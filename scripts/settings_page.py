@@ -75,7 +75,7 @@ def _once() -> Iterator[tuple[str, ...]]:
                 if not setting.key:
                     found.setdefault((name, setting), []).append(command)
     for (name, setting), users in found.items():
-        yield _row(setting, ({name: setting}, users))
+        yield _row(setting, ({} if setting.argument else {name: setting}, users))
 
 
 def _row(setting: Setting, use: tuple[dict[str, Setting], list[str]]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -126,3 +127,21 @@ def tiny_awq(tmp_path_factory, tiny) -> Path:
 
     root = tmp_path_factory.mktemp("tiny")
     return quantize("tiny", device="cpu", samples=32, seq_len=256, root=root).folder
+
+
+@pytest.fixture(scope="session")
+def finished_lab(tmp_path_factory, tiny, data_file) -> Path:
+    """A folder with all of a small lab: model, rows, held-out rows, and the results in the root `lab`. To be left as
+    it is."""
+    from phicli import evaluate, finetune, optimize, quantize
+
+    folder = tmp_path_factory.mktemp("finished")
+    given = {"model": str(shutil.copytree(tiny, folder / "model")), "root": folder / "lab"}
+    rows = data_file.read_text().splitlines(keepends=True)
+    for name, part in (("rows", rows[:40]), ("questions", rows[40:44])):
+        (folder / f"{name}.jsonl").write_text("".join(part))
+    quantize(**given, device="cpu", samples=4, seq_len=128)
+    finetune(**given, device="cpu", data=folder / "rows.jsonl", max_steps=4, lora_r=4, eval_steps=2)
+    optimize(**given, device="cpu")
+    evaluate(**given, device="cpu", eval_data=folder / "questions.jsonl")
+    return folder

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -173,6 +173,12 @@ def _place() -> Path | None:
 MEMORY = Memory(_place())
 
 
-def forget() -> None:
-    """From here on every file is read, whatever is remembered: finds what a disk has lost by itself."""
+@contextlib.contextmanager
+def reading_all() -> Iterator[None]:
+    """Every file is read in this block, whatever is remembered: finds what a disk has lost by itself."""
+    before = MEMORY.path, MEMORY._entries
     MEMORY.path, MEMORY._entries = None, {}
+    try:
+        yield
+    finally:
+        MEMORY.path, MEMORY._entries = before

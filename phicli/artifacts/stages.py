@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from phicli.artifacts.hashing import file_hashes
 from phicli.artifacts.publishing import leftovers, publishing, publishing_file, settle, write_text, writing
-from phicli.artifacts.reading import read_json
+from phicli.artifacts.reading import parse_json, read_bytes, read_json
 from phicli.errors import BadInput
 from phicli.version import __version__
 
@@ -33,6 +33,7 @@ class Manifest:
 
     inputs: name -> fingerprint of what it was. settings: name -> value. versions: package -> version.
     quality: measured figures. files: relative path -> size in bytes. hashes: the same -> as `file_hashes` gives it.
+    origins: name of an input -> where it was and what it was made from, as `artifacts/origins.py` describes it.
     """
 
     step: str
@@ -43,6 +44,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
     created: str = ""
 
     @property
@@ -55,7 +57,7 @@ class Manifest:
         for name, value in vars(self).items():
             if not isinstance(value, kinds.get(name, dict)):
                 raise TypeError(f"'{name}' is {type(value).__name__}")
-        for name, kind in (("inputs", str), ("versions", str), ("files", int), ("hashes", str)):
+        for name, kind in (("inputs", str), ("versions", str), ("files", int), ("hashes", str), ("origins", dict)):
             if not all(isinstance(value, kind) for value in getattr(self, name).values()):
                 raise TypeError(f"'{name}' holds something else than {kind.__name__}")
 
@@ -91,7 +93,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def write_sealed(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document with a checksum of itself, atomically."""
     plain = json.loads(json.dumps(document), parse_constant=_NO_JSON.get)  # as it will be read
-    write_text(path, json.dumps({**plain, "check": _seal(plain)}, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _sealed(plain))
+
+
+def read_exactly(path: Path, hint: str) -> dict[str, Any]:
+    """What `write_sealed` wrote, every byte of it, blanks too.
+
+    Raises:
+        BadInput: a byte is another one. FileNotFoundError: no such file.
+    """
+    content = read_bytes(path)
+    document = parse_json(content, path)
+    if not isinstance(document, dict) or document.pop("check", None) is None:
+        raise BadInput("damaged: it has no checksum", where=path, hint=hint)
+    if _sealed(document).encode() != content:
+        raise BadInput("damaged: its checksum does not fit", where=path, hint=hint)
+    return document
 
 
 def read_sealed(path: Path, hint: str) -> dict[str, Any] | None:
@@ -110,6 +127,10 @@ def read_sealed(path: Path, hint: str) -> dict[str, Any] | None:
         return None
     except (BadInput, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise BadInput(f"damaged: {getattr(e, 'message', e)}", where=path, hint=hint) from None
+
+
+def _sealed(plain: dict[str, Any]) -> str:
+    return json.dumps({**plain, "check": _seal(plain)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _seal(document: dict[str, Any]) -> str:
@@ -171,14 +192,26 @@ def fingerprint(path: Path) -> str:
     Raises:
         BadInput: it cannot be read.
     """
+    return fingerprint_of(contents(path))
+
+
+def contents(path: Path, all_files: bool = False) -> dict[str, str]:
+    """The hash of each file that `fingerprint` is of, or of all, by name ("." of a file). Raises as it does."""
     try:
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST
-                           and not any(part.startswith(".") for part in p.relative_to(path).parts))
-        else:
-            files = [path]
-        names = [p.relative_to(path).as_posix() for p in files]
-        lines = [f"{name}\0{content}\n" for name, content in zip(names, file_hashes(files), strict=True)]
+        files = [path] if not path.is_dir() else sorted(p for p in path.rglob("*") if p.is_file() and (
+            all_files or counts(p.relative_to(path).as_posix())))
+        return dict(zip((p.relative_to(path).as_posix() for p in files), file_hashes(files), strict=True))
     except OSError as e:
         raise BadInput(f"cannot be read: {e.strerror}", where=path) from None
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def counts(name: str) -> bool:
+    """Whether a fingerprint is of a file with this name in a folder; "." is a file by itself."""
+    *_, last = parts = name.split("/")
+    return name == "." or (last != MANIFEST and not any(part.startswith(".") for part in parts))
+
+
+def fingerprint_of(files: Mapping[str, str]) -> str:
+    """The fingerprint of what has these files."""
+    lines = "".join(f"{name}\0{content}\n" for name, content in files.items())
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from phicli.artifacts.locks import held
-from phicli.artifacts.stages import writing
+from phicli.artifacts.stages import check_whole, counts, writing
 from phicli.azure import faults
 from phicli.azure.fetching import damaged_files, fetch_files, list_files, range_length
 from phicli.azure.part import Part
@@ -165,8 +165,18 @@ def _fetch(container: Container, prefix: str, folder: Path, model: Identity, pro
         if damaged_files(wrong, part, step, progress):
             raise RemoteError("not the content that was uploaded (checksum)", where=wrong[0].name,
                               hint="the storage's copy is damaged: upload it again")
+    _check_manifest(part.files)
     record = record_path(folder)
     write_record(part.path / record.name, model, part.files, [f.name for f in files])
     part.publish(folder, record)
     sizes = {f.name: f.size for f in files}
     return Downloaded("downloaded", model.name, model.version, str(folder), sum(sizes.values()), fetched, sizes)
+
+
+def _check_manifest(folder: Path) -> None:
+    """Raise RemoteError where a manifest came along and the files are not those that it was written for."""
+    try:
+        check_whole(folder, counts)  # hidden files are not uploaded
+    except BadInput as e:
+        raise RemoteError(f"not what the step made: {e.message}", where=Path(str(e.where)).name,
+                          hint="the storage's copy is damaged: upload it again") from None

@@ -14,8 +14,8 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from phicli.cli.printable import printable
 from phicli.inference.answer import Answer
+from phicli.printable import printable
 
 Lines = list[list[Segment]]
 

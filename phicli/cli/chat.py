@@ -12,12 +12,12 @@ import typer
 
 from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options, process
-from phicli.cli.printable import printable
 from phicli.cli.question import question_of
 from phicli.cli.terminal import unseen_keys
 from phicli.config.commands import ChatConfig
 from phicli.config.layers import Settings
 from phicli.errors import Missing, UsageError
+from phicli.printable import printable
 
 if TYPE_CHECKING:
     from phicli.cli.chat_store import ChatStore, Kept

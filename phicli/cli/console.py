@@ -12,8 +12,8 @@ from phicli.artifacts.logs import log_file
 from phicli.cli import process
 from phicli.cli.diverted import diverted
 from phicli.cli.manner import manner
-from phicli.cli.printable import printable, printable_json
 from phicli.errors import BadInput, PhicliError
+from phicli.printable import printable, printable_json
 from phicli.units import ago as ago
 from phicli.units import duration as duration
 from phicli.units import number as number

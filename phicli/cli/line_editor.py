@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.private import private_folder
-from phicli.cli.printable import printable
 from phicli.errors import Missing
+from phicli.printable import printable
 
 PROMPT, CONTINUED = "> ", ". "
 QUOTED = re.compile(r'(/\S+\s+)?"""(.*)', re.DOTALL)  # as in ollama: Enter begins new lines until the next three quotes

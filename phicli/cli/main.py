@@ -15,9 +15,9 @@ import typer
 from phicli.cli import options, process
 from phicli.cli.manner import set_manner, usual_manner
 from phicli.cli.once import Command, Group
-from phicli.cli.printable import printable
 from phicli.errors import ExitCode, Missing, PhicliError
 from phicli.libraries import subdued
+from phicli.printable import printable
 from phicli.version import __version__
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of every fault the parser finds; typer does not export it
@@ -35,7 +35,10 @@ COMMANDS = (
     "benchmark",
     "gate",
     "run",
+    "search",
     "status",
+    "verify",
+    "report",
     "list",
     "show",
     "rm",

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from phicli.cli.manner import manner
-from phicli.cli.printable import printable, printable_json
 from phicli.errors import Missing, PhicliError
+from phicli.printable import printable, printable_json
 from phicli.units import number
 
 

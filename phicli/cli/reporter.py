@@ -11,7 +11,7 @@ from rich.text import Text
 
 from phicli.cli.manner import manner
 from phicli.cli.messages import cell, event, note, stderr, warn
-from phicli.cli.printable import printable
+from phicli.printable import printable
 from phicli.progress import SILENT
 from phicli.units import duration, number, rough_duration, size
 

@@ -11,7 +11,8 @@ from phicli.config.layers import Settings
 
 Name = Annotated[str, typer.Argument(help="A model, or MODEL/ADAPTER, as phicli list names them; or a root",
                                      metavar="NAME", show_default=False)]
-LEFT_OUT = ("files", "hashes", "inputs", "stages", "step", "created")  # of a manifest: for programs, with --json
+# Of a manifest: for programs, with --json.
+LEFT_OUT = ("files", "hashes", "inputs", "origins", "stages", "step", "created")
 
 
 def show(name: Name, json: options.Json = False) -> Sequence[Next]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phicli.cli.messages import cell, set_in, strange
-from phicli.cli.printable import printable
+from phicli.printable import printable
 
 PLAIN_WIDTH = 200  # of tables that go to a file or a pipe, so that nothing is cut
 SHORT, LEAST = 16, 24  # columns: a cell so short is never parted; a longer one has this much room at least

@@ -1,16 +1,22 @@
 """The settings of commands that are no steps of the lab."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from phicli.config import shared
 from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.setting import LARGEST, StepConfig, again, setting
+from phicli.config.steps import EvaluateConfig
 from phicli.errors import UsageError
 
 CONTENDERS = ("torch", "genai", "llama.cpp")
 MOST_NUMBERS = 32
+REPORT_FORMATS = ("html", "markdown")
+
+
+def _values(default: tuple[str, ...], what: str, panel: str = "") -> Any:
+    return setting(default, f"{what} to try", metavar="A,B", panel=panel)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,76 @@ class LogsConfig(OfModel):
     """Settings of `phicli logs`."""
 
     STEP: ClassVar[str] = "logs"
+
+
+@dataclass(frozen=True)
+class VerifyConfig(OfModel):
+    """Settings of `phicli verify`."""
+
+    STEP: ClassVar[str] = "verify"
+
+    place: str | None = setting(None, "What to verify: a root, a stage's folder, evaluation.json [default: the root]",
+                                once=True, argument=True, metavar="PLACE", path=True)
+    inputs: tuple[str, ...] = setting((), "File or folder that an input is in which is no longer where it was; may be "
+                                      "repeated", once=True, flags=("--input", "-i"), metavar="PATH", path=True)
+
+
+@dataclass(frozen=True)
+class WorkflowConfig(OfModel):
+    """Settings of a workflow of Olive's passes, which `phicli run --workflow` runs."""
+
+    STEP: ClassVar[str] = "workflow"
+
+    workflow: str | None = setting(None, "Workflow of Olive's to run in place of the lab: JSON or YAML", once=True,
+                                   metavar="FILE", path=True, recorded=False, panel="Passes")
+    passes: tuple[str, ...] = setting((), "Pass of Olive's to run (after those of --workflow), with its settings: "
+                                      "\"Rtn bits=4\"; may be repeated", once=True, flags=("--pass",), verbatim=True,
+                                      metavar="\"NAME KEY=VALUE\"", recorded=False, panel="Passes")
+    device: str = shared.device()
+    output: str | None = shared.output()
+    force: bool = shared.force()
+
+
+@dataclass(frozen=True)
+class ReportConfig(OfModel):
+    """Settings of `phicli report`."""
+
+    STEP: ClassVar[str] = "report"
+
+    format: str = setting("html", "Form of the page", once=True, choices=REPORT_FORMATS)
+    benchmark: tuple[str, ...] = setting((), "JSON of a benchmark, phicli's or llama-bench's; may be repeated "
+                                         "[default: ROOT/benchmark.json]", once=True, metavar="FILE", path=True)
+    output: str | None = setting(None, "File to write [default: ROOT/report.html, or ROOT/report.md]", once=True,
+                                 flags=("--output", "-o"), metavar="FILE", path=True)
+
+
+@dataclass(frozen=True)
+class SearchConfig(OfModel):
+    """Settings of `phicli search`: values to try, limits, and what of the steps' settings is often given along."""
+
+    STEP: ClassVar[str] = "search"
+
+    algorithm: tuple[str, ...] = _values(("awq", "rtn"), "Quantization algorithms")
+    group_size: tuple[str, ...] = _values(("128", "32"), "Group sizes")
+    head: tuple[str, ...] = _values(("int8", "int4"), "Precisions of the output projection")
+    embeddings: tuple[str, ...] = _values((), "Precisions of the token embeddings", "Searching")
+    kv_cache: tuple[str, ...] = _values((), "Precisions of the key/value cache", "Searching")
+    lora_r: tuple[str, ...] = _values((), "With an adapter in each trial: ranks")
+    learning_rate: tuple[str, ...] = _values((), "With an adapter in each trial: learning rates")
+    max_size: str | None = setting(None, "Largest size of the ONNX folder, such as 2.4GB", metavar="SIZE")
+    max_kl: float | None = setting(None, "Largest KL to the original, without an adapter", minimum=0)
+    max_perplexity: float | None = setting(None, "Largest perplexity of held-out rows", above=0,
+                                          panel="Searching")
+    min_speed: float | None = setting(None, "Lowest speed of answers, in tokens a second", minimum=0)
+    goal: str | None = setting(None, "What to have best within them [default: perplexity with adapters, else kl]",
+                               choices=("kl", "perplexity", "size", "speed"))
+    trials: int = setting(20, "Most trials", minimum=1, panel="Searching")
+    rows: int | None = again(EvaluateConfig, "rows")
+    data: tuple[str, ...] = shared.data()
+    eval_data: str = shared.eval_data()
+    device: str = shared.device()
+    seed: int = shared.seed()
+    force: bool = shared.force()
 
 
 @dataclass(frozen=True)

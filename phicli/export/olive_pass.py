@@ -75,6 +75,8 @@ class SlottedModelBuilder(model_builder.ModelBuilder):
                 settings.extra_options = self._builder_options(folder, settings, output_model_path, scratch)
                 family.settle(settings.extra_options["hf_details"]["hf_config"])
                 built = super()._run_for_config(model, settings, output_model_path)
+        extra = (built.model_attributes or {}).get("additional_files", [])
+        extra[:] = [path for path in extra if Path(path).exists()]  # weights were still in a file for a while
         if layout == graph_inputs.NAME:
             with self.progress.task("adapter slots", unit="slots") as task:
                 task.advance(len(graph_inputs.add_slots(Path(built.model_path))))

@@ -1,7 +1,9 @@
 """What `optimize` would make, and how much of it is there: the model and its adapters are judged apart."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_SUFFIX, FINETUNED, ONNX_FOLDER
@@ -37,6 +39,13 @@ class OptimizePlan(Plan):
         self.sources[PREFIX + source.name] = source.folder
         if "inputs" in self.__dict__:
             self.inputs[PREFIX + source.name] = stages.fingerprint(source.folder)
+
+    def check_unchanged(self) -> dict[str, dict[str, Any]]:
+        """As a plan does; of adapters that are taken from the model, what its manifest says of them."""
+        have = None
+        with contextlib.suppress(BadInput):  # it is made again
+            have = stages.read_manifest(self.target)
+        return {**(have.origins if have else {}), **super().check_unchanged()}
 
     def model_verdict(self) -> Verdict:
         """The judgement of the model, whatever adapters lie beside it."""

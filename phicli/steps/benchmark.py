@@ -76,7 +76,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> dict[str,
 
 
 def _ours(config: BenchmarkConfig, folder: Path) -> Iterator[Contender]:
-    from phicli.inference.session import adapters_beside
+    from phicli.inference.model_folder import adapters_beside
 
     there = adapters_beside(folder)
     for name in (None, *(config.adapters or there)):

@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
         if done:
             return done
         document = _measure(plan, config, plan.target.parent, progress)
-        plan.check_unchanged()
+        document["origins"] = plan.check_unchanged()
         write_sealed(plan.target, document)
     return document
 

@@ -1,5 +1,6 @@
 """The stages under a root, each judged as its own command would judge it. Imports no torch."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,9 +41,8 @@ def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = Fal
     Args:
         flags: as those of `run_lab`. reread: read every file, whatever is remembered of it.
     """
-    if reread:
-        hashing.forget()
-    return list(_Stages(Lab(settings, flags, SILENT)).statuses())
+    with hashing.reading_all() if reread else contextlib.nullcontext():
+        return list(_Stages(Lab(settings, flags, SILENT)).statuses())
 
 
 class _Stages:

@@ -22,7 +22,7 @@ def pass_parameters(config: type[StepConfig], names: Sequence[str]) -> dict[str,
 def run_pass(
     pass_class: Any,
     config: dict[str, Any],
-    model: Path,
+    model: Any,
     output: Path,
     *,
     device: str = "cpu",
@@ -34,7 +34,8 @@ def run_pass(
     Args:
         pass_class: a subclass of `olive.passes.Pass`, or the name of one of Olive's own ("Gptq").
         config: the pass's settings, checked by Olive; none of them is searched.
-        model: folder of a Hugging Face model. adapter: folder of a PEFT adapter on it.
+        model: folder of a Hugging Face model, or the handler that an earlier pass has made. adapter: folder of a PEFT
+            adapter on the former.
         output: folder that the pass writes.
         device: one of `EXECUTION_PROVIDERS`; decides the execution provider that the pass is told.
         progress: handed to the pass as its attribute `progress` if its class has one.
@@ -55,7 +56,8 @@ def run_pass(
     olive_pass = create_pass_from_dict(pass_class, config, disable_search=True, accelerator_spec=accelerator)
     if hasattr(pass_class, "progress"):
         olive_pass.progress = progress
-    with worded("Olive cannot open this model", model):
-        handler = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None,
-                                 load_kwargs={"trust_remote_code": False})  # unset, transformers asks on the terminal
-    return olive_pass.run(handler, str(output))
+    if isinstance(model, Path):
+        with worded("Olive cannot open this model", model):
+            model = HfModelHandler(model_path=str(model), adapter_path=str(adapter) if adapter else None,
+                                   load_kwargs={"trust_remote_code": False})  # unset, transformers asks on the terminal
+    return olive_pass.run(model, str(output))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from phicli.artifacts import stages
 from phicli.artifacts.locks import held
+from phicli.artifacts.origins import origin
 from phicli.artifacts.places import check_apart, check_folder_place
 from phicli.artifacts.stages import Manifest
 from phicli.errors import BadInput
@@ -147,15 +148,20 @@ class Plan:
         with stages.publishing(self.target) as fresh:
             yield fresh, manifest
             manifest.seconds = round(time.monotonic() - begun, 3)
+            known = self.check_unchanged()
+            manifest.origins = {name: known[name] for name in manifest.inputs if name in known}
             stages.write_manifest(fresh, manifest)
-            self.check_unchanged()
             self.check_place()  # once more: it may have been waited for, and long
 
-    def check_unchanged(self) -> None:
-        """Raise BadInput if a source is no longer what it was when the step began."""
+    def check_unchanged(self) -> dict[str, dict[str, Any]]:
+        """The origins of the result. Raises BadInput if a source is no longer what it was when the step began."""
+        found = {}
         for name, path in self.sources.items():
-            if stages.fingerprint(path) != self.inputs[name]:
+            files = stages.contents(path)
+            if stages.fingerprint_of(files) != self.inputs[name]:
                 raise BadInput(f"changed while {self.step} ran", where=path, hint=f"run it again: phicli {self.step}")
+            found[name] = origin(path, files, self.target)
+        return found
 
 
 def judge(folder: Path, step: str, inputs: Mapping[str, str], settings: Mapping[str, Any],

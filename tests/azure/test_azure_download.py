@@ -6,6 +6,7 @@ import pytest
 from azure_files import contents
 from azure_stub import Fault
 
+from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.errors import BadInput
 from phicli.hub.models import local_tokenizer, resolve_model
 
@@ -59,6 +60,17 @@ def test_from_a_registry(cloud, cli, model):
     done = cli("download", reference.replace("versions/4", "labels/latest"))
     assert done.code == 0 and done.out.endswith("registries/azureml/Phi/4\n") and "already there" in done.err
     assert contents(model.parent / done.out.strip()) == contents(model)
+
+
+def test_the_manifest_comes_along_and_is_checked(cloud, cli, model):
+    write_manifest(model, Manifest("optimize", {"base": "f1"}, {}))
+    assert cli("upload", *cloud.target).code == 0
+    done = cli("download", "azureml:ft-for-travel:1", *cloud.target)
+    assert done.code == 0 and contents(model.parent / done.out.strip()) == contents(model)
+    data = (model / "model.onnx.data").read_bytes()
+    (model / "model.onnx.data").write_bytes(data[:99] + bytes([data[99] ^ 1]) + data[100:])
+    refused = cli("download", in_registry(cloud, model))
+    assert refused.code == 5 and "model.onnx.data has other content than the step wrote" in refused.err
 
 
 def test_line_cut_twice_resumes_and_fetches_little_again(cloud, cli, model, monkeypatch):

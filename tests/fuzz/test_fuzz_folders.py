@@ -14,15 +14,18 @@ import pytest
 from fuzzing import EXPECTED, changed, fuzzed, mutated, to_json, values
 from hypothesis import strategies as st
 
-from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest
+from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest, write_sealed
 from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.peft_folder import read_peft
+from phicli.config.commands import ReportConfig
 from phicli.export.adapters import check_adapter
 from phicli.export.slots import read_slots
 from phicli.hub.gguf import _write_weights, judge_gguf
 from phicli.hub.models import check_model
 from phicli.progress import SILENT
 from phicli.resources import size_of_config, size_of_folder
+from phicli.steps.report import report
+from phicli.steps.verify import verify
 from phicli.text import TextCodec
 from phicli.workflow.plan import State, judge
 
@@ -33,7 +36,13 @@ TENSORS = {f"base_model.model.model.layers.0.self_attn.o_proj.lora_{side}.weight
            for side, shape, at in (("A", [2, 4], 0), ("B", [4, 2], 32))}
 STAGE = {"step": "finetune", "inputs": {"base": "ab", "data": "cd"}, "settings": {"seed": 0}, "seconds": 1.0,
          "quality": {"adapters": {}}, "versions": {"torch": "1"}, "files": {"a": 1}, "hashes": {"a": "ab"},
+         "origins": {"base": {"path": "../base", "files": {"a": "ab"}, "made": {"inputs": {"model": "ef"}, "origins": {
+             "model": {"path": "/none"}}}}, "data": {"path": "..", "files": {"awq/a": "cd"}}},
          "created": "2026-01-01T00:00:00Z"}
+EVALUATED = {"stages": [{"stage": "original", "bytes": 5, "perplexity": 3.5, "missing": None, "adapter": None},
+                        {"stage": "onnx", "bytes": 4, "kl": 0.1, "kl_interval": [0.05, 0.2], "missing": None}],
+             "answers": [{"prompt": "a", "reference": "b", "answers": {"onnx": "c"}}], "rows": 3, "tokens": 40,
+             "eval_data": "rows.jsonl", "inputs": {"original": "ab"}, "origins": {"original": {"path": "awq"}}}
 
 
 def safetensors(header: bytes, size: int = 64) -> bytes:
@@ -123,6 +132,22 @@ def test_manifests(tmp_path, data):
     assert verdict.state in (State.STALE, State.BROKEN) and verdict.reason  # its file is not there
     with contextlib.suppress(EXPECTED):
         check_whole(tmp_path)
+
+
+@fuzzed(manifest=changed(STAGE), evaluation=changed(EVALUATED), sealed=st.booleans())
+def test_what_report_and_verify_read(tmp_path, manifest, evaluation, sealed):
+    """A stage and an evaluation that say anything, with a checksum that fits or none."""
+    (tmp_path / "awq").mkdir(exist_ok=True)
+    for path, document in ((tmp_path / "awq" / MANIFEST, manifest), (tmp_path / "evaluation.json", evaluation)):
+        try:
+            write_sealed(path, document) if sealed else path.write_bytes(to_json(document))
+        except ValueError:  # letters that no file can hold
+            return
+    with contextlib.suppress(EXPECTED):
+        assert all(one.place for one in verify(tmp_path) if one.depth == 0)
+    for form in ("html", "markdown"):
+        with contextlib.suppress(EXPECTED):
+            assert report(ReportConfig(root=str(tmp_path), format=form)).is_file()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 
 from phicli.artifacts.stages import check_whole
 from phicli.cli import console, line_editor
-from phicli.cli.printable import printable
 from phicli.errors import BadInput
+from phicli.printable import printable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals, no such signals")
 

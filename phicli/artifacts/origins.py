@@ -1,0 +1,50 @@
+"""Where the inputs of a result lie, what is in them, and what those were made from: back to rows and model."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts.stages import read_manifest
+
+MOST_FILES = 1000  # of an input, that are told one by one; of one with more, its fingerprint is
+CHAIN = ("step", "inputs", "settings", "versions", "created", "origins")  # what is told of an input that is a stage
+NEAR = 2  # folders up, from a result to the root
+
+
+def origin(path: Path, files: Mapping[str, str], target: Path) -> dict[str, Any]:
+    """What a manifest says of an input.
+
+    Args:
+        files: as `stages.contents` gives them. target: the result, from which a path under the same root is seen.
+
+    Returns:
+        {"path", "files": name -> hash (left out of an input with very many), "made": of a stage, its manifest's chain}.
+
+    Raises:
+        BadInput: it is a stage whose manifest is damaged.
+    """
+    found: dict[str, Any] = {"path": _seen_from(path, target)}
+    if len(files) <= MOST_FILES:
+        found["files"] = {told(name): content for name, content in files.items()}
+    manifest = read_manifest(path) if path.is_dir() else None
+    if manifest:
+        found["made"] = {name: getattr(manifest, name) for name in CHAIN}
+    return found
+
+
+def place_of(found: Mapping[str, Any], target: Path) -> Path:
+    """Where an input of the result at `target` was. Raises KeyError, TypeError: the entry is no `origin`."""
+    return Path(os.path.normpath(os.path.realpath(target) / Path(found["path"])))
+
+
+def told(name: str) -> str:
+    """A file's name as JSON in UTF-8 can hold it."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _seen_from(path: Path, target: Path) -> str:
+    """From the result where both lie under one root, so that the root may be moved; else from the top."""
+    place = os.path.realpath(path)
+    near = os.path.relpath(place, os.path.realpath(target)) if os.name != "nt" else place
+    return told(near if Path(near).parts.count("..") <= NEAR else place)
