@@ -34,7 +34,7 @@ def run(
     Examples:
       phicli run --model tiny
       phicli run --data chats.jsonl --from finetune
-    More: README.md
+    More: docs/tutorial.md
     """
     if dry_run:
         forecasts.show_lab({**flags, "force": force}, first, last, json)

@@ -35,7 +35,8 @@ class StageStatus:
 
 
 def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = False) -> list[StageStatus]:
-    """Data, quantize, finetune (every adapter there is), optimize and evaluate, as `phicli run` would find them.
+    """Data, quantize, finetune (every adapter there is), optimize and evaluate, as `phicli run` would find them; an
+    adapter of the name that is usual counts as not made only where it was asked for, or where there is none at all.
 
     Args:
         flags: as those of `run_lab`. reread: read every file, whatever is remembered of it.
@@ -60,10 +61,14 @@ class _Stages:
         adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
         yield self.data(finetune)
         yield self.status("quantize", base, lambda: plan_quantize(as_local(quantize)))
-        yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
-        for folder in sorted(p.parent for p in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")):
-            if folder != adapter:
-                yield self.status("finetune", folder, partial(_as_it_was, folder, base))
+        others = sorted(place.parent for place in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")
+                        if place.parent != adapter)
+        named = finetune.name != FinetuneConfig.name
+        begun = adapter.exists() or checkpoint_place(adapter).exists()
+        if named or begun or not others:  # else nobody has asked for it
+            yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
+        for folder in others:
+            yield self.status("finetune", folder, partial(_as_it_was, folder, base))
         optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
         yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(as_local(optimize)))
         yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
