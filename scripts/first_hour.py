@@ -139,7 +139,7 @@ def picture(root: Path) -> str:
         program.chmod(0o755)
         terminal = Terminal(Path(scratch), {**os.environ, "PYTHONPATH": str(REPOSITORY), "HOME": scratch,
                                             "PATH": f"{scratch}:{os.environ['PATH']}"})
-        terminal.run('phicli chat --root models/smollm2 --compare --max-new-tokens 64 \\\n'
+        terminal.run('phicli chat -q --root models/smollm2 --compare --max-new-tokens 61 \\\n'
                      '    "I have one day in Kyoto. What should I see?"')
         described = html.escape(re.sub(r"\s+", " ", terminal.text()))
         return terminal.svg("phicli").replace("<style>", f"<title>phicli chat --compare</title>"

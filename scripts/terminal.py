@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -120,7 +121,8 @@ class Terminal:
     def svg(self, title: str) -> str:
         """The same with its colours, as a picture."""
         console = Console(width=COLUMNS, record=True, force_terminal=True, file=io.StringIO())
-        rows = [Text.assemble(*((row[x].data, style(row[x])) for x in range(COLUMNS))) for row in self.rows()]
+        rows = [Text.assemble(*(("".join(char.data for char in chars), look) for look, chars in
+                                groupby((row[x] for x in range(COLUMNS)), style))) for row in self.rows()]
         while rows and not rows[-1].plain.strip():
             rows.pop()
         console.print(Text("\n").join(rows), soft_wrap=True)

@@ -71,7 +71,8 @@ class _Stages:
             yield self.status("finetune", folder, partial(_as_it_was, folder, base))
         optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
         yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(as_local(optimize)))
-        yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
+        if not self.lab.own_data() or (self.root / EVALUATION).exists():
+            yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
 
     def data(self, config: FinetuneConfig) -> StageStatus:
         from phicli.dataset.sources import local_path

@@ -35,7 +35,7 @@ def blocks(page: Path, language: str) -> list[tuple[str, bool]]:
 
 
 def calls(text: str) -> list[str]:
-    """Lines of a block for a shell that call phicli, without remarks. AssertionError: a line of a kind not known here."""
+    """Lines of a block for a shell that call phicli, without remarks. AssertionError: a line of an unknown kind."""
     text = re.sub(r"^make lab\b(?!-)", "phicli run --model tiny", text.replace("\\\n", " "), flags=re.M)
     lines = [re.sub(r"\s+#\s.*", "", line).strip().removeprefix(".venv/bin/") for line in text.splitlines()]
     found = [line for line in lines if line.startswith("phicli ")]
@@ -94,7 +94,7 @@ def test_commands_and_programs_run(cli, folder, monkeypatch):
                 exec(compile(text, page.name, "exec"), {})
         Path("phicli.toml").unlink(missing_ok=True)
     mine = said["phicli run --model tiny --data faq.clean.jsonl --name faq"].err
-    assert "says little about other data" in mine and "faq, asked: What do I do with the chain?" in mine
+    assert "evaluate: left out" in mine and "faq, asked: What do I do with the chain?" in mine
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
