@@ -72,7 +72,7 @@ SCENES = (
           "before gets a second adapter; nothing else is built again.", (
         "head -c 200 chats.json; echo", "phicli finetune --data chats.json --name talks --max-steps 40",
         "phicli optimize", 'phicli chat --compare "What do I do with the bell?"')),
-    Scene("Look around", "", (
+    Scene("Look around", "What is there, whether it is up to date, and how it goes away again.", (
         "phicli list", "phicli status", "phicli rm my-model/talks --yes", "phicli list")),
     Scene("When something is wrong", "An error says what is wrong, where, and which command helps. The exit code is 2 "
           "for what was typed, 3 for what was given, 4 for what is missing.", (

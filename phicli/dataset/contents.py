@@ -64,8 +64,8 @@ def recognise(fields: Fields) -> str:
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
     names = ", ".join(map(str, list(fields)[:8])) or "none"
-    pair = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
-    paste = f" (if they are question and answer: {pair})" if re.fullmatch(r"[\w =-]+", pair) else ""
+    named = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
+    paste = f" (if they are question and answer: {named})" if re.fullmatch(r"[\w =-]+", named) else ""
     raise Defect("unknown_format", f"no format has these fields: {names}{paste}")
 
 
