@@ -32,7 +32,7 @@ def status(
     """
     from phicli.steps.status import stage_statuses
 
-    stages = stage_statuses(Settings(), flags, reread)
+    stages = stage_statuses(Settings(), flags, reread, asked=False)
     first = next((stage.step for stage in stages if stage.state != "up to date"), "chat")
     after: list[Next] = [("run",) if first in ("data", "quantize", "finetune") else (first,)]
     if json:

@@ -34,21 +34,23 @@ class StageStatus:
     bytes: int = 0
 
 
-def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = False) -> list[StageStatus]:
-    """Data, quantize, finetune (every adapter there is), optimize and evaluate, as `phicli run` would find them; an
-    adapter of the name that is usual counts as not made only where it was asked for, or where there is none at all.
+def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = False,
+                   asked: bool = True) -> list[StageStatus]:
+    """Data, quantize, finetune (every adapter there is), optimize and evaluate, as `phicli run` would find them.
 
     Args:
         flags: as those of `run_lab`. reread: read every file, whatever is remembered of it.
+        asked: `phicli run` with these flags is asked for. Else an adapter of the usual name that is not there counts
+            as missing only where there is no other.
     """
     if reread:
         hashing.forget()
-    return list(_Stages(Lab(settings, flags, SILENT)).statuses())
+    return list(_Stages(Lab(settings, flags, SILENT), asked).statuses())
 
 
 class _Stages:
-    def __init__(self, lab: Lab):
-        self.lab, self.root = lab, lab.root
+    def __init__(self, lab: Lab, asked: bool):
+        self.lab, self.root, self.asked = lab, lab.root, asked
         self.outdated: dict[Path, str] = {}  # targets that are not up to date -> name of the step
 
     def statuses(self) -> Iterator[StageStatus]:
@@ -65,7 +67,7 @@ class _Stages:
                         if place.parent != adapter)
         named = finetune.name != FinetuneConfig.name
         begun = adapter.exists() or checkpoint_place(adapter).exists()
-        if named or begun or not others:  # else nobody has asked for it
+        if self.asked or named or begun or not others:
             yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
         for folder in others:
             yield self.status("finetune", folder, partial(_as_it_was, folder, base))

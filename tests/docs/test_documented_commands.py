@@ -2,6 +2,7 @@
 with small settings, in one folder and in the order of the pages. All other commands are parsed by the real app."""
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -95,6 +96,9 @@ def test_commands_and_programs_run(cli, folder, monkeypatch):
         Path("phicli.toml").unlink(missing_ok=True)
     mine = said["phicli run --model tiny --data faq.clean.jsonl --name faq"].err
     assert "evaluate: left out" in mine and "faq, asked: What do I do with the chain?" in mine
+    adapters = [stage["place"] for stage in json.loads(cli("status", "--model", "./my-model", "--json").out)
+                if stage["step"] == "finetune"]
+    assert adapters == ["models/my-model/ft/faq"]  # nobody has asked for travel
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
