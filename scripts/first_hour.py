@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def picture(root: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(root, Path(scratch) / "models" / "smollm2")
         program = Path(scratch) / "phicli"
-        program.write_text(f'#!/bin/sh\nexec {REPOSITORY}/.venv/bin/python -m phicli "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m phicli "$@"\n')
         program.chmod(0o755)
         terminal = Terminal(Path(scratch), {**os.environ, "PYTHONPATH": str(REPOSITORY), "HOME": scratch,
                                             "PATH": f"{scratch}:{os.environ['PATH']}"})
