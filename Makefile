@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL ?= tiny
 
-.PHONY: install lab lab-real test fuzz sanitize torture lint clean
+.PHONY: install lab lab-real test fuzz sanitize torture lint docs clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# The site of docs/, in build/site: open build/site/index.html.
+docs: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/zensical build --strict
+
 # pip comes first: older resolvers fail on this set of packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,4 +57,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) models .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) models build .cache .pytest_cache .mypy_cache .ruff_cache

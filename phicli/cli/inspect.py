@@ -72,8 +72,9 @@ def _show(report: dict[str, Any]) -> None:
     measured = [*report["fields"].items(), ("whole row", {**report, "empty": None})]
     figures = [(_plain(name), f["rows"], f["empty"], what, *map(console.number, list(f[what].values())[:4]))
                for name, f in measured for what in ("characters", "tokens") if f.get(what)]
-    console.result_table(["field", "rows", "empty", "of", "min", "mean", "p95", "max"], figures, title="Fields")
-    console.note("p95: 95 of 100 are no longer; tokens: the pieces of text that a model reads")
+    if figures:
+        console.result_table(["field", "rows", "empty", "of", "min", "mean", "p95", "max"], figures, title="Fields")
+        console.note("p95: 95 of 100 are no longer; tokens: the pieces of text that a model reads")
     if "fix" in report:
         done = report["fix"]
         both = [("changed", code, n) for code, n in done["changed"].items()]
@@ -108,7 +109,7 @@ def _understood(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "tokens", f"{about}{tokens['total']}, {tokens['trained']} of them trained; {over}"
     epoch = report["epoch"]
     yield "epoch", f"{epoch['steps']} steps of {epoch['batch_size']} rows, {epoch['train_rows']} to train on"
-    if held := report["held_out"]:
+    if (held := report["held_out"]) and held["rows"]:
         yield "held out", (f"of {held['rows']} rows in {_plain(held['data'])} {held['exact']} are here too, "
                            f"{held['near']} nearly so")
 

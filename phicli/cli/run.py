@@ -39,7 +39,7 @@ def run(
     Examples:
       phicli run --model tiny
       phicli run --data chats.jsonl --from finetune
-    More: README.md, docs/workflows.md
+    More: docs/tutorial.md, docs/workflows.md
     """
     if passes.workflow or passes.passes:
         return _run_passes(passes, dry_run or prompt or first or last, json)

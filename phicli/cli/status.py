@@ -32,8 +32,9 @@ def status(
     """
     from phicli.steps.status import stage_statuses
 
-    stages = stage_statuses(Settings(), flags, reread)
-    after: list[Next] = [("run",)] if any(stage.state != "up to date" for stage in stages) else [("chat",)]
+    stages = stage_statuses(Settings(), flags, reread, asked=False)
+    first = next((stage.step for stage in stages if stage.state != "up to date"), "chat")
+    after: list[Next] = [("run",) if first in ("data", "quantize", "finetune") else (first,)]
     if json:
         console.result_json([asdict(stage) for stage in stages])
         return after

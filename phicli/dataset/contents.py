@@ -3,6 +3,7 @@
 To add a format: a function from fields to `Understood` and an entry in FORMATS.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -63,7 +64,9 @@ def recognise(fields: Fields) -> str:
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
     names = ", ".join(map(str, list(fields)[:8])) or "none"
-    raise Defect("unknown_format", f"no format has these fields: {names}")
+    named = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
+    paste = f" (if they are question and answer: {named})" if re.fullmatch(r"[\w =-]+", named) else ""
+    raise Defect("unknown_format", f"no format has these fields: {names}{paste}")
 
 
 def _messages(fields: Fields) -> Understood:

@@ -32,8 +32,8 @@ KINDS: dict[str, Kind] = {
     "bad_row": Kind("no row can be read there", "mend the file there; --fix OUT leaves such rows out", bad=True),
     "duplicate_key": Kind("a field stands twice in one object", "keep one of the two", bad=True),
     "not_object": Kind("JSON, but not an object", 'a row is an object: {"prompt": "…", "response": "…"}', bad=True),
-    "unknown_format": Kind("fields that no known format has", "name them: --map prompt=FIELD --map response=FIELD",
-                           bad=True),
+    "unknown_format": Kind("fields that no known format has", "name them: --map prompt=FIELD --map response=FIELD; "
+                           "of a table the first line has the names", bad=True),
     "preference": Kind("rows of preferred and rejected answers", "phicli trains on answers: --map response=chosen "
                        "(or messages=chosen) takes the preferred ones", bad=True),
     "bad_messages": Kind("messages that are not in order", "each a role and a text: "

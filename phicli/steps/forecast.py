@@ -14,7 +14,7 @@ from phicli.hardware.driver import gpu_count
 from phicli.progress import SILENT
 from phicli.resources import Estimate, size_of_model, step_estimates
 from phicli.resources.times import products_a_second, seconds_on_cpu
-from phicli.steps.lab import STEPS, Lab, check_range
+from phicli.steps.lab import NO_ROWS, STEPS, Lab, check_range
 from phicli.steps.status import NOT_HERE, as_local, stage_statuses
 from phicli.training.recipe import DEFAULT_STEPS
 from phicli.workflow.plan import Plan, State
@@ -70,6 +70,9 @@ def forecast_lab(settings: Settings, flags: dict[str, Any], first: str | None, l
     for number, step in enumerate(STEPS[: end + 1]):
         if step in ALWAYS:
             made.append(forecasts.one(step, True, "always", ""))
+            continue
+        if step == "evaluate" and lab.own_data():
+            made.append(forecasts.one(step, False, f"left out: {NO_ROWS}", ""))
             continue
         one = found[step, str(places[step])]
         again = flags.get("force") or number >= begin

@@ -2,6 +2,7 @@
 
 import difflib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from phicli.artifacts.stages import MANIFEST, Manifest
 from phicli.config.commands import ChatConfig
 from phicli.config.layers import Config, Settings
 from phicli.config.setting import StepConfig
-from phicli.config.shared import DATA
+from phicli.config.shared import DATA, EVAL_DATA
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import UsageError
 from phicli.progress import Progress
@@ -24,11 +25,13 @@ from phicli.workflow.plan import StageResult
 CONFIGS: tuple[type[StepConfig], ...] = (
     InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, EvaluateConfig, ChatConfig)
 STEPS = ("inspect", "quantize", "finetune", "optimize", "evaluate", "chat")
+NO_ROWS = "the lab's held-out rows say nothing about other data; --eval-data FILE names some that do"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. state: "made" or "up to date"; gave: its most telling figures; place: file or folder."""
+    """What one step did. state: "made", "up to date" or "left out"; gave: its most telling figures, or why; place: file
+    or folder."""
 
     name: str
     state: str
@@ -40,10 +43,11 @@ class Step:
 def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progress: Progress,
             first: str | None = None, last: str | None = None) -> Iterator[Step]:
     """Inspect, quantize, finetune, optimize, evaluate and chat, each with the settings its own command would have.
+    Of data that are not the lab's no rows are known to evaluate on, unless eval_data names them.
 
     Args:
         flags: what the user gave; a step takes those that it knows.
-        prompt: question for the chat; None takes the first held-out row's.
+        prompt: question for the chat; None takes the first held-out row's, or the first of data that are not the lab's.
         first: step from which on all is made again. last: step to end with. Both of STEPS.
 
     Yields:
@@ -102,7 +106,10 @@ class Lab:
 
         begun = time.monotonic()
         report = inspect_file(self.config(InspectConfig).but(rows=0), self.progress)
-        found = ", ".join(f"{w['code']} ({w['count']})" for w in report["warnings"]) or "nothing wrong"
+        counts = Counter[str]()
+        for warning in report["warnings"]:  # one for each field
+            counts[warning["code"]] += warning["count"]
+        found = ", ".join(f"{code} ({count})" for code, count in counts.items()) or "nothing wrong"
         return Step("inspect", "made", time.monotonic() - begun, f"{report['rows']} rows, {found}", report["file"])
 
     def quantize(self) -> Step:
@@ -133,6 +140,8 @@ class Lab:
         from phicli.steps.evaluate import evaluate
 
         place = self.root / EVALUATION
+        if self.own_data():
+            return Step("evaluate", "left out", 0.0, NO_ROWS, "")
         before, begun = _stamp(place), time.monotonic()
         document = evaluate(self.config(EvaluateConfig), self.progress)
         state = "up to date" if _stamp(place) == before else "made"
@@ -157,15 +166,21 @@ class Lab:
         return Step("chat", "made", time.monotonic() - begun,
                     f"first token after {duration(answer.first_token_seconds)}{rate}", f"adapter {adapter}")
 
+    def own_data(self) -> bool:
+        """Whether data to train on were named, but no held-out ones."""
+        return self.config(FinetuneConfig).data != DATA and self.config(EvaluateConfig).eval_data == EVAL_DATA
+
     def first_question(self) -> str:
-        """The first question of the first held-out row."""
+        """The first question of the first held-out row, or of the first row of data that are not the lab's."""
         from phicli.dataset import load_rows
         from phicli.dataset.encoding import row_parser
         from phicli.dataset.understood import question
-        from phicli.hub.datasets import held_out_sources
+        from phicli.hub.datasets import find_sources, held_out_sources
 
         config = self.config(EvaluateConfig)
-        return question(load_rows([s.path for s in held_out_sources(config.eval_data)], row_parser(config), 1)[0])
+        sources = (find_sources(self.config(FinetuneConfig).data) if self.own_data()
+                   else held_out_sources(config.eval_data))
+        return question(load_rows([s.path for s in sources], row_parser(config), 1)[0])
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -35,19 +35,22 @@ class StageStatus:
     bytes: int = 0
 
 
-def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = False) -> list[StageStatus]:
+def stage_statuses(settings: Settings, flags: dict[str, Any], reread: bool = False,
+                   asked: bool = True) -> list[StageStatus]:
     """Data, quantize, finetune (every adapter there is), optimize and evaluate, as `phicli run` would find them.
 
     Args:
         flags: as those of `run_lab`. reread: read every file, whatever is remembered of it.
+        asked: `phicli run` with these flags is asked for. Else an adapter of the usual name that is not there counts
+            as missing only where there is no other.
     """
     with hashing.reading_all() if reread else contextlib.nullcontext():
-        return list(_Stages(Lab(settings, flags, SILENT)).statuses())
+        return list(_Stages(Lab(settings, flags, SILENT), asked).statuses())
 
 
 class _Stages:
-    def __init__(self, lab: Lab):
-        self.lab, self.root = lab, lab.root
+    def __init__(self, lab: Lab, asked: bool):
+        self.lab, self.root, self.asked = lab, lab.root, asked
         self.outdated: dict[Path, str] = {}  # targets that are not up to date -> name of the step
 
     def statuses(self) -> Iterator[StageStatus]:
@@ -60,13 +63,18 @@ class _Stages:
         adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
         yield self.data(finetune)
         yield self.status("quantize", base, lambda: plan_quantize(as_local(quantize)))
-        yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
-        for folder in sorted(p.parent for p in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")):
-            if folder != adapter:
-                yield self.status("finetune", folder, partial(_as_it_was, folder, base))
+        others = sorted(place.parent for place in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")
+                        if place.parent != adapter)
+        named = finetune.name != FinetuneConfig.name
+        begun = adapter.exists() or checkpoint_place(adapter).exists()
+        if self.asked or named or begun or not others:
+            yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
+        for folder in others:
+            yield self.status("finetune", folder, partial(_as_it_was, folder, base))
         optimize, evaluate = self.lab.config(OptimizeConfig), self.lab.config(EvaluateConfig)
         yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(as_local(optimize)))
-        yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
+        if not self.lab.own_data() or (self.root / EVALUATION).exists():
+            yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
 
     def data(self, config: FinetuneConfig) -> StageStatus:
         from phicli.dataset.sources import local_path

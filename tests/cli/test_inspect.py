@@ -228,7 +228,7 @@ def test_ctrl_c_ends_all_processes(tmp_path):
 @pytest.mark.parametrize(("content", "hint"), [
     ('{"frage": "a", "antwort": "b"}\n', "--map prompt=FIELD"),
     ('[{"prompt": "a",\n"response" "b"}]\n', "mend the file there"),
-    ("first,second\na,b\n", "--map prompt=FIELD"),
+    ("first,second\na,b\n", "--map prompt=first --map response=second"),
 ])
 def test_no_row_that_can_be_used_shows_the_report_and_ends_with_3(cli, tmp_path, content, hint):
     path = tmp_path / "rows.jsonl"

@@ -12,7 +12,7 @@ from phicli.cli.main import app
 from phicli.config.layers import SETTINGS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 TOP = {path.name for path in ROOT.iterdir()} - {"models"}  # where paths begin; models/ is made by the commands
 ROOMS = {path.name for path in (ROOT / "phicli").iterdir() if (path / "__init__.py").is_file()}
 OTHER_THINGS = {"phicli/hashes", "phicli.slots", "phicli.digest"}  # in the cache, in ONNX metadata, at Azure
@@ -131,7 +131,7 @@ def wrong_options(page: Path) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_names_exists(page):
     assert not wrong_paths(page)
     assert not wrong_modules(page)
@@ -139,7 +139,7 @@ def test_what_a_page_names_exists(page):
     assert not wrong_options(page)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_in_backticks_are_options_of_some_command(page):
     known = set().union(*options().values())
     own = [span for span in spans(page) if span.startswith("--") and not span.startswith(OTHERS)]
@@ -154,20 +154,22 @@ def of_benchmarks() -> set[str]:
             for option in re.findall(r'add_argument\("(--[a-z-]+)"', script.read_text())}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_variables_are_settings(page):
     named = set(re.findall(r"\bPHICLI_[A-Z_]+\b", page.read_text()))
     assert not {name for name in named if name not in ENVIRONMENT}
 
 
-def test_every_page_is_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    assert not [page.name for page in (ROOT / "docs").iterdir() if f"](docs/{page.name}" not in readme]
+def test_every_page_is_on_the_site_and_linked_from_its_start():
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert not [page for page in {*pages, "lab.ipynb"} - {"index.md"} if f"]({page})" not in index]
+    navigation = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    assert sorted(re.findall(r"'([^']+\.md)'", str(navigation))) == sorted(pages)
 
 
-def test_the_readme_lists_what_the_package_holds():
-    readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("## The tree") :]
+def test_the_tree_lists_what_the_package_holds():
+    tree = (ROOT / "docs" / "development.md").read_text()
     package = {path.name for path in (ROOT / "phicli").iterdir() if not path.name.startswith("_")}
     listed = {name for line in re.findall(r"^  ([^\s,]+(?:, [^\s,]+)*) ", tree, re.M) for name in line.split(", ")}
     assert {name.rstrip("/") for name in listed} == package
