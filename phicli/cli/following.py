@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from phicli.config.azure import UploadConfig
-from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig
+from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
 from phicli.config.layers import Settings
 from phicli.config.setting import Setting, StepConfig, settings_of
 from phicli.config.steps import (
@@ -24,8 +24,8 @@ from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
 Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file
 CONFIGS: Mapping[str, type[StepConfig]] = {
     **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
-                                          EvaluateConfig, GateConfig, LabConfig, DoctorConfig, LogsConfig,
-                                          UploadConfig)}, "status": LabConfig}
+                                          ServeConfig, EvaluateConfig, GateConfig, LabConfig, DoctorConfig,
+                                          LogsConfig, UploadConfig)}, "status": LabConfig}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
 
