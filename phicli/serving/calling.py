@@ -10,7 +10,8 @@ from phicli.text.calls import CallFormat, Tool
 TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def answer_grammar(codec: TextCodec, format: CallFormat, tools: Sequence[Tool], schema: Mapping[str, Any] | None) -> str:
+def answer_grammar(codec: TextCodec, format: CallFormat, tools: Sequence[Tool], schema: Mapping[str, Any] | None
+                   ) -> str:
     """A grammar of a call, or where there is a schema, of a call or an answer that follows it."""
     lines = [f"start: {'call' if schema is None else 'call | answer'}",
              f"call: {_terms(codec, format.before)} made {_terms(codec, format.after)}".rstrip(),

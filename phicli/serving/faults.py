@@ -43,6 +43,8 @@ def fault_of(error: BaseException) -> Fault:
     """An error of ours for those outside: what is wrong with what they sent, without places on this machine."""
     if isinstance(error, Fault):
         return error
+    if isinstance(error, TimeoutError):
+        return Fault(504, "the answer took more time than it may")
     if isinstance(error, Busy):
         return Fault(429, error.message, code="rate_limit_exceeded")
     if isinstance(error, BadInput | UsageError):

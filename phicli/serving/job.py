@@ -48,7 +48,6 @@ class Chat:
     messages: Sequence[Any]
     tools: Any = None
     tool_choice: str = AUTO
-    parallel: bool = True
     schema: Mapping[str, Any] | None = None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 from phicli.inference.engine import Engine
 from phicli.serving.faults import Fault
 
@@ -54,7 +54,7 @@ class Models:
         """Serve another adapter: a PEFT folder, or a file .onnx_adapter made for this model, under the root.
 
         Raises:
-            Fault: 400 (name, place, adapter), 409 (the name is taken).
+            Fault: 400 (name, place, adapter), 409 (the name is taken), 501 (the model takes none).
         """
         if not NAME.fullmatch(name):
             raise Fault(400, "a name has up to 64 letters, digits, '.', '_' and '-'", param="name")
@@ -66,7 +66,10 @@ class Models:
         if not place.exists():
             raise Fault(400, "no such adapter in the folder --adapter-root", param="path")
         if name not in self.engine.adapter_names():  # else it was there and not served
-            self.engine.add_adapter(name, place)
+            try:
+                self.engine.add_adapter(name, place)
+            except Missing as e:
+                raise Fault(501, e.message, param="path") from None
         self._served.add(name)
 
     def remove(self, name: str) -> None:
