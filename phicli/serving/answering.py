@@ -49,12 +49,15 @@ class Answering(Response):
         self.first = 0.0  # when the first token was there
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.service.answers.add(self.answer)
         async with self.answer:
             try:
                 stream = self.job.asked.stream
                 await _while_connected(receive, self._stream(send) if stream else self._whole(scope, receive, send))
             except ClientGone:
                 scope["phicli.abort"]()
+            finally:
+                self.service.answers.discard(self.answer)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from phicli.inference.engine import Finish, Piece, TokenLogprob
+from phicli.serving.faults import Fault
 from phicli.serving.job import Job
 from phicli.text.calls import Call
 
@@ -30,18 +31,20 @@ class Choice:
         self.finish: Finish | None = None
 
     def step(self, event: Piece | Finish) -> Delta:
-        """Raises PhicliError: the row has failed."""
+        """Raises PhicliError: the row has failed. Fault: it was cut off."""
         if isinstance(event, Piece):
             shown = self._reader.step(event.text, event.ids) if self._reader else event.text
             return self._added(Delta(self._number, shown, (), event.logprobs))
         if event.error is not None:
             raise event.error
+        if event.reason == "cancelled":
+            raise Fault(503, "the server is stopping")
         rest, calls = self._reader.finish() if self._reader else ("", [])
         return self._added(Delta(self._number, rest, tuple(calls), (), event))
 
     @property
     def reason(self) -> Reason:
-        """Why it ended, in OpenAI's words; a row that was cancelled has no other."""
+        """Why it ended, in OpenAI's words."""
         if self.calls:
             return "tool_calls"
         return "length" if self.finish and self.finish.reason == "length" else "stop"

@@ -25,12 +25,12 @@ from phicli.serving.service import Service
 from phicli.text.layout import template_options
 
 HEADER_SECONDS = 20  # in which a connection has to say what it wants
-LAST_SECONDS = 2  # for connections, once all answers have ended
+LAST_SECONDS = 2  # for connections, once all answers have ended or were cut off
 BACKLOG = 512
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal; then no new requests are taken, and those that run have `grace` seconds left.
+    """Serves until a signal; then no new requests are taken, and answers have `grace` seconds left, or until the next.
 
     signalled: the number of the signal that it was.
     """
@@ -40,14 +40,16 @@ class Server(uvicorn.Server):
         self.service, self.signalled, self._until = service, 0, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.service.stopping:
-            self.should_exit = self.force_exit = True
+        self._until = time.monotonic() + (0 if self.service.stopping else self.service.config.grace)
         self.service.stopping, self.signalled = True, sig
-        self._until = time.monotonic() + self.service.config.grace
 
     async def on_tick(self, counter: int) -> bool:
-        if self.service.stopping and (not self.service.requests or time.monotonic() > self._until):
+        over = time.monotonic() - self._until
+        if self.service.stopping and (not self.service.requests or over > LAST_SECONDS):
             self.should_exit = True
+        elif over > 0:
+            for answer in self.service.answers:
+                answer.cancel()
         return await super().on_tick(counter)
 
 

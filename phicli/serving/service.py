@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from phicli.config.commands import ServeConfig
 from phicli.inference.engine import Engine
-from phicli.serving.bridge import Bridge
+from phicli.serving.bridge import Answer, Bridge
 from phicli.serving.metrics import Metrics
 from phicli.serving.models import Models
 from phicli.text import TextCodec
@@ -23,8 +23,8 @@ ALL_BODIES = 1 << 26  # bytes of all bodies that are held at once, or that of th
 class Service:
     """The state of a server.
 
-    requests, bodies: how many are there now, and the bytes of their bodies. stopping: no new ones are taken.
-    tell: gets a line for each request that has ended.
+    requests, bodies: how many are there now, and the bytes of their bodies. answers: that are generated.
+    stopping: no new requests are taken. tell: gets a line for each request that has ended.
     """
 
     engine: Engine
@@ -34,6 +34,7 @@ class Service:
     tell: Callable[[str], None] | None = None
     requests: int = 0
     bodies: int = 0
+    answers: set[Answer] = field(default_factory=set)
     stopping: bool = False
     bridge: Bridge = field(init=False)  # set in the loop
 
