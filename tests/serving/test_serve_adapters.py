@@ -43,7 +43,8 @@ def test_adapters_come_and_go(changing):
 
 @pytest.mark.parametrize(("name", "path", "said"), [
     ("a", "../onnx-ao", "--adapter-root"), ("a", "/etc", "--adapter-root"), ("a", "none", "no such adapter"),
-    ("../a", "cooking", "name"), ("", "cooking", "name"), ("a" * 65, "cooking", "name"), ("a", "link", "--adapter-root")])
+    ("../a", "cooking", "name"), ("", "cooking", "name"), ("a" * 65, "cooking", "name"),
+    ("a", "link", "--adapter-root")])
 def test_what_cannot_be_added(served, name, path, said):
     link = served.root / "ft" / "link"
     if not link.exists():

@@ -107,7 +107,8 @@ def test_a_queue_that_is_full(serve_root, start_server):
         streams = [_begun(served, long) for _ in range(2)]
         assert _wait_for(lambda: served.service.engine.stats().waiting == 1)
         reply = served.ask(CHAT, BODY)
-        assert reply.status == 429 and reply.headers["retry-after"] and reply.json["error"]["type"] == "rate_limit_error"
+        assert reply.status == 429 and reply.headers["retry-after"]
+        assert reply.json["error"]["type"] == "rate_limit_error"
         assert served.ask("/v1/messages", BODY).json["error"]["type"] == "rate_limit_error"
         for stream in streams:
             stream.close()
