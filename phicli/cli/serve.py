@@ -1,6 +1,7 @@
 """`phicli serve`: the optimized model and its adapters over HTTP."""
 
 import contextlib
+import shlex
 import signal
 
 from phicli.artifacts.names import ONNX_FOLDER
@@ -20,6 +21,8 @@ def serve(config: ServeConfig) -> None:
     """
     from phicli.serving.needed import check_packages
 
+    if config.engine == "vllm":
+        return _serve_with_vllm(config)
     check_packages()
     if not config.path and not (config.root_folder / ONNX_FOLDER).is_dir():
         raise no_model(config, "serve")
@@ -37,3 +40,12 @@ def serve(config: ServeConfig) -> None:
         console.note("Ctrl-C stops, once running answers have ended; a second one at once")
         if ready.run() == signal.SIGINT:
             raise KeyboardInterrupt
+
+
+def _serve_with_vllm(config: ServeConfig) -> None:
+    from phicli.serving.settings import base_name, read_keys
+    from phicli.serving.vllm import become_vllm, vllm_command
+
+    keys, command = read_keys(config), vllm_command(config, base_name(config))
+    console.note(shlex.join(command))
+    become_vllm(command, keys)

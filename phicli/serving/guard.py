@@ -2,26 +2,19 @@
 
 import hashlib
 import hmac
-import ipaddress
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from phicli.artifacts.private import others_can_write
-from phicli.artifacts.reading import read_text
-from phicli.config.commands import ServeConfig
-from phicli.errors import BadInput, UsageError
 from phicli.serving.faults import Fault
 from phicli.serving.service import Service
 
 OPEN = ("/", "/health", "/favicon.ico")  # without a key; and what the page consists of
 PAGE = "/page/"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LONGEST_KEYS = 1 << 16  # bytes
 HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
            "cross-origin-resource-policy": "same-origin", "x-frame-options": "DENY"}
 
@@ -85,40 +78,6 @@ class Guard:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = _digest(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0  # all of them: in constant time
-
-
-def read_keys(config: ServeConfig) -> list[str]:
-    """The keys that clients may send.
-
-    Raises:
-        BadInput: an empty key, a file without one or that others can change. UsageError: none, and the address is not
-            this machine's own.
-    """
-    keys = [config.api_key] if config.api_key is not None else []
-    if config.api_key_file:
-        path = Path(config.api_key_file)
-        try:
-            keys += [line.strip() for line in read_text(path, LONGEST_KEYS).splitlines() if line.strip()]
-        except FileNotFoundError:
-            raise BadInput("no such file", where=path) from None
-        if not keys:
-            raise BadInput("no key in it", where=path)
-        if who := others_can_write(path):
-            raise BadInput(f"others can write to {who}", where=path, hint=f"chmod go-w {who}")
-    if not all(keys):
-        raise BadInput("an empty key", where="--api-key")
-    if not keys and not config.without_key and not is_loopback(config.host):
-        raise UsageError("others can reach this address, and there is no key", where=f"--host {config.host}",
-                         hint="phicli serve --api-key-file FILE, or --without-key to let everyone in")
-    return keys
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _name(host: str) -> str:

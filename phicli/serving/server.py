@@ -18,10 +18,10 @@ from phicli.config.commands import ServeConfig
 from phicli.errors import Missing
 from phicli.inference.engine import Engine
 from phicli.serving.app import make_app
-from phicli.serving.guard import read_keys
 from phicli.serving.metrics import Metrics
 from phicli.serving.models import Models
 from phicli.serving.service import Service
+from phicli.serving.settings import base_name, read_keys
 from phicli.text.layout import template_options
 
 HEADER_SECONDS = 20  # in which a connection has to say what it wants
@@ -97,7 +97,7 @@ def opened(config: ServeConfig, tell: Callable[[str], None] | None = None) -> It
             folder, config.device, config.kernels, config.max_batch, config.context, config.max_queue,
             config.prefix_cache, template_options(config.chat_template_kwargs)) as engine:
         root = Path(config.adapter_root or config.root_folder / FINETUNED)
-        models = Models(engine, config.name or base_name(config), config.adapters, root)
+        models = Models(engine, base_name(config), config.adapters, root)
         yield Ready(Service(engine, models, config, Metrics(engine), tell), keys, listening)
 
 
@@ -122,13 +122,6 @@ class Ready:
             timeout_keep_alive=HEADER_SECONDS, timeout_graceful_shutdown=LAST_SECONDS), self.service)
         server.run([self.listening])
         return server.signalled
-
-
-def base_name(config: ServeConfig) -> str:
-    """What the model without an adapter is called: by its id, or the last part of its folder."""
-    if config.path:
-        return Path(config.path).resolve().name
-    return config.model if not Path(config.model).exists() else Path(config.model).resolve().name
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -8,7 +8,7 @@ import pytest
 from phicli.config import ServeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.serving import bodies, server
-from phicli.serving.guard import is_loopback, read_keys
+from phicli.serving.settings import is_loopback, read_keys
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
