@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from phicli.version import __version__
 
 if TYPE_CHECKING:
-    from phicli.api import benchmark, evaluate, export_as, finetune, gate, inspect, merge, optimize, quantize
+    from phicli.api import benchmark, evaluate, export_as, finetune, gate, inspect, merge, optimize, quantize, serve
     from phicli.config import (
         BenchmarkConfig,
         ChatConfig,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MergeConfig,
         OptimizeConfig,
         QuantizeConfig,
+        ServeConfig,
     )
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
     from phicli.inference.answer import Answer
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate", "benchmark",
-                   "gate"),
+                   "gate", "serve"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
-                      "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig"),
+                      "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig",
+                      "ServeConfig"),
     "phicli.inference.session": ("Session",),
     "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
@@ -50,8 +52,8 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["Answer", "BadInput", "BenchmarkConfig", "Busy", "ChatConfig", "Conversation", "Engine", "EvaluateConfig",
            "ExportConfig", "FinetuneConfig", "Finish", "GateConfig", "Grammar", "InspectConfig", "MergeConfig",
            "Missing", "OptimizeConfig", "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling",
-           "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as", "finetune",
-           "gate", "inspect", "merge", "optimize", "quantize"]
+           "ServeConfig", "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as",
+           "finetune", "gate", "inspect", "merge", "optimize", "quantize", "serve"]
 
 
 def __getattr__(name: str) -> Any:

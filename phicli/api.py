@@ -18,6 +18,7 @@ from phicli.config import (
     MergeConfig,
     OptimizeConfig,
     QuantizeConfig,
+    ServeConfig,
     StepConfig,
 )
 from phicli.config.setting import settings_of
@@ -134,6 +135,20 @@ def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | N
     from phicli.steps.gate import gate as step
 
     return step(_config(GateConfig, "model", model, settings), progress or automatic())
+
+
+def serve(model: str | Path | ServeConfig | None = None, **settings: Any) -> None:
+    """Serve the ONNX model and its adapters over HTTP until a signal, in the main thread.
+
+    As `quantize`, with the fields of `ServeConfig`; `phicli.serving.server.opened` has the parts.
+    """
+    from phicli.serving.needed import check_packages
+
+    check_packages()
+    from phicli.serving.server import opened
+
+    with opened(_config(ServeConfig, "model", model, settings)) as ready:
+        ready.run()
 
 
 def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:

@@ -110,15 +110,19 @@ function blocks(text, depth) {
 }
 
 function endOfList(text, at) {
-  const indent = ITEM.exec(text[at])[1].length;
+  const [, spaces, mark] = ITEM.exec(text[at]), indent = spaces.length;
+  const goesOn = (line) => {
+    const item = ITEM.exec(line);
+    return item && item[1].length >= indent && (item[1].length > indent || /\d/.test(item[2]) === /\d/.test(mark));
+  };
   let end = at + 1;
   while (end < text.length) {
     const line = text[end];
     const inside = line.length - line.trimStart().length > indent;
     const next = text[end + 1] ?? "";
     if (!line.trim()) {
-      if (!ITEM.test(next) && !/^\s{2,}\S/.test(next)) break;
-    } else if (!inside && !(ITEM.test(line) && ITEM.exec(line)[1].length === indent)) break;
+      if (!goesOn(next) && !/^\s{2,}\S/.test(next)) break;
+    } else if (!inside && !goesOn(line)) break;
     end += 1;
   }
   return end;
