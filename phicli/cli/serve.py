@@ -31,6 +31,8 @@ def serve(config: ServeConfig) -> None:
             from phicli.serving.server import opened
 
             ready = stack.enter_context(opened(config, console.note if manner().verbose else None))
+        if ready.service.engine.why_alone:
+            console.note(f"answers are generated one after the other: {ready.service.engine.why_alone}")
         console.result(ready.address)
         console.note(f"models: {', '.join(ready.service.models.names())}")
         if config.page:

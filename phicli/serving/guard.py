@@ -61,10 +61,10 @@ class Guard:
         """Raises Fault: 401, 403, 421, 429, 503."""
         host = headers.get("host", "")
         if not self._any_host and _name(host) not in self._hosts:
-            raise Fault(421, f"'{_name(host)[:80]}' is no name of this server; --allowed-hosts adds one")
+            raise Fault(421, f"'{_name(host)[:80]}' is no name of this server; --allowed-host adds one")
         origin = headers.get("origin")
         if origin and urlsplit(origin).netloc != host and origin not in self.service.config.cors_origins:
-            raise Fault(403, "pages of other sites may not ask here; --cors-origins lets them")
+            raise Fault(403, "pages of other sites may not ask here; --cors-origin lets them")
         if path in OPEN or path.startswith(PAGE):
             return
         if self._keys and not self._known(headers):
