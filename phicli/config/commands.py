@@ -79,8 +79,8 @@ class ServeConfig(OfModel):
     without_key: bool = setting(False, "Let everyone in who reaches the address", once=True, flags=("--without-key",),
                                 panel=ACCESS)
     allowed_hosts: tuple[str, ...] = setting((), "Name by which this machine may be called; may be repeated [default: "
-                                             "its own addresses, with a key any]", flags=("--allowed-host",), metavar="NAME",
-                                             panel=ACCESS)
+                                             "its own addresses; any where others may ask]", flags=("--allowed-host",),
+                                             metavar="NAME", panel=ACCESS)
     cors_origins: tuple[str, ...] = setting((), "Origin whose pages may ask, such as https://example.org; may be "
                                             "repeated", flags=("--cors-origin",), metavar="ORIGIN", panel=ACCESS)
     adapter_root: str | None = setting(None, "Folder from which clients may add adapters [default: ROOT/ft]",

@@ -22,7 +22,8 @@ class Fault(Exception):
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.param, self.code = status, param, code
+        self.message = message.encode("utf-8", "replace").decode()  # it repeats what was sent
 
     def document(self, anthropic: bool) -> dict[str, Any]:
         """The body."""

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phicli.serving.faults import Fault
 from phicli.serving.service import Service
+from phicli.serving.settings import is_loopback
 
 OPEN = ("/", "/health", "/favicon.ico")  # without a key; and what the page consists of
 PAGE = "/page/"
@@ -27,7 +28,7 @@ class Guard:
         self._keys = [_digest(key) for key in keys]
         config = service.config
         self._hosts = {*map(str.lower, config.allowed_hosts), config.host.lower(), *LOOPBACK}
-        self._any_host = bool(keys) and not config.allowed_hosts
+        self._any_host = not config.allowed_hosts and (bool(keys) or not is_loopback(config.host))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

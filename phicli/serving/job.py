@@ -1,5 +1,6 @@
 """What is asked, whatever protocol it came in, and what is made of it for the engine."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from phicli.text import Message, TextCodec
 from phicli.text.calls import CallFormat, CallReader, Tool
 
 MOST_CHOICES = 16
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 ANY_OBJECT = {"type": "object"}
 AUTO, NONE, REQUIRED = "auto", "none", "required"
 
@@ -135,8 +137,8 @@ def read_chosen(chat: Chat) -> tuple[Tool, ...]:
         raise Fault(400, e.message, param="tools") from None
     for tool in tools:
         function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Fault(400, "a tool is no function with a name", param="tools")
+        if not isinstance(function, dict) or not TOOL_NAME.fullmatch(str(function.get("name"))):
+            raise Fault(400, "a tool is no function with a name of letters, digits, '_', '.' and '-'", param="tools")
     if chat.tool_choice == NONE:
         return ()
     if chat.tool_choice in (AUTO, REQUIRED):

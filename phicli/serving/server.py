@@ -63,12 +63,18 @@ class Connection(H11Protocol):
         inner = self.app
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
-            self._settle()
             scope["phicli.abort"] = transport.abort
             await inner(scope, receive, send)
 
         self.app = app
         self._given_up = self.loop.call_later(HEADER_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._settle()
+        elif self._given_up is None:  # a part of the next request
+            self._given_up = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._settle()

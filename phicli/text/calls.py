@@ -58,8 +58,12 @@ class CallFormat:
         if not isinstance(found, dict) or found.get(self.name) not in names:
             return None
         arguments = found.get(self.arguments, {})
-        return Call(found[self.name], arguments if isinstance(arguments, str) else
-                    json.dumps(arguments, ensure_ascii=False))
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a character
+            return None
+        return Call(found[self.name], text)
 
     def schema(self, tools: Sequence[Tool]) -> dict[str, Any]:
         """A JSON schema of a call of one of the tools, or of a list with at least one."""

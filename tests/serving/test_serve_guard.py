@@ -59,6 +59,15 @@ def test_bodies_that_cannot_be_read(served, body, status, said):
         assert reply.json.get("type") == ("error" if path == "/v1/messages" else None)
 
 
+def test_halves_of_characters(served):
+    for body in (b'{"model": "\\ud800", "messages": []}', b'{"messages": [{"role": "\\ud800", "content": "a"}]}',
+                 b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+                 b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": "none", "stop": "\\ud800"}',
+                 b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"function": {"name": "\\ud800"}}]}'):
+        for path in (CHAT, "/v1/messages", "/v1/responses"):
+            assert served.ask(path, body[:-1] + b', "max_tokens": 2, "input": "a\\ud800"}').status < 500
+
+
 def test_a_server_with_keys(serve_root, start_server, tmp_path):
     (tmp_path / "keys").write_text("first\n\n second \n")
     with start_server(serve_root, api_key_file=str(tmp_path / "keys"), cors_origins=("https://a.example",),
@@ -127,9 +136,12 @@ def test_time_is_bounded(serve_root, start_server, monkeypatch):
         half = _connected(served)
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                      b"content-length: 100\r\n\r\n{")
-        silent = _connected(served)
+        silent, again = _connected(served), _connected(served)
         silent.sendall(b"GET / HT")
+        again.sendall(b"GET /page/icon.svg HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HT")
         assert silent.recv(100) == b"" and b" 408 " in half.recv(100)
+        while again.recv(1000):
+            pass
         assert served.idle()
 
 

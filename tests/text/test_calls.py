@@ -46,6 +46,8 @@ def read(format, text, size=3, opening_id=None):
     (HERMES, "<tool_call>\n{broken\n</tool_call>", "<tool_call>\n{broken\n</tool_call>", []),
     (HERMES, '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
      '<tool_call>{"name": "other", "arguments": {}}</tool_call>', []),
+    (HERMES, '<tool_call>{"name": "time", "arguments": {"a": "\\ud800"}}',
+     '<tool_call>{"name": "time", "arguments": {"a": "\\ud800"}}', []),
     (HERMES, "<tool_call>" + "[" * 5000, "<tool_call>" + "[" * 5000, []),
     (LISTED, f"[TOOL_CALLS] [{ONE}, {ONE}]", "", [CALL, CALL]),
     (BARE, ONE.replace("arguments", "parameters"), "", [CALL]),
