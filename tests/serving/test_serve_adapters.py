@@ -24,7 +24,7 @@ def test_adapters_come_and_go(changing):
     wanted = changing.ask(CHAT, BODY | {"model": "cooking"}).json["choices"][0]["message"]["content"]
     stream = http.client.HTTPConnection(*changing.place, timeout=60)
     stream.request("POST", CHAT, json.dumps(BODY | {"model": "cooking", "stream": True, "ignore_eos": True,
-                                                    "max_tokens": 400}), {"content-type": "application/json"})
+                                                    "max_tokens": 250}), {"content-type": "application/json"})
     running = stream.getresponse()
     assert running.readline().startswith(b"data: ")
     assert changing.ask("/v1/adapters/cooking", method="DELETE").json["deleted"]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-BODY = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1200, "ignore_eos": True, "stream": True}
+BODY = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 700, "ignore_eos": True, "stream": True}
 JSON = {"content-type": "application/json"}
 
 

@@ -108,6 +108,9 @@ def test_tools_are_called_in_the_models_format(client):
     result = [*QUESTION, found.message.model_dump(exclude_none=True),
               {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
     assert client.chat.completions.create(model="travel", messages=result, tools=[TOOL], max_tokens=5).choices
+    told = client.chat.completions.create(**more, response_format={  # a call or JSON
+        "type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}).choices[0].message
+    assert told.tool_calls or json.loads(told.content).keys() == {"city", "warm"}
     assert client.chat.completions.create(**more, tool_choice="none").choices[0].message.tool_calls is None
     with pytest.raises(openai.BadRequestError, match="knows no tools"):
         client.chat.completions.create(**{**more, "model": "cooking"})
