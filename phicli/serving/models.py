@@ -51,7 +51,7 @@ class Models:
         return name
 
     def add(self, name: str, path: str) -> None:
-        """Serve another adapter: a PEFT folder, or a file .onnx_adapter made for this model, under the root.
+        """Serve another adapter: a PEFT folder under the root.
 
         Raises:
             Fault: 400 (name, place, adapter), 409 (the name is taken), 501 (the model takes none).
