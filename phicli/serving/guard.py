@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import time
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,7 +63,7 @@ class Guard:
         if not self._any_host and _name(host) not in self._hosts:
             raise Fault(421, f"'{_name(host)[:80]}' is no name of this server; --allowed-host adds one")
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != host and origin not in self.service.config.cors_origins:
+        if origin and origin.partition("://")[2] != host and origin not in self.service.config.cors_origins:
             raise Fault(403, "pages of other sites may not ask here; --cors-origin lets them")
         if path in OPEN or path.startswith(PAGE):
             return

@@ -132,15 +132,9 @@ class Ready:
 
 def _listen(config: ServeConfig) -> socket.socket:
     """Before the model is loaded, which takes its time. Raises Missing: the address cannot be had."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    found = socket.socket(family)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((config.host, config.port))
-        found.listen(BACKLOG)
+        return socket.create_server((config.host, config.port), backlog=BACKLOG,
+                                    family=socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     except OSError as e:
-        found.close()
         raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{config.host}:{config.port}",
                       hint="phicli serve --port 0 takes any that is free") from None
-    return found
-

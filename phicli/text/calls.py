@@ -13,7 +13,7 @@ from phicli.text.layout import ASSISTANT, USER
 
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 _DECODER = json.JSONDecoder()
-_THOUGHT = re.compile(r"^.*</think>\s*", re.S)
+_THOUGHT, _BLANKS = re.compile(r"^.*</think>\s*", re.S), re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class CallFormat:
     def read(self, text: str, at: int, names: Sequence[str]) -> tuple[list[Call], int] | None:
         """The calls whose JSON begins at a place of a text, and where they end; None if there are none whole."""
         try:
-            found, end = _DECODER.raw_decode(text, at + len(text[at:]) - len(text[at:].lstrip()))
+            found, end = _DECODER.raw_decode(text, _behind_blanks(text, at))
         except (ValueError, RecursionError):
             return None
         calls = [self._call(one, names) for one in (found if isinstance(found, list) else [found])]
         if not calls or None in calls:
             return None
-        rest = text[end:].lstrip()
-        if self.closing and rest.startswith(self.closing):
-            end = len(text) - len(rest) + len(self.closing)
+        closing = _behind_blanks(text, end)
+        if self.closing and text.startswith(self.closing, closing):
+            end = closing + len(self.closing)
         return [call for call in calls if call], end
 
     def _call(self, found: Any, names: Sequence[str]) -> Call | None:
@@ -122,6 +122,11 @@ def _found_in(said: str, name: str, arguments: Any, end: str | None) -> CallForm
     return None
 
 
+def _behind_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at
+
+
 class CallReader:
     """An answer as it comes, parted in text for people and calls of tools.
 
@@ -147,7 +152,8 @@ class CallReader:
             self._calling = True
             return self._shown(self._held.index(opening))
         if not opening and not self.said and self._held.lstrip()[:1] in ("", "{", "["):
-            return ""  # the whole answer may be a call
+            self._calling = bool(self._held.strip())  # the whole answer may be a call
+            return ""
         kept = next((n for n in range(min(len(opening), len(self._held)), 0, -1)
                      if opening.startswith(self._held[-n:])), 0) if self._opening_id is None else 0
         return self._shown(len(self._held) - kept)

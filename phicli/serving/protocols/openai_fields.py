@@ -15,7 +15,7 @@ DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "pres
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Drawn(Body):
@@ -36,7 +36,7 @@ class Drawn(Body):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
 
     def asked(self, logprobs: int | None) -> Asked:
         """Raises Fault: 400, a bias that is not of a token."""
@@ -48,7 +48,7 @@ class Drawn(Body):
                 raise Fault(400, "its keys are the numbers of tokens", param="logit_bias") from None
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Asked(self.model, drawing, self.max_tokens, stops, 1 if self.n is None else self.n, logprobs,
-                     self.ignore_eos, bool(self.stream),
+                     bool(self.ignore_eos), bool(self.stream),
                      bool(self.stream_options and self.stream_options.include_usage))
 
 
