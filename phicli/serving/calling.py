@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phicli.inference.engine.grammar import TIGHT
 from phicli.text import TextCodec
 from phicli.text.calls import CallFormat, Tool
-
-TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def answer_grammar(codec: TextCodec, format: CallFormat, tools: Sequence[Tool], schema: Mapping[str, Any] | None
