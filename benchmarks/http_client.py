@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import shlex
 import socket
 import struct
 import subprocess
@@ -84,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", help="folder of an ONNX model, for a server that is started")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-batch", type=int, default=8)
+    parser.add_argument("--serve", default="", metavar="OPTIONS", help="further ones of a server that is started")
 
 
 @contextlib.contextmanager
@@ -94,8 +96,9 @@ def server(args: argparse.Namespace) -> Iterator[tuple[tuple[str, int], int | No
         return
     if not args.path:
         raise SystemExit("needs --url or --path")
-    started = subprocess.Popen([sys.executable, "-m", "phicli", "serve", "--path", args.path, "--port", "0", "--device",
-                                args.device, "--max-batch", str(args.max_batch)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "phicli", "serve", "--path", args.path, "--port", "0", "--device", args.device,
+               "--max-batch", str(args.max_batch), *shlex.split(args.serve)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert started.stdout
     try:
         yield _place(started.stdout.readline().strip()), started.pid

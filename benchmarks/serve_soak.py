@@ -2,6 +2,7 @@
 
     python benchmarks/serve_soak.py --path models/tiny/onnx-ao                    # 10,000 requests
     python benchmarks/serve_soak.py --url http://127.0.0.1:8000 --requests 500
+    python benchmarks/serve_soak.py --path … --device cuda --serve '--fixed-batch --no-prefix-cache'
 
 Clients, chosen at random: some want a whole answer or a stream and check it against what the server said before they
 all began; others leave in the middle, send half a body or a broken one, read slowly, or vanish.

@@ -88,6 +88,9 @@ class ServeConfig(OfModel):
     page: bool = setting(True, "Serve the page to chat", flags=("--page/--no-page",), panel=ACCESS)
     prefix_cache: bool = setting(True, "Keep what prompts have in common", flags=("--prefix-cache/--no-prefix-cache",),
                                  panel=shared.RUNNING)
+    fixed_batch: bool = setting(False, "Run steps of as many rows as --max-batch always: on a GPU only then, and with "
+                                "no prefix cache, is an answer the same whatever runs beside it",
+                                flags=("--fixed-batch/--no-fixed-batch",), panel=shared.RUNNING)
     device: str = shared.device()
     kernels: str = shared.kernels()
     chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
