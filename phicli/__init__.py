@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         report,
         run_workflow,
         search,
+        serve,
         verify,
     )
     from phicli.config import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         MergeConfig,
         OptimizeConfig,
         QuantizeConfig,
+        ServeConfig,
     )
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
     from phicli.inference.answer import Answer
@@ -50,9 +52,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate", "benchmark",
-                   "gate", "run_workflow", "search", "report", "verify"),
+                   "gate", "run_workflow", "search", "report", "verify", "serve"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
-                      "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig"),
+                      "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig",
+                      "ServeConfig"),
     "phicli.inference.session": ("Session",),
     "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
@@ -64,8 +67,9 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["Answer", "BadInput", "BenchmarkConfig", "Busy", "ChatConfig", "Conversation", "Engine", "EvaluateConfig",
            "ExportConfig", "FinetuneConfig", "Finish", "GateConfig", "Grammar", "InspectConfig", "MergeConfig",
            "Missing", "OptimizeConfig", "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling",
-           "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as", "finetune",
-           "gate", "inspect", "merge", "optimize", "quantize", "report", "run_workflow", "search", "verify"]
+           "ServeConfig", "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as",
+           "finetune", "gate", "inspect", "merge", "optimize", "quantize", "report", "run_workflow", "search", "serve",
+           "verify"]
 
 
 def __getattr__(name: str) -> Any:

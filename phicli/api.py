@@ -19,6 +19,7 @@ from phicli.config import (
     MergeConfig,
     OptimizeConfig,
     QuantizeConfig,
+    ServeConfig,
     StepConfig,
 )
 from phicli.config.commands import ReportConfig, SearchConfig, WorkflowConfig
@@ -181,6 +182,20 @@ def verify(place: str | Path, inputs: Sequence[str | Path] = (), *,
     from phicli.steps.verify import verify as step
 
     return step(Path(place), [Path(path) for path in inputs], progress or automatic())
+
+
+def serve(model: str | Path | ServeConfig | None = None, **settings: Any) -> None:
+    """Serve the ONNX model and its adapters over HTTP until a signal, in the main thread.
+
+    As `quantize`, with the fields of `ServeConfig`; `phicli.serving.server.opened` has the parts.
+    """
+    from phicli.serving.needed import check_packages
+
+    check_packages()
+    from phicli.serving.server import opened
+
+    with opened(_config(ServeConfig, "model", model, settings)) as ready:
+        ready.run()
 
 
 def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:

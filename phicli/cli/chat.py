@@ -14,6 +14,7 @@ from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options, process
 from phicli.cli.question import question_of
 from phicli.cli.terminal import unseen_keys
+from phicli.config.bases import OfModel
 from phicli.config.commands import ChatConfig
 from phicli.config.layers import Settings
 from phicli.errors import Missing, UsageError
@@ -94,7 +95,7 @@ def _kept(config: ChatConfig, go_on: bool, keep: bool) -> "tuple[ChatStore, Kept
 
     folder = _folder(config)
     if not folder.is_dir() and not config.path:
-        raise Missing("no optimized model here yet", where=folder, hint=_other(config))
+        raise no_model(config, "chat")
     if not folder.is_dir():
         Session(folder)  # says what is missing, before anything is kept or logged
     store = ChatStore(folder, console.warn, keep)
@@ -126,7 +127,7 @@ def _opened(config: ChatConfig, compare: bool, sample: bool, only: bool) -> "Tal
         return talks
 
 
-def _other(config: ChatConfig) -> str:
+def no_model(config: OfModel, command: str) -> Missing:
     """What to type where the model has not been made: the models that have, and the steps that make this one."""
     from phicli.steps.inventory import Kept, kept_models
 
@@ -134,8 +135,9 @@ def _other(config: ChatConfig) -> str:
     begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
     where = ["--root", str(config.root)] if config.root_chosen else []
     own = shlex.join(["phicli", "optimize" if begun else "run", "--model", config.model, *where])
-    others = [f"phicli chat --model {shlex.quote(model)}" for model in here]
-    return f"{', or '.join(others)} (here already); or {own}" if others else own
+    others = [f"phicli {command} --model {shlex.quote(model)}" for model in here]
+    return Missing("no optimized model here yet", where=config.root_folder / ONNX_FOLDER,
+                   hint=f"{', or '.join(others)} (here already); or {own}" if others else own)
 
 
 def _stream_on(talk: "Conversation", raw: bool) -> Show:

@@ -7,7 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from phicli.config.azure import UploadConfig
-from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ReportConfig, SearchConfig, VerifyConfig
+from phicli.config.commands import (
+    ChatConfig,
+    DoctorConfig,
+    LogsConfig,
+    ReportConfig,
+    SearchConfig,
+    ServeConfig,
+    VerifyConfig,
+)
 from phicli.config.layers import Settings
 from phicli.config.setting import Setting, StepConfig, settings_of
 from phicli.config.steps import (
@@ -24,8 +32,8 @@ from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
 Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file
 CONFIGS: Mapping[str, type[StepConfig]] = {
     **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
-                                          EvaluateConfig, GateConfig, LabConfig, DoctorConfig, LogsConfig,
-                                          ReportConfig, SearchConfig, VerifyConfig,
+                                          ServeConfig, EvaluateConfig, GateConfig, LabConfig, DoctorConfig,
+                                          LogsConfig, ReportConfig, SearchConfig, VerifyConfig,
                                           UploadConfig)}, "status": LabConfig}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")

@@ -31,6 +31,7 @@ COMMANDS = (
     "optimize",
     "export",
     "chat",
+    "serve",
     "evaluate",
     "benchmark",
     "gate",

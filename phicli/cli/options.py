@@ -19,7 +19,7 @@ from phicli.config.setting import Setting, StepConfig, settings_of
 from phicli.errors import PhicliError
 
 Flags = dict[str, Any]  # a command's parameter of this type gets the settings that were given as flags, by name
-USES = ("quantize", "finetune", "optimize", "evaluate", "chat", "run")  # the commands after which a model is the last
+USES = ("quantize", "finetune", "optimize", "evaluate", "chat", "serve", "run")  # after these a model is the last
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done, why, with time and space")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout", rich_help_panel=GENERAL)]
 Quiet = Annotated[bool, typer.Option(

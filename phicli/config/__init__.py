@@ -1,7 +1,7 @@
 """What can be set: one frozen dataclass a step, and the layers that their values come from."""
 
 from phicli.config.azure import UploadConfig
-from phicli.config.commands import BenchmarkConfig, ChatConfig
+from phicli.config.commands import BenchmarkConfig, ChatConfig, ServeConfig
 from phicli.config.layers import Settings, Value
 from phicli.config.setting import Setting, StepConfig
 from phicli.config.steps import (
@@ -16,5 +16,5 @@ from phicli.config.steps import (
 )
 
 __all__ = ["BenchmarkConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig", "GateConfig",
-           "InspectConfig", "MergeConfig", "OptimizeConfig", "QuantizeConfig", "Setting", "Settings", "StepConfig",
-           "UploadConfig", "Value"]
+           "InspectConfig", "MergeConfig", "OptimizeConfig", "QuantizeConfig", "ServeConfig", "Setting", "Settings",
+           "StepConfig", "UploadConfig", "Value"]

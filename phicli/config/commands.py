@@ -53,6 +53,55 @@ class ChatConfig(OfModel):
     chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
 
 
+LIMITS, ACCESS = "Limits", "Access"
+
+
+@dataclass(frozen=True)
+class ServeConfig(OfModel):
+    """Settings of `phicli serve`."""
+
+    STEP: ClassVar[str] = "serve"
+
+    path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True)
+    name: str | None = setting(None, "Name of the base model in requests [default: the model's]", metavar="NAME")
+    adapters: tuple[str, ...] = setting((), "Adapter to serve, a model of its own in requests; may be repeated "
+                                        "[default: all]", flags=("--adapter", "-a"), metavar="NAME")
+    host: str = setting("127.0.0.1", "Address to listen at; any but this machine's own needs a key")
+    port: int = setting(8000, "Port to listen at; 0: any that is free", minimum=0, maximum=65535)
+    api_key: str | None = setting(None, "Key that clients must send; lists of processes show it, a file does not",
+                                  once=True, metavar="KEY")
+    api_key_file: str | None = setting(None, "File with such keys, one a line", path=True)
+    engine: str = setting("phicli", "What runs the model; vllm: that package, on a GPU", choices=("phicli", "vllm"))
+    max_batch: int = setting(8, "Answers that are generated at once", minimum=1, panel=LIMITS)
+    context: int | None = setting(None, "Tokens of the longest prompt with its answer [default: the model's]",
+                                  minimum=16, panel=LIMITS)
+    max_tokens: int | None = setting(None, "Tokens of the longest answer [default: as many as the context takes]",
+                                     minimum=1, panel=LIMITS)
+    max_queue: int = setting(256, "Requests that may wait; more are refused", minimum=1, panel=LIMITS)
+    max_body: int = setting(4 << 20, "Bytes of the largest request", minimum=1024, panel=LIMITS)
+    timeout: float = setting(600, "Seconds that an answer may take", above=0, panel=LIMITS)
+    grace: float = setting(30, "Seconds that running answers have left when the server is told to stop", minimum=0,
+                           panel=LIMITS)
+    without_key: bool = setting(False, "Let everyone in who reaches the address", once=True, flags=("--without-key",),
+                                panel=ACCESS)
+    allowed_hosts: tuple[str, ...] = setting((), "Name by which this machine may be called; may be repeated [default: "
+                                             "its own addresses; any where others may ask]", flags=("--allowed-host",),
+                                             metavar="NAME", panel=ACCESS)
+    cors_origins: tuple[str, ...] = setting((), "Origin whose pages may ask, such as https://example.org; may be "
+                                            "repeated", flags=("--cors-origin",), metavar="ORIGIN", panel=ACCESS)
+    adapter_root: str | None = setting(None, "Folder from which clients may add adapters [default: ROOT/ft]",
+                                       path=True, panel=ACCESS)
+    page: bool = setting(True, "Serve the page to chat", flags=("--page/--no-page",), panel=ACCESS)
+    prefix_cache: bool = setting(True, "Keep what prompts have in common", flags=("--prefix-cache/--no-prefix-cache",),
+                                 panel=shared.RUNNING)
+    fixed_batch: bool = setting(False, "Run steps of as many rows as --max-batch always: on a GPU only then, and with "
+                                "no prefix cache, is an answer the same whatever runs beside it",
+                                flags=("--fixed-batch/--no-fixed-batch",), panel=shared.RUNNING)
+    device: str = shared.device()
+    kernels: str = shared.kernels()
+    chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig(OfModel):
     """Settings of `phicli benchmark`; lists of numbers are texts such as "16,512"."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from phicli.artifacts.reading import read_text
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
-from phicli.config.commands import ChatConfig, SearchConfig
+from phicli.config.commands import ChatConfig, SearchConfig, ServeConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
@@ -29,7 +29,7 @@ from phicli.errors import BadInput
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 CONFIGS: tuple[type[StepConfig], ...] = (
     InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
-    EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig,
+    ServeConfig, EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found

@@ -29,7 +29,7 @@ def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bo
     messages, trained = [], []
     for number, turn in enumerate(turns, 1):
         try:
-            messages.append(_message(turn))
+            messages.append(read_message(turn))
         except Defect as e:
             raise Defect(e.code, f"message {number}: {e.message}", field) from None
         trained.append(messages[-1]["role"] == ASSISTANT and _learnt(turn, field, number))
@@ -61,7 +61,8 @@ def read_tools(found: Any) -> tuple[Mapping[str, Any], ...]:
                  for tool in tools)
 
 
-def _message(turn: Any) -> Message:
+def read_message(turn: Any) -> Message:
+    """One message. Raises Defect: bad_messages, not_text, lone_surrogate."""
     if not isinstance(turn, dict):
         raise Defect("bad_messages", f"it is {kind_of(turn)}")
     if len(turn) == 2 and isinstance(turn.get("content"), str) and turn.get("role") in PLAIN:  # most are: no time lost

@@ -29,7 +29,8 @@ class Tokens:
     decoder: as the file has it. encoder: the same, but blind to control tokens; usually one object.
     special: control token -> (its id, the tokenizer's own AddedToken). pattern: finds them.
     silent: ids that are left out of decoded text. real: id of an alias -> id of its token.
-    begin: ids that the tokenizer puts before a text, such as that of <s>.
+    begin: ids that the tokenizer puts before a text, such as that of <s>. byte_level: its pieces are written as
+    byte-level BPE writes bytes.
 
     Raises:
         BadInput: none there, or a damaged one.
@@ -95,6 +96,7 @@ class Tokens:
             found.no_truncation()
             found.no_padding()
             self.begin = _added_before(found)
+            self.byte_level = found.decoder is not None and b"ByteLevel" in found.decoder.__getstate__()
             trims = found.post_processor is not None and b"ByteLevel" in found.post_processor.__getstate__()
             found.post_processor = processors.ByteLevel() if trims else None  # others only add what is not wanted
             return found

@@ -33,6 +33,7 @@ def test_the_command_works_from_an_empty_folder(installed, tmp_path):
     assert phicli("init", "--model", "tiny", "--device", "cpu").stdout == "phicli.toml\n"
     seen = phicli("inspect").stdout
     assert seen.startswith("400 rows, 0 that cannot be used") and str(installed / "phicli" / "data") in seen
+    assert {path.name for path in (installed / "phicli" / "serving" / "page").iterdir()} >= {"index.html", "chat.js"}
     made = phicli("quantize")
     assert made.stdout == "models/tiny/awq\n" and "next: phicli finetune" in made.stderr
     assert "tiny: awq" in phicli("list").stdout

@@ -1,0 +1,69 @@
+"""What OpenAI's protocols have in common, with the further fields that vLLM's clients know."""
+
+from typing import Any
+
+from phicli.inference.engine import TokenLogprob
+from phicli.serving.bodies import Body
+from phicli.serving.choices import Usage
+from phicli.serving.faults import Fault
+from phicli.serving.job import Asked
+from phicli.text import TextCodec
+from phicli.text.pieces import token_bytes
+
+DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+           "seed")
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class Drawn(Body):
+    """How tokens are drawn, and what else both old protocols have."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+
+    def asked(self, logprobs: int | None) -> Asked:
+        """Raises Fault: 400, a bias that is not of a token."""
+        drawing = {name: getattr(self, name) for name in DRAWING}
+        if self.logit_bias:
+            try:
+                drawing["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
+            except ValueError:
+                raise Fault(400, "its keys are the numbers of tokens", param="logit_bias") from None
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Asked(self.model, drawing, self.max_tokens, stops, 1 if self.n is None else self.n, logprobs,
+                     bool(self.ignore_eos), bool(self.stream),
+                     bool(self.stream_options and self.stream_options.include_usage))
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    return {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion,
+            "total_tokens": usage.prompt + usage.completion,
+            "prompt_tokens_details": {"cached_tokens": usage.cached}}
+
+
+def logprob_of(codec: TextCodec, found: TokenLogprob) -> dict[str, Any]:
+    """A token's logarithm of its probability, beside those of the likeliest ones."""
+    return {**_one(codec, found.id, found.logprob),
+            "top_logprobs": [_one(codec, ident, value) for ident, value in found.top]}
+
+
+def _one(codec: TextCodec, ident: int, value: float) -> dict[str, Any]:
+    content = token_bytes(codec.tokens, ident)
+    return {"token": content.decode(errors="replace"), "logprob": value, "bytes": list(content)}

@@ -1,0 +1,54 @@
+"""What follows from the settings before anything is opened; without the packages of the extra."""
+
+import ipaddress
+from pathlib import Path
+
+from phicli.artifacts.private import others_can_write
+from phicli.artifacts.reading import read_text
+from phicli.config.commands import ServeConfig
+from phicli.errors import BadInput, UsageError
+
+LONGEST_KEYS = 1 << 16  # bytes
+
+
+def read_keys(config: ServeConfig) -> list[str]:
+    """The keys that clients may send.
+
+    Raises:
+        BadInput: an empty key, a file without one or that others can change. UsageError: none, and the address is not
+            this machine's own.
+    """
+    keys = [config.api_key] if config.api_key is not None else []
+    if config.api_key_file:
+        path = Path(config.api_key_file)
+        try:
+            keys += [line.strip() for line in read_text(path, LONGEST_KEYS).splitlines() if line.strip()]
+        except FileNotFoundError:
+            raise BadInput("no such file", where=path) from None
+        if not keys:
+            raise BadInput("no key in it", where=path)
+        if who := others_can_write(path):
+            raise BadInput(f"others can write to {who}", where=path, hint=f"chmod go-w {who}")
+    if not all(keys):
+        raise BadInput("an empty key", where="--api-key")
+    if not keys and not config.without_key and not is_loopback(config.host):
+        raise UsageError("others can reach this address, and there is no key", where=f"--host {config.host}",
+                         hint="phicli serve --api-key-file FILE, or --without-key to let everyone in")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def base_name(config: ServeConfig) -> str:
+    """What the model without an adapter is called: as said, by its id, or by the last part of its folder."""
+    if config.name:
+        return config.name
+    if config.path:
+        return Path(config.path).resolve().name
+    return config.model if not Path(config.model).exists() else Path(config.model).resolve().name
