@@ -183,6 +183,24 @@ def test_a_closed_engine_ends_what_runs(two_graphs):
         engine.submit(Request(ids), print)
 
 
+def test_no_client_waits_for_ever_where_the_engine_fails(two_graphs, monkeypatch):
+    """A GPU that is gone, for one: giving back a place fails."""
+    def gone(self, row):
+        raise RuntimeError("gone")
+
+    with Engine(two_graphs / "onnx-ao", context=64) as engine:
+        monkeypatch.setattr(type(engine._scheduler._rows), "leave", gone)
+        ids, ends = engine.codec_of(None).encode_chat(QUESTION), []
+        done = threading.Semaphore(0)
+        for most in (2, 40):
+            engine.submit(Request(ids, max_tokens=most, ignore_eos=True),
+                          lambda event: (ends.append(event), done.release()) if isinstance(event, Finish) else None)
+        assert done.acquire(timeout=30) and done.acquire(timeout=30)
+        assert [end.reason for end in ends] == ["length", "error"] and "gone" in str(ends[1].error)
+        with pytest.raises(Busy, match="closed"):
+            engine.submit(Request(ids), print)
+
+
 def test_a_model_that_no_batch_is_made_of_answers_too(optimized, two_graphs):
     """Its adapters are inputs of the graph, the same for all rows."""
     with Engine(optimized / "onnx-ao", max_batch=2) as alone:

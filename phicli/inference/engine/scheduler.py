@@ -58,14 +58,19 @@ class Scheduler:
             self._thread.join()
 
     def _run(self) -> None:
-        while self._next():
-            self._prefill()
-            self._step()
-        for row in [*self._begun, *self._running]:
-            self._end(row, "cancelled")
-        for row in (row for queue in self._waiting.values() for row in queue):
-            row.finish("cancelled")
-        self._waiting.clear()
+        fault = None
+        try:
+            while self._next():
+                self._prefill()
+                self._step()
+        except Exception as e:  # of the places themselves, such as a GPU that is gone: no client waits for ever
+            fault = _told(e)
+        with self._wake:
+            self._closed = True
+            left = [*self._begun, *self._running, *(row for queue in self._waiting.values() for row in queue)]
+            self._waiting.clear()
+        for row in left:
+            row.finish("error" if fault else "cancelled", fault)
         self._rows.close()
 
     def _next(self) -> bool:
