@@ -6,7 +6,7 @@ from typing import Any
 
 from phicli.reporting.reading import MOST, NAME, entries, figure, shown
 
-NAMES = ("engine", "model_filename", "model_type")  # what a line may call what it measured
+NAMES = ("contender", "engine", "model_filename", "model_type")  # what a line may call what it measured
 BESIDE = {"adapter": "{}", "n_rows": "{} rows", "n_threads": "{} threads"}
 
 
@@ -40,7 +40,7 @@ def _decodes(line: Mapping[str, Any]) -> bool:
 
 def _row(line: Mapping[str, Any], fastest: float) -> dict[str, Any]:
     name = next((str(line[key]) for key in NAMES if line.get(key)), "model")
-    more = [text.format(line[key]) for key, text in BESIDE.items() if line.get(key)]
+    more = [text.format(line[key]) for key, text in BESIDE.items() if line.get(key) not in (None, "", 1)]
     speed, spread = figure(line["avg_ts"]) or 0.0, figure(line.get("stddev_ts")) or 0.0
     tokens = shown(figure(line.get("n_gen" if _decodes(line) else "n_prompt")))
     after = f", after {shown(depth)}" if (depth := figure(line.get("n_depth"))) else ""
