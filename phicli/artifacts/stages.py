@@ -133,6 +133,14 @@ def _sealed(plain: dict[str, Any]) -> str:
     return json.dumps({**plain, "check": _seal(plain)}, indent=2, ensure_ascii=False) + "\n"
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file is one that `write_sealed` has written, unchanged."""
+    try:
+        return "check" in read_json(path) and read_sealed(path, "") is not None
+    except (FileNotFoundError, BadInput, TypeError):
+        return False
+
+
 def _seal(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from phicli.artifacts import stages
 from phicli.artifacts.locks import held, holder
 from phicli.artifacts.names import (
+    ACCEPTED,
     ADAPTER_SUFFIX,
     ADAPTERS,
+    BENCHMARK,
     CHECKPOINT_FILES,
     FINETUNED,
     ONNX_FOLDER,
@@ -128,6 +130,7 @@ def _of_root(settings: Settings, model: Kept) -> Iterator[Path]:
     """Small files of phicli's in a root, and that which names its model as the last used one."""
     yield model.root / MODEL
     yield from (model.root / "logs").glob("phicli-*.log")
+    yield from (file for file in (model.root / BENCHMARK, model.root / ACCEPTED) if stages.is_sealed(file))
     if settings.last and Path(settings.last.get("root", "")).name in ("", model.name) and (
             model.model == settings.last["model"]):
         yield settings.folder / LAST

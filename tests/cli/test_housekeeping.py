@@ -85,6 +85,7 @@ def test_training_that_was_not_finished_is_listed_and_goes(cli, root):
 
 
 def test_a_model_goes_whole_and_is_no_longer_the_last_one(cli, root):
+    write_sealed(root / "benchmark.json", {"rows": []})
     assert cli("rm", "mine", "cache/kernels", "--yes").code == 0
     assert not root.exists() and not (root.parent / "phicli-last.json").exists()
     assert not (root.parents[1] / "cache" / "phicli" / "ops-12").exists()
@@ -92,6 +93,7 @@ def test_a_model_goes_whole_and_is_no_longer_the_last_one(cli, root):
 
 def test_what_is_anothers_stays(cli, root, tmp_path):
     (root / "notes.txt").write_text("mine")
+    (root / "accepted.json").write_text('{"rows": []}')
     (root / "awq" / "notes.txt").write_text("mine")
     refused = cli("rm", "mine", "--yes")
     assert refused.code == 3 and "notes.txt is in it, which no step of phicli made" in refused.err
@@ -104,7 +106,7 @@ def test_what_is_anothers_stays(cli, root, tmp_path):
     shutil.move(root / "awq", tmp_path / "disk")
     (root / "awq").symlink_to(tmp_path / "disk")
     assert cli("rm", "mine", "--yes").code == 0
-    assert [path.name for path in root.iterdir()] == ["notes.txt"] and not (tmp_path / "disk").exists()
+    assert {path.name for path in root.iterdir()} == {"notes.txt", "accepted.json"} and not (tmp_path / "disk").exists()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
     assert cli("rm", tmp_path / "folder", "--yes").code == 2 and (tmp_path / "folder" / "thesis.txt").is_file()
