@@ -41,3 +41,27 @@ class TransferConfig(StepConfig):
     connections: int = setting(8, "Parallel transfers", minimum=1)
     retries: int = setting(3, "Retries of a failed request", minimum=0)
     timeout: float = setting(60.0, "Seconds to wait for an answer", minimum=0.1)
+
+
+AZURE_JOB = "Azure ML job"  # heading of help
+
+
+@dataclass(frozen=True)
+class JobConfig(StepConfig):
+    """Where a long step runs, and what it runs on."""
+
+    STEP: ClassVar[str] = "job"
+
+    on: str = setting("here", "Where to run: on this machine or as a job in Azure ML", choices=("here", "azureml"),
+                      panel=AZURE_JOB, recorded=False)
+    compute: str | None = setting(None, "Compute cluster [default: none, serverless]", panel=AZURE_JOB, recorded=False)
+    instance_type: str | None = setting(None, "Size of a serverless machine, such as Standard_NC24ads_A100_v4",
+                                        panel=AZURE_JOB, recorded=False)
+    spot: bool = setting(False, "Serverless on capacity that others do not need: cheaper, may be interrupted",
+                         flags=("--spot/--no-spot",), panel=AZURE_JOB, recorded=False)
+    hours: float = setting(12.0, "Hours after which Azure ends the job", above=0, maximum=720, panel=AZURE_JOB,
+                           recorded=False)
+    image: str = setting("mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04", "Container image of the job",
+                         panel=AZURE_JOB, recorded=False)
+    wait: bool = setting(True, "Follow the job and fetch its results", flags=("--wait/--no-wait",), panel=AZURE_JOB,
+                         recorded=False)

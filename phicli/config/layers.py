@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phicli.artifacts.reading import read_text
-from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
+from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.commands import ChatConfig, SearchConfig
 from phicli.config.last_used import FILE, read_last
@@ -30,6 +30,7 @@ LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 CONFIGS: tuple[type[StepConfig], ...] = (
     InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
     EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig,
+    EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found
