@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -17,7 +18,7 @@ from phicli.errors import Missing, UsageError
 from phicli.progress import Progress
 from phicli.version import tested_versions
 
-PACKAGE, FILES, ROOT, SETTINGS_FILE, ORDER = "package", "files", "root", "phicli.toml", "order.json"
+PACKAGE, FILES, ROOT, SETTINGS_FILE, ORDER = "phicli.zip", "files", "root", "phicli.toml", "order.json"
 INPUT = "{job}"  # in an argument: the folder of what was taken along
 OF_THIS_MACHINE = ("azure.cache", "root", "model")  # settings that mean nothing there, or are given as flags
 FOR_METRICS = ("azureml-mlflow>=1.60", "mlflow-skinny>=3")
@@ -39,7 +40,7 @@ class Order:
     taken: dict[str, Path] = field(default_factory=dict)
     digest: str = ""
 
-    def take(self, setting: Setting, value: Any) -> Any:
+    def take(self, name: str, setting: Setting, value: Any) -> Any:
         """A setting's value as the job has it: files and folders of this machine are taken along.
 
         Raises:
@@ -47,8 +48,8 @@ class Order:
         """
         if not setting.path:
             return value
-        if setting.name in WRITES:
-            raise UsageError("a job writes into the root only", where=f"--{setting.name.replace('_', '-')}")
+        if name in WRITES:
+            raise UsageError("a job writes into the root only", where=f"--{name.replace('_', '-')}")
         if isinstance(value, tuple):
             return tuple(self._path(text) for text in value)
         return self._path(str(value))
@@ -66,21 +67,20 @@ class Order:
         for key, setting in SETTINGS.items():
             found = settings.get(setting)
             if found.origin != "default" and key not in OF_THIS_MACHINE and not key.startswith("job."):
-                self.settings[key] = self.take(setting, found.value)
+                self.settings[key] = self.take(setting.name, setting, found.value)
 
 
 def pack(order: Order, scratch: Path, progress: Progress) -> Content:
     """All that the job takes along, with hashes; writes settings and order into `scratch`, and gives order.digest."""
-    toml = scratch / SETTINGS_FILE
-    write_settings(toml, {key: _relative(value) for key, value in order.settings.items()})
-    sheet = scratch / ORDER
-    sheet.write_text(json.dumps({"command": order.command, "arguments": order.arguments}))
+    write_settings(scratch / SETTINGS_FILE, {key: _relative(value) for key, value in order.settings.items()})
+    (scratch / ORDER).write_text(json.dumps({"command": order.command, "arguments": order.arguments}))
     root = _under(ROOT, order.root) if order.root.is_dir() and any(order.root.iterdir()) else ()
-    files = [list_file(toml, SETTINGS_FILE), list_file(sheet, ORDER), *_package(),
+    _zip_package(scratch / PACKAGE)
+    files = [*(list_file(scratch / name, name) for name in (SETTINGS_FILE, ORDER, PACKAGE)),
              *(file for name, path in order.taken.items() for file in _under(name, path)), *root]
     content = hash_content(Content(tuple(files), ()), progress)
     decides = [f"{f.sha256} {f.name}" for f in content.files if not f.name.startswith(f"{ROOT}/")]
-    where = [order.job.compute, order.job.instance_type, order.job.spot, order.job.image]
+    where = [order.job.compute, order.job.instance_type, order.job.spot]
     order.digest = hashlib.sha256(json.dumps([decides, where]).encode()).hexdigest()
     return content
 
@@ -100,15 +100,16 @@ def _under(name: str, path: Path) -> Iterator[Any]:
         yield list_file(path, name)
 
 
-def _package() -> Iterator[Any]:
-    """phicli as a wheel would install it: its own files, the lab's rows, the tested versions."""
+def _zip_package(target: Path) -> None:
+    """phicli as a wheel would install it: its own files, the lab's rows, the tested versions. The same bytes again."""
     package = Path(__file__).parent.parent
-    for file in list_content(package).files:
-        if "__pycache__" not in file.name:
-            yield replace(file, name=f"{PACKAGE}/phicli/{file.name}")
+    files = [(f"phicli/{f.name}", f.path) for f in list_content(package).files if "__pycache__" not in f.name]
     for beside in ("data", "constraints.txt"):
         if not (package / beside).exists():
-            yield from _under(f"{PACKAGE}/phicli/{beside}", package.parent / beside)
+            files += [(f.name, f.path) for f in _under(f"phicli/{beside}", package.parent / beside)]
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def requirements() -> list[str]:
@@ -122,7 +123,7 @@ def requirements() -> list[str]:
     try:
         wanted = [Requirement(text) for text in metadata.requires("phicli") or []]
     except metadata.PackageNotFoundError:
-        raise Missing("phicli runs from a folder; what it needs is not known", hint="pip install --editable .") from None
+        raise Missing("phicli is not installed; what it needs is not known", hint="pip install --editable .") from None
     tested = tested_versions()
     lines = [*FOR_METRICS]
     for found in wanted:

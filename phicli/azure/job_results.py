@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path, PurePosixPath
 
 from phicli.artifacts.locks import held
+from phicli.artifacts.names import EVALUATION
 from phicli.artifacts.stages import MANIFEST, publishing, publishing_file, read_manifest
 from phicli.azure import faults
 from phicli.azure.fetching import damaged_files, fetch_files, list_files, range_length
@@ -25,7 +26,7 @@ def fetch_results(workspace: Workspace, job: Job, root: Path, progress: Progress
     """
     container, place = storage_of(workspace, job)
     with faults.explained(f"results of job {job.name}"):
-        files = [file for file in list_files(container, f"{place}/{ROOT}") if "/." not in f"/{file.name}"]
+        files = [file for file in list_files(container, f"{place}/{ROOT}") if _is_result(file.name)]
         folder = root / JOBS / job.name
         folder.parent.mkdir(parents=True, exist_ok=True)
         part, step = Part(folder), range_length(files)
@@ -41,6 +42,11 @@ def fetch_results(workspace: Workspace, job: Job, root: Path, progress: Progress
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
     return [path for path in placed if path]
+
+
+def _is_result(name: str) -> bool:
+    """Not what is hidden, nor what a root says of itself."""
+    return name == EVALUATION or ("/" in name and "/." not in f"/{name}")
 
 
 def _stages(manifests: list[RemoteFile]) -> list[str]:

@@ -7,10 +7,10 @@ job that failed or was cancelled is followed by another in the same place, which
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from phicli.azure import faults
 from phicli.azure.content import Content
@@ -19,6 +19,7 @@ from phicli.azure.on_compute import LOG, PROGRESS
 from phicli.azure.paging import listed
 from phicli.azure.staging import plan_upload, upload_content
 from phicli.azure.storage import Container
+from phicli.azure.transport import RANGE
 from phicli.azure.workspace import Workspace
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.progress import Progress, keeping
@@ -30,6 +31,7 @@ SHORTEST, LONGEST = 1.0, 15.0  # seconds between two looks
 MOST_LOG = 8 << 20  # bytes
 PRICES = "https://azure.microsoft.com/pricing/details/machine-learning/"
 PYTHON = "3.11"
+IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"  # torch brings CUDA's libraries
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ def costs(order: Order) -> str:
     """What is billed, before it is."""
     job = order.job
     if job.compute:
-        return (f"one node of cluster {job.compute} for as long as the job runs, at most {job.hours:g} h, and while the "
-                f"cluster keeps it idle; prices of its size: {PRICES}")
+        return (f"one node of cluster {job.compute} while the job runs, at most {job.hours:g} h, and while the cluster "
+                f"keeps it idle; prices of its size: {PRICES}")
     kind = "spot" if job.spot else "dedicated"
-    return f"1 x {job.instance_type}, serverless, {kind}, for as long as the job runs, at most {job.hours:g} h; {PRICES}"
+    return f"1 x {job.instance_type}, serverless, {kind}, while the job runs, at most {job.hours:g} h; prices: {PRICES}"
 
 
 def specify(order: Order, name: str, datastore: str) -> Any:
@@ -99,11 +101,12 @@ def specify(order: Order, name: str, datastore: str) -> Any:
         "queue_settings": {"job_tier": "spot" if job.spot else "standard"}}
     return command(
         name=name, display_name=f"phicli {order.command}", experiment_name="phicli",
-        command=f"PYTHONPATH=${{{{inputs.job}}}}/{PACKAGE} python -m phicli.azure.on_compute ${{{{inputs.job}}}} "
-                "${{outputs.out}}",
+        command=f"python -m zipfile -e ${{{{inputs.job}}}}/{PACKAGE} code && PYTHONPATH=code "
+                "python -m phicli.azure.on_compute ${{inputs.job}} ${{outputs.out}}",
         inputs={"job": Input(type="uri_folder", path=f"{address}/in", mode="ro_mount")},
         outputs={"out": Output(type="uri_folder", path=f"{address}/out", mode="rw_mount")},
-        environment=Environment(image=job.image, conda_file=conda), tags={TAG: f"{datastore}/{place}", "phicli": __version__},
+        environment=Environment(image=IMAGE, conda_file=conda),
+        tags={TAG: f"{datastore}/{place}", "phicli": __version__},
         timeout=int(job.hours * 3600), **machine)
 
 
@@ -153,7 +156,8 @@ def cancel(workspace: Workspace, name: str) -> None:
 
 def _job(found: Any) -> Job:
     place = str((found.tags or {}).get(TAG, ""))
-    return Job(found.name, str(found.status), place, str(found.display_name or ""), str(found.compute or "serverless"),
+    status = str(getattr(found.status, "value", found.status))
+    return Job(found.name, status, place, str(found.display_name or ""), str(found.compute or "serverless"),
                str(found.studio_url or ""))
 
 
@@ -171,29 +175,32 @@ def storage_of(workspace: Workspace, job: Job) -> tuple[Container, str]:
 
 def state_of(workspace: Workspace, job: Job) -> dict[str, Any]:
     """How far a job's command is, as it last said: task, step, total, figures, error, exit."""
+    return _state(*storage_of(workspace, job))
+
+
+def log_of(workspace: Workspace, job: Job) -> str:
+    """What a job's command has said so far, its last MOST_LOG bytes."""
+    return _read(*storage_of(workspace, job), LOG)
+
+
+def _state(container: Container, place: str) -> dict[str, Any]:
     try:
-        found = json.loads(_read(workspace, job, PROGRESS))
+        found = json.loads(_read(container, place, PROGRESS))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def log_of(workspace: Workspace, job: Job) -> str:
-    """What a job's command has said so far, its last MOST_LOG bytes."""
-    return _read(workspace, job, LOG)
-
-
-def _read(workspace: Workspace, job: Job, name: str) -> str:
+def _read(container: Container, place: str, name: str) -> str:
     from azure.core.exceptions import ResourceNotFoundError
-
-    container, place = storage_of(workspace, job)
 
     def read(client: Any) -> bytes:
         blob = client.get_blob_client(f"{place}/{name}")
         size = blob.get_blob_properties().size
-        return blob.download_blob(max(0, size - MOST_LOG), min(size, MOST_LOG)).readall() if size else b""
+        parts = range(max(0, size - MOST_LOG), size, RANGE)
+        return b"".join(blob.download_blob(begin, min(RANGE, size - begin)).readall() for begin in parts)
 
-    with faults.explained(f"job {job.name}"):
+    with faults.explained(f"job's {name}"):
         try:
             return str(container.call(read).decode("utf-8", "replace"))
         except ResourceNotFoundError:
@@ -207,40 +214,52 @@ def follow(workspace: Workspace, job: Job, progress: Progress) -> Job:
         RemoteError: it failed or was cancelled.
     """
     kept = f"job {job.name} goes on; the same command follows it, and this ends it: phicli jobs cancel {job.name}"
-    with keeping(lambda: kept):
-        for job in _looks(workspace, job, progress):
-            pass
+    container, place = storage_of(workspace, job)
+    pause, state = SHORTEST, dict[str, Any]()
+    with keeping(lambda: kept), Shown(progress) as shown:
+        while True:
+            if shown.status(job) != "NotStarted":
+                shown.state(state := _state(container, place))
+            if job.status in (DONE, *BROKEN):
+                break
+            time.sleep(pause)
+            pause = min(LONGEST, pause * 1.2)
+            job = get(workspace, job.name)
     if job.status == DONE:
         return job
-    state = state_of(workspace, job)
     raise RemoteError(f"job {job.name}: {job.status}" + (f": {state['error']}" if state.get("error") else ""),
                       hint=f"phicli jobs logs {job.name}; the same command goes on from what it has kept")
 
 
-def _looks(workspace: Workspace, job: Job, progress: Progress) -> Iterator[Job]:
-    """The job again and again until it ends; its tasks become tasks of the progress."""
-    pause, status = SHORTEST, job.status
-    shown: dict[str, Any] = {}
-    task: Any = None
-    opened: Any = None
-    try:
-        while job.status not in (DONE, *BROKEN):
-            if job.status != status:
-                status = job.status
-                progress.note(f"job {job.name}: {status}")
-            state = state_of(workspace, job) if job.status == "Running" else {}
-            if state.get("task") and state["task"] != shown.get("task"):
-                if opened:
-                    opened.__exit__(None, None, None)
-                opened = progress.task(str(state["task"]), state.get("total"), str(state.get("unit") or ""))
-                task, shown = opened.__enter__(), {"task": state["task"]}
-            if task and state.get("step") != shown.get("step"):
-                task.advance(float(state.get("step") or 0) - float(shown.get("step") or 0), **(state["figures"] or {}))
-                shown["step"] = state.get("step")
-            time.sleep(pause)
-            pause = min(LONGEST, pause * 1.2)
-            job = get(workspace, job.name)
-            yield job
-    finally:
-        if opened:
-            opened.__exit__(None, None, None)
+class Shown:
+    """What a job's command reports, reported again here: its tasks become tasks of the progress."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.ending = progress, ExitStack()
+        self.task: Any = None
+        self.title, self.step, self.last = "", 0.0, ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.ending.__exit__(*exc)
+
+    def status(self, job: Job) -> str:
+        if job.status != self.last and self.last:
+            self.progress.note(f"job {job.name}: {job.status}")
+        self.last = job.status
+        return job.status
+
+    def state(self, found: dict[str, Any]) -> None:
+        title, step, total = found.get("task"), found.get("step"), found.get("total")
+        if not isinstance(title, str) or not isinstance(step, int | float):
+            return
+        if title != self.title:
+            self.ending.close()
+            task = self.progress.task(title, total if isinstance(total, int | float) else None, str(found.get("unit")))
+            self.task, self.title, self.step = self.ending.enter_context(task), title, 0.0
+        if step != self.step:
+            figures = found.get("figures")
+            self.task.advance(step - self.step, **(figures if isinstance(figures, dict) else {}))
+            self.step = step

@@ -81,8 +81,10 @@ class Told:
         if "task" in event:
             self.state |= {name: event.get(name) for name in ("task", "step", "total", "unit", "figures")}
             for name, value in (event.get("figures") or {}).items():
-                if self.metrics and isinstance(value, int | float):
-                    self.metrics.log_metric(name.replace("%", "percent"), value, step=int(event.get("step") or 0))
+                with suppress(ValueError):  # a figure that is no number
+                    number = float(str(value).removesuffix("%").replace(",", ""))
+                    if self.metrics:
+                        self.metrics.log_metric(f"{event['task']}/{name}", number, step=int(event.get("step") or 0))
 
     def write(self) -> None:
         """Files whole, since some mounts show a file only once it is closed."""
@@ -110,11 +112,15 @@ def mirror(root: Path, copy: Path) -> None:
     for name, found in there.items():
         target = copy / name
         with suppress(FileNotFoundError):  # the command has removed it meanwhile
-            if not target.is_file() or (target.stat().st_size, target.stat().st_mtime) != (found.st_size, found.st_mtime):
+            if not target.is_file() or _stamp(target.stat()) != _stamp(found):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / name, target)
                 with suppress(OSError):  # a mount without times: copied again the next time
                     os.utime(target, (found.st_mtime, found.st_mtime))
+
+
+def _stamp(found: os.stat_result) -> tuple[int, float]:
+    return found.st_size, found.st_mtime
 
 
 def _files(folder: Path) -> Iterator[Path]:

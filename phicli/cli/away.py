@@ -36,16 +36,15 @@ def run_away(command: str, job: JobConfig, config: OfModel, settings: Settings, 
     for name, setting in known.items():
         if name in ("root", "model") or setting.key.startswith("job.") or name not in flags:
             continue
-        order.arguments += spelt(name, setting, order.take(setting, settings.get(setting, flags[name]).value))
-    model = next(setting for name, setting in known.items() if name == "model")
-    order.arguments += ["--model", order.take(model, config.model)]
+        order.arguments += spelt(name, setting, order.take(name, setting, settings.get(setting, flags[name]).value))
+    order.arguments += ["--model", order.take("model", known["model"], config.model)]
     order.arguments += [part for name, spelling in plain.items() if (value := given.get(name)) and name not in HERE
                         for part in ([spelling] if value is True else [spelling, str(value)])]
     order.take_settings(settings)
     check_compute(order)
     json = bool(given.get("json"))
     return _show(order, json) if given.get("dry_run") else _submit(
-        order, settings, bool(flags.get("force") or given.get("force")), json)
+        order, config.model, settings, bool(flags.get("force") or given.get("force")), json)
 
 
 def spelt(name: str, setting: Setting, value: Any) -> list[str]:
@@ -75,7 +74,7 @@ def _show(order: "Order", json: bool) -> Sequence[Next]:
     return []
 
 
-def _submit(order: "Order", settings: Settings, again: bool, json: bool) -> Sequence[Next]:
+def _submit(order: "Order", model: str, settings: Settings, again: bool, json: bool) -> Sequence[Next]:
     from phicli.azure.target import find_target
 
     target = find_target(settings, asdict(settings.resolve(WorkspaceConfig)), console.ask)
@@ -83,12 +82,14 @@ def _submit(order: "Order", settings: Settings, again: bool, json: bool) -> Sequ
         from phicli.azure.job_results import fetch_results
         from phicli.azure.jobs import begin, follow
         from phicli.azure.workspace import Workspace
+        from phicli.hub.roots import remember_model
 
         workspace = Workspace(target, settings.resolve(TransferConfig))
         job, placed = begin(workspace, order, progress, again), []
         if order.job.wait:
             job = follow(workspace, job, progress)
             placed = fetch_results(workspace, job, order.root, progress)
+            remember_model(order.root, model)
     if json:
         console.result_json({**asdict(job), "root": str(order.root), "placed": [str(path) for path in placed]})
     else:

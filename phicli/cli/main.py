@@ -45,12 +45,13 @@ COMMANDS = (
     "upload",
     "download",
     "azure",
+    "jobs",
     "config",
     "doctor",
     "env",
     "logs",
 )
-GROUPS = ("azure", "config")  # those with commands of their own
+GROUPS = ("azure", "config", "jobs")  # those with commands of their own
 
 
 

@@ -64,7 +64,8 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
     plain = {name: p.replace(annotation=hints[name], kind=p.KEYWORD_ONLY)
              for name, p in own.items() if name not in configs and name not in flags}
     known = {name: setting for config in reversed(configs.values()) for name, setting in settings_of(config).items()}
-    spellings = {name: p.annotation.__metadata__[0].param_decls[0] for name, p in plain.items() if "job" in configs}
+    # of an annotation, Typer takes the first name for a default
+    spellings = {name: p.annotation.__metadata__[0].default for name, p in plain.items() if "job" in configs}
     made = {name: _parameter(name, setting) for name, setting in known.items()}
     added = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind,
                                      default=None if kind is ProgressForm else False)
@@ -84,10 +85,12 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
                 check_default_root(config)
             begun, job = True, resolved.pop("job", None)
             try:
-                if job and job.on != "here":
+                after: Sequence[Next] | None
+                if job and job.on:
                     after = run_away(title, job, resolved["config"], settings, raw, known, given, spellings)
                 else:
-                    after = function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
+                    more = dict.fromkeys(flags, raw) | {name: given[name] for name in plain}
+                    after = function(**resolved, **more)
             except PhicliError:
                 begun = False
                 raise

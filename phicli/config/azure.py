@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from phicli.config.bases import OfModel
 from phicli.config.setting import StepConfig, setting
+from phicli.config.shared import RUNNING
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,20 @@ class TransferConfig(StepConfig):
     timeout: float = setting(60.0, "Seconds to wait for an answer", minimum=0.1)
 
 
-AZURE_JOB = "Azure ML job"  # heading of help
-
-
 @dataclass(frozen=True)
 class JobConfig(StepConfig):
     """Where a long step runs, and what it runs on."""
 
     STEP: ClassVar[str] = "job"
 
-    on: str = setting("here", "Where to run: on this machine or as a job in Azure ML", choices=("here", "azureml"),
-                      panel=AZURE_JOB, recorded=False)
-    compute: str | None = setting(None, "Compute cluster [default: none, serverless]", panel=AZURE_JOB, recorded=False)
+    on: str | None = setting(None, "Run as a job in Azure ML [default: on this machine]", choices=("azureml",),
+                             panel=RUNNING, recorded=False)
+    compute: str | None = setting(None, "Compute cluster [default: none, serverless]", panel=RUNNING, recorded=False)
     instance_type: str | None = setting(None, "Size of a serverless machine, such as Standard_NC24ads_A100_v4",
-                                        panel=AZURE_JOB, recorded=False)
+                                        panel=RUNNING, recorded=False)
     spot: bool = setting(False, "Serverless on capacity that others do not need: cheaper, may be interrupted",
-                         flags=("--spot/--no-spot",), panel=AZURE_JOB, recorded=False)
-    hours: float = setting(12.0, "Hours after which Azure ends the job", above=0, maximum=720, panel=AZURE_JOB,
-                           recorded=False)
-    image: str = setting("mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04", "Container image of the job",
-                         panel=AZURE_JOB, recorded=False)
-    wait: bool = setting(True, "Follow the job and fetch its results", flags=("--wait/--no-wait",), panel=AZURE_JOB,
+                         flags=("--spot/--no-spot",), panel=RUNNING, recorded=False)
+    hours: float = setting(12.0, "Hours after which Azure ends the job [default: 12]", above=0, maximum=720,
+                           panel=RUNNING, recorded=False)
+    wait: bool = setting(True, "Follow the job and fetch its results", flags=("--wait/--no-wait",), panel=RUNNING,
                          recorded=False)

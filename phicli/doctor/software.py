@@ -2,7 +2,6 @@
 
 import sys
 from importlib import metadata
-from pathlib import Path
 
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.probes import CPU

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -57,6 +58,10 @@ class Azure:
         self.models: dict[tuple[str, str], dict] = {}
         self.registry: dict[tuple[str, str, str], str] = {}  # (registry, name, version) -> address of its files
         self.secret, self.sas_seconds, self.bad_sas = "sas", 3600.0, 0
+        self.jobs: dict[str, dict] = {}
+        self.environments: dict[str, dict] = {}
+        self.computes = {"cpus": "AmlCompute"}
+        self.work: Callable[[dict], None] | None = None  # what becomes of a job that was put
         self.barrier: threading.Barrier | None = None
         self.lock = threading.Lock()
 
@@ -115,6 +120,19 @@ class Azure:
                              else {"secretsType": "Sas", "sasToken": self.sas()})
             store = datastore("None" if self.secret == "none" else "AccountKey")
             return 200, store if len(parts) > 1 else {"value": [store]}
+        if parts[0] == "environments":
+            if method == "PUT":
+                self.environments["/".join(parts)] = {
+                    "id": arm_id(*parts), "name": parts[-1], "systemData": CREATED, **json.loads(body)}
+            there = self.environments.get("/".join(parts))
+            return (200, there) if there else not_found(parts[1])
+        if parts[0] == "computes":
+            kind = self.computes.get(parts[1])
+            return (200, {"id": arm_id(*parts), "name": parts[1], "location": REGION, "properties": {
+                "computeType": kind, "provisioningState": "Succeeded",
+                "properties": {"vmSize": "STANDARD_DS3_V2"}}}) if kind else not_found(parts[1])
+        if parts[0] == "jobs":
+            return self.job_answer(method, parts[1:], body)
         versions = [v for (n, v) in self.models if n == parts[1]]
         if len(parts) == 2:
             if not versions:
@@ -127,6 +145,22 @@ class Azure:
             return self.register(parts[1], parts[3], json.loads(body)["properties"])
         there = self.models.get((parts[1], parts[3]))
         return (200, there) if there else not_found(parts[3])
+
+    def job_answer(self, method: str, parts: list[str], body: bytes) -> Answer:
+        if not parts:
+            return 200, {"value": list(reversed(self.jobs.values()))}
+        if method == "PUT":
+            job = {"id": arm_id("jobs", parts[0]), "name": parts[0], "systemData": CREATED, **json.loads(body)}
+            job["properties"] |= {"status": "NotStarted", "services": {"Studio": {
+                "endpoint": f"https://ml.azure.com/runs/{parts[0]}", "jobServiceType": "Studio"}}}
+            self.jobs[parts[0]] = job
+            if self.work:
+                threading.Thread(target=self.work, args=(job,), daemon=True).start()
+            return 201, job
+        job = self.jobs.get(parts[0])
+        if job and parts[1:] == ["cancel"]:
+            job["properties"]["status"] = "Canceled"
+        return (200, job) if job else not_found(parts[0])
 
     def register(self, name: str, version: str, properties: dict) -> Answer:
         if self.barrier:
