@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -61,7 +62,7 @@ class Told:
 
     def __init__(self, out: Path):
         self.out, self.state, self.lines, self.bytes = out, dict[str, Any](), list[str](), 0
-        self.metrics = _metrics()
+        self.figures, self.metrics = deque[tuple[str, float, int]](), _metrics()
 
     def listen(self, stream: Any) -> None:
         for line in stream:
@@ -83,13 +84,20 @@ class Told:
             for name, value in (event.get("figures") or {}).items():
                 with suppress(ValueError):  # a figure that is no number
                     number = float(str(value).removesuffix("%").replace(",", ""))
-                    if self.metrics:
-                        self.metrics.log_metric(f"{event['task']}/{name}", number, step=int(event.get("step") or 0))
+                    self.figures.append((f"{event['task']}/{name}", number, int(event.get("step") or 0)))
 
     def write(self) -> None:
         """Files whole, since some mounts show a file only once it is closed."""
         (self.out / PROGRESS).write_text(json.dumps(self.state))
         (self.out / LOG).write_text("".join(f"{line}\n" for line in tuple(self.lines)))
+        while self.figures:  # not where the command waits to be listened to
+            name, number, step = self.figures.popleft()
+            if self.metrics:
+                try:
+                    self.metrics.log_metric(name, number, step=step)
+                except Exception as e:  # figures are worth less than the work
+                    print(f"MLflow: {e}", file=sys.stderr)
+                    self.metrics = None
 
 
 def _metrics() -> Any:
