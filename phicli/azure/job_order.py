@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.package import zip_package
 from phicli.azure.content import Content, hash_content, list_content, list_file
 from phicli.config.azure import JobConfig
 from phicli.config.layers import SETTINGS, Settings
@@ -75,7 +75,7 @@ def pack(order: Order, scratch: Path, progress: Progress) -> Content:
     write_settings(scratch / SETTINGS_FILE, {key: _relative(value) for key, value in order.settings.items()})
     (scratch / ORDER).write_text(json.dumps({"command": order.command, "arguments": order.arguments}))
     root = _under(ROOT, order.root) if order.root.is_dir() and any(order.root.iterdir()) else ()
-    _zip_package(scratch / PACKAGE)
+    zip_package(scratch / PACKAGE)
     files = [*(list_file(scratch / name, name) for name in (SETTINGS_FILE, ORDER, PACKAGE)),
              *(file for name, path in order.taken.items() for file in _under(name, path)), *root]
     content = hash_content(Content(tuple(files), ()), progress)
@@ -98,18 +98,6 @@ def _under(name: str, path: Path) -> Iterator[Any]:
             yield replace(file, name=f"{name}/{file.name}")
     else:
         yield list_file(path, name)
-
-
-def _zip_package(target: Path) -> None:
-    """phicli as a wheel would install it: its own files, the lab's rows, the tested versions. The same bytes again."""
-    package = Path(__file__).parent.parent
-    files = [(f"phicli/{f.name}", f.path) for f in list_content(package).files if "__pycache__" not in f.name]
-    for beside in ("data", "constraints.txt"):
-        if not (package / beside).exists():
-            files += [(f.name, f.path) for f in _under(f"phicli/{beside}", package.parent / beside)]
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def requirements() -> list[str]:

@@ -46,6 +46,7 @@ COMMANDS = (
     "download",
     "azure",
     "jobs",
+    "deploy",
     "config",
     "doctor",
     "env",

@@ -12,6 +12,8 @@ from phicli.artifacts.reading import read_text
 from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.commands import ChatConfig, SearchConfig
+from phicli.config.commands import ChatConfig
+from phicli.config.deploy import DeployConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
@@ -31,6 +33,7 @@ CONFIGS: tuple[type[StepConfig], ...] = (
     InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
     EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig,
     EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig,
+    EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig, DeployConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found
