@@ -1,4 +1,4 @@
-"""The folder that a container image is built from: Dockerfile, phicli, what pip installs, the start script, the model."""
+"""The folder that a container image is built from: Dockerfile, phicli, what pip installs, start script, model."""
 
 import json
 import shutil
@@ -30,6 +30,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for the largest
 OURS = """\
 FROM {base}
 # A compiler: the ops of adapters are compiled for the machine that runs them.
+# hadolint ignore=DL3008
 RUN apt-get update \\
  && apt-get install --yes --no-install-recommends {system} \\
  && rm -rf /var/lib/apt/lists/*
@@ -121,9 +122,12 @@ def collect_model(config: DeployConfig, target: Path) -> Path:
 
 
 def adapters_of(config: DeployConfig) -> dict[str, Path]:
-    """The PEFT folders under the root by name."""
-    return {path.parent.name: path.parent
-            for path in sorted((config.root_folder / FINETUNED).glob(f"[!.]*/{ADAPTER_CONFIG}"))}
+    """The PEFT folders under the root that vLLM can take, by name: plain LoRA."""
+    root = config.root_folder / FINETUNED
+    found = {path.parent.name: path for path in sorted(root.glob(f"[!.]*/{ADAPTER_CONFIG}"))}
+    known = {name: read_json(path) for name, path in found.items()}
+    return {name: path.parent for name, path in found.items() if isinstance(known[name], dict)
+            and known[name].get("peft_type") == "LORA" and not known[name].get("use_dora")}
 
 
 def _copy(folder: Path, target: Path) -> None:

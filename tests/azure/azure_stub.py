@@ -23,7 +23,8 @@ SUBSCRIPTION, GROUP, WORKSPACE = "11111111-2222-3333-4444-555555555555", "travel
 PROVIDER = "Microsoft.MachineLearningServices"
 MODELS = rf"/subscriptions/{SUBSCRIPTION}/resource[gG]roups/([^/]+)/providers/{PROVIDER}/workspaces/([^/]+)(/.*)?"
 REGISTRY = r"/mferp/managementfrontend/.*/registries/([^/]+)/(models|datarefs)/([^/]+)(?:/versions/([^/]+))?"
-CREATED = {"createdAt": "2025-01-01T00:00:00Z", "createdBy": "tester", "createdByType": "User"}
+CREATED = {"createdAt": "2025-01-01T00:00:00Z", "createdBy": "tester", "createdByType": "User",
+           "lastModifiedAt": "2025-01-01T00:00:00Z"}
 LEAK = "SIGNATURE-NOBODY-MAY-SEE"  # in every fault's message
 
 Answer = tuple[int, object]
@@ -61,6 +62,10 @@ class Azure:
         self.jobs: dict[str, dict] = {}
         self.environments: dict[str, dict] = {}
         self.computes = {"cpus": "AmlCompute"}
+        self.endpoints: dict[str, dict] = {}
+        self.deployments: dict[tuple[str, str], dict] = {}
+        self.scaling: dict[str, dict] = {}
+        self.said = "Lisbon, before the heat."  # by whatever is deployed
         self.work: Callable[[dict], None] | None = None  # what becomes of a job that was put
         self.barrier: threading.Barrier | None = None
         self.lock = threading.Lock()
@@ -92,6 +97,12 @@ class Azure:
         return fault.status, {"error": {"code": fault.code, "message": f"injected, ?sig={LEAK}&x=1"}}, fault.headers
 
     def route(self, method: str, host: str, path: str, body: bytes) -> Answer:
+        if host.endswith(".inference.ml.azure.com"):
+            self.asked = json.loads(body)
+            return 200, {"choices": [{"message": {"role": "assistant", "content": self.said}}]}
+        if "/Microsoft.Insights/autoscalesettings/" in path:
+            self.scaling[path.rpartition("/")[2]] = json.loads(body)
+            return 201, json.loads(body)
         if "/registrymanagement/" in path:
             name = path.split("/")[4]
             if name not in {registry for registry, _, _ in self.registry}:
@@ -131,6 +142,8 @@ class Azure:
             return (200, {"id": arm_id(*parts), "name": parts[1], "location": REGION, "properties": {
                 "computeType": kind, "provisioningState": "Succeeded",
                 "properties": {"vmSize": "STANDARD_DS3_V2"}}}) if kind else not_found(parts[1])
+        if parts[0] == "onlineEndpoints":
+            return self.endpoint_answer(method, parts[1:], body)
         if parts[0] == "jobs":
             return self.job_answer(method, parts[1:], body)
         versions = [v for (n, v) in self.models if n == parts[1]]
@@ -145,6 +158,30 @@ class Azure:
             return self.register(parts[1], parts[3], json.loads(body)["properties"])
         there = self.models.get((parts[1], parts[3]))
         return (200, there) if there else not_found(parts[3])
+
+    def endpoint_answer(self, method: str, parts: list[str], body: bytes) -> Answer:
+        if not parts:
+            return 200, {"value": list(self.endpoints.values())}
+        name, store = parts[0], self.deployments if parts[1:2] == ["deployments"] else self.endpoints
+        if parts[1:] == ["listKeys"]:
+            return 200, {"primaryKey": "KEY", "secondaryKey": "KEY2"}
+        if parts[1:] == ["deployments"]:
+            return 200, {"value": [d for (e, _), d in self.deployments.items() if e == name]}
+        key = (name, parts[2]) if parts[1:] else name
+        if method == "PUT":
+            made = {"id": arm_id("onlineEndpoints", *parts), "name": parts[-1], "systemData": CREATED,
+                    "location": REGION, **json.loads(body)}
+            made["properties"] |= {"provisioningState": "Succeeded"}
+            if store is self.deployments:
+                made["properties"].setdefault("scaleSettings", {"scaleType": "Default"})
+            else:
+                made["properties"]["scoringUri"] = (
+                    f"https://{name}.{REGION}.inference.ml.azure.com/v1/chat/completions")
+            store[key] = made
+            return 201, made
+        if method == "DELETE":
+            return (200, {}) if store.pop(key, None) else not_found(name)
+        return (200, store[key]) if key in store else not_found(name)
 
     def job_answer(self, method: str, parts: list[str], body: bytes) -> Answer:
         if not parts:
