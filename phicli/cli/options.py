@@ -30,7 +30,7 @@ Verbose = Annotated[bool, typer.Option(
     "--verbose", "-v", help="Show what libraries print too, which else goes to a log", rich_help_panel=GENERAL)]
 ProgressForm = Annotated[str | None, typer.Option(
     "--progress", metavar="|".join(FORMS), autocompletion=lambda: FORMS, rich_help_panel=GENERAL,
-    help="Form of what is said on stderr; json: one document a line, for programs [default: auto]")]
+    help="How messages look; json: lines of JSON [default: auto]")]
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:

@@ -18,7 +18,7 @@ class DeployConfig(OfModel):
     to: str = setting("azureml", "What to deploy to: an endpoint in Azure ML, a folder for docker build, or manifests",
                       choices=("azureml", "docker", "kubernetes", "kserve"))
     name: str = setting("phicli", "Name of the endpoint or service")
-    engine: str = setting("phicli", "What serves: phicli serve, or vLLM with the AWQ checkpoint and the adapters",
+    engine: str = setting("phicli", "What serves: phicli itself, or vLLM with the AWQ checkpoint and the adapters",
                           choices=("phicli", "vllm"))
     processor: str = setting("cpu", "What it runs on; vLLM always on a GPU", choices=("cpu", "cuda"))
     deployment: str = setting("blue", "Name of the deployment behind the endpoint", panel=ENDPOINT)
