@@ -12,7 +12,6 @@ from phicli.artifacts.reading import read_text
 from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.commands import ChatConfig, SearchConfig
-from phicli.config.commands import ChatConfig
 from phicli.config.deploy import DeployConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.places import find_settings_file, placed
@@ -31,9 +30,7 @@ from phicli.errors import BadInput
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 CONFIGS: tuple[type[StepConfig], ...] = (
     InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
-    EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig,
-    EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig,
-    EvaluateConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig, DeployConfig,
+    EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig, DeployConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found
