@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 
-from phicli.cli import process
+from phicli.cli import process, quick_imports
 from phicli.cli.terminal import remember_terminal, restore_terminal
 
 
@@ -18,6 +18,7 @@ def entry() -> None:
     process.open_streams()
     remember_terminal()
     process.SIGNALS.install()
+    quick_imports.install()
     codes: list[int] = []
     atexit.register(lambda: _leave(codes[0]) if codes and not (sys.gettrace() or sys.getprofile()) else None)
     from phicli.cli import main as cli

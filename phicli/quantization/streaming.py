@@ -73,12 +73,13 @@ class LayeredModel:
     def __init__(self, folder: Path, device: torch.device):
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
 
         self.weights, self.device = Weights(folder), device
         self.copies = torch.cuda.Stream() if device.type == "cuda" else None
         with worded("transformers cannot build this model", folder):
             self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            with init_empty_weights(include_buffers=False):
+            with init_empty_weights(include_buffers=False), no_init_weights():
                 self.model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
         self.model.eval()
         self.architecture = architecture_of(self.config.model_type)

@@ -1,0 +1,49 @@
+"""What the process of a command leaves out of its libraries is there when it is used."""
+
+import subprocess
+import sys
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import sys
+from phicli.cli import quick_imports
+quick_imports.install()
+import torch
+import phicli.quantization.olive_pass
+import phicli.export.olive_pass
+import onnxruntime_genai.models.builder
+import transformers.integrations.flex_attention
+from transformers.distributed import sharding_utils
+from transformers.utils import import_utils
+
+for module in ("torch._dynamo", "torch.distributed.tensor", "sympy", "onnxscript", "olive.cli.api"):
+    assert module not in sys.modules, module
+
+scan = import_utils.create_import_structure_from_path
+folder = transformers.models.__path__[0]
+assert scan(folder) == scan.__wrapped__(folder)
+
+import olive
+import onnx_ir
+assert str(onnx_ir.SymbolicDim("rows") + 1) == "rows + 1"
+assert olive.run.__name__ == "run"
+class Output(olive.WorkflowOutput):
+    pass
+assert Output.__base__ is sys.modules["olive.engine.output"].WorkflowOutput
+
+stand_in = sharding_utils.DTensor
+assert not isinstance(torch.ones(1), (stand_in, int))
+torch._dynamo.config.cache_size_limit = 3
+assert "torch._dynamo" in sys.modules
+assert torch._dynamo.config.cache_size_limit == 3
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+from torch.distributed.tensor import DTensor
+assert stand_in.from_local is not None and stand_in.__name__ == "DTensor"
+assert isinstance(torch.Tensor._make_subclass(DTensor, torch.ones(1)), stand_in)
+print("good")
+"""
+
+
+def test_what_is_left_out_comes_when_it_is_used():
+    done = subprocess.run([sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("good\n")
