@@ -13,4 +13,7 @@ Inside this package `import azure.…` is absolute and means Microsoft's SDK; it
     transport  https only, every answer bounded      paging    lists with an end
     names      a service's names before they become paths
     describe   manifests as tags and properties
+    job_order  what a job takes along                jobs      begun, followed, ended
+    on_compute what a job's machine runs             job_results  what it made, into the root
+    endpoint   a managed online endpoint
 """

@@ -92,6 +92,11 @@ def list_content(folder: Path) -> Content:
     return Content(tuple(files), tuple(sorted(hidden)))
 
 
+def list_file(path: Path, name: str) -> LocalFile:
+    """One file under another name. Raises BadInput: no regular file."""
+    return _listed(path, name, path.resolve().parent)
+
+
 def _listed(path: Path, name: str, inside: Path) -> LocalFile:
     try:
         target = path.resolve(strict=True)

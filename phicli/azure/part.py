@@ -126,6 +126,10 @@ class Part:
             self.files.rename(folder)
             shutil.rmtree(self.path, ignore_errors=True)
 
+    def remove(self) -> None:
+        """Remove what came, once it is elsewhere."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def _check_ours(self) -> None:
         try:
             found, journal = self.path.lstat(), self.journal.lstat()

@@ -46,12 +46,14 @@ COMMANDS = (
     "upload",
     "download",
     "azure",
+    "jobs",
+    "deploy",
     "config",
     "doctor",
     "env",
     "logs",
 )
-GROUPS = ("azure", "config")  # those with commands of their own
+GROUPS = ("azure", "config", "jobs")  # those with commands of their own
 
 
 

@@ -8,10 +8,12 @@ from typing import Annotated, Any, TypedDict
 import typer
 
 from phicli.cli import console
+from phicli.cli.away import AWAY, run_away
 from phicli.cli.completion import completion_of
 from phicli.cli.following import Following, Next
 from phicli.cli.help import ALL, GENERAL
 from phicli.cli.manner import FORMS, set_manner
+from phicli.config.azure import JobConfig
 from phicli.config.bases import OfModel
 from phicli.config.last_used import remember_last
 from phicli.config.layers import Settings
@@ -28,7 +30,7 @@ Verbose = Annotated[bool, typer.Option(
     "--verbose", "-v", help="Show what libraries print too, which else goes to a log", rich_help_panel=GENERAL)]
 ProgressForm = Annotated[str | None, typer.Option(
     "--progress", metavar="|".join(FORMS), autocompletion=lambda: FORMS, rich_help_panel=GENERAL,
-    help="Form of what is said on stderr; json: one document a line, for programs [default: auto]")]
+    help="How messages look; json: lines of JSON [default: auto]")]
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:
@@ -56,10 +58,14 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
     hints = typing.get_type_hints(function, include_extras=True)
     own = inspect.signature(function).parameters
     configs = {name: hints[name] for name in own if _is_config(hints[name])}
+    if function.__name__ in AWAY:
+        configs["job"] = JobConfig
     flags = [name for name in own if hints[name] == Flags]
     plain = {name: p.replace(annotation=hints[name], kind=p.KEYWORD_ONLY)
              for name, p in own.items() if name not in configs and name not in flags}
     known = {name: setting for config in reversed(configs.values()) for name, setting in settings_of(config).items()}
+    # of an annotation, Typer takes the first name for a default
+    spellings = {name: p.annotation.__metadata__[0].default for name, p in plain.items() if "job" in configs}
     made = {name: _parameter(name, setting) for name, setting in known.items()}
     added = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind,
                                      default=None if kind is ProgressForm else False)
@@ -77,9 +83,14 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
             resolved = {name: settings.resolve(config, given) for name, config in configs.items()}
             for config in resolved.values():
                 check_default_root(config)
-            begun = True
+            begun, job = True, resolved.pop("job", None)
             try:
-                after = function(**resolved, **dict.fromkeys(flags, raw), **{name: given[name] for name in plain})
+                after: Sequence[Next] | None
+                if job and job.on:
+                    after = run_away(title, job, resolved["config"], settings, raw, known, given, spellings)
+                else:
+                    more = dict.fromkeys(flags, raw) | {name: given[name] for name in plain}
+                    after = function(**resolved, **more)
             except PhicliError:
                 begun = False
                 raise

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phicli.artifacts.reading import read_text
-from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
+from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.commands import ChatConfig, SearchConfig, ServeConfig
+from phicli.config.deploy import DeployConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
@@ -29,7 +30,7 @@ from phicli.errors import BadInput
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters
 CONFIGS: tuple[type[StepConfig], ...] = (
     InspectConfig, QuantizeConfig, FinetuneConfig, MergeConfig, OptimizeConfig, ExportConfig, ChatConfig,
-    ServeConfig, EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig,
+    ServeConfig, EvaluateConfig, SearchConfig, UploadConfig, WorkspaceConfig, TransferConfig, JobConfig, DeployConfig,
 )
 SETTINGS: dict[str, Setting] = {
     found.key: found

@@ -26,7 +26,7 @@ def root() -> Any:
 
 
 def device() -> Any:
-    return setting("auto", "Where to compute; auto: cuda if it can be used", shared=True,
+    return setting("auto", "Where to compute; auto: cuda if usable", shared=True,
                    choices=("auto", "cuda", "cpu"), recorded=False)
 
 

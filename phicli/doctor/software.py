@@ -1,14 +1,12 @@
 """Python, the packages, and whether the native ones run."""
 
-import re
 import sys
 from importlib import metadata
-from pathlib import Path
 
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.probes import CPU
+from phicli.version import tested_versions
 
-TESTED = "constraints.txt"  # in the package where it was installed from a wheel, beside it in a checkout
 CORE = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "onnxruntime-gpu", "onnxruntime", "torch",
         "transformers", "peft")  # their interfaces change; another version than the tested one is worth a word
 TWINS = ({"onnxruntime", "onnxruntime-gpu"}, {"onnxruntime-genai", "onnxruntime-genai-cuda"})  # same files, one wins
@@ -75,15 +73,6 @@ def genai(subject: Subject) -> CheckResult:
         return CheckResult(Light.RED, f"cannot be imported: {done.reason}",
                        "pip install --force-reinstall --no-deps onnxruntime-genai-cuda")
     return CheckResult(Light.GREEN, f"{done.document['version']}, can be imported", figures=done.document)
-
-
-def tested_versions() -> dict[str, str]:
-    """Package -> version that the tests ran with; empty where the list is not at hand."""
-    package = Path(__file__).parents[1]
-    for path in (package / TESTED, package.parent / TESTED):
-        if path.is_file():
-            return dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.M))
-    return {}
 
 
 def _metadata() -> metadata.PackageMetadata | None:

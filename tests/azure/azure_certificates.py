@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 HOSTS = ("management.azure.com", "login.microsoftonline.com", "*.blob.core.windows.net", "*.api.azureml.ms",
-         "*.experiments.azureml.net", "localhost")
+         "*.experiments.azureml.net", "*.westeurope.inference.ml.azure.com", "localhost")
 
 
 def make_certificates(folder: Path) -> None:

@@ -20,7 +20,8 @@ from azure_stub import ACCOUNT, CONTAINER, GROUP, KEY, SUBSCRIPTION, WORKSPACE, 
 HERE = Path(__file__).parent
 AZURITE = HERE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 STORAGE_HOST = r"[a-z0-9]+\.blob\.core\.windows\.net"
-SERVICE_HOSTS = r"management\.azure\.com|[a-z0-9]+\.api\.azureml\.ms|cert-[a-z0-9]+\.experiments\.azureml\.net"
+SERVICE_HOSTS = (r"[a-z]+\.westeurope\.inference\.ml\.azure\.com|management\.azure\.com|[a-z0-9]+\.api\.azureml\.ms|"
+                 r"cert-[a-z0-9]+\.experiments\.azureml\.net")
 TARGET = ["--workspace-name", WORKSPACE, "--resource-group", GROUP, "--subscription", SUBSCRIPTION]
 SECRET = "TOKEN-NOBODY-MAY-SEE"  # in the token of the one who is signed in
 AZ = """#!/bin/sh

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -22,7 +23,8 @@ SUBSCRIPTION, GROUP, WORKSPACE = "11111111-2222-3333-4444-555555555555", "travel
 PROVIDER = "Microsoft.MachineLearningServices"
 MODELS = rf"/subscriptions/{SUBSCRIPTION}/resource[gG]roups/([^/]+)/providers/{PROVIDER}/workspaces/([^/]+)(/.*)?"
 REGISTRY = r"/mferp/managementfrontend/.*/registries/([^/]+)/(models|datarefs)/([^/]+)(?:/versions/([^/]+))?"
-CREATED = {"createdAt": "2025-01-01T00:00:00Z", "createdBy": "tester", "createdByType": "User"}
+CREATED = {"createdAt": "2025-01-01T00:00:00Z", "createdBy": "tester", "createdByType": "User",
+           "lastModifiedAt": "2025-01-01T00:00:00Z"}
 LEAK = "SIGNATURE-NOBODY-MAY-SEE"  # in every fault's message
 
 Answer = tuple[int, object]
@@ -57,6 +59,14 @@ class Azure:
         self.models: dict[tuple[str, str], dict] = {}
         self.registry: dict[tuple[str, str, str], str] = {}  # (registry, name, version) -> address of its files
         self.secret, self.sas_seconds, self.bad_sas = "sas", 3600.0, 0
+        self.jobs: dict[str, dict] = {}
+        self.environments: dict[str, dict] = {}
+        self.computes = {"cpus": "AmlCompute"}
+        self.endpoints: dict[str, dict] = {}
+        self.deployments: dict[tuple[str, str], dict] = {}
+        self.scaling: dict[str, dict] = {}
+        self.said = "Lisbon, before the heat."  # by whatever is deployed
+        self.work: Callable[[dict], None] | None = None  # what becomes of a job that was put
         self.barrier: threading.Barrier | None = None
         self.lock = threading.Lock()
 
@@ -87,6 +97,12 @@ class Azure:
         return fault.status, {"error": {"code": fault.code, "message": f"injected, ?sig={LEAK}&x=1"}}, fault.headers
 
     def route(self, method: str, host: str, path: str, body: bytes) -> Answer:
+        if host.endswith(".inference.ml.azure.com"):
+            self.asked = json.loads(body)
+            return 200, {"choices": [{"message": {"role": "assistant", "content": self.said}}]}
+        if "/Microsoft.Insights/autoscalesettings/" in path:
+            self.scaling[path.rpartition("/")[2]] = json.loads(body)
+            return 201, json.loads(body)
         if "/registrymanagement/" in path:
             name = path.split("/")[4]
             if name not in {registry for registry, _, _ in self.registry}:
@@ -115,6 +131,21 @@ class Azure:
                              else {"secretsType": "Sas", "sasToken": self.sas()})
             store = datastore("None" if self.secret == "none" else "AccountKey")
             return 200, store if len(parts) > 1 else {"value": [store]}
+        if parts[0] == "environments":
+            if method == "PUT":
+                self.environments["/".join(parts)] = {
+                    "id": arm_id(*parts), "name": parts[-1], "systemData": CREATED, **json.loads(body)}
+            there = self.environments.get("/".join(parts))
+            return (200, there) if there else not_found(parts[1])
+        if parts[0] == "computes":
+            kind = self.computes.get(parts[1])
+            return (200, {"id": arm_id(*parts), "name": parts[1], "location": REGION, "properties": {
+                "computeType": kind, "provisioningState": "Succeeded",
+                "properties": {"vmSize": "STANDARD_DS3_V2"}}}) if kind else not_found(parts[1])
+        if parts[0] == "onlineEndpoints":
+            return self.endpoint_answer(method, parts[1:], body)
+        if parts[0] == "jobs":
+            return self.job_answer(method, parts[1:], body)
         versions = [v for (n, v) in self.models if n == parts[1]]
         if len(parts) == 2:
             if not versions:
@@ -127,6 +158,46 @@ class Azure:
             return self.register(parts[1], parts[3], json.loads(body)["properties"])
         there = self.models.get((parts[1], parts[3]))
         return (200, there) if there else not_found(parts[3])
+
+    def endpoint_answer(self, method: str, parts: list[str], body: bytes) -> Answer:
+        if not parts:
+            return 200, {"value": list(self.endpoints.values())}
+        name, store = parts[0], self.deployments if parts[1:2] == ["deployments"] else self.endpoints
+        if parts[1:] == ["listKeys"]:
+            return 200, {"primaryKey": "KEY", "secondaryKey": "KEY2"}
+        if parts[1:] == ["deployments"]:
+            return 200, {"value": [d for (e, _), d in self.deployments.items() if e == name]}
+        key = (name, parts[2]) if parts[1:] else name
+        if method == "PUT":
+            made = {"id": arm_id("onlineEndpoints", *parts), "name": parts[-1], "systemData": CREATED,
+                    "location": REGION, **json.loads(body)}
+            made["properties"] |= {"provisioningState": "Succeeded"}
+            if store is self.deployments:
+                made["properties"].setdefault("scaleSettings", {"scaleType": "Default"})
+            else:
+                made["properties"]["scoringUri"] = (
+                    f"https://{name}.{REGION}.inference.ml.azure.com/v1/chat/completions")
+            store[key] = made
+            return 201, made
+        if method == "DELETE":
+            return (200, {}) if store.pop(key, None) else not_found(name)
+        return (200, store[key]) if key in store else not_found(name)
+
+    def job_answer(self, method: str, parts: list[str], body: bytes) -> Answer:
+        if not parts:
+            return 200, {"value": list(reversed(self.jobs.values()))}
+        if method == "PUT":
+            job = {"id": arm_id("jobs", parts[0]), "name": parts[0], "systemData": CREATED, **json.loads(body)}
+            job["properties"] |= {"status": "NotStarted", "services": {"Studio": {
+                "endpoint": f"https://ml.azure.com/runs/{parts[0]}", "jobServiceType": "Studio"}}}
+            self.jobs[parts[0]] = job
+            if self.work:
+                threading.Thread(target=self.work, args=(job,), daemon=True).start()
+            return 201, job
+        job = self.jobs.get(parts[0])
+        if job and parts[1:] == ["cancel"]:
+            job["properties"]["status"] = "Canceled"
+        return (200, job) if job else not_found(parts[0])
 
     def register(self, name: str, version: str, properties: dict) -> Answer:
         if self.barrier:

@@ -1,0 +1,122 @@
+"""What a job is to do, and what it takes along: phicli itself, files, the settings below the flags, the root."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts.package import zip_package
+from phicli.azure.content import Content, hash_content, list_content, list_file
+from phicli.config.azure import JobConfig
+from phicli.config.layers import SETTINGS, Settings
+from phicli.config.setting import Setting
+from phicli.config.writing import write_settings
+from phicli.errors import Missing, UsageError
+from phicli.progress import Progress
+from phicli.version import tested_versions
+
+PACKAGE, FILES, ROOT, SETTINGS_FILE, ORDER = "phicli.zip", "files", "root", "phicli.toml", "order.json"
+INPUT = "{job}"  # in an argument: the folder of what was taken along
+OF_THIS_MACHINE = ("azure.cache", "root", "model")  # settings that mean nothing there, or are given as flags
+FOR_METRICS = ("azureml-mlflow>=1.60", "mlflow-skinny>=3")
+WRITES = ("output", "save_plan", "logging_dir", "fix", "path")  # places that a job cannot write to here
+
+
+@dataclass
+class Order:
+    """A command for elsewhere. arguments: as a shell takes them, with INPUT in paths. taken: name in the job -> here.
+
+    digest: of all that decides what comes out, once `pack` has read the files.
+    """
+
+    command: str
+    arguments: list[str]
+    root: Path
+    job: JobConfig
+    settings: dict[str, Any] = field(default_factory=dict)
+    taken: dict[str, Path] = field(default_factory=dict)
+    digest: str = ""
+
+    def take(self, name: str, setting: Setting, value: Any) -> Any:
+        """A setting's value as the job has it: files and folders of this machine are taken along.
+
+        Raises:
+            UsageError: a place to write to on this machine.
+        """
+        if not setting.path:
+            return value
+        if name in WRITES:
+            raise UsageError("a job writes into the root only", where=f"--{name.replace('_', '-')}")
+        if isinstance(value, tuple):
+            return tuple(self._path(text) for text in value)
+        return self._path(str(value))
+
+    def _path(self, text: str) -> str:
+        path = Path(text)
+        if not path.exists():  # a name: of the hub's, of an adapter, of a model in Azure
+            return text
+        name = f"{FILES}/{len(self.taken)}/{path.resolve().name}"
+        self.taken[name] = path
+        return f"{INPUT}/{name}"
+
+    def take_settings(self, settings: Settings) -> None:
+        """Those of the environment and the settings file, as they would hold here."""
+        for key, setting in SETTINGS.items():
+            found = settings.get(setting)
+            if found.origin != "default" and key not in OF_THIS_MACHINE and not key.startswith("job."):
+                self.settings[key] = self.take(setting.name, setting, found.value)
+
+
+def pack(order: Order, scratch: Path, progress: Progress) -> Content:
+    """All that the job takes along, with hashes; writes settings and order into `scratch`, and gives order.digest."""
+    write_settings(scratch / SETTINGS_FILE, {key: _relative(value) for key, value in order.settings.items()})
+    (scratch / ORDER).write_text(json.dumps({"command": order.command, "arguments": order.arguments}))
+    root = _under(ROOT, order.root) if order.root.is_dir() and any(order.root.iterdir()) else ()
+    zip_package(scratch / PACKAGE)
+    files = [*(list_file(scratch / name, name) for name in (SETTINGS_FILE, ORDER, PACKAGE)),
+             *(file for name, path in order.taken.items() for file in _under(name, path)), *root]
+    content = hash_content(Content(tuple(files), ()), progress)
+    decides = [f"{f.sha256} {f.name}" for f in content.files if not f.name.startswith(f"{ROOT}/")]
+    where = [order.job.compute, order.job.instance_type, order.job.spot]
+    order.digest = hashlib.sha256(json.dumps([decides, where]).encode()).hexdigest()
+    return content
+
+
+def _relative(value: Any) -> Any:
+    """Paths in a settings file are seen from its folder."""
+    if isinstance(value, tuple):
+        return tuple(map(_relative, value))
+    return value.removeprefix(f"{INPUT}/") if isinstance(value, str) else value
+
+
+def _under(name: str, path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        for file in list_content(path).files:
+            yield replace(file, name=f"{name}/{file.name}")
+    else:
+        yield list_file(path, name)
+
+
+def requirements() -> list[str]:
+    """What pip is to install for phicli: each requirement with the version that the tests ran with, its marker kept.
+
+    Raises:
+        Missing: phicli is not installed, so that nothing tells what it needs.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("phicli") or []]
+    except metadata.PackageNotFoundError:
+        raise Missing("phicli is not installed; what it needs is not known", hint="pip install --editable .") from None
+    tested = tested_versions()
+    lines = [*FOR_METRICS]
+    for found in wanted:
+        if not (found.marker and "extra" in str(found.marker)):
+            version = tested.get(found.name)
+            lines.append((f"{found.name}=={version}" if version else f"{found.name}{found.specifier}")
+                         + (f"; {found.marker}" if found.marker else ""))
+    return sorted(lines)

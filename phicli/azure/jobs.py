@@ -1,0 +1,265 @@
+"""Jobs of phicli in a workspace: begun, found again, followed, ended.
+
+A job's name holds a digest of what decides its result, so the same command finds its job again, from any machine. A
+job that failed or was cancelled is followed by another in the same place, which goes on from what the first left.
+"""
+
+import json
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from phicli.azure import faults
+from phicli.azure.content import Content
+from phicli.azure.job_order import PACKAGE, Order, pack, requirements
+from phicli.azure.on_compute import LOG, PROGRESS
+from phicli.azure.paging import listed
+from phicli.azure.staging import plan_upload, upload_content
+from phicli.azure.storage import Container
+from phicli.azure.transport import RANGE
+from phicli.azure.workspace import Workspace
+from phicli.errors import BadInput, Missing, RemoteError, UsageError
+from phicli.progress import Progress, keeping
+from phicli.version import __version__
+
+FOLDER, TAG = "phicli/jobs", "phicli.place"  # in the datastore; the tag of a job that says where its files are
+DONE, BROKEN = "Completed", ("Failed", "Canceled", "NotResponding")
+SHORTEST, LONGEST = 1.0, 15.0  # seconds between two looks
+MOST_LOG = 8 << 20  # bytes
+PRICES = "https://azure.microsoft.com/pricing/details/machine-learning/"
+PYTHON = "3.11"
+IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"  # torch brings CUDA's libraries
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it was found. place: its datastore and its folder in there."""
+
+    name: str
+    status: str
+    place: str
+    command: str
+    compute: str
+    studio: str
+
+
+def begin(workspace: Workspace, order: Order, progress: Progress, again: bool = False) -> Job:
+    """The job of an order: the one that is there, or a new one. again: a new one also where one has completed.
+
+    Raises:
+        UsageError: settings of compute that do not go together. Missing, RemoteError: as `faults.explained` says.
+    """
+    check_compute(order)
+    with tempfile.TemporaryDirectory(prefix="phicli-job-") as scratch:
+        content = pack(order, Path(scratch), progress)
+        for number in range(1, 1000):
+            name = f"phicli-{order.command}-{order.digest[:16]}" + (f"-{number}" if number > 1 else "")
+            found = find(workspace, name)
+            if found and found.status not in BROKEN and not (again and found.status == DONE):
+                progress.note(f"job {name} is there: {found.status}")
+                return found
+            if not found:
+                return _submit(workspace, order, name, content, progress)
+    raise RemoteError("a thousand jobs of this order are there")
+
+
+def check_compute(order: Order) -> None:
+    """Raise UsageError for settings of compute that do not go together."""
+    job = order.job
+    if job.compute and (job.instance_type or job.spot):
+        raise UsageError("a cluster has its own size and its own priority", where="--compute",
+                         hint="leave out --instance-type and --spot, or --compute")
+    if not job.compute and not job.instance_type:
+        raise UsageError("which machine?", where="--on azureml",
+                         hint="--compute CLUSTER, or --instance-type Standard_NC24ads_A100_v4 without one")
+
+
+def costs(order: Order) -> str:
+    """What is billed, before it is."""
+    job = order.job
+    if job.compute:
+        return (f"one node of cluster {job.compute} while the job runs, at most {job.hours:g} h, and while the cluster "
+                f"keeps it idle; prices of its size: {PRICES}")
+    kind = "spot" if job.spot else "dedicated"
+    return f"1 x {job.instance_type}, serverless, {kind}, while the job runs, at most {job.hours:g} h; prices: {PRICES}"
+
+
+def specify(order: Order, name: str, datastore: str) -> Any:
+    """The job as azure-ai-ml has it; its files are in that datastore."""
+    from azure.ai.ml import Input, Output, command
+    from azure.ai.ml.entities import Environment
+
+    place, job = f"{FOLDER}/{order.digest[:32]}", order.job
+    address = f"azureml://datastores/{datastore}/paths/{place}"
+    conda = {"name": "phicli", "channels": ["conda-forge"],
+             "dependencies": [f"python={PYTHON}", "pip>=24", {"pip": requirements()}]}
+    machine: dict[str, Any] = {"compute": job.compute} if job.compute else {
+        "instance_type": job.instance_type, "instance_count": 1,
+        "queue_settings": {"job_tier": "spot" if job.spot else "standard"}}
+    return command(
+        name=name, display_name=f"phicli {order.command}", experiment_name="phicli",
+        command=f"python -m zipfile -e ${{{{inputs.job}}}}/{PACKAGE} code && PYTHONPATH=code "
+                "python -m phicli.azure.on_compute ${{inputs.job}} ${{outputs.out}}",
+        inputs={"job": Input(type="uri_folder", path=f"{address}/in", mode="ro_mount")},
+        outputs={"out": Output(type="uri_folder", path=f"{address}/out", mode="rw_mount")},
+        environment=Environment(image=IMAGE, conda_file=conda),
+        tags={TAG: f"{datastore}/{place}", "phicli": __version__},
+        timeout=int(job.hours * 3600), **machine)
+
+
+def _submit(workspace: Workspace, order: Order, name: str, content: Content, progress: Progress) -> Job:
+    container = workspace.container()
+    specified = specify(order, name, container.access.datastore)
+    place = f"{FOLDER}/{order.digest[:32]}/in"
+    progress.note(f"billed: {costs(order)}")
+    with faults.explained("files of the job"):
+        upload_content(container, content, place, plan_upload(container, content, place), progress)
+    with faults.explained(f"job {name}"):
+        made = workspace.client.jobs.create_or_update(specified)
+    progress.note(f"job {name}: {made.studio_url}")
+    return _job(made)
+
+
+def find(workspace: Workspace, name: str) -> Job | None:
+    """The job of a name; None where there is none."""
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with faults.explained(f"job {name}"):
+        try:
+            return _job(workspace.client.jobs.get(name))
+        except ResourceNotFoundError:
+            return None
+
+
+def get(workspace: Workspace, name: str) -> Job:
+    """As `find`. Raises Missing: there is none."""
+    if found := find(workspace, name):
+        return found
+    raise Missing(f"no job '{name}'", hint="phicli jobs list")
+
+
+def list_jobs(workspace: Workspace) -> list[Job]:
+    """phicli's jobs in the workspace, the newest first."""
+    with faults.explained("jobs"):
+        return [_job(job) for job in listed(workspace.client.jobs.list()) if TAG in (job.tags or {})]
+
+
+def cancel(workspace: Workspace, name: str) -> None:
+    """Ask Azure to end a job; its files stay."""
+    get(workspace, name)
+    with faults.explained(f"job {name}"):
+        workspace.client.jobs.begin_cancel(name).wait(60)
+
+
+def _job(found: Any) -> Job:
+    place = str((found.tags or {}).get(TAG, ""))
+    status = str(getattr(found.status, "value", found.status))
+    return Job(found.name, status, place, str(found.display_name or ""), str(found.compute or "serverless"),
+               str(found.studio_url or ""))
+
+
+def storage_of(workspace: Workspace, job: Job) -> tuple[Container, str]:
+    """Where a job's machine writes: the container, and the folder in it.
+
+    Raises:
+        BadInput: the job is none of phicli's.
+    """
+    datastore, _, place = job.place.partition("/")
+    if not place.startswith(f"{FOLDER}/"):
+        raise BadInput(f"job '{job.name}' is none of phicli's", hint="phicli jobs list")
+    return workspace.container(datastore), f"{place}/out"
+
+
+def state_of(workspace: Workspace, job: Job) -> dict[str, Any]:
+    """How far a job's command is, as it last said: task, step, total, figures, error, exit."""
+    return _state(*storage_of(workspace, job))
+
+
+def log_of(workspace: Workspace, job: Job) -> str:
+    """What a job's command has said so far, its last MOST_LOG bytes."""
+    return _read(*storage_of(workspace, job), LOG)
+
+
+def _state(container: Container, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_read(container, place, PROGRESS))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read(container: Container, place: str, name: str) -> str:
+    from azure.core.exceptions import ResourceNotFoundError
+
+    def read(client: Any) -> bytes:
+        blob = client.get_blob_client(f"{place}/{name}")
+        size = blob.get_blob_properties().size
+        parts = range(max(0, size - MOST_LOG), size, RANGE)
+        return b"".join(blob.download_blob(begin, min(RANGE, size - begin)).readall() for begin in parts)
+
+    with faults.explained(f"job's {name}"):
+        try:
+            return str(container.call(read).decode("utf-8", "replace"))
+        except ResourceNotFoundError:
+            return ""
+
+
+def follow(workspace: Workspace, job: Job, progress: Progress) -> Job:
+    """Wait for the end of a job and show meanwhile how far it is.
+
+    Raises:
+        RemoteError: it failed or was cancelled.
+    """
+    kept = f"job {job.name} goes on; the same command follows it, and this ends it: phicli jobs cancel {job.name}"
+    container, place = storage_of(workspace, job)
+    pause, state = SHORTEST, dict[str, Any]()
+    with keeping(lambda: kept), Shown(progress) as shown:
+        while True:
+            if shown.status(job) != "NotStarted":
+                shown.state(state := _state(container, place))
+            if job.status in (DONE, *BROKEN):
+                break
+            time.sleep(pause)
+            pause = min(LONGEST, pause * 1.2)
+            job = get(workspace, job.name)
+    if job.status == DONE:
+        return job
+    raise RemoteError(f"job {job.name}: {job.status}" + (f": {state['error']}" if state.get("error") else ""),
+                      hint=f"phicli jobs logs {job.name}; the same command goes on from what it has kept")
+
+
+class Shown:
+    """What a job's command reports, reported again here: its tasks become tasks of the progress."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.ending = progress, ExitStack()
+        self.task: Any = None
+        self.title, self.step, self.last = "", 0.0, ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.ending.__exit__(*exc)
+
+    def status(self, job: Job) -> str:
+        if job.status != self.last and self.last:
+            self.progress.note(f"job {job.name}: {job.status}")
+        self.last = job.status
+        return job.status
+
+    def state(self, found: dict[str, Any]) -> None:
+        title, step, total = found.get("task"), found.get("step"), found.get("total")
+        if not isinstance(title, str) or not isinstance(step, int | float):
+            return
+        if title != self.title:
+            self.ending.close()
+            task = self.progress.task(title, total if isinstance(total, int | float) else None, str(found.get("unit")))
+            self.task, self.title, self.step = self.ending.enter_context(task), title, 0.0
+        if step != self.step:
+            figures = found.get("figures")
+            self.task.advance(step - self.step, **(figures if isinstance(figures, dict) else {}))
+            self.step = step

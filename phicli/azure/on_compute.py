@@ -1,0 +1,143 @@
+"""What a job's machine runs: the command, with its root kept outside of the machine all the while.
+
+    python -m phicli.azure.on_compute JOB OUT
+
+JOB is the folder that the job took along, OUT one that outlives the machine: there lie a copy of the root, refreshed
+while the command runs, so that whoever comes after an interruption goes on from its checkpoint, and what it says.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from phicli.azure.job_order import INPUT, ORDER, ROOT, SETTINGS_FILE
+
+PROGRESS, LOG, RESULT = "progress.json", "log.txt", "result.txt"
+EVERY, EVERY_COPY = 3.0, 30.0  # seconds between two words to the outside, two copies of the root
+LONGEST_LINE, LONGEST_LOG = 2000, 4 << 20  # characters, bytes
+
+
+def main(job: Path, out: Path) -> int:
+    order = json.loads((job / ORDER).read_text())
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="phicli-job-") as scratch:
+        root = Path(scratch) / ROOT
+        before = out / ROOT if (out / ROOT).is_dir() else job / ROOT
+        if before.is_dir():
+            shutil.copytree(before, root)
+        arguments = [text.replace(INPUT, str(job)) for text in order["arguments"]]
+        line = [sys.executable, "-m", "phicli", "--config", str(job / SETTINGS_FILE), "--progress", "json",
+                *order["command"].split(), *arguments, "--root", str(root)]
+        with (out / RESULT).open("wb") as result:
+            process = subprocess.Popen(line, stdout=result, stderr=subprocess.PIPE, text=True, errors="replace")
+        told = Told(out)
+        listening = threading.Thread(target=told.listen, args=(process.stderr,))
+        listening.start()
+        copied = time.monotonic()
+        while process.poll() is None:
+            time.sleep(min(EVERY, 0.2 + (time.monotonic() - copied) / 10))
+            told.write()
+            if time.monotonic() - copied > EVERY_COPY:
+                mirror(root, out / ROOT)
+                copied = time.monotonic()
+        listening.join()
+        mirror(root, out / ROOT)
+        told.state["exit"] = process.returncode
+        told.write()
+    return process.returncode
+
+
+class Told:
+    """What the command says: its state for a terminal elsewhere, its lines for a log, its figures for MLflow."""
+
+    def __init__(self, out: Path):
+        self.out, self.state, self.lines, self.bytes = out, dict[str, Any](), list[str](), 0
+        self.figures, self.metrics = deque[tuple[str, float, int]](), _metrics()
+
+    def listen(self, stream: Any) -> None:
+        for line in stream:
+            line = line.rstrip("\n")[:LONGEST_LINE]
+            if self.bytes < LONGEST_LOG:
+                self.lines.append(line)
+                self.bytes += len(line.encode())
+            print(line, file=sys.stderr, flush=True)  # the job's own log
+            with suppress(ValueError):
+                self.take(json.loads(line))
+
+    def take(self, event: Any) -> None:
+        if not isinstance(event, dict):
+            return
+        if event.get("event") == "error":
+            self.state["error"] = event.get("text")
+        if "task" in event:
+            self.state |= {name: event.get(name) for name in ("task", "step", "total", "unit", "figures")}
+            for name, value in (event.get("figures") or {}).items():
+                with suppress(ValueError):  # a figure that is no number
+                    number = float(str(value).removesuffix("%").replace(",", ""))
+                    self.figures.append((f"{event['task']}/{name}", number, int(event.get("step") or 0)))
+
+    def write(self) -> None:
+        """Files whole, since some mounts show a file only once it is closed."""
+        (self.out / PROGRESS).write_text(json.dumps(self.state))
+        (self.out / LOG).write_text("".join(f"{line}\n" for line in tuple(self.lines)))
+        while self.figures:  # not where the command waits to be listened to
+            name, number, step = self.figures.popleft()
+            if self.metrics:
+                try:
+                    self.metrics.log_metric(name, number, step=step)
+                except Exception as e:  # figures are worth less than the work
+                    print(f"MLflow: {e}", file=sys.stderr)
+                    self.metrics = None
+
+
+def _metrics() -> Any:
+    """MLflow where the machine has a place for figures; a job's machine has."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    try:
+        import mlflow
+    except ImportError:
+        return None
+    return mlflow
+
+
+def mirror(root: Path, copy: Path) -> None:
+    """Make a folder the copy of another: new and changed files are written, others of it removed."""
+    there = {path.relative_to(root): path.stat() for path in _files(root)}
+    for path in list(_files(copy)):
+        if path.relative_to(copy) not in there:
+            path.unlink()
+    for name, found in there.items():
+        target = copy / name
+        with suppress(FileNotFoundError):  # the command has removed it meanwhile
+            if not target.is_file() or _stamp(target.stat()) != _stamp(found):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / name, target)
+                with suppress(OSError):  # a mount without times: copied again the next time
+                    os.utime(target, (found.st_mtime, found.st_mtime))
+
+
+def _stamp(found: os.stat_result) -> tuple[int, float]:
+    return found.st_size, found.st_mtime
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All but what a running command needs for itself: locks and unfinished results."""
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        name = path.relative_to(folder)
+        if path.is_file() and not any(".new-" in part or part.endswith(".lock") for part in name.parts):
+            yield path
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,99 @@
+"""`phicli deploy`: the model behind an endpoint in Azure ML, as an image, or as manifests."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phicli.cli import console, options
+from phicli.cli.following import Next
+from phicli.config.azure import TransferConfig, WorkspaceConfig
+from phicli.config.deploy import DeployConfig
+from phicli.config.layers import Settings
+from phicli.errors import UsageError
+
+
+def deploy(
+    config: DeployConfig,
+    workspace: WorkspaceConfig,
+    yes: Annotated[bool, typer.Option("--yes", help="Create what costs money without a question")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the endpoint and all behind it")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be billed; create nothing")] = False,
+    json: options.Json = False,
+) -> Sequence[Next]:
+    """Serve the model elsewhere: an endpoint in Azure ML, a folder for docker build, or manifests for Kubernetes.
+
+    Examples:
+      phicli deploy --to docker --model tiny
+      phicli deploy --name travel --instance-type Standard_DS3_v2
+    More: docs/deploy.md
+    """
+    if config.to == "azureml":
+        return _delete(config, workspace) if delete else _to_azure(config, workspace, yes, dry_run, json)
+    if delete:
+        raise UsageError("goes with --to azureml; files are yours to remove", where="--delete")
+    place = Path(config.output or config.root_folder / "deploy" / (
+        "docker" if config.to == "docker" else f"{config.to}.yaml"))
+    if config.to == "docker":
+        from phicli.deployment.image import KEYS, build_context
+
+        console.result(str(build_context(config, place)))
+        gpu = "--gpus all " if config.processor == "cuda" or config.engine == "vllm" else ""
+        console.note(f"docker build --tag {config.image} {place}")
+        console.note(f"docker run {gpu}--publish 8000:8000 --volume $PWD/keys.txt:{KEYS}:ro {config.image}")
+        return [("deploy", "--to", "kubernetes")]
+    from phicli.deployment.manifests import SECRET, write_manifests
+
+    console.result(str(write_manifests(config, place)))
+    console.note(f"kubectl --namespace {config.namespace} create secret generic {SECRET} --from-file={SECRET}=keys.txt")
+    console.note(f"kubectl apply --filename {place}")
+    return []
+
+
+def _to_azure(config: DeployConfig, workspace: WorkspaceConfig, yes: bool, dry_run: bool, json: bool) -> Sequence[Next]:
+    from phicli.azure.endpoint import costs
+    from phicli.azure.target import find_target
+
+    if not config.instance_type:
+        raise UsageError("which machine?", where="--instance-type", hint="--instance-type Standard_DS3_v2")
+    console.note(f"billed: {costs(config)}")
+    if dry_run:
+        return [("deploy",)]
+    if not yes and (console.ask("Create it? Type yes") or "") != "yes":
+        raise UsageError("nothing was created: it costs money", hint="the same with --yes")
+    settings = Settings()
+    target, transfer = find_target(settings, asdict(workspace), console.ask), settings.resolve(TransferConfig)
+    with console.task_log("deploy", config.root_folder) as progress:
+        from phicli.azure.endpoint import deploy as deploy_model
+        from phicli.azure.register import upload_model
+        from phicli.azure.workspace import Workspace
+        from phicli.deployment.image import build_context, collect_model
+
+        place = config.root_folder / "deploy" / "azureml"
+        served = collect_model(config, place / "model")
+        sent = upload_model(served, f"{config.name}-model", target, transfer=transfer, progress=progress)
+        context = build_context(config, place / "image", model=False)
+        done = deploy_model(Workspace(target, transfer), config, f"{sent.name}:{sent.version}", context, progress)
+    if json:
+        console.result_json(asdict(done))
+    else:
+        console.note(f"traffic: {', '.join(f'{name} {share} %' for name, share in done.traffic.items())}")
+        console.note(f"{config.question}\n  {done.answer}")
+        console.result(done.scoring_uri)
+    return [("deploy", "--delete", "--name", config.name)]
+
+
+def _delete(config: DeployConfig, workspace: WorkspaceConfig) -> Sequence[Next]:
+    from phicli.azure.target import find_target
+
+    settings = Settings()
+    target = find_target(settings, asdict(workspace), console.ask)
+    with console.task_log("deploy", config.root_folder):
+        from phicli.azure.endpoint import delete
+        from phicli.azure.workspace import Workspace
+
+        delete(Workspace(target, settings.resolve(TransferConfig)), config.name, None)
+    console.result(config.name)
+    return []

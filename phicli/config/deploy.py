@@ -1,0 +1,35 @@
+"""The settings of `phicli deploy`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from phicli.config.bases import OfModel
+from phicli.config.setting import setting
+
+IMAGE, ENDPOINT = "Image and Kubernetes", "Azure ML"  # headings of help
+
+
+@dataclass(frozen=True)
+class DeployConfig(OfModel):
+    """Where a model is served, by what, on what."""
+
+    STEP: ClassVar[str] = "deploy"
+
+    to: str = setting("azureml", "What to deploy to: an endpoint in Azure ML, a folder for docker build, or manifests",
+                      choices=("azureml", "docker", "kubernetes", "kserve"))
+    name: str = setting("phicli", "Name of the endpoint or service")
+    engine: str = setting("phicli", "What serves: phicli itself, or vLLM with the AWQ checkpoint and the adapters",
+                          choices=("phicli", "vllm"))
+    processor: str = setting("cpu", "What it runs on; vLLM always on a GPU", choices=("cpu", "cuda"))
+    deployment: str = setting("blue", "Name of the deployment behind the endpoint", panel=ENDPOINT)
+    traffic: int = setting(100, "Percentage of requests for this deployment; the others share the rest", minimum=0,
+                           maximum=100, panel=ENDPOINT)
+    instance_type: str | None = setting(None, "Size of a machine in Azure ML, such as Standard_DS3_v2")
+    instances: int = setting(1, "Number of machines or pods", minimum=1)
+    most_instances: int | None = setting(None, "Scale up to this many under load [default: no scaling]", minimum=2)
+    question: str = setting("Where should I go in spring?", "Question of the smoke test", panel=ENDPOINT)
+    image: str = setting("phicli-serve:latest", "Image that the manifests name", panel=IMAGE)
+    namespace: str = setting("default", "Namespace of the manifests", panel=IMAGE)
+    vllm_image: str = setting("vllm/vllm-openai:v0.11.0", "Image that has vLLM", panel=IMAGE)
+    output: str | None = setting(None, "Folder or file to write [default: ROOT/deploy/…]", once=True, path=True,
+                                 flags=("--output", "-o"), recorded=False)

@@ -1,0 +1,164 @@
+"""The folder that a container image is built from: Dockerfile, phicli, what pip installs, start script, model."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, GENAI_CONFIG, ONNX_FOLDER
+from phicli.artifacts.package import zip_package
+from phicli.artifacts.publishing import publishing
+from phicli.artifacts.reading import read_json
+from phicli.config.deploy import DeployConfig
+from phicli.errors import BadInput, Missing
+from phicli.hub.models import find_base
+from phicli.version import tested_versions
+
+PORT, PLACE = 8000, "model"
+KEYS = "/run/secrets/api-key"  # in the container: a file with keys, one a line
+CODE, NEEDS, START = "phicli.zip", "requirements.txt", "serve.sh"
+# What `phicli serve` imports, and no more: no torch, no transformers.
+PACKAGES = ("filelock", "jinja2", "llguidance", "ml-dtypes", "numpy", "onnx", "packaging", "prometheus-client",
+            "protobuf", "psutil", "pydantic", "rich", "safetensors", "starlette", "tokenizers", "tomlkit", "typer",
+            "uvicorn")
+RUNTIMES = {"cpu": ("onnxruntime", "onnxruntime-genai"),
+            "cuda": ("onnxruntime-gpu", "onnxruntime-genai-cuda", "nvidia-cuda-nvrtc")}
+TWIN = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"}  # released together
+BASES = {"cpu": "python:3.11-slim-bookworm", "cuda": "nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04"}
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for the largest
+
+OURS = """\
+FROM {base}
+# A compiler: the ops of adapters are compiled for the machine that runs them.
+# hadolint ignore=DL3008
+RUN apt-get update \\
+ && apt-get install --yes --no-install-recommends {system} \\
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+COPY {needs} .
+RUN python3 -m venv /app/venv && /app/venv/bin/pip install --no-cache-dir --requirement {needs}
+COPY {code} {start} ./
+RUN /app/venv/bin/python -m zipfile -e {code} /app/code && rm {code} \\
+ && useradd --create-home --uid 10001 phicli
+{model}ENV PATH=/app/venv/bin:$PATH PYTHONPATH=/app/code PYTHONUNBUFFERED=1
+USER 10001
+EXPOSE {port}
+HEALTHCHECK --start-period=120s CMD ["python", "-c", \
+"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/health')"]
+CMD ["sh", "/app/{start}"]
+"""
+VLLM = """\
+FROM {base}
+WORKDIR /app
+COPY {start} ./
+{model}ENV VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1
+EXPOSE {port}
+ENTRYPOINT ["sh", "/app/{start}"]
+"""
+START_OURS = """\
+#!/bin/sh
+# Azure ML puts the model where AZUREML_MODEL_DIR says, and asks for keys itself. Elsewhere keys are in {keys}.
+set -eu
+config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -name {config} | head -n 1)
+if [ -n "${{AZUREML_MODEL_DIR:-}}" ]; then set -- --without-key; else set -- --api-key-file {keys}; fi
+exec python -m phicli serve --path "$(dirname "$config")" --host 0.0.0.0 --port {port} --device {device} "$@"
+"""
+START_VLLM = """\
+#!/bin/sh
+# Azure ML puts the model where AZUREML_MODEL_DIR says, and asks for keys itself. Elsewhere keys are in {keys}.
+set -eu
+config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -path '*/base/config.json' | head -n 1)
+model=$(dirname "$(dirname "$config")")
+if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then VLLM_API_KEY=$(head -n 1 {keys}); export VLLM_API_KEY; fi
+exec python3 -m vllm.entrypoints.cli.main serve "$model/base" --served-model-name base --host 0.0.0.0 \\
+  --port {port}{adapters}
+"""
+
+
+def build_context(config: DeployConfig, output: Path, model: bool = True) -> Path:
+    """Write the folder; nothing of it is a link. model: with the model in it, else it is mounted where it runs.
+
+    Raises:
+        Missing: no model to serve. BadInput: an adapter that vLLM does not take.
+    """
+    with publishing(output) as fresh:
+        copied = f"COPY {PLACE} {PLACE}\n" if model else ""
+        (fresh / "Dockerfile").write_text(_dockerfile(config, copied))
+        (fresh / START).write_text(_start(config))
+        names = ["Dockerfile", START, *([PLACE] if model else [])]
+        if config.engine == "phicli":
+            (fresh / NEEDS).write_text("\n".join(requirements(config.processor)) + "\n")
+            zip_package(fresh / CODE)
+            names += [NEEDS, CODE]
+        (fresh / ".dockerignore").write_text("\n".join(["*", *(f"!{name}" for name in names)]) + "\n")
+        if model:
+            collect_model(config, fresh / PLACE)
+    return output
+
+
+def requirements(processor: str) -> list[str]:
+    """What pip installs into the image: the versions that the tests ran with."""
+    tested = {name.lower().replace("_", "-"): version for name, version in tested_versions().items()}
+    return [f"{name}=={version}" if (version := tested.get(TWIN.get(name, name))) else name
+            for name in sorted((*PACKAGES, *RUNTIMES[processor]))]
+
+
+def collect_model(config: DeployConfig, target: Path) -> Path:
+    """A copy of what is served: the ONNX model with its adapters, or for vLLM the checkpoint and PEFT folders.
+
+    Raises:
+        Missing: there is none.
+    """
+    if config.engine == "phicli":
+        folder = config.root_folder / ONNX_FOLDER
+        if not (folder / GENAI_CONFIG).is_file():
+            raise Missing("no optimized model", where=folder, hint="phicli optimize")
+        _copy(folder, target)
+    else:
+        _copy(find_base(config.root_folder), target / "base")
+        for name, place in adapters_of(config).items():
+            _copy(place, target / "adapters" / name)
+    return target
+
+
+def adapters_of(config: DeployConfig) -> dict[str, Path]:
+    """The PEFT folders under the root that vLLM can take, by name: plain LoRA."""
+    root = config.root_folder / FINETUNED
+    found = {path.parent.name: path for path in sorted(root.glob(f"[!.]*/{ADAPTER_CONFIG}"))}
+    known = {name: read_json(path) for name, path in found.items()}
+    return {name: path.parent for name, path in found.items() if isinstance(known[name], dict)
+            and known[name].get("peft_type") == "LORA" and not known[name].get("use_dora")}
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """All files that are not hidden."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+
+
+def _dockerfile(config: DeployConfig, model: str) -> str:
+    if config.engine == "vllm":
+        return VLLM.format(base=config.vllm_image, start=START, model=model, port=PORT)
+    system = "gcc libc6-dev" + (" python3 python3-venv" if config.processor == "cuda" else "")
+    return OURS.format(base=BASES[config.processor], system=system, needs=NEEDS, code=CODE, start=START, model=model,
+                       port=PORT)
+
+
+def _start(config: DeployConfig) -> str:
+    if config.engine == "phicli":
+        return START_OURS.format(keys=KEYS, place=PLACE, config=GENAI_CONFIG, port=PORT, device=config.processor)
+    return START_VLLM.format(keys=KEYS, place=PLACE, port=PORT, adapters=_lora(adapters_of(config)))
+
+
+def _lora(adapters: dict[str, Path]) -> str:
+    if not adapters:
+        return ""
+    ranks = [read_json(place / ADAPTER_CONFIG).get("r") for place in adapters.values()]
+    largest: Sequence[int] = [r for r in RANKS if all(isinstance(rank, int) and rank <= r for rank in ranks)]
+    if not largest:
+        raise BadInput(f"adapters of rank {json.dumps(ranks)}; vLLM takes up to {RANKS[-1]}")
+    return (f" \\\n  --enable-lora --max-lora-rank {largest[0]} --lora-modules "
+            + " ".join(f'{name}="$model/adapters/{name}"' for name in adapters))

@@ -1,0 +1,121 @@
+"""Steps as jobs in Azure ML: the real SDK, and the job's own command run on this machine."""
+
+import json
+import os
+import sqlite3
+
+import pytest
+from azure_work import Worker
+
+from phicli.artifacts.stages import check_whole, read_manifest
+from phicli.azure.on_compute import mirror
+
+ELSEWHERE = ("--on", "azureml", "--compute", "cpus")
+QUANTIZE = ("quantize", "--model", "tiny", "--samples", "2", "--seq-len", "64", *ELSEWHERE)
+
+
+@pytest.fixture
+def worker(cloud, tmp_path, monkeypatch):
+    for name, value in zip(("WORKSPACE_NAME", "RESOURCE_GROUP", "SUBSCRIPTION"), cloud.target[1::2], strict=True):
+        monkeypatch.setenv(f"PHICLI_AZURE_{name}", value)
+    worker = Worker(cloud, tmp_path / "machines")
+    yield worker
+    worker.end()
+
+
+def begun(cloud) -> int:
+    return sum(line.startswith("PUT") and "/jobs/" in line for line in cloud.azure.log)
+
+
+def test_a_step_elsewhere_ends_up_in_the_root_as_if_made_here(worker, cloud, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PHICLI_QUANTIZE_ROUNDING", "nearest")  # settings of this machine hold there too
+    worker.gate.clear()
+    name = cli(*QUANTIZE, "--no-wait").out.strip()
+    assert name in cli("jobs", "list").out and list(cloud.azure.jobs) == [name]
+    worker.gate.set()
+    done = cli(*QUANTIZE)  # the terminal is back
+    assert (done.code, done.out, begun(cloud)) == (0, "models/tiny\n", 1), done.err
+    assert "billed" not in done.err and f"job {name} is there" in done.err and "quantize: 4 layers" in done.err
+    awq = tmp_path / "models" / "tiny" / "awq"
+    settings = read_manifest(awq).settings
+    assert (settings["samples"], settings["seq_len"], settings["rounding"]) == (2, 64, "nearest")
+    check_whole(awq)
+    assert not (tmp_path / "models" / "tiny" / ".jobs").exists()
+    measured = sqlite3.connect(tmp_path / "machines" / "mlflow.db").execute("select key, value from metrics").fetchall()
+    assert measured and all(key == "quantize/error" and 0 < value < 100 for key, value in measured)
+    state = json.loads(cli("jobs", "show", name, "--json").out)
+    assert (state["status"], state["exit"], state["compute"]) == ("Completed", 0, "cpus")
+    assert '"event": "end"' in cli("jobs", "logs", name).out
+    stamp = (awq / "model.safetensors").stat().st_mtime_ns
+    again = cli(*QUANTIZE)
+    assert (again.code, begun(cloud)) == (0, 1) and "0 results put into" in again.err
+    assert (awq / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_job_that_fails_says_why_and_the_next_one_has_its_place(worker, cloud, cli):
+    wrong = ("quantize", "--model", "tiny", "--bits", "3", *ELSEWHERE)
+    done = cli(*wrong)
+    assert done.code == 5 and "the AWQ format has 4 bits, not 3" in done.err and "phicli jobs logs" in done.err
+    assert cli(*wrong, "--no-wait").code == 0
+    first, second = cloud.azure.jobs
+    assert second == f"{first}-2"
+    places = [job["properties"]["outputs"]["out"]["uri"] for job in cloud.azure.jobs.values()]
+    assert places[0] == places[1]
+
+
+def test_a_job_is_ended(worker, cloud, cli):
+    worker.gate.clear()
+    name = cli(*QUANTIZE, "--no-wait").out.strip()
+    assert (cli("jobs", "cancel", name).code, cloud.azure.jobs[name]["properties"]["status"]) == (0, "Canceled")
+    none = cli("jobs", "cancel", "phicli-none")
+    assert none.code == 4 and "phicli jobs list" in none.err
+
+
+def test_serverless_spot_as_the_service_is_told(worker, cloud, cli, tmp_path):
+    worker.gate.clear()
+    rows = tmp_path / "trips.jsonl"
+    rows.write_text('{"prompt": "a", "response": "b"}\n' * 20)
+    done = cli("run", "--model", "tiny", "--data", rows, "--until", "finetune", "--on", "azureml", "--instance-type",
+               "Standard_NC24ads_A100_v4", "--spot", "--hours", "2", "--no-wait")
+    assert done.code == 0 and "billed: 1 x Standard_NC24ads_A100_v4, serverless, spot" in done.err, done.err
+    sent = cloud.azure.jobs[done.out.strip()]["properties"]
+    assert sent["resources"] == {"instanceCount": 1, "instanceType": "Standard_NC24ads_A100_v4", "properties": {}}
+    assert (sent["queueSettings"], sent["limits"]["timeout"]) == ({"jobTier": "Spot"}, "PT2H")
+    place = sent["inputs"]["job"]["uri"].partition("/paths/")[2]
+    order = json.loads(cloud.box.download_blob(f"{place}/order.json").readall())
+    assert order == {"command": "run", "arguments": ["--data", "{job}/files/0/trips.jsonl", "--model", "tiny",
+                                                     "--until", "finetune"]}
+    assert cloud.box.download_blob(f"{place}/files/0/trips.jsonl").readall() == rows.read_bytes()
+    environment = next(iter(cloud.azure.environments.values()))["properties"]
+    assert "torch==" in environment["condaFile"] and "python=3.11" in environment["condaFile"]
+
+
+def test_what_cannot_be_a_job_is_refused_before_anything_is_asked_of_azure(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options, message in ((("--on", "azureml"), "which machine?"),
+                             ((*ELSEWHERE, "--spot"), "a cluster has its own"),
+                             ((*ELSEWHERE, "--output", "out"), "a job writes into the root only")):
+        done = cli("quantize", "--model", "tiny", *options)
+        assert done.code == 2 and message in done.err, done.err
+    shown = json.loads(cli(*QUANTIZE, "--dry-run", "--json").out)
+    assert shown["command"] == "phicli quantize --samples 2 --seq-len 64 --model tiny"
+    assert {"phicli.zip", "phicli.toml", "order.json"} == shown["files"].keys() and any(
+        line.startswith("olive-ai==") for line in shown["pip"])
+
+
+def test_a_root_is_mirrored_but_for_locks_and_unfinished_results(tmp_path):
+    root, copy = tmp_path / "root", tmp_path / "copy"
+    for name in ("awq/a", "ft/.travel.checkpoint/state.json", ".awq.lock", ".awq.new-0123456789abcdef/new/b"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    mirror(root, copy)
+    assert {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()} == {
+        "awq/a", "ft/.travel.checkpoint/state.json"}
+    before = (copy / "awq" / "a").stat().st_ino, (copy / "awq" / "a").stat().st_mtime_ns
+    (root / "ft" / ".travel.checkpoint" / "state.json").unlink()
+    mirror(root, copy)
+    assert ((copy / "awq" / "a").stat().st_ino, (copy / "awq" / "a").stat().st_mtime_ns) == before
+    (root / "awq" / "a").write_text("b")
+    os.utime(root / "awq" / "a", (1, 1))
+    mirror(root, copy)
+    assert {p.name for p in copy.rglob("*") if p.is_file()} == {"a"} and (copy / "awq" / "a").read_text() == "b"

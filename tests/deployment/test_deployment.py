@@ -1,0 +1,92 @@
+"""Images and manifests: checked by hadolint and by the schemas of Kubernetes; what the image installs is enough."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from phicli.artifacts.stages import Manifest, write_manifest
+from phicli.config.deploy import DeployConfig
+from phicli.deployment.image import PACKAGES, RUNTIMES, build_context, requirements
+from phicli.deployment.manifests import inference_service, kubernetes, write_manifests
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "onnx-ao" / "adapters").mkdir(parents=True)
+    (tmp_path / "onnx-ao" / "genai_config.json").write_text("{}")
+    (tmp_path / "onnx-ao" / ".hidden").write_text("not served")
+    for name, about in (("travel", {"peft_type": "LORA", "r": 20}), ("lokr", {"peft_type": "LOKR", "r": 4})):
+        (tmp_path / "ft" / name).mkdir(parents=True)
+        (tmp_path / "ft" / name / "adapter_config.json").write_text(json.dumps(about))
+    (tmp_path / "awq").mkdir()
+    (tmp_path / "awq" / "config.json").write_text("{}")
+    write_manifest(tmp_path / "awq", Manifest("quantize", {}, {}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("engine", "processor"), [("phicli", "cpu"), ("phicli", "cuda"), ("vllm", "cuda")])
+def test_a_folder_that_docker_builds(root, engine, processor):
+    config = DeployConfig(model="m", root=str(root), engine=engine, processor=processor)
+    folder = build_context(config, root / "out")
+    checked = subprocess.run([Path(sys.executable).with_name("hadolint"), "--no-color", folder / "Dockerfile"],
+                             capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    assert subprocess.run(["sh", "-n", folder / "serve.sh"]).returncode == 0
+    ignored = (folder / ".dockerignore").read_text().split()
+    copied = {name for line in (folder / "Dockerfile").read_text().splitlines() if line.startswith("COPY")
+              for name in line.split()[1:-1]}
+    assert ignored[0] == "*" and {name[1:] for name in ignored[1:]} == copied | {"Dockerfile"}
+    assert all((folder / name).exists() for name in copied)
+    served = {path.relative_to(folder / "model").as_posix() for path in (folder / "model").rglob("*") if path.is_file()}
+    if engine == "phicli":
+        assert served == {"genai_config.json"}
+    else:
+        assert served == {"base/config.json", "base/phicli.json", "adapters/travel/adapter_config.json"}
+        assert '--max-lora-rank 32 --lora-modules travel="$model/adapters/travel"' in (folder / "serve.sh").read_text()
+
+
+def test_the_image_has_what_answering_imports():
+    """Of the packages that answering imports, each is installed into the image, or by one of those."""
+    code = ("import sys, phicli.inference.session, phicli.inference.conversation, phicli.cli.main, onnxruntime_genai;"
+            "print(*sorted({m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names)))")
+    found = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert "onnxruntime_genai" in found and not found & {"torch", "transformers", "olive", "azure"}
+    for processor in RUNTIMES:
+        names = {Requirement(line).name for line in requirements(processor)}
+        assert names == {*PACKAGES, *RUNTIMES[processor]}
+    assert {"numpy", "onnx", "ml_dtypes", "typer"} & found <= {name.replace("-", "_") for name in PACKAGES}
+
+
+@pytest.mark.parametrize("options", [{}, {"most_instances": 4}, {"engine": "vllm"}, {"processor": "cuda"}])
+def test_manifests_are_what_kubernetes_takes(tmp_path, options):
+    config = DeployConfig(model="m", root=str(tmp_path), to="kubernetes", name="travel", **options)
+    file = write_manifests(config, tmp_path / "deploy.yaml")
+    documents = list(yaml.safe_load_all(file.read_text()))
+    assert documents == kubernetes(config)
+    for document in documents:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    kinds = [document["kind"] for document in documents]
+    assert kinds == ["Deployment", "Service", *(["HorizontalPodAutoscaler"] if config.most_instances else [])]
+    limits = documents[0]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == ({"nvidia.com/gpu": "1"} if {"vllm", "cuda"} & set(options.values()) else {})
+
+
+def test_a_wrong_manifest_is_found(tmp_path):
+    document = kubernetes(DeployConfig(model="m", root=str(tmp_path), to="kubernetes"))[0]
+    document["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["every"] = 5
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kserves_predictor_is_a_pod_with_a_number_of_replicas(tmp_path):
+    document = inference_service(DeployConfig(model="m", root=str(tmp_path), to="kserve", most_instances=4))
+    predictor = document["spec"]["predictor"]
+    assert (predictor.pop("minReplicas"), predictor.pop("maxReplicas")) == (1, 4)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"], "spec": predictor}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
