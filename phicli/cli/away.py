@@ -34,11 +34,7 @@ def run_away(command: str, job: JobConfig, config: OfModel, settings: Settings, 
 
     order = Order(command, [], config.root_folder, job)
     for name, setting in known.items():
-<<<<<<< HEAD
-        if name in ("root", "model") or setting.key.startswith("job.") or name not in flags:
-=======
         if name in ("root", "model", *plain) or setting.key.startswith("job.") or name not in flags:
->>>>>>> jobs
             continue
         order.arguments += spelt(name, setting, order.take(name, setting, settings.get(setting, flags[name]).value))
     order.arguments += ["--model", order.take("model", known["model"], config.model)]
