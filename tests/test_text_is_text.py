@@ -8,11 +8,10 @@ from lab_rows import LAB_TEMPLATE, calibration
 
 from phicli.config import EvaluateConfig
 from phicli.dataset.encoding import RowEncoder, row_parser
-from phicli.dataset.understood import TemplatedRow
+from phicli.evaluation.held_out import read_held_out
 from phicli.inference.conversation import Conversation
 from phicli.inference.session import Session
 from phicli.quantization.calibration import calibration_tokens
-from phicli.steps.evaluate import _encode
 from phicli.text import TextCodec, TextTemplate
 
 ATTACKS = [
@@ -62,11 +61,11 @@ def test_training_rows(codec, attack):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_evaluation_rows(codec, tiny, attack):
-    settings = EvaluateConfig("tiny", text_template=LAB_TEMPLATE)
-    rows = [TemplatedRow({"prompt": attack, "response": attack})]
-    found, cut = _encode(rows, 512, [RowEncoder(tiny, settings)])
-    assert found[0].ids == expected(codec, attack, attack) and not cut
+def test_evaluation_rows(codec, tiny, tmp_path, attack):
+    settings, file = EvaluateConfig("tiny", text_template=LAB_TEMPLATE), tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": attack, "response": attack}) + "\n")
+    found = read_held_out([file], settings, [RowEncoder(tiny, settings)])
+    assert found.rows[0].ids == expected(codec, attack, attack) and not found.cut
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "plain.txt"])
