@@ -79,8 +79,8 @@ class ServeConfig(OfModel):
                                      minimum=1, panel=LIMITS)
     max_queue: int = setting(256, "Requests that may wait; more are refused", minimum=1, panel=LIMITS)
     max_body: int = setting(4 << 20, "Bytes of the largest request", minimum=1024, panel=LIMITS)
-    timeout: float = setting(600, "Seconds that an answer may take", above=0, panel=LIMITS)
-    grace: float = setting(30, "Seconds that running answers have left when the server is told to stop", minimum=0,
+    timeout: float = setting(600.0, "Seconds that an answer may take", above=0, panel=LIMITS)
+    grace: float = setting(30.0, "Seconds that running answers have left when the server is told to stop", minimum=0,
                            panel=LIMITS)
     without_key: bool = setting(False, "Let everyone in who reaches the address", once=True, flags=("--without-key",),
                                 panel=ACCESS)
