@@ -66,7 +66,7 @@ def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(bool(build.matmul_missing()), reason=f"{build.matmul_missing()}")
 @pytest.mark.parametrize("planted", [
-    ("lora_op.c", "if (matrix[i].count != matrix_size(kernel, width))", "if (0)"),
+    ("lora_op.c", "if (matrix[i].count != matrix_size(op, adapters, width))", "if (0)"),
     ("nbits_op.c", "scales.count != kernel->outputs * blocks", "0"),
 ])
 def test_a_check_that_is_taken_out_is_missed(planted, tmp_path):

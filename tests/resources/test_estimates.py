@@ -173,7 +173,7 @@ def no_room(*args, **kwargs):
 @pytest.mark.parametrize(("step", "place", "setting"), [
     ("quantize", "phicli.quantization.olive_pass.quantize_checkpoint", "--samples"),
     ("finetune", "phicli.training.passes.load_base", "--lora-r"),
-    ("evaluate", "phicli.steps.evaluate.log_softmax", "--seq-len"),
+    ("evaluate", "phicli.evaluation.measuring.log_softmax", "--seq-len"),
     ("chat", "phicli.inference.genai_model.ops_of", "end other programs")])
 def test_memory_that_ran_out_names_the_settings_to_change(
     cli, optimized, tiny, tmp_path, monkeypatch, step, place, setting
