@@ -23,7 +23,7 @@ from phicli.progress import Progress
 from phicli.text.layout import TEMPLATE_FILE
 from phicli.training.batches import Order, batches_an_epoch, draw_pool
 from phicli.training.checkpoint import Checkpoint
-from phicli.training.defaults import choose_targets
+from phicli.training.defaults import WITHOUT_SLOTS, choose_targets
 from phicli.training.fitting import Fitting
 from phicli.training.passes import PASSES, Job
 from phicli.training.recipe import count_steps
@@ -34,7 +34,6 @@ from phicli.workflow.olive import run_pass
 from phicli.workflow.plan import Plan
 
 TOO_LONG = {"cut": "cut, with the token that ends the last turn", "drop": "left out", "split": "split into several"}
-WITHOUT_SLOTS = ("dora", "loha", "lokr")  # methods whose adapters are more than LoRA's matrices
 PASSED_ON = ("max_steps", "epochs", "batch_size", "learning_rate", "schedule", "seed", "eval_steps", "keep",
              "lora_dropout")
 

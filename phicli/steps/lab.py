@@ -18,7 +18,7 @@ from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, O
 from phicli.errors import UsageError
 from phicli.progress import Progress
 from phicli.steps import telling
-from phicli.training.defaults import check_name
+from phicli.training.defaults import WITHOUT_SLOTS, check_name
 from phicli.units import duration
 from phicli.workflow.plan import StageResult
 
@@ -132,9 +132,10 @@ class Lab:
     def optimize(self) -> Step:
         from phicli.steps.optimize import optimize
 
-        config = self.config(OptimizeConfig)
-        return self.staged("optimize", self.root / ONNX_FOLDER, lambda: optimize(config, self.progress),
-                           telling.built)
+        config, folder = self.config(OptimizeConfig), self.root / ONNX_FOLDER
+        if self.without_slot and not config.merge:
+            config, folder = config.but(merge=self.without_slot), self.root / f"{ONNX_FOLDER}-{self.without_slot}"
+        return self.staged("optimize", folder, lambda: optimize(config, self.progress), telling.built)
 
     def evaluate(self) -> Step:
         from phicli.steps.evaluate import evaluate
@@ -152,19 +153,26 @@ class Lab:
         from phicli.inference.session import Session
         from phicli.text.layout import template_options
 
-        chat = self.config(ChatConfig)
-        adapter = chat.adapter or self.config(FinetuneConfig).name
+        chat, merged = self.config(ChatConfig), self.without_slot
+        adapter = None if merged else chat.adapter or self.config(FinetuneConfig).name
         begun = time.monotonic()
         question = prompt or self.first_question()
-        with Session(self.root / ONNX_FOLDER, chat.device, chat.kernels,
+        with Session(self.root / (f"{ONNX_FOLDER}-{merged}" if merged else ONNX_FOLDER), chat.device, chat.kernels,
                      chat_template_kwargs=template_options(chat.chat_template_kwargs)) as session:
             talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
                                 sampling=session.sampling.settled(chat, sample=False), stop=chat.stop)
             answer = talk.ask(question)
         rate = f", {answer.decode_rate:.0f} tokens/s" if answer.decode_rate else ""
-        self.progress.note(f"{adapter}, asked: {question}\n  {answer.text}")
+        self.progress.note(f"{adapter or merged}, asked: {question}\n  {answer.text}")
         return Step("chat", "made", time.monotonic() - begun,
-                    f"first token after {duration(answer.first_token_seconds)}{rate}", f"adapter {adapter}")
+                    f"first token after {duration(answer.first_token_seconds)}{rate}",
+                    f"adapter {adapter}" if adapter else f"{merged}, in the weights")
+
+    @property
+    def without_slot(self) -> str | None:
+        """Name of the adapter, if it is of a kind that goes into the weights as no slot holds it."""
+        config = self.config(FinetuneConfig)
+        return config.name if config.method in WITHOUT_SLOTS else None
 
     def own_data(self) -> bool:
         """Whether data to train on were named, but no held-out ones."""

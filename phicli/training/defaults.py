@@ -6,6 +6,7 @@ from pathlib import Path
 from phicli.errors import BadInput
 from phicli.hub.models import read_config
 
+WITHOUT_SLOTS = ("dora", "loha", "lokr")  # methods whose adapters are more than LoRA's matrices
 ALL_LINEAR = "all-linear"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
