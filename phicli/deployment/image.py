@@ -79,8 +79,11 @@ def build_context(config: DeployConfig, output: Path, model: bool = True) -> Pat
     """Write the folder; nothing of it is a link. model: with the model in it, else it is mounted where it runs.
 
     Raises:
-        Missing: no model to serve. BadInput: an adapter that vLLM does not take.
+        Missing: no model to serve. BadInput: an adapter that vLLM does not take, or a folder with other things there.
     """
+    if output.is_dir() and any(output.iterdir()) and not (output / "Dockerfile").is_file():
+        raise BadInput("the folder there holds no image of phicli deploy, and stays", where=output,
+                       hint="name another folder, or move it away")
     with publishing(output) as fresh:
         copied = f"COPY {PLACE} {PLACE}\n" if model else ""
         (fresh / "Dockerfile").write_text(_dockerfile(config, copied))
