@@ -1,10 +1,13 @@
 """Where results may go: what stands there already must be nothing, or something that a result may take the place of."""
 
+import contextlib
 import os
 from pathlib import Path
 
+from phicli.artifacts.reading import open_regular
 from phicli.errors import BadInput
 
+FIRST_BYTES = 1000  # of a file, in which a mark stands
 _HINT = "name another place, or move it away"
 
 
@@ -28,6 +31,15 @@ def check_file_place(place: Path) -> None:
     if place.is_symlink() or (place.exists() and not place.is_file()):
         what = "a link" if place.is_symlink() else "a folder" if place.is_dir() else "no regular file"
         raise BadInput(f"what stands there is {what}, and a file is to be written", where=place, hint=_HINT)
+
+
+def check_own_place(place: Path, mark: str, what: str) -> None:
+    """Raise BadInput unless nothing stands there or a file with `mark` in its first lines. what: it is, in words."""
+    check_file_place(place)
+    with contextlib.suppress(FileNotFoundError), open_regular(place) as file:
+        if mark.encode() not in file.read(FIRST_BYTES):
+            raise BadInput(f"the file there is no {what} of phicli's", where=place,
+                           hint="move it away, or name another with --output")
 
 
 def check_apart(place: Path, source: Path) -> None:

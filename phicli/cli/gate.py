@@ -8,6 +8,7 @@ from phicli.cli.following import Next
 from phicli.config.steps import GateConfig
 from phicli.errors import Refused
 
+OTHER_ROWS = "the same tokenizer, --eval-data, --rows and --seq-len as when it was accepted"
 COLUMNS = ("check", "of", "found", "limit", "passed")
 
 
@@ -20,6 +21,7 @@ def gate(config: GateConfig, json: options.Json = False) -> Sequence[Next]:
     More: docs/evaluate.md
     """
     with console.task_log("gate", config.root_folder) as progress:
+        from phicli.steps.accepted import SAME_ROWS
         from phicli.steps.gate import gate as check
 
         result = check(config, progress)
@@ -35,7 +37,8 @@ def gate(config: GateConfig, json: options.Json = False) -> Sequence[Next]:
         first = ", ".join(f"{one.name} of {one.of}" if one.of else one.name for one in result.failed[:3])
         more = f" and {len(result.failed) - 3} more" if len(result.failed) > 3 else ""
         raise Refused(f"{len(result.failed)} of {len(result.checks)} checks failed: {first}{more}",
-                      where=result.accepted, hint="phicli gate --accept, if the build is to be so")
+                      where=result.accepted, hint=OTHER_ROWS if SAME_ROWS in {one.name for one in result.failed}
+                      else "phicli gate --accept, if the build is to be so")
     if config.accept:
         console.note(f"accepted: later builds are compared with {result.accepted}")
     return [("gate",)] if config.accept else [("upload",)]

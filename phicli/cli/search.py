@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from phicli.artifacts.names import SEARCH
 from phicli.cli import console, options
 from phicli.cli.following import Next
 from phicli.config.commands import SearchConfig
 from phicli.config.layers import Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
+from phicli.errors import Refused
 
 COLUMNS = ("settings", "size", "KL", "perplexity", "tokens/s", "remark")
 
@@ -38,8 +40,7 @@ def search(config: SearchConfig, flags: options.Flags, json: options.Json = Fals
         console.result_table(COLUMNS, [(named(trial["settings"]), *_figures(trial), _remark(trial))
                                        for trial in trials])
     if document["path"] is None:
-        console.warn("no trial keeps to the limits")
-        return [("report",)]
+        raise Refused("no trial keeps to the limits", where=config.root_folder / SEARCH, hint="phicli report")
     return [("chat", "--path", document["path"]), ("report",)]
 
 

@@ -1,12 +1,16 @@
 """The settings of `phicli deploy`."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from phicli.config.bases import OfModel
 from phicli.config.setting import setting
+from phicli.errors import UsageError
 
 IMAGE, ENDPOINT = "Image and Kubernetes", "Azure ML"  # headings of help
+LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1035, as a Service of Kubernetes is named
+ENDPOINT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,13 @@ class DeployConfig(OfModel):
     vllm_image: str = setting("vllm/vllm-openai:v0.11.0", "Image that has vLLM", panel=IMAGE)
     output: str | None = setting(None, "Folder or file to write [default: ROOT/deploy/…]", once=True, path=True,
                                  flags=("--output", "-o"), recorded=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.to == "azureml" and not ENDPOINT_NAME.fullmatch(self.name):
+            raise UsageError("3 to 32 letters, digits and '-', a letter first", where="--name")
+        for option, name in (("--name", self.name), ("--namespace", self.namespace)):
+            if self.to != "azureml" and not LABEL.fullmatch(name):
+                raise UsageError("up to 63 small letters, digits and '-', a letter first", where=option)
+        if self.most_instances is not None and self.most_instances < self.instances:
+            raise UsageError(f"fewer than --instances, {self.instances}", where="--most-instances")

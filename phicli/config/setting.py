@@ -142,10 +142,11 @@ def setting(default: Any, help: str, *, key: str | None = None, shared: bool = F
     return field(default=default, metadata={_METADATA: known})
 
 
-def again(config: "type[StepConfig]", name: str) -> Any:
-    """A field that is another step's setting of the same name."""
+def again(config: "type[StepConfig]", name: str, **other: Any) -> Any:
+    """A field that is another step's setting of the same name. other: what is another here, such as its flags."""
     known = next(f for f in fields(config) if f.name == name).metadata[_METADATA]
-    return field(default=known["default"], metadata={_METADATA: {**known, "key": settings_of(config)[name].key}})
+    return field(default=known["default"], metadata={
+        _METADATA: {**known, "key": settings_of(config)[name].key, **other}})
 
 
 def checked(config: "type[StepConfig]", name: str, value: Any) -> Any:

@@ -215,7 +215,7 @@ class EvaluateConfig(OfRows):
     STEP: ClassVar[str] = "evaluate"
 
     eval_data: str = shared.eval_data()
-    algorithm: str = again(QuantizeConfig, "algorithm")
+    algorithm: str = again(QuantizeConfig, "algorithm", flags=("--algorithm",))  # -a is the adapter
     adapter: str | None = shared.adapter()
     stages: tuple[str, ...] = setting((), "Stage to measure: awq, onnx+travel, FOLDER, FOLDER+ADAPTER, a GGUF file; "
                                       "may be repeated, others are compared with the first [default: all under the "
@@ -259,7 +259,7 @@ class GateConfig(OfRows):
     accepted: str | None = setting(None, "File of the accepted build's figures [default: ROOT/accepted.json]",
                                    metavar="FILE", path=True, recorded=False, panel=shared.RUNNING)
     eval_data: str = shared.eval_data()
-    algorithm: str = again(QuantizeConfig, "algorithm")
+    algorithm: str = again(QuantizeConfig, "algorithm", flags=("--algorithm",))  # -a is the adapter
     adapter: str | None = shared.adapter()
     rows: int | None = again(EvaluateConfig, "rows")
     seq_len: int = again(EvaluateConfig, "seq_len")

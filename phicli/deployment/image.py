@@ -7,6 +7,7 @@ from pathlib import Path
 
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, GENAI_CONFIG, ONNX_FOLDER
 from phicli.artifacts.package import zip_package
+from phicli.artifacts.places import check_own_place
 from phicli.artifacts.publishing import publishing
 from phicli.artifacts.reading import read_json
 from phicli.config.deploy import DeployConfig
@@ -16,7 +17,8 @@ from phicli.version import tested_versions
 
 PORT, PLACE = 8000, "model"
 KEYS = "/run/secrets/api-key"  # in the container: a file with keys, one a line
-CODE, NEEDS, START = "phicli.zip", "requirements.txt", "serve.sh"
+DOCKERFILE, IGNORED, CODE, NEEDS, START = "Dockerfile", ".dockerignore", "phicli.zip", "requirements.txt", "serve.sh"
+MADE_BY = "Made by phicli deploy"  # at the beginning of what it may write anew
 # What `phicli serve` imports, and no more: no torch, no transformers.
 PACKAGES = ("filelock", "jinja2", "llguidance", "ml-dtypes", "numpy", "onnx", "packaging", "prometheus-client",
             "protobuf", "psutil", "pydantic", "rich", "safetensors", "starlette", "tokenizers", "tomlkit", "typer",
@@ -69,7 +71,7 @@ START_VLLM = """\
 set -eu
 config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -path '*/base/config.json' | head -n 1)
 model=$(dirname "$(dirname "$config")")
-if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then VLLM_API_KEY=$(head -n 1 {keys}); export VLLM_API_KEY; fi
+if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then VLLM_API_KEY=$(grep -v '^#' {keys} | head -n 1); export VLLM_API_KEY; fi
 exec python3 -m vllm.entrypoints.cli.main serve "$model/base" --served-model-name base --host 0.0.0.0 \\
   --port {port}{adapters}
 """
@@ -81,22 +83,30 @@ def build_context(config: DeployConfig, output: Path, model: bool = True) -> Pat
     Raises:
         Missing: no model to serve. BadInput: an adapter that vLLM does not take, or a folder with other things there.
     """
-    if output.is_dir() and any(output.iterdir()) and not (output / "Dockerfile").is_file():
-        raise BadInput("the folder there holds no image of phicli deploy, and stays", where=output,
-                       hint="name another folder, or move it away")
+    _check_output(output)
     with publishing(output) as fresh:
         copied = f"COPY {PLACE} {PLACE}\n" if model else ""
-        (fresh / "Dockerfile").write_text(_dockerfile(config, copied))
+        (fresh / DOCKERFILE).write_text(f"# {MADE_BY}\n{_dockerfile(config, copied)}")
         (fresh / START).write_text(_start(config))
-        names = ["Dockerfile", START, *([PLACE] if model else [])]
+        names = [DOCKERFILE, START, *([PLACE] if model else [])]
         if config.engine == "phicli":
             (fresh / NEEDS).write_text("\n".join(requirements(config.processor)) + "\n")
             zip_package(fresh / CODE)
             names += [NEEDS, CODE]
-        (fresh / ".dockerignore").write_text("\n".join(["*", *(f"!{name}" for name in names)]) + "\n")
+        (fresh / IGNORED).write_text("\n".join(["*", *(f"!{name}" for name in names)]) + "\n")
         if model:
             collect_model(config, fresh / PLACE)
     return output
+
+
+def _check_output(output: Path) -> None:
+    """Raise BadInput unless a folder that is replaced has nothing in it but what was made here."""
+    check_own_place(output / DOCKERFILE, MADE_BY, "Dockerfile")
+    own = (DOCKERFILE, IGNORED, START, NEEDS, CODE, PLACE)
+    strange = [path.name for path in sorted(output.iterdir()) if path.name not in own] if output.is_dir() else []
+    if strange:
+        raise BadInput(f"'{strange[0]}' there is not of phicli deploy, and would be lost", where=output,
+                       hint="name another folder with --output")
 
 
 def requirements(processor: str) -> list[str]:

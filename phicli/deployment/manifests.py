@@ -5,20 +5,22 @@ InferenceService.
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.places import check_own_place
 from phicli.artifacts.publishing import write_text
 from phicli.config.deploy import DeployConfig
-from phicli.deployment.image import KEYS, PORT
+from phicli.deployment.image import KEYS, MADE_BY, PORT
 
 SECRET = "api-key"  # of the cluster: its key of the same name holds the keys, one a line
 
 
 def write_manifests(config: DeployConfig, output: Path) -> Path:
-    """Write the documents into one YAML file."""
+    """Write the documents into one YAML file. Raises BadInput: a file that is none of these stands there."""
     import yaml
 
+    check_own_place(output, MADE_BY, "manifest")
     documents = [inference_service(config)] if config.to == "kserve" else kubernetes(config)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, yaml.safe_dump_all(documents, sort_keys=False))
+    write_text(output, f"# {MADE_BY}\n{yaml.safe_dump_all(documents, sort_keys=False)}")
     return output
 
 

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from phicli.artifacts.names import FINETUNED, ONNX_FOLDER
 from phicli.config.commands import ServeConfig
-from phicli.errors import Missing
+from phicli.errors import Missing, UsageError
 from phicli.inference.engine import Engine
 from phicli.serving.app import make_app
 from phicli.serving.metrics import Metrics
@@ -131,10 +131,13 @@ class Ready:
 
 
 def _listen(config: ServeConfig) -> socket.socket:
-    """Before the model is loaded, which takes its time. Raises Missing: the address cannot be had."""
+    """Before the model is loaded, which takes its time. Raises UsageError: no address. Missing: it cannot be had."""
     try:
+        socket.getaddrinfo(config.host, config.port)
         return socket.create_server((config.host, config.port), backlog=BACKLOG,
                                     family=socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    except socket.gaierror as e:
+        raise UsageError(f"no address: {e.strerror}", where="--host", hint="--host 127.0.0.1") from None
     except OSError as e:
         raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{config.host}:{config.port}",
                       hint="phicli serve --port 0 takes any that is free") from None

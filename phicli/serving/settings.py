@@ -22,7 +22,8 @@ def read_keys(config: ServeConfig) -> list[str]:
     if config.api_key_file:
         path = Path(config.api_key_file)
         try:
-            keys += [line.strip() for line in read_text(path, LONGEST_KEYS).splitlines() if line.strip()]
+            lines = map(str.strip, read_text(path, LONGEST_KEYS).splitlines())
+            keys += [line for line in lines if line and not line.startswith("#")]
         except FileNotFoundError:
             raise BadInput("no such file", where=path) from None
         if not keys:

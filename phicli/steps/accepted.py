@@ -14,6 +14,7 @@ from phicli.units import number, size
 PERPLEXITY, KL, KL_FLOOR, TOP1, SIZE, SPEED = 0.02, 0.10, 2e-4, 0.01, 0.02, 0.25
 
 OF_BASE = ("kl", "top1")  # with an adapter a model is meant to differ from the original
+SAME_ROWS = "held-out tokens"  # without which figures of quality cannot be compared
 NAMES = {"kl": "KL to original", "top1": "top-1 as original", "kl_torch": "KL to torch", "top1_torch": "top-1 as torch"}
 
 
@@ -31,7 +32,7 @@ class Check:
 def compared(new: Mapping[str, Any], old: Mapping[str, Any], tolerance: float) -> Iterator[Check]:
     """Checks of a build's facts against those of the accepted one, as `phicli.steps.gate.facts` gives them."""
     same = new["tokens_digest"] == old["tokens_digest"]
-    yield Check("held-out tokens", "", f"{new['rows']} rows, {new['tokens']} tokens" + ("" if same else ", others"),
+    yield Check(SAME_ROWS, "", f"{new['rows']} rows, {new['tokens']} tokens" + ("" if same else ", others"),
                 f"{old['rows']} rows, {old['tokens']} tokens", same)
     yield Check("ends of answers", "", _ids(new["ends"]), _ids(old["ends"]), set(old["ends"]) <= set(new["ends"]))
     for name, linears in old["adapters"].items():

@@ -25,6 +25,7 @@ from phicli.benchmark.turns import Turner, take_turns
 from phicli.benchmark.worker import Contender, Worker
 from phicli.config.commands import BenchmarkConfig
 from phicli.errors import BadInput, Missing, PhicliError
+from phicli.export.genai_config import read_config as read_genai_config
 from phicli.hardware.devices import usable_cores
 from phicli.hardware.driver import gpu_name
 from phicli.hub.models import find_base, read_config
@@ -58,6 +59,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> dict[str,
         _check_ours(target)
     baseline = _read_baseline(Path(config.baseline)) if config.baseline else None
     check_whole(folder)
+    _check_context(config, folder)
     wanted = list(cases(config.numbers("prompt_tokens"), config.new_tokens, config.numbers("depth"),
                         config.numbers("batch")))
     rows: list[dict[str, Any]] = []
@@ -73,6 +75,15 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> dict[str,
     if target:
         write_sealed(target, document)
     return document
+
+
+def _check_context(config: BenchmarkConfig, folder: Path) -> None:
+    """Raise BadInput where the longest case does not fit the model's context."""
+    context = read_genai_config(folder)["model"]["context_length"]
+    longest = max(config.numbers("prompt_tokens")) + max(config.numbers("depth")) + config.new_tokens
+    if longest > context:
+        raise BadInput(f"--prompt-tokens, --depth and --new-tokens are {longest} tokens, and the model's context is "
+                       f"{context}", where=folder, hint="fewer of them")
 
 
 def _ours(config: BenchmarkConfig, folder: Path) -> Iterator[Contender]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.names import BENCHMARK, EVALUATION, REPORT, SEARCH
-from phicli.artifacts.places import check_file_place
-from phicli.artifacts.reading import open_regular, read_json
+from phicli.artifacts.places import check_own_place
+from phicli.artifacts.reading import read_json
 from phicli.config.commands import ReportConfig
 from phicli.errors import BadInput, Missing
 from phicli.reporting import evaluated, trained
@@ -38,7 +38,7 @@ def report(config: ReportConfig) -> Path:
             the search is damaged; something else stands at the page's place.
     """
     target = Path(config.output or config.root_folder / (REPORT + SUFFIXES[config.format]))
-    check_report_place(target)
+    check_own_place(target, MADE_BY, "report")
     stages.write_text(target, render(config.format, **collect(config)))
     return target
 
@@ -53,7 +53,7 @@ def collect(config: ReportConfig) -> dict[str, Any]:
     results = [one for one in made if one.place.is_dir()]
     qualities = [(_name(one), table(one.about, "quality")) for one in results]
     evaluation = next((one.about for one in made if one.place.name == EVALUATION), {})
-    benchmarks = [read_json(path) for path in _benchmarks(config)]
+    benchmarks = [_read_benchmark(path) for path in _benchmarks(config)]
     speeds, answers = speed_rows(benchmarks), evaluated.answers(evaluation)
     missing = {"quality: phicli evaluate": evaluation, "speed: phicli benchmark": speeds,
                "answers side by side: phicli evaluate --generate 3": answers}
@@ -78,15 +78,6 @@ def collect(config: ReportConfig) -> dict[str, Any]:
     }
 
 
-def check_report_place(target: Path) -> None:
-    """Raise BadInput where something else than a report stands."""
-    check_file_place(target)
-    with contextlib.suppress(FileNotFoundError), open_regular(target) as file:
-        if MADE_BY.encode() not in file.read(1000):
-            raise BadInput("the file there is no report of phicli's", where=target,
-                           hint="move it away, or name another with --output")
-
-
 def _benchmarks(config: ReportConfig) -> list[Path]:
     """Files named, or what `phicli benchmark` left. Raises Missing: one that is named is not there."""
     named = [Path(name) for name in config.benchmark]
@@ -95,6 +86,14 @@ def _benchmarks(config: ReportConfig) -> list[Path]:
             raise Missing("no such benchmark", where=path, hint="phicli benchmark")
     usual = config.root_folder / BENCHMARK
     return named or ([usual] if usual.is_file() else [])
+
+
+def _read_benchmark(path: Path) -> Any:
+    """The figures of phicli's benchmark or another program. Raises BadInput: there are none in the file."""
+    document = read_json(path)
+    if not speed_rows([document]):
+        raise BadInput("no figures of a benchmark", where=path, hint="phicli benchmark --json > FILE")
+    return document
 
 
 def _name(one: Made) -> str:

@@ -69,9 +69,10 @@ def search(config: SearchConfig, steps: Steps, progress: Progress = SILENT) -> d
                 write()
                 task.advance(1)
                 progress.note(_said(trials[-1]))
-        best = best_of(trials, limits, goal)
-        document["path"] = None if best is None else str(
-            runner.build(trials[best]["settings"], target.parent / "best").folder)
+        best, place = best_of(trials, limits, goal), target.parent / "best"
+        document["path"] = None if best is None else str(runner.build(trials[best]["settings"], place).folder)
+        if best is None:  # what an earlier search left there is not within these limits
+            _clear(place)
         write()
         _clear(target.parent / TRIAL)
     return document
@@ -124,7 +125,7 @@ def _key(steps: Steps, adapter: bool, progress: Progress) -> dict[str, Any]:
 
 
 def _clear(trial: Path) -> None:
-    """Remove what the last trial has left, and nothing else."""
+    """Remove the model that a trial has left, and nothing else."""
     shutil.rmtree(trial / ONNX_FOLDER, ignore_errors=True)
     (trial / EVALUATION).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something is in it, or it was not made this time

@@ -58,6 +58,8 @@ def verify(place: Path, others: Sequence[Path] = (), progress: Progress = SILENT
     Raises:
         Missing: nothing of phicli's is there. BadInput: one of `others` cannot be read.
     """
+    if not place.exists():
+        raise Missing("no such file or folder", where=place, hint="phicli list")
     is_result = place.is_file() or (place / stages.MANIFEST).exists()
     if not is_result and not Kept(place.name, place, None).made:
         raise Missing("no result of phicli's is there", where=place, hint="phicli run")

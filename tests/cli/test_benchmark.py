@@ -78,7 +78,7 @@ def test_a_baseline_and_what_is_left_out(cli, measured, two_graphs, tmp_path, mo
     assert cli(*common, "--prompt-tokens", "0").code == cli(*common, "--against", "vllm").code == 2
     assert cli("benchmark", "--root", tmp_path).code == 4
     too_long = cli("benchmark", "--root", two_graphs, "--output", tmp_path / "x.json", *SMALL, "--depth", "999999")
-    assert too_long.code == 3 and "context" in too_long.err, too_long.err
+    assert too_long.code == 3 and "context" in too_long.err and "--depth" in too_long.err, too_long.err
 
 
 class Steady:

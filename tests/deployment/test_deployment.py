@@ -14,6 +14,7 @@ from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.deploy import DeployConfig
 from phicli.deployment.image import PACKAGES, RUNTIMES, build_context, requirements
 from phicli.deployment.manifests import inference_service, kubernetes, write_manifests
+from phicli.errors import BadInput, UsageError
 
 
 @pytest.fixture
@@ -90,3 +91,32 @@ def test_kserves_predictor_is_a_pod_with_a_number_of_replicas(tmp_path):
     assert (predictor.pop("minReplicas"), predictor.pop("maxReplicas")) == (1, 4)
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"], "spec": predictor}
     kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_what_is_not_ours_stays(root):
+    config = DeployConfig(model="m", root=str(root))
+    mine = root / "mine"
+    mine.mkdir()
+    (mine / "a.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"a\.txt"):
+        build_context(config, mine)
+    out = build_context(config, root / "out")
+    assert build_context(config, out) == out  # its own, again
+    (out / "notes").write_text("mine")
+    with pytest.raises(BadInput, match="notes"):
+        build_context(config, out)
+    (mine / "a.txt").rename(mine / "Dockerfile")
+    with pytest.raises(BadInput, match="no Dockerfile of"):
+        build_context(config, mine)
+    (file := root / "deploy.yaml").write_text("mine: 1")
+    with pytest.raises(BadInput, match="no manifest of"):
+        write_manifests(DeployConfig(model="m", root=str(root), to="kubernetes"), file)
+    assert file.read_text() == "mine: 1"
+    assert (mine / "Dockerfile").read_text() == (out / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("wrong", [{"name": "Bad Name"}, {"name": "UPPER"}, {"namespace": "a b"}, {"name": "x" * 64},
+                                   {"instances": 4, "most_instances": 2}, {"to": "azureml", "name": "a"}])
+def test_names_and_numbers_that_no_cluster_takes(wrong):
+    with pytest.raises(UsageError):
+        DeployConfig(model="m", **{"to": "kubernetes", **wrong})

@@ -74,6 +74,8 @@ def test_what_is_missing_is_said(cli, tmp_path, serve_root, monkeypatch):
     assert done.code == 4 and "phicli run --model tiny" in done.err
     done = cli("serve", "--root", serve_root, "--host", "0.0.0.0")
     assert done.code == 2 and "--api-key-file" in done.err
+    done = cli("serve", "--root", serve_root, "--host", "no.such.host.invalid", "--api-key", "x")
+    assert done.code == 2 and "--host" in done.err
     done = cli("serve", "--root", serve_root, "--adapter", "paris")
     assert done.code == 3 and "there are: cooking, travel" in done.err
     done = cli("serve", "--root", serve_root, "--name", "travel")

@@ -100,6 +100,8 @@ def test_no_key_is_for_this_machine_alone(tmp_path):
     with pytest.raises(BadInput, match="empty"):
         read_keys(ServeConfig(api_key=""))
     keys = tmp_path / "keys"
+    keys.write_text("# ours\nfirst\n\n  second\n")
+    assert read_keys(ServeConfig(api_key_file=str(keys))) == ["first", "second"]
     for content, said in (("\n", "no key"), (None, "no such file")):
         keys.write_text(content) if content else keys.unlink()
         with pytest.raises(BadInput, match=said):

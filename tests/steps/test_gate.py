@@ -163,6 +163,8 @@ def test_what_a_person_and_a_program_see(cli, copy):
     kept = cli(*common, "--accept")
     assert (kept.code, kept.out) == (0, f"{copy / 'accepted.json'}\n")
     assert min(map(len, json.loads((copy / "accepted.json").read_text())["speed"].values())) == 5
+    others = cli(*common, "--rows", "3", "--no-speed")
+    assert others.code == 6 and "--rows" in others.err and "--accept" not in others.err
     passed = cli(*common, "--min-speed", "1")
     assert passed.code == 0 and "tokens/s" in passed.out and "NO" not in passed.out, passed.out
 

@@ -88,6 +88,8 @@ def test_a_killed_search_goes_on_and_builds_the_best(cli, forks, command, tmp_pa
     assert Path(document["path"]).is_dir() and (Path(document["path"]) / "adapters" / "travel.onnx_adapter").is_file()
     assert not (tmp_path / "root" / "search" / "trial").exists()
 
+    none = cli(*command[:-2], "1KB", "--json")
+    assert none.code == 6 and json.loads(none.out)["path"] is None and not Path(document["path"]).exists()
     small = cli(*command[:-2], f"{first['size']}B", "--json")
     again = json.loads(small.out)
     assert [trial["outside"] for trial in again["trials"]] == ["", "size"] and again["trials"][0]["best"]
@@ -103,5 +105,5 @@ def test_what_cannot_be(cli, command, tmp_path):
     impossible = [text if text != "32" else "48" for text in command]  # of which nothing can be made
     done = cli(*impossible, "--json")
     trials = json.loads(done.out)["trials"]
-    assert done.code == 0 and "no trial keeps to the limits" in done.err
+    assert done.code == 6 and "no trial keeps to the limits" in done.err
     assert len(trials) == 2 and all("power of two" in trial["outside"] for trial in trials)
