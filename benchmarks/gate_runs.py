@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from phicli import finetune, optimize, quantize
-from phicli.config.steps import GateConfig
+from phicli.config.measuring import GateConfig
 from phicli.steps.gate import gate
 
 DATA = Path(__file__).parents[1] / "data"

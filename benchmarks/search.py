@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from phicli.config import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
-from phicli.config.commands import SearchConfig
+from phicli.config.measuring import SearchConfig
 from phicli.steps.choosing import Limits, best_of, next_settings
 from phicli.steps.search import named, search
 from phicli.steps.trials import Steps

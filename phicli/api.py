@@ -22,7 +22,8 @@ from phicli.config import (
     ServeConfig,
     StepConfig,
 )
-from phicli.config.commands import ReportConfig, SearchConfig, WorkflowConfig
+from phicli.config.commands import WorkflowConfig
+from phicli.config.measuring import ReportConfig, SearchConfig
 from phicli.config.setting import settings_of
 from phicli.errors import UsageError
 from phicli.progress import Progress, automatic

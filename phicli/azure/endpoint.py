@@ -8,13 +8,12 @@ from typing import Any
 
 from phicli.azure import faults
 from phicli.azure.paging import listed
-from phicli.azure.workspace import Workspace
+from phicli.azure.workspace import PRICES, Workspace
 from phicli.config.deploy import DeployConfig
 from phicli.errors import Missing, RemoteError, UsageError
 from phicli.progress import Progress
 from phicli.version import __version__
 
-PRICES = "https://azure.microsoft.com/pricing/details/machine-learning/"
 SECONDS = 3600  # for which one of Azure's long operations is waited for
 CHAT, PORT = "/v1/chat/completions", 8000
 SCALING_API, MANAGEMENT = "2022-10-01", "https://management.azure.com"

@@ -12,6 +12,8 @@ from phicli.azure.transport import make_transport, patient
 from phicli.config.azure import TransferConfig
 from phicli.errors import Missing
 
+PRICES = "https://azure.microsoft.com/pricing/details/machine-learning/"  # of machines; none is named here
+
 
 class Workspace:
     """A workspace that exists and lets us in.

@@ -79,8 +79,9 @@ def _submit(order: "Order", model: str, settings: Settings, again: bool, json: b
 
     target = find_target(settings, asdict(settings.resolve(WorkspaceConfig)), console.ask)
     with console.task_log("job", order.root) as progress:
+        from phicli.azure.job_following import follow
         from phicli.azure.job_results import fetch_results
-        from phicli.azure.jobs import begin, follow
+        from phicli.azure.jobs import begin
         from phicli.azure.workspace import Workspace
         from phicli.hub.roots import remember_model
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
-from phicli.config.commands import BenchmarkConfig
+from phicli.config.measuring import BenchmarkConfig
 
 COLUMNS = ("what", "threads", "prompt", "depth", "rows", "first token", "p95", "prompt tokens/s", "tokens/s", "a token",
            "p95", "beside phicli", "memory", "load")

@@ -7,26 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from phicli.config.azure import UploadConfig
-from phicli.config.commands import (
-    ChatConfig,
-    DoctorConfig,
-    LogsConfig,
-    ReportConfig,
-    SearchConfig,
-    ServeConfig,
-    VerifyConfig,
-)
+from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
 from phicli.config.layers import Settings
+from phicli.config.measuring import GateConfig, ReportConfig, SearchConfig, VerifyConfig
 from phicli.config.setting import Setting, StepConfig, settings_of
-from phicli.config.steps import (
-    EvaluateConfig,
-    FinetuneConfig,
-    GateConfig,
-    InspectConfig,
-    LabConfig,
-    OptimizeConfig,
-    QuantizeConfig,
-)
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
 
 Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
-from phicli.config.steps import GateConfig
+from phicli.config.measuring import GateConfig
 from phicli.errors import Refused
 
 OTHER_ROWS = "the same tokenizer, --eval-data, --rows and --seq-len as when it was accepted"

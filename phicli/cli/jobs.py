@@ -61,7 +61,8 @@ def show(name: Name, workspace: WorkspaceConfig, json: options.Json = False) -> 
       phicli jobs show phicli-run-0123456789abcdef --json
     More: docs/azure.md
     """
-    from phicli.azure.jobs import get, state_of
+    from phicli.azure.job_following import state_of
+    from phicli.azure.jobs import get
 
     with _opened(workspace) as opened:
         job = get(opened, name)
@@ -84,7 +85,8 @@ def logs(name: Name, workspace: WorkspaceConfig) -> None:
       phicli jobs logs phicli-run-0123456789abcdef | tail
     More: docs/azure.md
     """
-    from phicli.azure.jobs import get, log_of
+    from phicli.azure.job_following import log_of
+    from phicli.azure.jobs import get
 
     with _opened(workspace) as opened:
         text = log_of(opened, get(opened, name))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from phicli.cli import console
 from phicli.cli.following import Next
-from phicli.config.commands import ReportConfig
+from phicli.config.measuring import ReportConfig
 
 
 def report(config: ReportConfig) -> Sequence[Next]:

@@ -6,8 +6,8 @@ from typing import Any
 from phicli.artifacts.names import SEARCH
 from phicli.cli import console, options
 from phicli.cli.following import Next
-from phicli.config.commands import SearchConfig
 from phicli.config.layers import Settings
+from phicli.config.measuring import SearchConfig
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Refused
 

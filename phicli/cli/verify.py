@@ -9,7 +9,7 @@ import typer
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
-from phicli.config.commands import VerifyConfig
+from phicli.config.measuring import VerifyConfig
 from phicli.errors import BadInput, Missing
 
 SHOWN = 3  # files that are named in a row of the table

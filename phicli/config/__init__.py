@@ -1,18 +1,18 @@
 """What can be set: one frozen dataclass a step, and the layers that their values come from."""
 
 from phicli.config.azure import UploadConfig
-from phicli.config.commands import BenchmarkConfig, ChatConfig, ServeConfig
+from phicli.config.commands import ChatConfig, ServeConfig
 from phicli.config.layers import Settings, Value
+from phicli.config.measuring import BenchmarkConfig, GateConfig
 from phicli.config.setting import Setting, StepConfig
 from phicli.config.steps import (
-    EvaluateConfig,
-    ExportConfig,
-    FinetuneConfig,
-    GateConfig,
-    InspectConfig,
-    MergeConfig,
-    OptimizeConfig,
-    QuantizeConfig,
+           EvaluateConfig,
+           ExportConfig,
+           FinetuneConfig,
+           InspectConfig,
+           MergeConfig,
+           OptimizeConfig,
+           QuantizeConfig,
 )
 
 __all__ = ["BenchmarkConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig", "GateConfig",

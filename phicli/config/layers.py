@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from phicli.artifacts.reading import read_text
 from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
-from phicli.config.commands import ChatConfig, SearchConfig, ServeConfig
+from phicli.config.commands import ChatConfig, ServeConfig
 from phicli.config.deploy import DeployConfig
 from phicli.config.last_used import FILE, read_last
+from phicli.config.measuring import SearchConfig
 from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import (

@@ -9,8 +9,6 @@ from typing import ClassVar
 from phicli.config import shared
 from phicli.config.bases import OfModel, OfRows
 from phicli.config.setting import again, setting
-from phicli.errors import UsageError
-from phicli.units import bytes_of
 
 QUANTIZE_ALGORITHMS = ("awq", "gptq", "rtn", "kquant", "quarot")
 FINETUNE_METHODS = ("lora", "dora", "loftq", "loha", "lokr")
@@ -237,41 +235,6 @@ class EvaluateConfig(OfRows):
     device: str = shared.device()
     kernels: str = shared.kernels()
     force: bool = shared.force()
-
-
-@dataclass(frozen=True)
-class GateConfig(OfRows):
-    """Settings of `phicli gate`."""
-
-    STEP: ClassVar[str] = "gate"
-
-    max_kl: float | None = setting(None, "Limit of the KL divergence to the original, of the model without adapters",
-                                   minimum=0)
-    min_top1: float | None = setting(None, "Limit of its top-1 agreement with that, from 0 to 1", minimum=0, maximum=1)
-    max_perplexity: float | None = setting(None, "Limit of the perplexity with each adapter", minimum=1)
-    max_size: str | None = setting(None, "Limit of the size of model and adapter", metavar="2.4GB")
-    min_speed: float | None = setting(None, "Limit of the decoding speed in tokens/s", minimum=0)
-    tolerance: float = setting(1.0, "Factor on how much worse than the accepted build is let through", minimum=0)
-    speed: bool = setting(True, "Measure the speed", flags=("--speed/--no-speed",),
-                          panel=shared.RUNNING)
-    accept: bool = setting(False, "Keep this build's figures, which later ones are compared with", once=True,
-                           flags=("--accept",), recorded=False)
-    accepted: str | None = setting(None, "File of the accepted build's figures [default: ROOT/accepted.json]",
-                                   metavar="FILE", path=True, recorded=False, panel=shared.RUNNING)
-    eval_data: str = shared.eval_data()
-    algorithm: str = again(QuantizeConfig, "algorithm", flags=("--algorithm",))  # -a is the adapter
-    adapter: str | None = shared.adapter()
-    rows: int | None = again(EvaluateConfig, "rows")
-    seq_len: int = again(EvaluateConfig, "seq_len")
-    device: str = shared.device()
-    kernels: str = shared.kernels()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            bytes_of(self.max_size or "0")
-        except ValueError as e:
-            raise UsageError(str(e), where="--max-size") from None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from phicli.benchmark.llama_bench import LlamaBench
 from phicli.benchmark.turn import Case, cases
 from phicli.benchmark.turns import Turner, take_turns
 from phicli.benchmark.worker import Contender, Worker
-from phicli.config.commands import BenchmarkConfig
+from phicli.config.measuring import BenchmarkConfig
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.export.genai_config import read_config as read_genai_config
 from phicli.hardware.devices import usable_cores

@@ -11,9 +11,9 @@ import numpy as np
 from phicli.artifacts.names import ACCEPTED, FINETUNED, GENAI_CONFIG, ONNX_FOLDER
 from phicli.artifacts.places import check_file_place
 from phicli.artifacts.stages import read_sealed, versions, write_sealed
-from phicli.config.commands import BenchmarkConfig
+from phicli.config.measuring import BenchmarkConfig, GateConfig
 from phicli.config.setting import settings_of
-from phicli.config.steps import EvaluateConfig, GateConfig
+from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress

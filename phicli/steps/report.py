@@ -10,7 +10,7 @@ from phicli.artifacts import stages
 from phicli.artifacts.names import BENCHMARK, EVALUATION, REPORT, SEARCH
 from phicli.artifacts.places import check_own_place
 from phicli.artifacts.reading import read_json
-from phicli.config.commands import ReportConfig
+from phicli.config.measuring import ReportConfig
 from phicli.errors import BadInput, Missing
 from phicli.reporting import evaluated, trained
 from phicli.reporting.charts import Chart, thinned

@@ -10,7 +10,7 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.artifacts.locks import held
 from phicli.artifacts.names import EVALUATION, ONNX_FOLDER, SEARCH
-from phicli.config.commands import SearchConfig
+from phicli.config.measuring import SearchConfig
 from phicli.config.setting import settings_of
 from phicli.config.writing import typed_value
 from phicli.errors import BadInput, UsageError

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from phicli.artifacts.stages import MANIFEST, check_whole, read_manifest, write_sealed
 from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.peft_folder import read_peft
-from phicli.config.commands import ReportConfig
+from phicli.config.measuring import ReportConfig
 from phicli.export.adapters import check_adapter
 from phicli.export.slots import read_slots
 from phicli.hub.gguf import _write_weights, judge_gguf

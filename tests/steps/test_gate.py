@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from phicli import finetune, optimize, quantize
 from phicli.artifacts.stages import read_manifest, write_manifest
-from phicli.config.steps import GateConfig
+from phicli.config.measuring import GateConfig
 from phicli.errors import BadInput
 from phicli.hub.models import BUILT_IN
 from phicli.steps.accepted import compared, slower
