@@ -67,14 +67,6 @@ def states(cli, monkeypatch, root, *more):
     return {link["step"]: f"{link['state']}: {link['why']}" for link in json.loads(done.out)}
 
 
-def test_an_adapter_that_no_slot_holds_goes_into_the_weights(cli, monkeypatch, lab):
-    monkeypatch.setenv("PHICLI_FINETUNE_METHOD", "lokr")
-    done = run_lab(cli, monkeypatch, lab, "--name", "other", "--json")
-    assert done.code == 0, done.err
-    places = {step["name"]: step["place"] for step in json.loads(done.out)}
-    assert places["optimize"] == str(lab / "onnx-ao-other") and places["chat"] == "other, in the weights"
-
-
 def test_status_says_what_run_would_do(cli, monkeypatch, lab, tmp_path):
     """On the lab that the test above leaves."""
     now = states(cli, monkeypatch, lab)
@@ -178,3 +170,11 @@ def test_traceback_only_when_asked_for(cli, tmp_path):
     full = cli("--traceback", "quantize", "--model", tmp_path / "nothing")
     assert plain.code == full.code == 3
     assert "Traceback" not in plain.err and "Traceback" in full.err
+
+
+def test_an_adapter_that_no_slot_holds_goes_into_the_weights(cli, monkeypatch, lab):
+    monkeypatch.setenv("PHICLI_FINETUNE_METHOD", "lokr")
+    done = run_lab(cli, monkeypatch, lab, "--name", "other", "--json")
+    assert done.code == 0, done.err
+    places = {step["name"]: step["place"] for step in json.loads(done.out)}
+    assert places["optimize"] == str(lab / "onnx-ao-other") and places["chat"] == "other, in the weights"
