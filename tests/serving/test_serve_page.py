@@ -112,6 +112,22 @@ def test_a_conversation_with_adapters_side_by_side(opened, served):
     expect(page.locator("#log section")).to_have_count(0)
 
 
+def test_a_question_waits_for_the_list_of_models(opened, served):
+    page = opened(url="about:blank")
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.goto(served.address)
+    page.fill("#question", "Hello")
+    page.press("#question", "Enter")
+    page.press("#question", "Enter")
+    expect(page.locator("#question")).to_have_value("Hello")
+    page.unroute("**/v1/models")
+    for route in held:
+        route.continue_()
+    expect(page.locator(".answer h2")).to_have_text(["tiny"])
+    expect(page.locator(".answer footer span")).to_contain_text("tokens")
+
+
 def test_an_answer_is_stopped(opened, served):
     page = opened()
     page.route("**/v1/chat/completions", lambda route: route.continue_(  # what the page has no setting for

@@ -8,6 +8,7 @@ const KEPT = ["system", "temperature", "top_p", "max_tokens", "seed"];
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const turns = []; // {question, element, answers: [{model, text, ...}]}
 let running = null; // an AbortController while answers come
+let listed = null; // a promise: the models are there, or why they are not has been said
 
 function settings() {
   const found = {};
@@ -199,10 +200,11 @@ function setTheme(name) {
   localStorage.setItem("theme", name);
 }
 
-$("ask").addEventListener("submit", (event) => {
+$("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
+  await listed; // who is quick asks before there is a model to ask
   const question = $("question").value.trim();
-  if (!question || running) return;
+  if (!question || running || !$("model").value) return;
   $("question").value = "";
   grow();
   send(question);
@@ -234,11 +236,11 @@ $("new").addEventListener("click", () => {
 $("options").addEventListener("click", () => openSettings($("settings").hidden));
 $("theme").addEventListener("click", theme);
 addEventListener("focus", fillModels); // adapters may have come and gone meanwhile
-$("key").addEventListener("change", () => { sessionStorage.setItem("key", $("key").value); fillModels(); });
+$("key").addEventListener("change", () => { sessionStorage.setItem("key", $("key").value); listed = fillModels(); });
 for (const name of KEPT) {
   $(name).value = localStorage.getItem(name) ?? "";
   $(name).addEventListener("change", () => localStorage.setItem(name, $(name).value));
 }
 $("key").value = sessionStorage.getItem("key") ?? "";
 setTheme(localStorage.getItem("theme"));
-fillModels();
+listed = fillModels();
