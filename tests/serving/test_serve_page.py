@@ -121,9 +121,7 @@ def test_a_question_waits_for_the_list_of_models(opened, served):
     page.press("#question", "Enter")
     page.press("#question", "Enter")
     expect(page.locator("#question")).to_have_value("Hello")
-    page.unroute("**/v1/models")
-    for route in held:
-        route.continue_()
+    held[0].continue_()
     expect(page.locator(".answer h2")).to_have_text(["tiny"])
     expect(page.locator(".answer footer span")).to_contain_text("tokens")
 
