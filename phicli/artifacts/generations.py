@@ -55,10 +55,13 @@ def of_one_generation(folder: Path, work: Callable[[], Result]) -> Result:
     return work()
 
 
-def generation(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another one that takes its place; None where there is none."""
+def generation(folder: Path) -> tuple[int, int, int] | None:
+    """What tells a folder from another one that takes its place; None where there is none.
+
+    The time of its last change belongs to it, since the inode of a folder that was removed is given to the next one.
+    """
     try:
         found = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns
