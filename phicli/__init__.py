@@ -15,6 +15,7 @@ from phicli.version import __version__
 if TYPE_CHECKING:
     from phicli.api import (
         benchmark,
+        deploy,
         evaluate,
         export_as,
         finetune,
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
         run_workflow,
         search,
         serve,
+        upload,
         verify,
     )
     from phicli.config import (
         BenchmarkConfig,
         ChatConfig,
+        DeployConfig,
         EvaluateConfig,
         ExportConfig,
         FinetuneConfig,
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
         OptimizeConfig,
         QuantizeConfig,
         ServeConfig,
+        UploadConfig,
+        WorkspaceConfig,
     )
     from phicli.errors import BadInput, Missing, PhicliError, RemoteError, UsageError
     from phicli.inference.answer import Answer
@@ -52,10 +57,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "phicli.api": ("inspect", "quantize", "finetune", "merge", "optimize", "export_as", "evaluate", "benchmark",
-                   "gate", "run_workflow", "search", "report", "verify", "serve"),
+                   "gate", "run_workflow", "search", "report", "verify", "serve", "upload", "deploy"),
     "phicli.config": ("InspectConfig", "QuantizeConfig", "FinetuneConfig", "MergeConfig", "OptimizeConfig",
                       "ExportConfig", "ChatConfig", "EvaluateConfig", "BenchmarkConfig", "GateConfig",
-                      "ServeConfig"),
+                      "ServeConfig", "UploadConfig", "DeployConfig", "WorkspaceConfig"),
     "phicli.inference.session": ("Session",),
     "phicli.inference.sampling": ("Sampling",),
     "phicli.inference.conversation": ("Conversation", "Answer"),
@@ -64,11 +69,12 @@ _HOME = {
     "phicli.errors": ("PhicliError", "UsageError", "BadInput", "Missing", "RemoteError"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["Answer", "BadInput", "BenchmarkConfig", "Busy", "ChatConfig", "Conversation", "Engine", "EvaluateConfig",
-           "ExportConfig", "FinetuneConfig", "Finish", "GateConfig", "Grammar", "InspectConfig", "MergeConfig",
-           "Missing", "OptimizeConfig", "PhicliError", "Piece", "QuantizeConfig", "RemoteError", "Request", "Sampling",
-           "ServeConfig", "Session", "StageResult", "UsageError", "__version__", "benchmark", "evaluate", "export_as",
-           "finetune", "gate", "inspect", "merge", "optimize", "quantize", "report", "run_workflow", "search", "serve",
+__all__ = ["Answer", "BadInput", "BenchmarkConfig", "Busy", "ChatConfig", "Conversation", "DeployConfig", "Engine",
+           "EvaluateConfig", "ExportConfig", "FinetuneConfig", "Finish", "GateConfig", "Grammar", "InspectConfig",
+           "MergeConfig", "Missing", "OptimizeConfig", "PhicliError", "Piece", "QuantizeConfig", "RemoteError",
+           "Request", "Sampling", "ServeConfig", "Session", "StageResult", "UploadConfig", "UsageError",
+           "WorkspaceConfig", "__version__", "benchmark", "deploy", "evaluate", "export_as", "finetune", "gate",
+           "inspect", "merge", "optimize", "quantize", "report", "run_workflow", "search", "serve", "upload",
            "verify"]
 
 

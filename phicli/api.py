@@ -5,7 +5,8 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 (`phicli.errors`); nothing exits, nothing of the process is changed for longer than the call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,9 @@ from phicli.config import (
     ServeConfig,
     StepConfig,
 )
+from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.commands import WorkflowConfig
+from phicli.config.deploy import DeployConfig
 from phicli.config.measuring import ReportConfig, SearchConfig
 from phicli.config.setting import settings_of
 from phicli.errors import UsageError
@@ -30,6 +33,9 @@ from phicli.progress import Progress, automatic
 from phicli.workflow.plan import StageResult
 
 if TYPE_CHECKING:
+    from phicli.azure.endpoint import Deployed
+    from phicli.azure.register import Uploaded
+    from phicli.azure.target import Target
     from phicli.steps.gate import GateResult
     from phicli.steps.verify import Verified
 
@@ -197,6 +203,45 @@ def serve(model: str | Path | ServeConfig | None = None, **settings: Any) -> Non
 
     with opened(_config(ServeConfig, "model", model, settings)) as ready:
         ready.run()
+
+
+def upload(model: str | Path | UploadConfig | None = None, *, workspace: WorkspaceConfig,
+           tags: Mapping[str, str] | None = None, dry_run: bool = False, transfer: TransferConfig | None = None,
+           progress: Progress | None = None, **settings: Any) -> "Uploaded":
+    """Upload the ONNX model to Azure ML and register it.
+
+    As `quantize`, with the fields of `UploadConfig`; see `phicli.azure.register.upload_model`.
+    """
+    from phicli.steps.upload import upload as step
+
+    return step(_config(UploadConfig, "model", model, settings), _target(workspace), transfer or TransferConfig(),
+                progress or automatic(), tags=tags, dry_run=dry_run)
+
+
+def deploy(model: str | Path | DeployConfig | None = None, *, workspace: WorkspaceConfig | None = None,
+           transfer: TransferConfig | None = None, progress: Progress | None = None,
+           **settings: Any) -> "Deployed | Path":
+    """Serve the model at an endpoint of Azure ML, which costs money from then on, or write what Docker or Kubernetes
+    take and return its path.
+
+    As `quantize`, with the fields of `DeployConfig`. workspace: needed for the endpoint only.
+    """
+    from phicli.steps.deploy import deploy_endpoint, write_deployment
+
+    config = _config(DeployConfig, "model", model, settings)
+    if config.to != "azureml":
+        return write_deployment(config)
+    return deploy_endpoint(config, _target(workspace or WorkspaceConfig()), transfer or TransferConfig(),
+                           progress or automatic())
+
+
+def _target(workspace: WorkspaceConfig) -> "Target":
+    from phicli.azure.target import Target
+
+    lacking = [name for name, value in asdict(workspace).items() if not value]
+    if lacking:
+        raise UsageError(f"which Azure ML workspace? {' and '.join(lacking)} not set", where="workspace")
+    return Target(**asdict(workspace))
 
 
 def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:

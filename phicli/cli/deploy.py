@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,19 +33,19 @@ def deploy(
         return _delete(config, workspace) if delete else _to_azure(config, workspace, yes, dry_run, json)
     if delete:
         raise UsageError("goes with --to azureml; files are yours to remove", where="--delete")
-    place = Path(config.output or config.root_folder / "deploy" / (
-        "docker" if config.to == "docker" else f"{config.to}.yaml"))
-    if config.to == "docker":
-        from phicli.deployment.image import KEYS, build_context
+    from phicli.steps.deploy import write_deployment
 
-        console.result(str(build_context(config, place)))
+    place = write_deployment(config)
+    console.result(str(place))
+    if config.to == "docker":
+        from phicli.deployment.image import KEYS
+
         gpu = "--gpus all " if config.processor == "cuda" or config.engine == "vllm" else ""
         console.note(f"docker build --tag {config.image} {place}")
         console.note(f"docker run {gpu}--publish 8000:8000 --volume $PWD/keys.txt:{KEYS}:ro {config.image}")
         return [("deploy", "--to", "kubernetes")]
-    from phicli.deployment.manifests import SECRET, write_manifests
+    from phicli.deployment.manifests import SECRET
 
-    console.result(str(write_manifests(config, place)))
     console.note(f"kubectl --namespace {config.namespace} create secret generic {SECRET} --from-file={SECRET}=keys.txt")
     console.note(f"kubectl apply --filename {place}")
     return []
@@ -66,16 +65,9 @@ def _to_azure(config: DeployConfig, workspace: WorkspaceConfig, yes: bool, dry_r
     settings = Settings()
     target, transfer = find_target(settings, asdict(workspace), console.ask), settings.resolve(TransferConfig)
     with console.task_log("deploy", config.root_folder) as progress:
-        from phicli.azure.endpoint import deploy as deploy_model
-        from phicli.azure.register import upload_model
-        from phicli.azure.workspace import Workspace
-        from phicli.deployment.image import build_context, collect_model
+        from phicli.steps.deploy import deploy_endpoint
 
-        place = config.root_folder / "deploy" / "azureml"
-        served = collect_model(config, place / "model")
-        sent = upload_model(served, f"{config.name}-model", target, transfer=transfer, progress=progress)
-        context = build_context(config, place / "image", model=False)
-        done = deploy_model(Workspace(target, transfer), config, f"{sent.name}:{sent.version}", context, progress)
+        done = deploy_endpoint(config, target, transfer, progress)
     if json:
         console.result_json(asdict(done))
     else:

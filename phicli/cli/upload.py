@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, options
 from phicli.cli.following import Next
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
@@ -33,15 +31,12 @@ def upload(
     from phicli.azure.target import find_target
 
     tags = parse_tags(tag or [])
-    folder = Path(config.path or config.root_folder / ONNX_FOLDER)
     settings = Settings()
     target = find_target(settings, asdict(workspace), console.ask)
     with console.task_log("upload", config.root_folder) as progress:
-        from phicli.azure.register import upload_model
+        from phicli.steps.upload import upload as step
 
-        done = upload_model(folder, config.name, target, version=config.version, description=config.description,
-                            tags=tags, base_model=None if config.path else config.model, dry_run=dry_run,
-                            transfer=settings.resolve(TransferConfig), progress=progress)
+        done = step(config, target, settings.resolve(TransferConfig), progress, tags=tags, dry_run=dry_run)
     if json:
         console.result_json(done.document())
         return []

@@ -1,7 +1,8 @@
 """What can be set: one frozen dataclass a step, and the layers that their values come from."""
 
-from phicli.config.azure import UploadConfig
+from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.commands import ChatConfig, ServeConfig
+from phicli.config.deploy import DeployConfig
 from phicli.config.layers import Settings, Value
 from phicli.config.measuring import BenchmarkConfig, GateConfig
 from phicli.config.setting import Setting, StepConfig
@@ -15,6 +16,6 @@ from phicli.config.steps import (
            QuantizeConfig,
 )
 
-__all__ = ["BenchmarkConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig", "GateConfig",
-           "InspectConfig", "MergeConfig", "OptimizeConfig", "QuantizeConfig", "ServeConfig", "Setting", "Settings",
-           "StepConfig", "UploadConfig", "Value"]
+__all__ = ["BenchmarkConfig", "ChatConfig", "DeployConfig", "EvaluateConfig", "ExportConfig", "FinetuneConfig",
+           "GateConfig", "InspectConfig", "MergeConfig", "OptimizeConfig", "QuantizeConfig", "ServeConfig", "Setting",
+           "Settings", "StepConfig", "UploadConfig", "Value", "WorkspaceConfig"]

@@ -8,6 +8,7 @@ import time
 import pytest
 from azure_files import contents
 
+from phicli import UsageError, WorkspaceConfig, upload
 from phicli.artifacts.stages import Manifest, fingerprint, write_manifest
 
 NAME = "ft-for-travel"
@@ -201,3 +202,14 @@ def test_wrong_input_is_told_before_anything_is_asked(cloud, cli, model, argumen
     done = cli("upload", *cloud.target, *arguments)
     assert done.code == code and message in done.err and done.out == ""
     assert cloud.azure.log == []
+
+
+def test_upload_from_a_program(cloud, model):
+    """The library sends what the command sends, finds it there again, and wants a whole workspace."""
+    names = dict(zip(("workspace_name", "resource_group", "subscription"), cloud.target[1::2], strict=True))
+    workspace = WorkspaceConfig(**names)
+    sent = upload("phi", path=str(model), workspace=workspace, tags={"team": "travel"})
+    assert cloud.stored(NAME, sent.version) == contents(model) and sent.tags["team"] == "travel"
+    assert upload("phi", path=str(model), workspace=workspace).status == "already there"
+    with pytest.raises(UsageError, match="subscription not set"):
+        upload("phi", path=str(model), workspace=workspace.but(subscription=None))
