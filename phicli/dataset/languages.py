@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from phicli.dataset.findings import SHOWN_LINES
 
@@ -17,6 +19,15 @@ NO_LANGUAGE = "zxx"
 _NO_PROSE = re.compile(r"^ *(```|~~~).*?(?:^ *\1|\Z)|`[^`\n]+`|https?://\S+|[!-&(-@[-`{-~]+", re.DOTALL | re.MULTILINE)
 
 
+@cache  # half a second to unpack; asked for only when there is a text that is long enough
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(set(identifier.labels) - VARIETIES)
+    return identifier
+
+
 class Languages:
     """Counts the languages of rows; nothing but counts and the first lines of each language is kept.
 
@@ -25,10 +36,6 @@ class Languages:
     """
 
     def __init__(self) -> None:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        self.identifier.set_languages(set(self.identifier.labels) - VARIETIES)
         self.looked_at = 0
         self.counts: Counter[str] = Counter()
         self.lines: dict[str, list[int]] = {}
@@ -49,7 +56,7 @@ class Languages:
         prose = " ".join(prose.split())[:CHARACTERS]
         if len(prose.encode("utf-8", "replace")) < FEWEST_BYTES:
             return None
-        language, probability = self.identifier.classify(prose)
+        language, probability = _identifier().classify(prose)
         return language if probability >= SURE and language != NO_LANGUAGE else None
 
     @property
