@@ -16,6 +16,8 @@ from phicli.progress import SILENT, Progress
 
 _REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")  # owner/name[/folder][@revision]
 
+_PINNED = re.compile(r"[0-9a-f]{40}")  # a commit
+
 
 def find_sources(data: Sequence[str], split: str = "train", progress: Progress = SILENT,
                  local: bool = False) -> list[Source]:
@@ -97,8 +99,9 @@ def _fetch(reference: str, progress: Progress, local: bool = False) -> Path:
     wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in DATA_FILES]  # data only, never a script
     try:
         with contextlib.nullcontext() if local else online():
+            cached = local or (_PINNED.fullmatch(revision or "") and not _reached(name))
             folder = Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision,
-                                                            allow_patterns=wanted, local_files_only=local))
+                                                            allow_patterns=wanted, local_files_only=bool(cached)))
     except hub.LocalEntryNotFoundError as e:
         if not local:
             raise _unreached(reference, name, e) from None
@@ -119,6 +122,21 @@ def _fetch(reference: str, progress: Progress, local: bool = False) -> Path:
                        "the data set has no data files", where=reference,
                        hint=f"often it is there as Parquet too: {name}@refs/convert/parquet")
     return folder
+
+
+def _reached(name: str) -> bool:
+    """Whether the hub answers. Without an answer huggingface_hub takes what is cached of a branch at once, but of a
+    commit only after six requests, 23 s."""
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name)
+    except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled):
+        return True
+    except Exception:
+        return False
+    return True
 
 
 def _unreached(reference: str, name: str, error: Exception) -> Missing | RemoteError:
