@@ -29,6 +29,18 @@ needs_root = pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="onl
 needs_matmul = pytest.mark.skipif(bool(build.matmul_missing()), reason=f"{build.matmul_missing()}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler(tmp_path_factory) -> Iterator[None]:
+    """What is built here is built for where it lies, not for speed: an eighth of the time."""
+    compiler = tmp_path_factory.mktemp("compiler") / "cc"
+    compiler.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    compiler.chmod(0o755)
+    compiler.parent.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", str(compiler))
+        yield
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache folder; nothing that this process built before counts."""
