@@ -214,7 +214,8 @@ def test_ctrl_c_ends_all_processes(tmp_path):
         for at in range(0, 400_000, len(ROWS)):
             file.writelines(json.dumps({**row, "number": at}) + "\n" for row in ROWS)
     with subprocess.Popen([sys.executable, "-m", "phicli", "inspect", str(path), "--model", "tiny"],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "2"}) as started:  # so many processes
         main, workers = psutil.Process(started.pid), []
         while len(workers) < 2 and started.poll() is None:
             workers = main.children(recursive=True)
