@@ -62,6 +62,12 @@ class Order:
         self.taken[name] = path
         return f"{INPUT}/{name}"
 
+    @property
+    def on_several_gpus(self) -> bool:
+        """Whether the command trains in a process for each GPU."""
+        given = dict(zip(self.arguments, self.arguments[1:], strict=False)).get("--gpus")
+        return (given or self.settings.get("finetune.gpus", "1")) != "1"
+
     def take_settings(self, settings: Settings) -> None:
         """Those of the environment and the settings file, as they would hold here."""
         for key, setting in SETTINGS.items():

@@ -23,6 +23,7 @@ from phicli.version import __version__
 FOLDER, TAG = "phicli/jobs", "phicli.place"  # in the datastore; the tag of a job that says where its files are
 DONE, BROKEN = "Completed", ("Failed", "Canceled", "NotResponding")
 PYTHON = "3.11"
+SHARED_MEMORY = "16g"  # through which processes on several GPUs exchange where these have no link of their own
 IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"  # torch brings CUDA's libraries
 
 
@@ -91,6 +92,8 @@ def specify(order: Order, name: str, datastore: str) -> Any:
     machine: dict[str, Any] = {"compute": job.compute} if job.compute else {
         "instance_type": job.instance_type, "instance_count": 1,
         "queue_settings": {"job_tier": "spot" if job.spot else "standard"}}
+    if order.on_several_gpus:  # torch's launch for each node: phicli itself starts a process for each GPU
+        machine |= {"distribution": {"type": "PyTorch", "process_count_per_instance": 1}, "shm_size": SHARED_MEMORY}
     return command(
         name=name, display_name=f"phicli {order.command}", experiment_name="phicli",
         command=f"python -m zipfile -e ${{{{inputs.job}}}}/{PACKAGE} code && PYTHONPATH=code "

@@ -122,6 +122,8 @@ class FinetuneConfig(OfRows):
                                       "before it]", path=True, recorded=False, panel="Measuring")
     checkpoint_steps: int = setting(20, "Training steps between checkpoints", minimum=1, recorded=False,
                                     panel="Training")
+    gpus: str = setting("1", "GPUs of one machine that share a step's rows: a number, or all", metavar="N",
+                        recorded=False, panel="Training")
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()
@@ -249,5 +251,6 @@ class LabConfig(OfRows):
     algorithm: str = again(QuantizeConfig, "algorithm")
     max_steps: int | None = again(FinetuneConfig, "max_steps")
     epochs: float | None = again(FinetuneConfig, "epochs")
+    gpus: str = again(FinetuneConfig, "gpus")
     device: str = shared.device()
     seed: int = shared.seed()

@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
-from phicli.errors import Missing
+from phicli.errors import Missing, UsageError
 
 # What a model can be built for -> the name of onnxruntime's execution provider for it.
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
                        "webgpu": "WebGpuExecutionProvider"}
+MOST_GPUS = 1000  # of one machine, that anybody could mean
 # Limit, use, and statistics of a container's memory: control groups of version 2, then 1.
 CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -31,6 +32,36 @@ def choose_device(wanted: str) -> str:
         built = "no NVIDIA GPU or driver found" if torch.version.cuda else "this torch is built without CUDA"
         raise Missing(f"CUDA is not usable: {built}", hint="--device cpu, or install torch's CUDA build")
     return "cpu"
+
+
+def count_gpus(wanted: str, device: str) -> int:
+    """How many GPUs "1", "2", … or "all" are.
+
+    Raises:
+        UsageError: no such number, or several of a device that is no GPU. Missing: fewer are there.
+    """
+    if wanted != "all" and not (wanted.isdecimal() and 0 < int(wanted) < MOST_GPUS):
+        raise UsageError(f"a number of GPUs, or all, not {wanted}", where="--gpus")
+    if wanted == "1":
+        return 1
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"goes with GPUs, not with --device {device}", where="--gpus")
+    import torch
+
+    there = torch.cuda.device_count()
+    if not there or (wanted != "all" and int(wanted) > there):
+        raise Missing(f"{there} GPUs that torch can use", where=f"--gpus {wanted}",
+                      hint=f"--gpus {there or 1}; phicli doctor --device cuda says more")
+    return there if wanted == "all" else int(wanted)
+
+
+def environments(count: int, device: str) -> list[dict[str, str]]:
+    """What `count` processes find in their environment, so that each computes on a GPU of its own and some cores."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = shown.split(",") if shown else [str(number) for number in range(count)]
+    cores = str(max(1, usable_cores() // count))
+    return [{"OMP_NUM_THREADS": cores} | ({} if device == "cpu" else {"CUDA_VISIBLE_DEVICES": gpus[number]})
+            for number in range(count)]
 
 
 def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -1,9 +1,10 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phicli.artifacts.names import FINETUNED
 from phicli.checkpoints.peft_folder import read_peft_config
@@ -11,6 +12,7 @@ from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput, UsageError
+from phicli.hardware.devices import count_gpus, environments
 from phicli.hardware.driver import open_gpu
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources, stdin_as_file
 from phicli.hub.models import find_base, resolve_model
@@ -23,6 +25,9 @@ from phicli.training.defaults import ALL_LINEAR, check_name, default_learning_ra
 from phicli.training.recipe import DEFAULT_STEPS
 from phicli.training.reporting import check_reporter
 from phicli.workflow.plan import Plan, StageResult
+
+if TYPE_CHECKING:
+    from phicli.training.checkpoint import Checkpoint
 
 PEFT_DEFAULT = 8  # rank and alpha of an adapter whose settings name none
 LIBRARIES = ("torch", "phicli.training.passes", "transformers.modeling_layers")  # that the work begins with
@@ -51,7 +56,8 @@ def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
     if done:
         return StageResult(plan.target, done)
     check_reporter(config.report_to)
-    with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, config.device)) as imported:
+    gpus = count_gpus(config.gpus, config.device)
+    with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, "cpu" if gpus > 1 else config.device)) as imported:
         sources, eval_sources = _data(config, progress)
         table = Table(sources, config, progress)
         eval_table = Table(eval_sources, config, progress) if eval_sources else None
@@ -60,13 +66,39 @@ def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
 
     work = Work(plan, config, progress)
     work.check(table, eval_table)
-    estimate = estimate_finetune(size_of_folder(work.folder), work.device, plan.settings["lora_r"], config.batch_size,
-                                 work.longest)
+    estimate = estimate_finetune(size_of_folder(work.folder), work.device, plan.settings["lora_r"],
+                                 -(-config.batch_size // gpus), work.longest)
     announce("finetune", estimate, plan.target, progress)
     with plan.locked(config.force, progress) as done:
-        manifest = done or work.train()
+        manifest = done or work.train(partial(_fit_together, config, gpus, progress) if gpus > 1 else None)
         remember_model(config.root_folder, config.model)
     return StageResult(plan.target, manifest)
+
+
+def _fit_together(config: FinetuneConfig, gpus: int, progress: Progress, output: Path, checkpoint: "Checkpoint"
+                  ) -> dict[str, Any]:
+    """As `Work.fit`, in as many processes as there are GPUs."""
+    from phicli.training.together import together
+
+    progress.note(f"training on {gpus} GPUs, each with the whole model and its share of a step's rows")
+    with tempfile.TemporaryDirectory(prefix="phicli-gpus-") as scratch:
+        work = partial(_fit_as_one_of, config, gpus, Path(scratch), output, checkpoint)
+        return together(work, environments(gpus, config.device), progress)
+
+
+def _fit_as_one_of(config: FinetuneConfig, gpus: int, scratch: Path, output: Path, checkpoint: "Checkpoint",
+                   number: int, progress: Progress) -> dict[str, Any]:
+    """The part of one process. What has been told of the data already is not told again."""
+    with subdued():
+        from phicli.steps.finetuning import Work
+        from phicli.training.ranks import joined
+
+        sources, eval_sources = _data(config, SILENT)
+        work = Work(plan_finetune(config), config, SILENT)
+        work.check(Table(sources, config), Table(eval_sources, config) if eval_sources else None)
+        work.progress = progress
+        with joined(number, gpus, scratch / "meeting", work.device == "cuda") as ranks:
+            return work.fit(output if ranks.first else scratch / str(number), checkpoint, ranks)
 
 
 def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:

@@ -1,6 +1,7 @@
 """The work of the finetune stage, once names, files and settings are clear: check against the model, train, publish."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from phicli.training.checkpoint import Checkpoint
 from phicli.training.defaults import WITHOUT_SLOTS, choose_targets
 from phicli.training.fitting import Fitting
 from phicli.training.passes import PASSES, Job
+from phicli.training.ranks import Ranks
 from phicli.training.recipe import count_steps
 from phicli.training.reporting import make_reporter
 from phicli.training.rows import RowSource, TableRows, prepare_rows
@@ -36,6 +38,7 @@ from phicli.workflow.plan import Plan
 TOO_LONG = {"cut": "cut, with the token that ends the last turn", "drop": "left out", "split": "split into several"}
 PASSED_ON = ("max_steps", "epochs", "batch_size", "learning_rate", "schedule", "seed", "eval_steps", "keep",
              "lora_dropout")
+Fit = Callable[[Path, Checkpoint], dict[str, Any]]  # as `Work.fit`
 
 
 class Work:
@@ -103,17 +106,21 @@ class Work:
         for error in (error for source in self.sources for error in source.refused.values()):
             raise error
 
-    def train(self) -> Manifest:
-        """Train and publish. Raises BadInput: the held-out loss did not fall; the adapter is in `aside` then."""
+    def train(self, fit: Fit | None = None) -> Manifest:
+        """Train and publish.
+
+        Args:
+            fit: does what `fit` does, elsewhere.
+
+        Raises:
+            BadInput: the held-out loss did not fall; the adapter is in `aside` then.
+        """
         key = {"inputs": self.plan.inputs, "settings": self.settings, "device": self.device,
                "versions": stages.versions()}
         checkpoint = Checkpoint(checkpoint_place(self.target), key)
         # cuBLAS repeats its sums exactly with it
         with environment(CUBLAS_WORKSPACE_CONFIG=":4096:8"), self.plan.publishing() as (fresh, manifest):
-            result = run_pass(PASSES[self.settings["method"]], self._options(checkpoint), self.folder, fresh,
-                              device=self.device, progress=self.progress)
-            manifest.quality = {**result.model_attributes["quality"], "held_out_rows": len(self.rows.held_out)}
-            self._tell(manifest.quality)
+            manifest.quality = (fit or self.fit)(fresh, checkpoint)
             if self.encoder.source:  # what the model's folder does not say
                 (fresh / "adapter" / TEMPLATE_FILE).write_text(self.encoder.source, encoding="utf-8")
             self._check_gain(manifest.quality, fresh / "adapter")
@@ -122,14 +129,24 @@ class Work:
         shutil.rmtree(self.aside.target, ignore_errors=True)
         return manifest
 
-    def _options(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def fit(self, output: Path, checkpoint: Checkpoint, ranks: Ranks | None = None) -> dict[str, Any]:
+        """Train; the first process puts the adapter into `output`. Gives the figures of it."""
+        ranks = ranks or Ranks()
+        result = run_pass(PASSES[self.settings["method"]], self._options(checkpoint, ranks), self.folder, output,
+                          device=self.device, progress=self.progress)
+        found = {**result.model_attributes["quality"], "held_out_rows": len(self.rows.held_out)}
+        self._tell(found)
+        return found
+
+    def _options(self, checkpoint: Checkpoint, ranks: Ranks) -> dict[str, Any]:
         logs = Path(self.config.logging_dir or self.config.root_folder / FINETUNED / ".runs")
-        reporter = make_reporter(self.config.report_to, logs, self.config.name, self.progress)
+        reporter = make_reporter(self.config.report_to if ranks.first else "none", logs, self.config.name,
+                                 self.progress)
         return {name: self.settings[name] for name in PASSED_ON} | {
             "r": self.settings["lora_r"], "alpha": self.settings["lora_alpha"],
             "target_modules": None if self.start else self.targets, "checkpoint_steps": self.config.checkpoint_steps,
             "original": str(self.original) if self.original else None,
-            "job": Job(self.rows, checkpoint, reporter, self.start),
+            "job": Job(self.rows, checkpoint, reporter, self.start, ranks),
         }
 
     def _tell(self, found: dict[str, Any]) -> None:

@@ -69,7 +69,9 @@ class Gradients:
                 parameter.grad = torch.zeros_like(parameter)
         pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
         graph = _Graph(batch, self.loss.device)
-        with positions.replayed(), torch.cuda.graph(graph.graph, pool=pool):
+        # Of several GPUs NCCL has a thread that asks for events, which would break a capture that watches all threads.
+        watched = "thread_local" if torch.distributed.is_initialized() else "global"
+        with positions.replayed(), torch.cuda.graph(graph.graph, pool=pool, capture_error_mode=watched):
             graph.result = self._plain(graph.batch, graph.weight)
         return graph
 

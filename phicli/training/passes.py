@@ -29,6 +29,7 @@ from phicli.training.continuing import continue_from
 from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
 from phicli.training.fitting import Fitting
 from phicli.training.loftq import start_from_residual
+from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe, count_steps
 from phicli.training.reporting import Reporter
 from phicli.training.rows import Rows, TableRows, prepare_rows
@@ -43,14 +44,15 @@ _FROM_SETTINGS = ("max_steps", "epochs", "batch_size", "learning_rate", "schedul
 
 class Job:
     """What phicli hands over beside the settings: rows already prepared, where the state of training is saved, where
-    figures go, the adapter to continue from.
+    figures go, the adapter to continue from, the processes that train together.
 
     Not a dataclass, which Olive's config would turn into a dict.
     """
 
     def __init__(self, rows: Rows, checkpoint: Checkpoint | None = None, reporter: Reporter | None = None,
-                 start: dict[str, Lora] | None = None):
+                 start: dict[str, Lora] | None = None, ranks: Ranks | None = None):
         self.rows, self.checkpoint, self.reporter, self.start = rows, checkpoint, reporter, start
+        self.ranks = ranks or Ranks()
 
 
 class Int4Base:
@@ -92,15 +94,11 @@ class Int4Base:
                 settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
                 adapted = self.init_adapters(  # type: ignore[attr-defined]
                     base, config, task=model.task, use_dora=self.use_dora)
-        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter).run()
-        kept = adapted.peft_config["default"]
-        kept.target_modules = sorted(kept.target_modules)  # peft's set has another order in each process
-        adapter = Path(output_model_path) / "adapter"
-        adapted.save_pretrained(adapter, save_embedding_layers=False)
-        (adapter / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter, job.ranks).run()
         result = deepcopy(model)
-        result.set_resource("adapter_path", adapter)
         result.model_attributes = {**(result.model_attributes or {}), "quality": figures}
+        if job.ranks.first:
+            result.set_resource("adapter_path", _save(adapted, Path(output_model_path) / "adapter"))
         return result
 
 
@@ -132,6 +130,14 @@ class Int4LoftQ(Int4Base, olive_lora.LoftQ):
 
 
 PASSES = {"lora": Int4LoRA, "dora": Int4DoRA, "loftq": Int4LoftQ, "loha": Int4LoHa, "lokr": Int4LoKr}
+
+
+def _save(adapted: Any, adapter: Path) -> Path:
+    kept = adapted.peft_config["default"]
+    kept.target_modules = sorted(kept.target_modules)  # peft's set has another order in each process
+    adapted.save_pretrained(adapter, save_embedding_layers=False)
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    return adapter
 
 
 def _load_rows(folder: Path, settings: Any) -> Rows:

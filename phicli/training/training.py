@@ -20,6 +20,7 @@ from phicli.training.determinism import repeatable
 from phicli.training.graphs import Gradients
 from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
+from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe
 from phicli.training.reporting import NoReporter, Reporter
 from phicli.training.rows import Rows
@@ -38,9 +39,9 @@ class Trainer:
     """
 
     def __init__(self, model: Any, rows: Rows, recipe: Recipe, checkpoint: Checkpoint | None = None,
-                 progress: Progress = SILENT, reporter: Reporter | None = None):
-        """model: a PeftModel on its device, float32 adapter weights."""
-        self.model, self.rows, self.recipe = model, rows, recipe
+                 progress: Progress = SILENT, reporter: Reporter | None = None, ranks: Ranks | None = None):
+        """model: a PeftModel on its device, float32 adapter weights. ranks: processes that train it together."""
+        self.model, self.rows, self.recipe, self.ranks = model, rows, recipe, ranks or Ranks()
         self.checkpoint, self.progress, self.reporter = checkpoint, progress, reporter or NoReporter()
         self.loss = RowLoss(model.get_base_model())
         self.parameters = list(trainable(model).values())
@@ -63,7 +64,7 @@ class Trainer:
 
         Returns:
             figures: those of `TrainingState`, held_out_loss before and after (mean per token, the latter with the
-            weights that are kept), gpu_bytes (peak) on CUDA.
+            weights that are kept), gpu_bytes (peak of the first GPU) on CUDA, gpus if several.
 
         Raises:
             Missing: not enough memory even for one row. BadInput: the loss is no number.
@@ -84,6 +85,8 @@ class Trainer:
             after = self.evaluate(self.rows.held_out)
         figures = self.state.figures(len(self.rows.train)) | {
             "held_out_loss_before": self.state.held_out_before, "held_out_loss_after": after}
+        if not self.ranks.alone:
+            figures["gpus"] = self.ranks.count
         if self.cuda:
             figures["gpu_bytes"] = torch.cuda.max_memory_allocated()
         if after is not None and not after < self.state.held_out_before:  # type: ignore[operator]
@@ -96,19 +99,21 @@ class Trainer:
         if not rows:
             return None
         self.model.eval()
-        total, start = 0.0, 0
-        while start < len(rows):
-            part = rows[start : start + self.state.micro_batch]
+        own, total, start = self.ranks.share(rows), 0.0, 0
+        while start < len(own):
+            part = own[start : start + self.state.micro_batch]
             with contextlib.suppress(torch.OutOfMemoryError):
                 with torch.no_grad(), self._autocast():
                     total += float(self.loss(make_batch(part)))
                 start += len(part)
                 continue
             self._spare_memory()
-        return total / count_targets(rows)
+        return self.ranks.add(total, self.model.device) / count_targets(rows)
 
     def _load(self) -> None:
-        saved = self.checkpoint.load(self.model, self.optimizer) if self.checkpoint else None
+        with self.ranks.first_before(self.model.device):
+            saved = self.checkpoint.load(self.model, self.optimizer) if self.checkpoint else None
+        self.ranks.begin(self.parameters)
         if saved is None:
             return
         self.state, self.best = TrainingState(**saved[0]), saved[1]
@@ -136,13 +141,13 @@ class Trainer:
             for batch in coming:
                 begun = time.monotonic()
                 rate = recipe.rate(state.step)
-                loss = self._step(batch.rows, rate)
+                loss, stopping = self._step(batch.rows, rate, stop)
                 state.add(batch, loss, time.monotonic() - begun)
                 task.advance(1, **self._figures(loss))
                 self.reporter.add(state.step, loss=loss, learning_rate=rate, tokens_per_second=state.speed)
                 if state.step % recipe.between_evaluations == 0 or state.step == recipe.max_steps:
                     self._watch(task)
-                self._save_if_due(stop)
+                self._save_if_due(stop.is_set() if self.ranks.alone else stopping)
 
     def _watch(self, task: Task | None = None) -> None:
         """A point of the curve; the best weights so far are kept."""
@@ -172,27 +177,32 @@ class Trainer:
             self.progress.note(f"the held-out loss was lowest after step {state.kept_step} of {state.step}: that "
                                "adapter is kept (--keep last takes the last one)")
 
-    def _step(self, rows: Sequence[Encoded], rate: float) -> float:
-        """One optimizer step; the batch goes through in parts as large as memory takes."""
+    def _step(self, rows: Sequence[Encoded], rate: float, stop: Event) -> tuple[float, bool]:
+        """One optimizer step; the batch goes through in parts as large as memory takes.
+
+        Returns:
+            the loss, and whether any process is to stop.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         while True:
             with contextlib.suppress(torch.OutOfMemoryError):
-                loss = self._gradients(rows)
+                loss = self._gradients(self.ranks.share(rows), count_targets(rows))
                 break
-            self.optimizer.zero_grad()
+            self.optimizer.zero_grad(set_to_none=False)
             self._spare_memory()
+        loss, stopping = self.ranks.add_gradients(loss, stop.is_set())
         if not math.isfinite(loss):
             raise BadInput(f"the loss is {loss} at step {self.state.step + 1}",
                            hint="a lower --learning-rate, or look at the rows with: phicli inspect")
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # graphs add to these very tensors
-        return loss
+        return loss, stopping
 
-    def _gradients(self, rows: Sequence[Encoded]) -> float:
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step)
-        targets = count_targets(rows)
+    def _gradients(self, rows: Sequence[Encoded], targets: int) -> float:
+        """Add the gradients of rows of a batch that has so many targets; gives their share of its mean loss."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.ranks.number)
         total: float | Tensor = 0.0
         for start in range(0, len(rows), self.state.micro_batch):
             part = rows[start : start + self.state.micro_batch]
@@ -223,11 +233,11 @@ class Trainer:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
 
-    def _save_if_due(self, stop: Event) -> None:
+    def _save_if_due(self, stopping: bool) -> None:
         """Save from time to time, and when somebody wants to stop. Raises KeyboardInterrupt then."""
         state = self.state
         due = state.step % self.recipe.checkpoint_steps == 0 and state.step < self.recipe.max_steps
-        if stop.is_set():
+        if stopping:
             self._save()
             raise KeyboardInterrupt
         if due and self.write_seconds <= WRITING_SHARE * (time.monotonic() - self.last_write):
@@ -237,7 +247,7 @@ class Trainer:
             self.write_seconds = self.last_write - before
 
     def _save(self) -> None:
-        if self.checkpoint:
+        if self.checkpoint and self.ranks.first:
             self.checkpoint.save(self.model, self.optimizer, asdict(self.state), self.best)
             self.saved = self.state.step
 

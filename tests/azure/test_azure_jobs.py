@@ -76,15 +76,17 @@ def test_serverless_spot_as_the_service_is_told(worker, cloud, cli, tmp_path):
     rows = tmp_path / "trips.jsonl"
     rows.write_text('{"prompt": "a", "response": "b"}\n' * 20)
     done = cli("run", "--model", "tiny", "--data", rows, "--until", "finetune", "--on", "azureml", "--instance-type",
-               "Standard_NC24ads_A100_v4", "--spot", "--hours", "2", "--no-wait")
+               "Standard_NC24ads_A100_v4", "--spot", "--hours", "2", "--gpus", "4", "--no-wait")
     assert done.code == 0 and "billed: 1 x Standard_NC24ads_A100_v4, serverless, spot" in done.err, done.err
     sent = cloud.azure.jobs[done.out.strip()]["properties"]
-    assert sent["resources"] == {"instanceCount": 1, "instanceType": "Standard_NC24ads_A100_v4", "properties": {}}
+    assert sent["resources"] == {"instanceCount": 1, "instanceType": "Standard_NC24ads_A100_v4", "properties": {},
+                                 "shmSize": "16g"}
+    assert sent["distribution"] == {"distributionType": "PyTorch", "processCountPerInstance": 1}
     assert (sent["queueSettings"], sent["limits"]["timeout"]) == ({"jobTier": "Spot"}, "PT2H")
     place = sent["inputs"]["job"]["uri"].partition("/paths/")[2]
     order = json.loads(cloud.box.download_blob(f"{place}/order.json").readall())
-    assert order == {"command": "run", "arguments": ["--data", "{job}/files/0/trips.jsonl", "--model", "tiny",
-                                                     "--until", "finetune"]}
+    assert order == {"command": "run", "arguments": ["--data", "{job}/files/0/trips.jsonl", "--gpus", "4",
+                                                     "--model", "tiny", "--until", "finetune"]}
     assert cloud.box.download_blob(f"{place}/files/0/trips.jsonl").readall() == rows.read_bytes()
     environment = next(iter(cloud.azure.environments.values()))["properties"]
     assert "torch==" in environment["condaFile"] and "python=3.11" in environment["condaFile"]

@@ -1,0 +1,67 @@
+"""Several processes that train one adapter: as one would, and ending together."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from phicli.artifacts.stages import read_manifest
+from phicli.errors import UsageError
+from phicli.hardware.devices import count_gpus, environments
+
+DATA = Path(__file__).parents[2] / "data" / "data_sample_travel.jsonl"
+SETTINGS = ("--data", DATA, "--lora-r", "4", "--lora-dropout", "0", "--batch-size", "5", "--max-steps", "8",
+            "--checkpoint-steps", "2", "--seq-len", "96", "--device", "cpu")
+
+
+def _kill_second(state: Path) -> None:
+    """Kill the second process as soon as a checkpoint is there."""
+    while not state.is_file():
+        time.sleep(0.01)
+    processes = [p for p in psutil.Process().children() if "phicli.training.together" in " ".join(p.cmdline())]
+    os.kill(max(p.pid for p in processes), signal.SIGKILL)
+
+
+def test_two_processes_train_as_one_and_go_on_after_one_was_killed(awq, tmp_path, cli, monkeypatch):
+    roots = [tmp_path / name for name in ("one", "two")]
+    for root in roots:
+        root.mkdir()
+        shutil.copytree(awq, root / "awq")
+    assert cli("finetune", "--root", roots[0], *SETTINGS).code == 0
+    monkeypatch.setattr("phicli.steps.finetune.count_gpus", lambda wanted, device: int(wanted))  # of processes here
+    state = roots[1] / "ft" / ".travel.checkpoint" / "state.json"
+    killer = threading.Thread(target=_kill_second, args=(state,))
+    killer.start()
+    killed = cli("finetune", "--root", roots[1], *SETTINGS, "--gpus", "2")
+    killer.join()
+    assert killed.code == 4
+    assert "process 2 of 2 was ended from outside (-9), and the rest with it" in killed.err
+    assert not psutil.Process().children(recursive=True)
+    step = json.loads(state.read_text())["state"]["step"]
+    assert not (roots[1] / "ft" / "travel").exists()
+    done = cli("finetune", "--root", roots[1], *SETTINGS, "--gpus", "2")
+    assert done.code == 0
+    assert f"going on from step {step}" in done.err
+    one, two = (read_manifest(root / "ft" / "travel").quality for root in roots)
+    assert two["gpus"] == 2
+    for step_one, step_two in zip(one["curve"], two["curve"], strict=True):
+        assert step_two == pytest.approx(step_one, abs=1e-4)
+    weights = [load_file(root / "ft" / "travel" / "adapter_model.safetensors") for root in roots]
+    for name, weight in weights[0].items():
+        assert (weight - weights[1][name]).abs().max() < 1e-4, name
+
+
+def test_what_gpus_are_refused(monkeypatch):
+    assert count_gpus("1", "cpu") == 1
+    for wanted, device, message in (("2", "cpu", "not with --device cpu"), ("0", "auto", "a number of GPUs, or all")):
+        with pytest.raises(UsageError, match=message):
+            count_gpus(wanted, device)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(2, "cuda")] == ["3", "5"]
