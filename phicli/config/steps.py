@@ -122,6 +122,9 @@ class FinetuneConfig(OfRows):
                                       "before it]", path=True, recorded=False, panel="Measuring")
     checkpoint_steps: int = setting(20, "Training steps between checkpoints", minimum=1, recorded=False,
                                     panel="Training")
+    gpu_memory: float | None = setting(None, "GPU memory to take at most, in GB; with less, steps take longer "
+                                       "[default: what is free]", above=0, metavar="GB", recorded=False,
+                                       panel="Training")
     gpus: str = setting("1", "GPUs of one machine that share a step's rows: a number, or all", metavar="N",
                         recorded=False, panel="Training")
     device: str = shared.device()

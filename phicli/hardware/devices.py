@@ -1,9 +1,12 @@
 """Which device torch computes on, and what memory it has."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from phicli.errors import Missing, UsageError
+from phicli.units import size
 
 # What a model can be built for -> the name of onnxruntime's execution provider for it.
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
@@ -55,6 +58,16 @@ def count_gpus(wanted: str, device: str) -> int:
     return there if wanted == "all" else int(wanted)
 
 
+def check_each_holds(weights: int) -> None:
+    """Raise Missing if a GPU has less memory than a model's weights take, which each of several GPUs holds whole."""
+    import torch
+
+    has = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    if has and min(has) <= weights:
+        raise Missing(f"each GPU holds the whole model, {size(weights)}, and one of them has {size(min(has))}: layers "
+                      "are not spread over GPUs", where="--gpus", hint="train on its int4 form: phicli quantize")
+
+
 def environments(count: int, device: str) -> list[dict[str, str]]:
     """What `count` processes find in their environment, so that each computes on a GPU of its own and some cores."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -89,12 +102,30 @@ def available_memory(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info()[0]
+        free, total = torch.cuda.mem_get_info()
+        own = int(torch.cuda.get_per_process_memory_fraction() * total) - torch.cuda.memory_reserved()
+        return max(0, min(free, own))
     import psutil
 
     there = psutil.virtual_memory().available
     limit = container_limit()
     return min(there, max(0, limit[0] - limit[1])) if limit else there
+
+
+@contextmanager
+def limited_memory(device: str, limit: float | None) -> Iterator[None]:
+    """While the block runs, torch takes at most `limit` bytes of a GPU's memory, beside what CUDA itself takes."""
+    if device != "cuda" or limit is None:
+        yield
+        return
+    import torch
+
+    before = torch.cuda.get_per_process_memory_fraction()
+    torch.cuda.set_per_process_memory_fraction(min(before, limit / torch.cuda.mem_get_info()[1]))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before)
 
 
 def total_memory() -> int:

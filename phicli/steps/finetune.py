@@ -12,7 +12,7 @@ from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput, UsageError
-from phicli.hardware.devices import count_gpus, environments
+from phicli.hardware.devices import check_each_holds, count_gpus, environments
 from phicli.hardware.driver import open_gpu
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources, stdin_as_file
 from phicli.hub.models import find_base, resolve_model
@@ -66,7 +66,10 @@ def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
 
     work = Work(plan, config, progress)
     work.check(table, eval_table)
-    estimate = estimate_finetune(size_of_folder(work.folder), work.device, plan.settings["lora_r"],
+    size = size_of_folder(work.folder)
+    if gpus > 1:
+        check_each_holds(size.weight_bytes)
+    estimate = estimate_finetune(size, work.device, plan.settings["lora_r"],
                                  -(-config.batch_size // gpus), work.longest)
     announce("finetune", estimate, plan.target, progress)
     with plan.locked(config.force, progress) as done:

@@ -17,10 +17,11 @@ from phicli.dataset.encoding import RowEncoder, check_layout
 from phicli.dataset.table import Table
 from phicli.errors import BadInput
 from phicli.export.sources import Source
-from phicli.hardware.devices import choose_device
+from phicli.hardware.devices import choose_device, limited_memory
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.libraries import environment
 from phicli.progress import Progress
+from phicli.resources.estimates import GB
 from phicli.text.layout import TEMPLATE_FILE
 from phicli.training.batches import Order, batches_an_epoch, draw_pool
 from phicli.training.checkpoint import Checkpoint
@@ -132,8 +133,10 @@ class Work:
     def fit(self, output: Path, checkpoint: Checkpoint, ranks: Ranks | None = None) -> dict[str, Any]:
         """Train; the first process puts the adapter into `output`. Gives the figures of it."""
         ranks = ranks or Ranks()
-        result = run_pass(PASSES[self.settings["method"]], self._options(checkpoint, ranks), self.folder, output,
-                          device=self.device, progress=self.progress)
+        most = self.config.gpu_memory
+        with limited_memory(self.device, most and most * GB):
+            result = run_pass(PASSES[self.settings["method"]], self._options(checkpoint, ranks), self.folder, output,
+                              device=self.device, progress=self.progress)
         found = {**result.model_attributes["quality"], "held_out_rows": len(self.rows.held_out)}
         self._tell(found)
         return found

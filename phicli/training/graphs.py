@@ -26,6 +26,7 @@ class Gradients:
                  autocast: Callable[[], contextlib.AbstractContextManager]):
         self.model, self.loss, self.parameters, self.autocast = model, loss, parameters, autocast
         self.use_graphs = loss.device.type == "cuda"
+        self.sparing, self.warm = False, False  # warm: a batch went through, so kernels and libraries are loaded
         self.known: dict[torch.Size, _Positions] = {}
         self.graphs: dict[torch.Size, _Graph] = {}
 
@@ -36,12 +37,17 @@ class Gradients:
             return self.graphs[shape](batch, weight)
         if not self.use_graphs:
             return self._plain(batch, weight)
-        if shape in self.known and len(self.graphs) < MOST_GRAPHS:
+        room = len(self.graphs) < MOST_GRAPHS
+        if self.sparing and self.warm and room and shape not in self.known:
+            self.known[shape] = _Positions(self.model)
+            with self.known[shape].recorded(), torch.no_grad(), self.autocast():
+                self.loss(batch)
+        if shape in self.known and room:
             try:
                 self.graphs[shape] = self._capture(batch, self.known[shape])
                 return self.graphs[shape](batch, weight)
             except torch.OutOfMemoryError:
-                self.drop()
+                self.forget()
                 raise
             except (RuntimeError, Missing):  # an architecture that reads values back from the GPU on its way
                 self.drop()
@@ -49,13 +55,22 @@ class Gradients:
                 return self._plain(batch, weight)
         self.known[shape] = _Positions(self.model)
         with self.known[shape].recorded():
-            return self._plain(batch, weight)
+            loss = self._plain(batch, weight)
+        self.warm = True
+        return loss
+
+    def forget(self) -> None:
+        """Free the graphs, as memory is short. From now on a shape is captured when it comes for the first time: run
+        plainly before, it would need its memory twice, as what graphs hold is theirs.
+        """
+        self.sparing = True
+        self.graphs.clear()
+        self.known.clear()
 
     def drop(self) -> None:
         """Free the graphs and do without from now on."""
         self.use_graphs = False
-        self.graphs.clear()
-        self.known.clear()
+        self.forget()
 
     def _plain(self, batch: Batch, weight: float | Tensor) -> Tensor:
         with self.autocast():

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from phicli.text import Encoded
 from phicli.workflow.wording import worded
 
-POSITIONS = 1024  # whose logits exist at once: 1024 x vocabulary x 4 bytes, 131 MB for 32,064 tokens
+MOST_POSITIONS = 1024  # whose logits exist at once
+LOGITS = 1 << 27  # bytes of these in float32, at most: 1,024 positions of 32,064 tokens, 167 of 200,064
 IGNORED = -100  # a label that counts nothing
 
 
@@ -63,28 +64,49 @@ class RowLoss:
     """Sum of the token losses of rows.
 
     The rows' padding needs no attention mask: it comes after every token that counts, and attention looks back only.
-    Logits are computed for the places that count, some at a time, and again in the backward pass.
+    Logits are computed for the places that count, some at a time, and their gradient at once, so that they are neither
+    kept nor computed again.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.device = model.device
         with worded("transformers cannot run this model"):
             self.body, self.head = _split(model)
+        self.positions = max(1, min(MOST_POSITIONS, LOGITS // (4 * model.config.get_text_config().vocab_size)))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Float32 scalar: the sum over all labels."""
         places, labels = batch.places.to(self.device), batch.labels.to(self.device)
         with worded("transformers cannot run this model"):
             hidden = self.body(batch.ids.to(self.device)).flatten(0, 1)[places]
-        losses = [
-            checkpoint(self._part, hidden[i : i + POSITIONS], labels[i : i + POSITIONS],
-                       use_reentrant=False, preserve_rng_state=False)
-            for i in range(0, len(labels), POSITIONS)
-        ]
-        return torch.stack(losses).sum()
+        return _Total.apply(hidden, labels, self._part, self.positions)  # type: ignore[no-any-return]
 
     def _part(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum", ignore_index=IGNORED)
+
+
+class _Total(torch.autograd.Function):
+    """The sum of a loss over positions, of which some are computed at a time, with their gradient if it is wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, part: Callable[[Tensor, Tensor], Tensor], size: int
+                ) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        gradients = []
+        for some, theirs in zip(hidden.split(size), labels.split(size), strict=True):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                given = some.detach().requires_grad_(ctx.needs_input_grad[0])
+                loss = part(given, theirs)
+            total += loss.detach()
+            if ctx.needs_input_grad[0]:
+                gradients += torch.autograd.grad(loss, given)
+        ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outer[0]).to(gradient.dtype), None, None, None
 
 
 def count_targets(rows: Sequence[Encoded]) -> int:

@@ -15,12 +15,13 @@ class TrainingState:
 
     losses: of each step so far, mean per token. curve: [step, train loss since the point before, held-out loss].
     tokens, trained_tokens: seen (padding not counted), and those that counted. rows, long, left_out: as in `Batch`.
-    kept_step: whose weights the model has, once training is over. log: where a reporter writes.
+    recompute: what is computed twice, as `phicli.training.recompute` counts it. kept_step: whose weights the model has,
+    once training is over. log: where a reporter writes.
     """
 
     step: int = 0
     micro_batch: int = 0
-    recompute: bool = False
+    recompute: int = 0
     held_out_before: float | None = None
     losses: list[float] = field(default_factory=list)
     curve: list[list[Any]] = field(default_factory=list)

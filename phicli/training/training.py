@@ -22,12 +22,14 @@ from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe
+from phicli.training.recompute import WORDS, Recompute
 from phicli.training.reporting import NoReporter, Reporter
 from phicli.training.rows import Rows
 from phicli.training.state import TrainingState, mean
 
 CLIP = 1.0  # largest norm of the gradient
 BETAS = (0.9, 0.999)
+BUSY = 2048  # tokens that keep a GPU busy when they go through at once
 WRITING_SHARE = 0.05  # of the time that writing checkpoints may take
 
 
@@ -50,6 +52,7 @@ class Trainer:
             self.parameters, lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0, fused=self.cuda
         )
         self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast)
+        self.recompute = Recompute(model.get_base_model())
         self.state = TrainingState(micro_batch=recipe.batch_size)
         self.best: Weights | None = None  # where they are not the model's own
         self.saved = 0  # the step that the checkpoint is of
@@ -107,7 +110,7 @@ class Trainer:
                     total += float(self.loss(make_batch(part)))
                 start += len(part)
                 continue
-            self._spare_memory()
+            self._spare_memory(part)
         return self.ranks.add(total, self.model.device) / count_targets(rows)
 
     def _load(self) -> None:
@@ -119,7 +122,7 @@ class Trainer:
         self.state, self.best = TrainingState(**saved[0]), saved[1]
         self.saved = self.state.step
         if self.state.recompute:
-            self._recompute()
+            self._recompute(self.state.recompute)
         done = self.state.step == self.recipe.max_steps
         self.progress.note(f"all {self.state.step} steps are done already" if done else
                            f"going on from step {self.state.step}")
@@ -190,7 +193,7 @@ class Trainer:
                 loss = self._gradients(self.ranks.share(rows), count_targets(rows))
                 break
             self.optimizer.zero_grad(set_to_none=False)
-            self._spare_memory()
+            self._spare_memory(rows)
         loss, stopping = self.ranks.add_gradients(loss, stop.is_set())
         if not math.isfinite(loss):
             raise BadInput(f"the loss is {loss} at step {self.state.step + 1}",
@@ -210,28 +213,33 @@ class Trainer:
             total = total + self.gradients(batch, 1 / targets)
         return float(total)
 
-    def _spare_memory(self) -> None:
-        """Called when memory ran out: halve the rows that go through at once, then recompute activations."""
+    def _spare_memory(self, rows: Sequence[Encoded]) -> None:
+        """Called when memory ran out: let rows go through in smaller parts, or compute activations twice.
+
+        Smaller parts cost little while they still keep a GPU busy; below that, computing twice costs less.
+        """
         state = self.state
-        self.gradients.drop()
+        self.gradients.forget()
         if self.cuda:
             torch.cuda.empty_cache()
-        if state.micro_batch > 1:
+        tokens = sum(sorted((len(row.ids) for row in rows), reverse=True)[: state.micro_batch])
+        more = state.recompute < self.recompute.highest
+        if state.micro_batch > 1 and (tokens >= 2 * BUSY or not more):
             state.micro_batch = (state.micro_batch + 1) // 2
             self.progress.warn(f"out of memory: going on with {state.micro_batch} rows at a time")
-        elif not state.recompute and self.model.get_base_model().supports_gradient_checkpointing:
-            state.recompute = True
-            self._recompute()
-            self.progress.warn("out of memory: going on with activations computed twice (slower)")
+        elif more:
+            self._recompute(state.recompute + 1)
+            self.progress.warn(f"out of memory: going on with {WORDS[state.recompute]} computed twice (slower)")
         else:
             ways = "a smaller --seq-len, a smaller --lora-r" + (", or --device cpu" if self.cuda else "")
             raise Missing("not enough memory for one row at a time",
                           hint=f"{ways} (a smaller --batch-size no longer helps)")
 
-    def _recompute(self) -> None:
-        base = self.model.get_base_model()
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
+    def _recompute(self, level: int) -> None:
+        self.state.recompute = level
+        self.recompute.set(level)
+        if not self.recompute.exact:
+            self.gradients.drop()
 
     def _save_if_due(self, stopping: bool) -> None:
         """Save from time to time, and when somebody wants to stop. Raises KeyboardInterrupt then."""

@@ -31,7 +31,7 @@ def gemma():
 
 @pytest.mark.parametrize("which", ["tiny", "gemma"])
 def test_loss_and_gradient(tiny, which, monkeypatch):
-    monkeypatch.setattr(loss, "POSITIONS", 7)
+    monkeypatch.setattr(loss, "MOST_POSITIONS", 7)
     model = gemma() if which == "gemma" else AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model.requires_grad_(False)
     weight = model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)

@@ -7,14 +7,15 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
 from phicli.artifacts.stages import read_manifest
-from phicli.errors import UsageError
-from phicli.hardware.devices import count_gpus, environments
+from phicli.errors import Missing, UsageError
+from phicli.hardware.devices import check_each_holds, count_gpus, environments
 
 DATA = Path(__file__).parents[2] / "data" / "data_sample_travel.jsonl"
 SETTINGS = ("--data", DATA, "--lora-r", "4", "--lora-dropout", "0", "--batch-size", "5", "--max-steps", "8",
@@ -56,6 +57,14 @@ def test_two_processes_train_as_one_and_go_on_after_one_was_killed(awq, tmp_path
     weights = [load_file(root / "ft" / "travel" / "adapter_model.safetensors") for root in roots]
     for name, weight in weights[0].items():
         assert (weight - weights[1][name]).abs().max() < 1e-4, name
+
+
+def test_a_model_that_one_gpu_does_not_hold_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(total_memory=8 * 10**9))
+    check_each_holds(7 * 10**9)
+    with pytest.raises(Missing, match=r"each GPU holds the whole model, 28.0 GB, and one of them has 8.0 GB"):
+        check_each_holds(28 * 10**9)
 
 
 def test_what_gpus_are_refused(monkeypatch):

@@ -14,7 +14,9 @@ from phicli.progress import Silent
 from phicli.text import Encoded
 from phicli.training.checkpoint import Checkpoint, trainable
 from phicli.training.fitting import Fitting
+from phicli.training.loss import make_batch
 from phicli.training.recipe import Recipe, schedule_factor
+from phicli.training.recompute import LAYER, MLP, NOTHING
 from phicli.training.rows import EncodedRows, prepare_rows
 from phicli.training.training import Trainer
 
@@ -111,6 +113,8 @@ def test_out_of_memory_halves_the_rows_at_once_and_changes_nothing_else(make):
     figures = [Trainer(model, ROWS, RECIPE, None, recorder).run() for model in (plain, small)]
     assert [f["micro_batch"] for f in figures] == [4, 1]
     assert [text.rpartition(": ")[2] for text in recorder.said] == [
+        "going on with the MLP of each layer computed twice (slower)",
+        "going on with each layer computed twice (slower)",
         "going on with 2 rows at a time", "going on with 1 rows at a time"]
     assert figures[1]["train_loss_after"] == pytest.approx(figures[0]["train_loss_after"], rel=1e-4)
     for name, weight in weights(plain).items():
@@ -124,20 +128,59 @@ def test_no_room_even_for_one_row(make):
     with pytest.raises(Missing, match="not enough memory for one row") as error:
         trainer.run()
     assert "--batch-size" in error.value.hint
-    assert recorder.said[-1] == "out of memory: going on with activations computed twice (slower)"
+    assert recorder.said[-1] == "out of memory: going on with 1 rows at a time"
 
 
 def _raise_out_of_memory(module, args):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_recomputed_activations_give_the_same_weights(make):
-    results = []
-    for recompute in (False, True):
-        model = make()
+def kept_bytes(trainer) -> int:
+    """What a step keeps for its backward pass, the model's own tensors left out."""
+    fixed = {t.untyped_storage().data_ptr() for t in (*trainer.model.parameters(), *trainer.model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in fixed:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    trainer.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.loss(make_batch(TRAIN[:4])).backward()
+    trainer.optimizer.zero_grad()
+    return sum(size for size, _ in kept.values())
+
+
+def test_what_is_computed_twice_gives_the_same_weights_and_keeps_less(make):
+    results, kept = [], []
+    for level in (NOTHING, MLP, LAYER):
+        model = make()  # with dropout
         trainer = Trainer(model, ROWS, RECIPE)
-        if recompute:
-            trainer._recompute()
+        assert trainer.recompute.exact
+        if level:
+            trainer._recompute(level)
+        kept.append(kept_bytes(trainer))
+        trainer.run()
+        results.append(weights(model))
+    assert kept[1] < 0.75 * kept[0]
+    assert kept[2] < 0.4 * kept[0]
+    for one in results[1:]:
+        for name, weight in results[0].items():
+            assert torch.allclose(weight, one[name], atol=1e-5), name
+
+
+def test_a_random_generator_is_set_back_where_dropout_is_the_models_own(make):
+    results = []
+    for level in (NOTHING, LAYER):
+        model = make()
+        for layer in model.get_base_model().model.layers:
+            layer.resid_mlp_dropout.p = 0.1
+        trainer = Trainer(model, ROWS, RECIPE)
+        assert not trainer.recompute.exact
+        if level:
+            trainer._recompute(level)
         trainer.run()
         results.append(weights(model))
     for name, weight in results[0].items():
