@@ -18,6 +18,10 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 32, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
     "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000,
 }
+PHI4: dict[str, Any] = {  # Phi-4-mini's: keys and values of 8 heads, a large vocabulary in one matrix
+    **SHAPE, "vocab_size": 200064, "num_attention_heads": 24, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    "max_position_embeddings": 16384, "original_max_position_embeddings": 16384,
+}
 SPREAD = 0.02  # standard deviation of the weights, as models are initialized
 STEPS = 4.7  # standard deviation of integers minus zero points, both as `random_awq_checkpoint` draws them
 GGUF_BLOCK, GGUF_KINDS = 32, {"Q4_0": 18, "Q8_0": 34}  # bytes of a block: a scale in float16, then the integers
@@ -42,14 +46,17 @@ def random_phi(folder: Path, layers: int, seed: int) -> Path:
     return folder
 
 
-def random_awq_checkpoint(folder: Path, layers: int, seed: int, group_size: int = 128) -> Path:
+def random_awq_checkpoint(folder: Path, layers: int, seed: int, group_size: int = 128,
+                          shape: dict[str, Any] = SHAPE) -> Path:
     """Write an AWQ "gemm" checkpoint, as `phicli quantize` does, without a model to make it from.
 
     Integers are uniform, zero points from 6 to 9, norms one. 32 layers take 2.3 GB of disk, 1 GB of memory and seconds.
     """
     folder.mkdir(parents=True)
-    hidden, wide, vocabulary = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
-    linears = {"self_attn.qkv_proj": (hidden, 3 * hidden), "self_attn.o_proj": (hidden, hidden),
+    hidden, wide, vocabulary = shape["hidden_size"], shape["intermediate_size"], shape["vocab_size"]
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    qkv = hidden // heads * (heads + 2 * kv_heads)
+    linears = {"self_attn.qkv_proj": (hidden, qkv), "self_attn.o_proj": (hidden, hidden),
                "mlp.gate_up_proj": (hidden, 2 * wide), "mlp.down_proj": (wide, hidden)}
     generator = torch.Generator(_device()).manual_seed(seed)
     with ShardWriter(folder) as writer:
@@ -62,9 +69,10 @@ def random_awq_checkpoint(folder: Path, layers: int, seed: int, group_size: int 
                 for kind, tensor in _random_linear(inputs, outputs, group_size, generator).items():
                     writer.add(f"{prefix}{name}.{kind}", tensor)
         writer.add("model.norm.weight", torch.ones(hidden))
-        writer.add("lm_head.weight", _random_floats(vocabulary, hidden, generator))
+        if not shape["tie_word_embeddings"]:
+            writer.add("lm_head.weight", _random_floats(vocabulary, hidden, generator))
         writer.finish()
-    config = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_hidden_layers": layers, **SHAPE,
+    config = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_hidden_layers": layers, **shape,
               "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu", "sliding_window": None,
               "torch_dtype": "float16", "quantization_config": quantization_config(group_size, ["lm_head"])}
     (folder / "config.json").write_text(json.dumps(config, indent=2))

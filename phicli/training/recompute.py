@@ -33,7 +33,7 @@ class Recompute:
             (isinstance(m, nn.Dropout) and m.p and id(m) not in dropouts)
             or any(getattr(m, name, None) for name in ("rank_dropout", "module_dropout"))  # of LoHa, LoKr
             for m in model.modules())
-        self.level = NOTHING
+        self.level, self.wrapped = NOTHING, list[tuple[Any, Any]]()
         self.masks: deque[Tensor] | None = None  # of what is computed now, if it is computed twice
         self.again = False
 
@@ -41,24 +41,28 @@ class Recompute:
     def highest(self) -> int:
         return LAYER if self.layers else NOTHING
 
+    def keep_masks(self) -> None:
+        """Let each adapter's dropout keep its mask for the second time."""
+        for module in self.adapted:
+            dropouts: Any = module.lora_dropout
+            for name, dropout in dropouts.items():
+                if type(dropout) is nn.Dropout:
+                    dropouts[name] = KeptDropout(dropout.p, self)
+
     def set(self, level: int) -> None:
         """Compute so much twice from now on."""
-        if self.level == NOTHING and self.exact:
-            for module in self.adapted:
-                dropouts: Any = module.lora_dropout
-                for name, dropout in dropouts.items():
-                    if isinstance(dropout, nn.Dropout):
-                        dropouts[name] = KeptDropout(dropout.p, self)
+        if self.exact:
+            self.keep_masks()
         self.level = level
+        while self.wrapped:
+            module, forward = self.wrapped.pop()
+            module.forward = forward
         for layer in self.layers:
-            mlp = getattr(layer, "mlp", None)
-            for module in (layer, mlp):
-                if module is not None:
-                    module.__dict__.pop("forward", None)
-            self._wrap(mlp if level == MLP and mlp is not None else layer)
+            self._wrap(getattr(layer, "mlp", layer) if level == MLP else layer)
 
-    def _wrap(self, module: nn.Module) -> None:
+    def _wrap(self, module: Any) -> None:
         forward = module.forward
+        self.wrapped.append((module, forward))
 
         def twice(*args: Any, **keywords: Any) -> Any:
             if not torch.is_grad_enabled():
@@ -66,7 +70,7 @@ class Recompute:
             return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=not self.exact,
                               context_fn=self._contexts, **keywords)
 
-        module.forward = twice  # type: ignore[method-assign]
+        module.forward = twice
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Around the first and the second time."""
