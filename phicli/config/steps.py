@@ -124,9 +124,9 @@ class FinetuneConfig(OfRows):
                                     panel="Training")
     gpu_memory: float | None = setting(None, "GPU memory to take at most, in GB; with less, steps take longer "
                                        "[default: what is free]", above=0, metavar="GB", recorded=False,
-                                       panel="Training")
+                                       panel=shared.RUNNING)
     gpus: str = setting("1", "GPUs of one machine that share a step's rows: a number, or all", metavar="N",
-                        recorded=False, panel="Training")
+                        recorded=False, panel=shared.RUNNING)
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()
