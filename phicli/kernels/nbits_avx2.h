@@ -162,7 +162,7 @@ INLINE void one_row(const Matrix *m, const Rounded *x, int64_t begin, int64_t en
       for (int64_t i = 0; i < count; i++, weights += bytes, ints += block) {
         __m256i w[4];
         unpack(weights, block, bits, w);
-        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_NTA); /* read once a token */
+        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0);
         product = _mm256_fmadd_ps(block_product(w, ints, block, bits), _mm256_set1_ps(both[i]), product);
       }
     }
