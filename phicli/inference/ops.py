@@ -10,8 +10,9 @@ from phicli.kernels.build import matmul_faster, matmul_missing, ops_library
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
 
-def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> Path | None:
-    """The library of the ops of ours that a graph needs or can use; None where it runs with onnxruntime's.
+def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> tuple[Path | None, bool]:
+    """The library of the ops of ours that a graph needs or can use, None where it runs with onnxruntime's; and whether
+    the library has those that `join` puts into a graph, and the graph has places for them.
 
     Code that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a
     fused graph brings functions for it (`portable`), which no CUDA graph is captured of, as their mask comes from the
@@ -30,15 +31,15 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     wanted = matmul_faster() if kernels == "auto" else kernels == "phicli" and not matmul_missing()
     matmul = provider == "cpu" and wanted and matmul_fits(model.graph)
     if not fused and not matmul:
-        return None
+        return None, False
     try:
-        return ops_library(provider, matmul)
+        return ops_library(provider, matmul), fused and matmul
     except Missing:
         if fused and not any(function.domain == DOMAIN for function in model.functions):
             raise
         if fused and provider == "cuda":
             settings["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {"enable_cuda_graph": "0"}}]
-        return None
+        return None, False
 
 
 def matmul_fits(graph: Any) -> bool:

@@ -6,19 +6,10 @@
  * halves the others. Activations are stored in that order.
  */
 #include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define AHEAD 1024 /* bytes of weights that are fetched ahead */
-
-/* Rounded activations, some rows at a time (lanes): ints (blocks, lanes, block), scales and sums (blocks, lanes). */
-typedef struct {
-  int8_t *ints;
-  float *scales, *sums; /* sums: of a block's integers, times its scale */
-} Rounded;
-
-typedef struct { const uint8_t *weights, *zeros; const float *scales, *bias; int64_t outputs, blocks; } Matrix;
 
 INLINE __m128 halves(__m256 v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
 
