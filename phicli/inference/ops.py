@@ -5,7 +5,7 @@ from typing import Any
 
 from phicli.errors import Missing
 from phicli.export.fused import DOMAIN
-from phicli.kernels.build import matmul_faster, matmul_missing, ops_library
+from phicli.kernels.build import matmul_missing, ops_library
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
@@ -21,15 +21,15 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     Args:
         model: ModelProto. settings: as `read_config` gives them; changed where a CUDA graph has to be given up.
         provider: "cpu" or "cuda".
-        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "phicli" (where they can), "onnxruntime", or
-            "auto": the faster ones.
+        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "onnxruntime", or "auto" and "phicli": ours, which
+            is the faster one, where it can.
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
     """
     fused = any(node.domain == DOMAIN for node in model.graph.node)
-    wanted = matmul_faster() if kernels == "auto" else kernels == "phicli" and not matmul_missing()
-    matmul = provider == "cpu" and wanted and matmul_fits(model.graph)
+    matmul = (provider == "cpu" and kernels != "onnxruntime" and not matmul_missing()
+              and matmul_fits(model.graph))
     if not fused and not matmul:
         return None, False
     try:

@@ -89,21 +89,12 @@ def why_slow() -> Missing | None:
 
 
 def matmul_missing() -> str | None:
-    """What this machine lacks for our MatMulNBits; None where nothing."""
+    """What this machine lacks for our MatMulNBits, the faster one as far as was measured (docs/performance.md)."""
     if lack := missing("cpu"):
         return lack
     if not _cpu_flags() >= AVX2:
         return "no x86 processor with AVX2 and FMA"
     return None
-
-
-def matmul_faster() -> bool:
-    """Whether our MatMulNBits is faster than onnxruntime's here, as far as was measured (docs/performance.md).
-
-    Both are bound by memory where one token is decoded; with AVX-512's VNNI onnxruntime's is as fast at that, and
-    faster with prompts.
-    """
-    return matmul_missing() is None and "avx512_vnni" not in _cpu_flags()
 
 
 @functools.cache

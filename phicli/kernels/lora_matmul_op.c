@@ -17,7 +17,7 @@
 #include "nbits.h"
 
 #define MAX_PROJECTIONS 3 /* q, k and v */
-#define SPINS 4096 /* before a thread that waits lets others run: the rest of a part takes microseconds */
+#define SPINS 64 /* before a thread that waits lets others run, where there are more of them than cores */
 
 enum { IDS, X, A, RANKS, WEIGHTS, INPUTS_OF_ONE = 4, B = 3, INPUTS = WEIGHTS + MAX_PROJECTIONS * INPUTS_OF_ONE };
 

@@ -206,7 +206,8 @@ def main() -> None:
     found = {"right": 0, "ran": 0, "refused": 0}
     for number in range(count):
         rng = random.Random(seed + number)
-        case = rng.choice((lora, lora, product, joined) if matmul else (lora,))(rng, np.random.default_rng(seed + number))
+        kinds = (lora, lora, product, joined) if matmul else (lora,)
+        case = rng.choice(kinds)(rng, np.random.default_rng(seed + number))
         if rng.random() < 0.1:
             case.run()  # a right one
             found["right"] += 1

@@ -1,4 +1,4 @@
-"""Projections and their LoRA as one op: it gives what the ops that it replaces give, and takes the place of those only."""
+"""Projections and their LoRA as one op: it gives what the ops that it replaces give, and replaces those only."""
 
 from collections import Counter
 
