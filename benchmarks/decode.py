@@ -37,7 +37,6 @@ from phicli.export import graph_inputs, resident
 from phicli.export.adapters import convert_adapter, install_adapters
 from phicli.export.slots import MODEL
 from phicli.hardware.devices import usable_cores
-from phicli.kernels.build import matmul_faster
 
 BANDWIDTH = "reading memory"
 WAYS = ("inputs", "float", "int8", "fused", "fused-int8")  # the last on a CPU
@@ -65,8 +64,7 @@ def main() -> None:
         args.bytes = bytes_read(built, args.prompt + args.new / 2)
         variants: dict[str, tuple[Path, str, str]] = {"no adapter": (built, "", "auto")}
         if args.device == "cpu":
-            other = "onnxruntime" if matmul_faster() else "phicli"
-            variants[f"no adapter, {other}'s kernels"] = (built, "", other)
+            variants["no adapter, onnxruntime's kernels"] = (built, "", "onnxruntime")
         for rank in map(int, filter(None, args.ranks.split(","))):
             loras = read_peft(random_peft(scratch / f"peft-{rank}", args.layers, rank))
             for way in args.ways.split(","):

@@ -2,6 +2,7 @@
 
     python benchmarks/ranks.py MODEL ROOT                    # 60 steps for each of four ranks
     python benchmarks/ranks.py MODEL ROOT --steps 1 --ranks 16,64     # sizes and speed only
+    taskset -c 0,1 python benchmarks/ranks.py MODEL ROOT --steps 1 --ranks 64 --adapter-weights int8,float --rounds 20
 
 MODEL: a folder or an id. Its AWQ checkpoint and the adapters are made under ROOT, and stay there for the next time.
 Each variant decodes in a process of its own. They take turns, and each is compared with the model without an adapter
@@ -31,23 +32,31 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that decodes")
     parser.add_argument("--train-device", choices=("cpu", "cuda"), help="that quantizes and trains [default: the same]")
+    parser.add_argument("--adapter-weights", default="", help="of the graph, such as int8,float [default: optimize's]")
     args = parser.parse_args()
     trainer = args.train_device or args.device
     base = str(quantize(args.model, root=args.root, device=trainer).folder)
-    rows: dict[str, tuple[Path, str]] = {}
+    rows: dict[str, tuple[Path, str, str]] = {}
     losses: dict[str, float] = {}
     for rank in map(int, args.ranks.split(",")):
         done = finetune(root=args.root, base=base, device=trainer, name=f"r{rank}", lora_r=rank,
                         max_steps=args.steps, publish_anyway=True)
-        name, adapters = f"rank {rank}", [f"a={done.folder}"]
-        losses[name] = done.manifest.quality["held_out_loss_after"]
-        rows[name] = built(args, base, f"rank-{rank}", adapters), "a"
-    rows = {"no adapter": (rows[name][0], ""),
-            "no adapter, --embeddings float": (built(args, base, "float", adapters, embeddings="float"), ""), **rows}
-    print(f"{'':32} {'MB':>7} {'held-out loss':>14} {'tokens/s':>9} {'share, median (least, most)':>28}")
+        adapters = [f"a={done.folder}"]
+        for weights in args.adapter_weights.split(","):
+            name = f"rank {rank} {weights}".strip()
+            losses[name] = done.manifest.quality["held_out_loss_after"]
+            settings = {"adapter_weights": weights} if weights else {}
+            rows[name] = built(args, base, name.replace(" ", "-"), adapters, **settings), "a", "auto"
+            if args.device == "cpu":
+                rows[f"{name}, onnxruntime's products"] = rows[name][0], "a", "onnxruntime"
+    plain = rows[name][0]
+    rows = {"no adapter": (plain, "", "auto"), "no adapter, onnxruntime's products": (plain, "", "onnxruntime"),
+            "no adapter, --embeddings float": (built(args, base, "float", adapters, embeddings="float"), "", "auto"),
+            **rows}
+    print(f"{'':36} {'MB':>7} {'held-out loss':>14} {'tokens/s':>9} {'share, median (least, most)':>28}")
     for name, series in measured(rows, args).items():
         folder, shares = rows[name][0], series.shares()
-        print(f"{name:32} {size(folder, bool(rows[name][1])):>7.1f} {losses.get(name, float('nan')):>14.3f} "
+        print(f"{name:36} {size(folder, bool(rows[name][1])):>7.1f} {losses.get(name, float('nan')):>14.3f} "
               f"{max(turn.rate for turn in series.turns):>9.1f} "
               f"{statistics.median(shares):>12.2f} ({min(shares):.2f}, {max(shares):.2f})")
 
@@ -66,11 +75,12 @@ def size(folder: Path, with_adapter: bool) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
 
 
-def measured(rows: dict[str, tuple[Path, str]], args: argparse.Namespace) -> dict[str, Series]:
+def measured(rows: dict[str, tuple[Path, str, str]], args: argparse.Namespace) -> dict[str, Series]:
     case = Case(args.prompt, args.new)
     with ExitStack() as running:
-        workers = {name: running.enter_context(Worker(Contender(name, "phicli", str(folder), adapter or None)))
-                   for name, (folder, adapter) in rows.items()}
+        workers = {name: running.enter_context(Worker(Contender(name, "phicli", str(folder), adapter or None,
+                                                                kernels=kernels)))
+                   for name, (folder, adapter, kernels) in rows.items()}
         return {name: series for name, _, series in take_turns(workers, [case], args.rounds)}
 
 

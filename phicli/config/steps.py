@@ -158,8 +158,9 @@ class OptimizeConfig(OfModel):
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
                                   "device (expert setting)", choices=("auto", "inputs", "resident", "fused"),
                                   panel="Graph")
-    adapter_weights: str = setting("float", "Precision of adapters in the graph; int8 is for resident, and on a CPU "
-                                   "for fused (expert setting)", choices=("float", "int8"), panel="Graph")
+    adapter_weights: str | None = setting(None, "Precision of adapters in the graph; int8 is for resident, and on a "
+                                          "CPU for fused [default: int8 on a CPU where they are fused, else float]",
+                                          choices=("float", "int8"), panel="Graph")
     cuda_graph: bool | None = setting(None, "Decode with a CUDA graph [default: on cuda, unless adapters are inputs]",
                                       flags=("--cuda-graph/--no-cuda-graph",), panel="Graph")
     output: str | None = shared.output()

@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.probes import CUDA, Outcome
 from phicli.errors import Missing
-from phicli.kernels.build import WHERE, find_library, matmul_faster, matmul_missing
+from phicli.kernels.build import WHERE, find_library, matmul_missing
 
 DRIVER_FOR = {13: 580, 12: 525}  # CUDA's major version -> the oldest driver that runs it
 TORCH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
@@ -75,9 +75,9 @@ def onnxruntime_cuda(subject: Subject) -> CheckResult:
 def own_kernels(subject: Subject) -> CheckResult:
     """The library of ops of our own, built here; without it onnxruntime's are taken, which cost more time."""
     cuda = subject.wants_cuda
-    matmul = not cuda and matmul_faster()
+    lack = None if cuda else matmul_missing()
     try:
-        path, trouble = find_library("cuda" if cuda else "cpu", matmul)
+        path, trouble = find_library("cuda" if cuda else "cpu", not cuda and not lack)
     except Missing as e:
         what = "adapters on a GPU take" if cuda else "decoding and adapters take"
         installed = "apt-get install gcc" + ("; pip install nvidia-cuda-nvrtc" if cuda else "")
@@ -86,8 +86,7 @@ def own_kernels(subject: Subject) -> CheckResult:
     if trouble:
         return CheckResult(Light.YELLOW, f"built again at each start, which takes seconds: {trouble}",
                        trouble.hint or "XDG_CACHE_HOME=FOLDER, one that is yours alone")
-    why = matmul_missing() or "they are the faster ones"
-    beside = "" if cuda or matmul else f"; onnxruntime's matmul is taken: {why}"
+    beside = f"; onnxruntime's matmul is taken: {lack}" if lack else ""
     return CheckResult(Light.GREEN, f"built for this {'GPU' if cuda else 'CPU'}: {path}{beside}")
 
 

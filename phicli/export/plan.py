@@ -80,7 +80,7 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     layout = config.adapter_layout if chosen else _choose_layout(target, weights, progress)
     if config.cuda_graph and layout not in resident.GRAPHS:
         raise UsageError("--cuda-graph goes with --adapter-layout fused or resident: a graph takes no new inputs")
-    if weights != "float" and layout != "resident" and (layout, target) != ("fused", "cpu"):
+    if weights == "int8" and layout != "resident" and (layout, target) != ("fused", "cpu"):
         raise UsageError(f"--adapter-weights {weights} goes with --adapter-layout resident, or on a CPU fused")
     if layout == "fused" and target not in ("cpu", "cuda"):
         raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
@@ -91,9 +91,10 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
         graph = target == "cuda" and layout in resident.GRAPHS
     model = resolve_model(config.base, progress) if config.base else find_base(root)
     if not chosen and target == "cpu" and not fused.takes_sizes(linear_shapes(model).values()):
-        layout = "inputs" if weights == "float" else "resident"
+        layout = "resident" if weights == "int8" else "inputs"
     if config.merge and layout not in resident.GRAPHS:
         layout = "resident"  # in which nothing stands in the graph for an adapter that is not there
+    weights = weights or ("int8" if (layout, target) == ("fused", "cpu") else "float")
     embeddings = config.embeddings or (config.head if target in ("cpu", "cuda") else "float")
     settings = {"device": target, "head": config.head, "embeddings": embeddings, "kv_cache": config.kv_cache,
                 "cuda_graph": graph,
@@ -113,12 +114,12 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     return plan
 
 
-def _choose_layout(target: str, weights: str, progress: Progress) -> str:
+def _choose_layout(target: str, weights: str | None, progress: Progress) -> str:
     if target == "cpu":
         return "fused"  # without the library too, see `portable`
     if target != "cuda":
         return "inputs"
-    if weights != "float":
+    if weights == "int8":
         return "resident"
     try:
         ops_library(target)

@@ -14,6 +14,7 @@ from phicli.errors import BadInput
 from phicli.export.graph_file import REBUILD, read_model, settle_data
 from phicli.hardware.devices import usable_cores
 from phicli.inference.devices import select_provider
+from phicli.inference.joined import join
 from phicli.inference.long_rope import open_border
 from phicli.inference.ops import ops_of
 
@@ -38,7 +39,10 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     own = deepcopy(dict(settings))
     open_border(graph, own)
     provider = choose_provider(own, device)
-    return _load(own, graph, data, ops_of(graph, own, provider, kernels)), provider
+    library, joins = ops_of(graph, own, provider, kernels)
+    if joins:
+        join(graph)
+    return _load(own, graph, data, library), provider
 
 
 def choose_provider(settings: dict[str, Any], device: str) -> str:

@@ -5,13 +5,14 @@ from typing import Any
 
 from phicli.errors import Missing
 from phicli.export.fused import DOMAIN
-from phicli.kernels.build import matmul_faster, matmul_missing, ops_library
+from phicli.kernels.build import matmul_missing, ops_library
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
 
-def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> Path | None:
-    """The library of the ops of ours that a graph needs or can use; None where it runs with onnxruntime's.
+def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> tuple[Path | None, bool]:
+    """The library of the ops of ours that a graph needs or can use, None where it runs with onnxruntime's; and whether
+    the library has those that `join` puts into a graph, and the graph has places for them.
 
     Code that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a
     fused graph brings functions for it (`portable`), which no CUDA graph is captured of, as their mask comes from the
@@ -20,25 +21,25 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     Args:
         model: ModelProto. settings: as `read_config` gives them; changed where a CUDA graph has to be given up.
         provider: "cpu" or "cuda".
-        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "phicli" (where they can), "onnxruntime", or
-            "auto": the faster ones.
+        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "onnxruntime", or "auto" and "phicli": ours, which
+            is the faster one, where it can.
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
     """
     fused = any(node.domain == DOMAIN for node in model.graph.node)
-    wanted = matmul_faster() if kernels == "auto" else kernels == "phicli" and not matmul_missing()
-    matmul = provider == "cpu" and wanted and matmul_fits(model.graph)
+    matmul = (provider == "cpu" and kernels != "onnxruntime" and not matmul_missing()
+              and matmul_fits(model.graph))
     if not fused and not matmul:
-        return None
+        return None, False
     try:
-        return ops_library(provider, matmul)
+        return ops_library(provider, matmul), fused and matmul
     except Missing:
         if fused and not any(function.domain == DOMAIN for function in model.functions):
             raise
         if fused and provider == "cuda":
             settings["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {"enable_cuda_graph": "0"}}]
-        return None
+        return None, False
 
 
 def matmul_fits(graph: Any) -> bool:

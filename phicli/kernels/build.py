@@ -89,21 +89,12 @@ def why_slow() -> Missing | None:
 
 
 def matmul_missing() -> str | None:
-    """What this machine lacks for our MatMulNBits; None where nothing."""
+    """What this machine lacks for our MatMulNBits, the faster one as far as was measured (docs/performance.md)."""
     if lack := missing("cpu"):
         return lack
     if not _cpu_flags() >= AVX2:
         return "no x86 processor with AVX2 and FMA"
     return None
-
-
-def matmul_faster() -> bool:
-    """Whether our MatMulNBits is faster than onnxruntime's here, as far as was measured (docs/performance.md).
-
-    Both are bound by memory where one token is decoded; with AVX-512's VNNI onnxruntime's is as fast at that, and
-    faster with prompts.
-    """
-    return matmul_missing() is None and "avx512_vnni" not in _cpu_flags()
 
 
 @functools.cache
@@ -124,9 +115,9 @@ def _compile_library(cubin: bytes, matmul: bool, scratch: Path) -> bytes:
     embedded, output = scratch / "cubin.c", scratch / "libops.so"
     embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
     own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
-    own += ["-DMATMUL_NBITS", HERE / "nbits_op.c"] if matmul else []
+    own += ["-DMATMUL_NBITS", HERE / "nbits_op.c", HERE / "lora_matmul_op.c"] if matmul else []
     command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
-               HERE / "ops.c", HERE / "lora_op.c", embedded, "-o", output, "-ldl", "-lm"]
+               HERE / "ops.c", HERE / "lora_op.c", HERE / "lora_cpu.c", embedded, "-o", output, "-ldl", "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                           env={**os.environ, "TMPDIR": str(scratch)})
     if done.returncode:

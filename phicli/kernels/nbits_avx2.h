@@ -6,19 +6,10 @@
  * halves the others. Activations are stored in that order.
  */
 #include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define AHEAD 1024 /* bytes of weights that are fetched ahead */
-
-/* Rounded activations, some rows at a time (lanes): ints (blocks, lanes, block), scales and sums (blocks, lanes). */
-typedef struct {
-  int8_t *ints;
-  float *scales, *sums; /* sums: of a block's integers, times its scale */
-} Rounded;
-
-typedef struct { const uint8_t *weights, *zeros; const float *scales, *bias; int64_t outputs, blocks; } Matrix;
 
 INLINE __m128 halves(__m256 v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
 
@@ -162,7 +153,7 @@ INLINE void one_row(const Matrix *m, const Rounded *x, int64_t begin, int64_t en
       for (int64_t i = 0; i < count; i++, weights += bytes, ints += block) {
         __m256i w[4];
         unpack(weights, block, bits, w);
-        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_NTA); /* read once a token */
+        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0);
         product = _mm256_fmadd_ps(block_product(w, ints, block, bits), _mm256_set1_ps(both[i]), product);
       }
     }

@@ -3,24 +3,10 @@
  */
 #include <stdlib.h>
 
+#include "nbits.h"
 #include "nbits_avx2.h"
-#include "ort_api.h"
 
 #define CHUNK 65536 /* bytes of weights that a thread takes at a time */
-
-typedef void Product(const Matrix *, const Rounded *, int64_t lanes, int64_t rows, int64_t begin, int64_t end,
-                     float *out);
-
-typedef struct { int64_t outputs, inputs, block, bits; Product *product; } Kernel;
-
-typedef struct { /* of one run; padded: rows, to a multiple of lanes; chunk: outputs */
-  const Kernel *kernel;
-  Matrix matrix;
-  Rounded rounded;
-  const float *in;
-  float *out;
-  int64_t rows, lanes, padded, chunk;
-} Work;
 
 #define PRODUCT(bits, block)                                                                                        \
   static void product_##bits##_##block(const Matrix *m, const Rounded *x, int64_t lanes, int64_t rows,             \
@@ -31,7 +17,7 @@ typedef struct { /* of one run; padded: rows, to a multiple of lanes; chunk: out
   }
 PRODUCT(4, 32) PRODUCT(4, 64) PRODUCT(4, 128) PRODUCT(8, 16) PRODUCT(8, 32) PRODUCT(8, 64) PRODUCT(8, 128)
 
-static Product *product_of(int64_t bits, int64_t block) {
+static RowsProduct *product_of(int64_t bits, int64_t block) {
   if (bits < 1 || bits > 8 || block < 1 || block > 128) return NULL;
   switch (bits * 1000 + block) {
     case 4032: return product_4_32;
@@ -45,87 +31,114 @@ static Product *product_of(int64_t bits, int64_t block) {
   }
 }
 
-/* ---- a run ---- */
-
-static void round_row(void *self, size_t row) {
+void round_row(void *self, size_t row) {
   const Work *work = self;
-  const Kernel *kernel = work->kernel;
-  const int64_t lanes = work->lanes, block = kernel->block;
+  const Quantized *sizes = work->sizes;
+  const int64_t lanes = work->lanes, block = sizes->block;
   int64_t at = row / lanes * lanes * work->matrix.blocks + row % lanes;
   for (int64_t b = 0; b < work->matrix.blocks; b++, at += lanes)
     if ((int64_t)row < work->rows)
-      round_block(work->in + row * kernel->inputs + b * block, block, kernel->bits, work->rounded.ints + at * block,
+      round_block(work->in + row * sizes->inputs + b * block, block, sizes->bits, work->rounded.ints + at * block,
                   work->rounded.scales + at, work->rounded.sums + at);
     else work->rounded.scales[at] = work->rounded.sums[at] = 0;
 }
 
-static void multiply(void *self, size_t chunk) {
+void multiply(void *self, size_t chunk) {
   const Work *work = self;
-  const Kernel *kernel = work->kernel;
+  const Quantized *sizes = work->sizes;
   const int64_t begin = chunk * work->chunk, lanes = work->lanes;
-  const int64_t end = begin + work->chunk < kernel->outputs ? begin + work->chunk : kernel->outputs;
+  const int64_t end = begin + work->chunk < sizes->outputs ? begin + work->chunk : sizes->outputs;
   for (int64_t row = 0; row < work->rows; row += lanes) {
     const int64_t at = row * work->matrix.blocks, left = work->rows - row;
-    const Rounded x = {work->rounded.ints + at * kernel->block, work->rounded.scales + at, work->rounded.sums + at};
-    kernel->product(&work->matrix, &x, lanes, left < lanes ? left : lanes, begin, end,
-                    work->out + row * kernel->outputs);
+    const Rounded x = {work->rounded.ints + at * sizes->block, work->rounded.scales + at, work->rounded.sums + at};
+    sizes->product(&work->matrix, &x, lanes, left < lanes ? left : lanes, begin, end,
+                    work->out + row * sizes->outputs);
   }
 }
 
+Status find_product(Quantized *sizes) {
+  sizes->product = product_of(sizes->bits, sizes->block);
+  if (sizes->outputs < 1 || sizes->outputs > INT32_MAX || sizes->inputs < 1 || sizes->inputs > INT32_MAX)
+    return failure(INVALID_ARGUMENT, "MatMulNBits: N or K that no weights have");
+  if (!sizes->product || sizes->inputs % sizes->block)
+    return failure(INVALID_ARGUMENT, "MatMulNBits: no product for these bits and blocks");
+  return NULL;
+}
+
+Status read_weights(const Quantized *sizes, Handle context, size_t first, Matrix *matrix) {
+  Tensor weights, scales, zeros = {0};
+  TRY(input(context, first, UINT8, &weights));
+  TRY(input(context, first + 1, FLOAT, &scales));
+  TRY(optional_input(context, first + 2, UINT8, &zeros));
+  const int64_t blocks = sizes->inputs / sizes->block;
+  if (weights.count != sizes->outputs * (sizes->inputs * sizes->bits / 8) || scales.count != sizes->outputs * blocks ||
+      (zeros.data && zeros.count != sizes->outputs * ((blocks * sizes->bits + 7) / 8)))
+    return failure(INVALID_ARGUMENT, "MatMulNBits: weights, scales or zero points of another size than N, K, bits and "
+                                     "block_size say");
+  *matrix = (Matrix){weights.data, zeros.data, scales.data, NULL, sizes->outputs, blocks};
+  return NULL;
+}
+
+size_t divide(Work *work) {
+  const Quantized *sizes = work->sizes;
+  const int64_t bytes = sizes->inputs * sizes->bits / 8;
+  work->lanes = work->rows == 1 ? 1 : work->rows <= 4 ? 4 : 8;
+  work->padded = (work->rows + work->lanes - 1) / work->lanes * work->lanes;
+  work->chunk = (CHUNK + bytes - 1) / bytes;
+  work->chunks = (sizes->outputs + work->chunk - 1) / work->chunk;
+  return work->padded * (2 * work->matrix.blocks * sizeof(float) + sizes->inputs);
+}
+
+void rounded_at(Work *work, float *memory) {
+  const int64_t count = work->padded * work->matrix.blocks;
+  work->rounded = (Rounded){(int8_t *)(memory + 2 * count), memory, memory + count};
+}
+
+/* ---- a run ---- */
+
 static Status compute(void *self, Handle context) {
-  const Kernel *kernel = self;
-  Tensor in, weights, scales, zeros = {0}, order = {0}, bias = {0}, out;
+  const Quantized *sizes = self;
+  Tensor in, order = {0}, bias = {0}, out;
+  Work work = {.sizes = sizes};
   TRY(input(context, 0, FLOAT, &in));
-  TRY(input(context, 1, UINT8, &weights));
-  TRY(input(context, 2, FLOAT, &scales));
-  TRY(optional_input(context, 3, UINT8, &zeros));
+  TRY(read_weights(sizes, context, 1, &work.matrix));
   TRY(optional_input(context, 4, INT32, &order));
   TRY(optional_input(context, 5, FLOAT, &bias));
-  if (!in.rank || in.dims[in.rank - 1] != kernel->inputs)
+  if (!in.rank || in.dims[in.rank - 1] != sizes->inputs)
     return failure(INVALID_ARGUMENT, "MatMulNBits: the last dimension is not K");
-  const int64_t blocks = kernel->inputs / kernel->block, bytes = kernel->inputs * kernel->bits / 8;
   if (order.data) return failure(INVALID_ARGUMENT, "MatMulNBits: an order of inputs (g_idx) is not for this op");
-  if (weights.count != kernel->outputs * bytes || scales.count != kernel->outputs * blocks ||
-      (zeros.data && zeros.count != kernel->outputs * ((blocks * kernel->bits + 7) / 8)) ||
-      (bias.data && bias.count != kernel->outputs))
-    return failure(INVALID_ARGUMENT, "MatMulNBits: weights, scales, zero points or bias of another size than N, K, bits "
-                                     "and block_size say");
+  if (bias.data && bias.count != sizes->outputs)
+    return failure(INVALID_ARGUMENT, "MatMulNBits: a bias of another size than N");
+  work.matrix.bias = bias.data;
   out = in;
-  out.dims[out.rank - 1] = kernel->outputs;
-  TRY(output(context, &out));
-  Work work = {.kernel = kernel, .in = in.data, .out = out.data, .rows = in.count / kernel->inputs};
+  out.dims[out.rank - 1] = sizes->outputs;
+  TRY(output(context, 0, &out));
+  work.in = in.data;
+  work.out = out.data;
+  work.rows = in.count / sizes->inputs;
   if (!work.rows) return NULL;
-  work.matrix = (Matrix){weights.data, zeros.data, scales.data, bias.data, kernel->outputs, blocks};
-  work.lanes = work.rows == 1 ? 1 : work.rows <= 4 ? 4 : 8;
-  work.padded = (work.rows + work.lanes - 1) / work.lanes * work.lanes;
-  work.chunk = (CHUNK + bytes - 1) / bytes;
-  float *scratch = malloc(work.padded * (2 * blocks * sizeof(float) + kernel->inputs));
-  if (!scratch) return failure(RUNTIME_EXCEPTION, "not enough memory");
-  work.rounded = (Rounded){(int8_t *)(scratch + 2 * work.padded * blocks), scratch, scratch + work.padded * blocks};
+  float *memory = malloc(divide(&work));
+  if (!memory) return failure(RUNTIME_EXCEPTION, "not enough memory");
+  rounded_at(&work, memory);
   Status status = parallel(context, round_row, work.padded, &work);
-  if (!status) status = parallel(context, multiply, (kernel->outputs + work.chunk - 1) / work.chunk, &work);
-  free(scratch);
+  if (!status) status = parallel(context, multiply, work.chunks, &work);
+  free(memory);
   return status;
 }
 
 /* ---- what onnxruntime asks ---- */
 
 static Status create(const Op *op, const void *api, Handle info, void **made) {
-  Kernel *kernel = calloc(1, sizeof *kernel);
+  Quantized *sizes = calloc(1, sizeof *sizes);
   (void)op, (void)api;
-  if (!kernel) return failure(RUNTIME_EXCEPTION, "not enough memory");
-  Status status = integer(info, "N", &kernel->outputs);
-  if (!status) status = integer(info, "K", &kernel->inputs);
-  if (!status) status = integer(info, "bits", &kernel->bits);
-  if (!status) status = integer(info, "block_size", &kernel->block);
-  if (!status) kernel->product = product_of(kernel->bits, kernel->block);
-  if (!status && (kernel->outputs < 1 || kernel->outputs > INT32_MAX || kernel->inputs < 1 ||
-                  kernel->inputs > INT32_MAX))
-    status = failure(INVALID_ARGUMENT, "MatMulNBits: N or K that no weights have");
-  if (!status && (!kernel->product || kernel->inputs % kernel->block))
-    status = failure(INVALID_ARGUMENT, "MatMulNBits: no product for these bits and blocks");
-  if (status) free(kernel);
-  else *made = kernel;
+  if (!sizes) return failure(RUNTIME_EXCEPTION, "not enough memory");
+  Status status = integer(info, "N", &sizes->outputs);
+  if (!status) status = integer(info, "K", &sizes->inputs);
+  if (!status) status = integer(info, "bits", &sizes->bits);
+  if (!status) status = integer(info, "block_size", &sizes->block);
+  if (!status) status = find_product(sizes);
+  if (status) free(sizes);
+  else *made = sizes;
   return status;
 }
 

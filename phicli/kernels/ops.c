@@ -1,7 +1,7 @@
 /* What onnxruntime calls after it has loaded the library. */
 #include "ort_api.h"
 
-Status register_lora(Handle options), register_nbits(Handle options);
+Status register_lora(Handle options), register_lora_matmul(Handle options), register_nbits(Handle options);
 
 void *const *ort;
 
@@ -9,6 +9,7 @@ EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
   ort = base->get_api(17);
 #ifdef MATMUL_NBITS
   TRY(register_nbits(options));
+  TRY(register_lora_matmul(options));
 #endif
   return register_lora(options);
 }

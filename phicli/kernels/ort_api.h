@@ -4,6 +4,7 @@
  * never changes (https://onnxruntime.ai/docs/api/c/struct_ort_api.html), and OrtCustomOp up to its fields of
  * version 16.
  */
+#pragma once
 #include <stddef.h>
 #include <stdint.h>
 
@@ -62,9 +63,9 @@ static inline Status input(Handle context, size_t index, int type, Tensor *tenso
   return tensor->rank == SIZE_MAX ? failure(INVALID_ARGUMENT, "an input is missing") : NULL;
 }
 
-static inline Status output(Handle context, Tensor *tensor) {
+static inline Status output(Handle context, size_t index, Tensor *tensor) {
   Handle value = NULL;
-  TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 0, tensor->dims, tensor->rank,
+  TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, index, tensor->dims, tensor->rank,
                                                                          &value));
   if (!value) return failure(INVALID_ARGUMENT, "the output is missing");
   return ORT(TENSOR_DATA, Handle, void **)(value, &tensor->data);

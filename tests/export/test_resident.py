@@ -24,7 +24,8 @@ TEXT = "Rome is a city in Italy. Where should I eat there, and what should I see
 
 
 def build(root: Path, base: Path, adapters: dict[str, Path], **settings) -> Path:
-    defaults = {"device": "cpu", "activations": "fp32", "head": "float", "adapter_layout": "resident"}
+    defaults = {"device": "cpu", "activations": "fp32", "head": "float", "adapter_layout": "resident",
+                "adapter_weights": "float"}
     folder, _ = optimize(root=root, base=str(base), adapters=[f"{k}={v}" for k, v in adapters.items()],
                          **{**defaults, **settings})
     return folder

@@ -24,9 +24,9 @@ class Case:
     """One node: its inputs (None: left out) and attributes. What is constant lies in the graph, the rest is fed."""
 
     def __init__(self, op: str, domain: str, inputs: list[np.ndarray | None], constant: set[int],
-                 attributes: dict[str, Any], out: type):
+                 attributes: dict[str, Any], out: type, outputs: int = 1):
         self.op, self.domain, self.inputs, self.attributes = op, domain, inputs, attributes
-        self.constant, self.out = constant, out
+        self.constant, self.out, self.outputs = constant, out, outputs
 
     def spoil(self, rng: random.Random) -> None:
         if self.inputs:
@@ -76,27 +76,32 @@ class Case:
         self.inputs[rng.randrange(len(self.inputs))] = None
 
     def _arity(self, rng: random.Random) -> None:
+        if self.domain == "phicli.cpu" and rng.random() < 0.3:
+            self.outputs = rng.choice((1, 2, 3, 4))
+            return
         if rng.random() < 0.5:
             del self.inputs[rng.randrange(len(self.inputs)):]
         else:
             self.inputs.append(np.ones(3, np.float32))
 
     def _ids(self, rng: random.Random) -> None:
-        if self.domain == "phicli" and self.inputs and self.inputs[0] is not None:
+        if self.domain.startswith("phicli") and self.inputs and self.inputs[0] is not None:
             self.inputs[0] = np.array([rng.choice((*NUMBERS, 2, 3, 4)) for _ in range(rng.randrange(4))], np.int64)
         elif len(self.inputs) == 4:  # zero points come before an order of inputs and a bias
             self.inputs += [rng.choice([None, np.arange(32, dtype=np.int32)]), np.ones(rng.choice(WIDTHS), np.float32)]
 
     def run(self) -> None:
         known = [(f"i{i}", value) for i, value in enumerate(self.inputs) if value is not None]
+        outputs = [f"y{i}" for i in range(self.outputs)]
         node = helper.make_node(self.op, ["" if value is None else f"i{i}" for i, value in enumerate(self.inputs)],
-                                ["y"], domain=self.domain, **self.attributes)
+                                outputs, domain=self.domain, **self.attributes)
         fed = {name: value for name, value in known if int(name[1:]) not in self.constant}
         graph = helper.make_graph(
             [node], "hostile",
             [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
              for name, value in fed.items()],
-            [helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(np.dtype(self.out)), None)],
+            [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(self.out)), None)
+             for name in outputs],
             [numpy_helper.from_array(value, name) for name, value in known if name not in fed])
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(self.domain, 1)]
         options = onnxruntime.SessionOptions()
@@ -165,12 +170,44 @@ def product(rng: random.Random, numbers: np.random.Generator) -> Case:
     return Case("MatMulNBits", "com.microsoft", inputs, {1, 2, 3, 5}, attributes, np.float32)
 
 
+def joined(rng: random.Random, numbers: np.random.Generator) -> Case:
+    """A right LoraMatMulNBits or LoraGatedMatMulNBits."""
+    ranks, width, block = [16, 64, 48], rng.choice((32, 64, 96)), 32
+    gated, int8, segments = rng.random() < 0.4, rng.random() < 0.5, rng.choice((1, 1, 2))
+    outputs = [24, 24] if gated else [rng.choice((8, 16, 40)) for _ in range(rng.choice((1, 2, 3)))]
+    batch, tokens = rng.choice(((1, 1), (1, 3), (1, 40), (3, 1), (3, 5)))
+    of_a = [segments * rank for rank in ranks]
+
+    def matrix(columns: int, scales: int, of_all: list[int]) -> np.ndarray:
+        if int8:
+            return numbers.integers(0, 127, sum(of_all) * columns + 4 * scales).astype(np.uint8)
+        return numbers.standard_normal(sum(of_all) * columns).astype(np.float16)
+
+    inputs: list[np.ndarray | None] = [
+        np.array([rng.randrange(4) for _ in range(rng.choice((1, batch)))], np.int64),
+        numbers.standard_normal((batch, tokens, width)).astype(np.float32), matrix(width, sum(of_a), of_a),
+        np.tile(np.array(of_a, np.int64), (3, 1)) if rng.random() < 0.3 else None]
+    for count in outputs:
+        blocks = width // block
+        inputs += [numbers.integers(0, 256, (count, blocks, block // 2), np.uint8),
+                   numbers.standard_normal((count, blocks)).astype(np.float32),
+                   numbers.integers(0, 256, (count, -(-blocks // 2)), np.uint8) if rng.random() < 0.7 else None,
+                   matrix(count, len(ranks) * count, ranks)]
+    attributes: dict[str, Any] = {"N": outputs, "K": width, "bits": 4, "block_size": block, "ranks": of_a,
+                                  "row": rng.randrange(3)}
+    if segments > 1 or rng.random() < 0.3:
+        attributes["ends"] = [end for count in outputs for end in (*[8] * (segments - 1), count)]
+    return Case("LoraGatedMatMulNBits" if gated else "LoraMatMulNBits", "phicli.cpu", inputs,
+                set(range(2, len(inputs))), attributes, np.float32, 1 if gated else len(outputs))
+
+
 def main() -> None:
     count, seed, matmul = map(int, sys.argv[2:])
     found = {"right": 0, "ran": 0, "refused": 0}
     for number in range(count):
         rng = random.Random(seed + number)
-        case = rng.choice((lora, lora, product) if matmul else (lora,))(rng, np.random.default_rng(seed + number))
+        kinds = (lora, lora, product, joined) if matmul else (lora,)
+        case = rng.choice(kinds)(rng, np.random.default_rng(seed + number))
         if rng.random() < 0.1:
             case.run()  # a right one
             found["right"] += 1

@@ -38,7 +38,8 @@ def compiled(folder: Path, own: list[str], planted: tuple[str, str, str] | None 
         assert before.count(text) == 1
         (sources / name).write_text(before.replace(text, other))
     (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 0))
-    files = [sources / name for name in ("ops.c", "lora_op.c", "cubin.c", *(["nbits_op.c"] if own else []))]
+    more = ["nbits_op.c", "lora_matmul_op.c"] if own else []
+    files = [sources / name for name in ("ops.c", "lora_op.c", "lora_cpu.c", "cubin.c", *more)]
     subprocess.run(["gcc", *FLAGS, *own, *files, "-o", folder / "libops.so", "-ldl", "-lm"], check=True)
     return folder / "libops.so"
 
@@ -66,8 +67,8 @@ def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(bool(build.matmul_missing()), reason=f"{build.matmul_missing()}")
 @pytest.mark.parametrize("planted", [
-    ("lora_op.c", "if (matrix[i].count != matrix_size(op, adapters, width))", "if (0)"),
-    ("nbits_op.c", "scales.count != kernel->outputs * blocks", "0"),
+    ("lora.h", "if (matrix[i].count != matrix_size(op, adapters, width))", "if (0)"),
+    ("nbits_op.c", "scales.count != sizes->outputs * blocks", "0"),
 ])
 def test_a_check_that_is_taken_out_is_missed(planted, tmp_path):
     done = run(compiled(tmp_path, VECTORS, planted), matmul=True, graphs=400)

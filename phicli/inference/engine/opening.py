@@ -14,6 +14,7 @@ from phicli.hardware.devices import EXECUTION_PROVIDERS
 from phicli.inference.engine.adapters import Adapters
 from phicli.inference.engine.graph import CacheInput, caches, serve, unfit
 from phicli.inference.genai_model import FATAL, check_sizes, choose_provider
+from phicli.inference.joined import join
 from phicli.inference.long_rope import border_of
 from phicli.inference.ops import ops_of
 
@@ -66,7 +67,7 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
     if provider not in PROVIDERS:
         raise Unfit(f"it is for {provider}")
     data = settle_data(model, path)
-    library = ops_of(model, own, provider, kernels)
+    library, joins = ops_of(model, own, provider, kernels)
     names, adapters = installed(properties, path) if LAYOUT_KEY in properties else [], None
     if library:
         del model.functions[:]  # which know no adapters that come and go
@@ -75,6 +76,8 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
         serve(model.graph, provider != "cpu", adapters.current.inputs if adapters else ())
     except (ValueError, StopIteration) as e:
         raise Unfit(str(e) or "its graph ends in something else than a product with the vocabulary") from None
+    if joins:
+        join(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     given = own["model"]["decoder"]["session_options"]
