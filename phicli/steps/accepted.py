@@ -14,6 +14,7 @@ from phicli.units import number, size
 PERPLEXITY, KL, KL_FLOOR, TOP1, SIZE, SPEED = 0.02, 0.10, 2e-4, 0.01, 0.02, 0.25
 
 OF_BASE = ("kl", "top1")  # with an adapter a model is meant to differ from the original
+YARDSTICK = "yardstick"  # the contender that is no build, but tells how fast the machine is just now
 SAME_ROWS = "held-out tokens"  # without which figures of quality cannot be compared
 NAMES = {"kl": "KL to original", "top1": "top-1 as original", "kl_torch": "KL to torch", "top1_torch": "top-1 as torch"}
 
@@ -71,11 +72,29 @@ def _quality(name: str, stage: Mapping[str, Any], accepted: Mapping[str, Any], r
 
 
 def slower(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]], tolerance: float) -> list[Check]:
-    """Tokens/s by contender: the best turn now beside the middle one then, as other programs only ever slow one."""
-    least = max(0.0, 1 - SPEED * tolerance)
-    limits = {name: least * float(np.median(before)) for name, before in old.items() if name in new}
+    """Tokens/s by contender: the best turn now beside the middle one then, as other programs only ever slow one.
+
+    Where the yardstick is slower than then, so is the machine, and each limit is lower by as much.
+    """
+    least = _least(tolerance) * min(1.0, _machine(new, old))
+    limits = {name: least * float(np.median(before)) for name, before in old.items()
+              if name in new and name != YARDSTICK}
     return [Check("tokens/s", name, number(max(new[name])), number(limit), max(new[name]) >= limit)
             for name, limit in limits.items()]
+
+
+def is_busy(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]], tolerance: float) -> bool:
+    """Whether the yardstick itself, which no build changes, is as slow as no build may be."""
+    return _machine(new, old) < _least(tolerance)
+
+
+def _least(tolerance: float) -> float:
+    return max(0.0, 1 - SPEED * tolerance)
+
+
+def _machine(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]]) -> float:
+    """How fast the machine is now, of what it was then; 1 where that was not measured."""
+    return max(new[YARDSTICK]) / float(np.median(old[YARDSTICK])) if YARDSTICK in new and YARDSTICK in old else 1.0
 
 
 def _ids(ids: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.steps.accepted import Check, compared, slower
+from phicli.steps.accepted import YARDSTICK, Check, compared, is_busy, slower
 from phicli.steps.benchmark import benchmark
 from phicli.steps.evaluate import evaluate
 from phicli.units import bytes_of, number, size
@@ -128,24 +128,28 @@ def _speed(config: GateConfig, found: dict[str, Any], before: Mapping[str, Any] 
     wanted = config.min_speed is not None or config.accept or (before and before["speed"])
     if not (config.speed and wanted and (config.root_folder / ONNX_FOLDER / GENAI_CONFIG).is_file()):
         return []
-    checks: list[Check] = []
+    limits: list[Check] = []
     for _ in range(SPEED_TRIES):
         rows = benchmark(BenchmarkConfig(
             model=config.model, root=config.root, path=str(config.root_folder / ONNX_FOLDER), prompt_tokens=("16",),
-            adapters=(config.adapter,) if config.adapter else (), device=config.device, kernels=config.kernels),
-            progress)["rows"]
+            adapters=(config.adapter,) if config.adapter else (), device=config.device, kernels=config.kernels,
+            against=(YARDSTICK,)), progress)["rows"]
         found["speed"] = {row["contender"]: [*found["speed"].get(row["contender"], ()), *row["samples_ts"]]
                           for row in rows if row["n_gen"]}
         found["machine"] = f"{rows[0]['gpu_info'] or rows[0]['cpu_info']}, {rows[0]['n_threads']} threads"
-        checks = [Check("tokens/s", name, number(max(rates)), number(config.min_speed), max(rates) >= config.min_speed)
-                  for name, rates in found["speed"].items() if config.min_speed is not None]
-        if before and before["machine"] == found["machine"]:
-            checks += slower(found["speed"], before["speed"], config.tolerance)
-        if all(check.passed for check in checks):
+        limits = [Check("tokens/s", name, number(max(rates)), number(config.min_speed), max(rates) >= config.min_speed)
+                  for name, rates in found["speed"].items() if config.min_speed is not None and name != YARDSTICK]
+        same = before is not None and before["machine"] == found["machine"]
+        checks = slower(found["speed"], before["speed"], config.tolerance) if before and same else []
+        if all(check.passed for check in limits + checks):
             break
-    if before and before["speed"] and before["machine"] != found["machine"]:
+    else:
+        if before and same and is_busy(found["speed"], before["speed"], config.tolerance):
+            progress.warn("other work keeps this machine busy: speed is not compared with the accepted build's")
+            checks = []
+    if before and before["speed"] and not same:
         progress.warn(f"the accepted build's speed was measured on {before['machine']}: it is not compared")
-    return checks
+    return limits + checks
 
 
 def _read(place: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from phicli.artifacts.stages import read_manifest, write_manifest
 from phicli.config.measuring import GateConfig
 from phicli.errors import BadInput
 from phicli.hub.models import BUILT_IN
-from phicli.steps.accepted import compared, slower
+from phicli.steps.accepted import compared, is_busy, slower
 from phicli.steps.gate import gate
 
 ROWS = 9
@@ -190,3 +190,13 @@ def test_size_stages_and_speed(accepted):
     assert [one.of for one in compared(grown, old, 2) if not one.passed] == ["onnx + travel"]
     before, noisy, slow = [100.0, 98, 102, 101, 99], [90.0, 60, 95, 85, 101], [60.0, 61, 59, 58, 62]
     assert [one.passed for one in slower({"a": noisy, "b": slow}, {"a": before, "b": before}, 1)] == [True, False]
+
+
+def test_a_busy_machine_is_not_a_slow_build():
+    """The yardstick is the same work whatever the build: what it loses, the machine has lost."""
+    before = {"phicli": [100.0, 98, 102], "yardstick": [50.0, 51, 49]}
+    fair, slow, busy = ({"phicli": [phicli], "yardstick": [yardstick]}
+                        for phicli, yardstick in ((70.0, 45.0), (70.0, 50.0), (40.0, 30.0)))
+    found = [([(one.of, one.passed) for one in slower(now, before, 1)], is_busy(now, before, 1))
+             for now in (fair, slow, busy)]
+    assert found == [([("phicli", True)], False), ([("phicli", False)], False), ([("phicli", False)], True)]
