@@ -118,9 +118,10 @@ def as_local(config: Config) -> Config:
     from phicli.hub.models import local_tokenizer
 
     found: dict[str, Any] = {}
-    if data := getattr(config, "data", None):
-        found["data"] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
-                         for source in find_sources(data, local=True)]
+    for name in ("data", "own_rows"):
+        if data := getattr(config, name, None):
+            found[name] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
+                           for source in find_sources(data, local=True)]
     for name in ("model", "base"):
         if reference := getattr(config, name, None):
             folder = local_tokenizer(reference)

@@ -188,15 +188,13 @@ def test_size_stages_and_speed(accepted):
     assert [(one.name, one.of) for one in compared(grown, old, 1) if not one.passed] == [
         ("size", "onnx"), ("stage", "onnx + travel")]
     assert [one.of for one in compared(grown, old, 2) if not one.passed] == ["onnx + travel"]
-    before, noisy, slow = [100.0, 98, 102, 101, 99], [90.0, 60, 95, 85, 101], [60.0, 61, 59, 58, 62]
-    assert [one.passed for one in slower({"a": noisy, "b": slow}, {"a": before, "b": before}, 1)] == [True, False]
 
 
 def test_a_busy_machine_is_not_a_slow_build():
     """The yardstick is the same work whatever the build: what it loses, the machine has lost."""
-    before = {"phicli": [100.0, 98, 102], "yardstick": [50.0, 51, 49]}
-    fair, slow, busy = ({"phicli": [phicli], "yardstick": [yardstick]}
-                        for phicli, yardstick in ((70.0, 45.0), (70.0, 50.0), (40.0, 30.0)))
-    found = [([(one.of, one.passed) for one in slower(now, before, 1)], is_busy(now, before, 1))
-             for now in (fair, slow, busy)]
-    assert found == [([("phicli", True)], False), ([("phicli", False)], False), ([("phicli", False)], True)]
+    before = {"phicli": 100.0, "yardstick": 50.0}
+    slower_machine, slower_build = {"phicli": 70.0, "yardstick": 45.0}, {"phicli": 70.0, "yardstick": 50.0}
+    assert [(one.of, one.passed) for now in (slower_machine, slower_build) for one in slower(now, before, 1)] == [
+        ("phicli", True), ("phicli", False)]
+    assert all(one.passed for one in slower(slower_build, before, 2))
+    assert [is_busy({"yardstick": turns}, slower_build) for turns in ([20.0, 45.0], [20.0, 29.0])] == [False, True]
