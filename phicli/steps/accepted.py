@@ -22,13 +22,14 @@ NAMES = {"kl": "KL to original", "top1": "top-1 as original", "kl_torch": "KL to
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. found, limit: in words."""
+    """One thing that was looked at. found, limit: in words. option: that gave the limit; "": the accepted build did."""
 
     name: str
     of: str
     found: str
     limit: str
     passed: bool
+    option: str = ""
 
 
 def compared(new: Mapping[str, Any], old: Mapping[str, Any], tolerance: float) -> Iterator[Check]:

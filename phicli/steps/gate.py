@@ -68,7 +68,8 @@ def gate(config: GateConfig, progress: Progress = SILENT) -> GateResult:
 def facts(config: GateConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """What is kept of a build."""
     shared = settings_of(EvaluateConfig).keys() & settings_of(GateConfig).keys()
-    document = evaluate(EvaluateConfig(**{name: getattr(config, name) for name in shared}), progress)
+    document = evaluate(EvaluateConfig(**{name: getattr(config, name) for name in shared}), progress,
+                        kept=config.rows is None)  # figures of a part of the rows are no evaluation of the build
     stages = {stage["stage"]: {key: stage[key] for key in (
         "adapter", "onnx", "perplexity", "kl", "top1", "kl_torch", "top1_torch", "bytes", "blocks")}
         for stage in document["stages"] if not stage["missing"]}
@@ -111,15 +112,19 @@ def _within(config: GateConfig, found: Mapping[str, Any]) -> Iterator[Check]:
         if stage["kl"] is None and (most is not None or least is not None):
             raise UsageError("the original is not there to compare with", where="--max-kl, --min-top1")
         if most is not None:
-            yield Check("KL to original", name, number(stage["kl"], 3), number(most), stage["kl"] <= most)
+            yield Check("KL to original", name, number(stage["kl"], 3), number(most), stage["kl"] <= most,
+                        "--max-kl")
         if least is not None:
-            yield Check("top-1 as original", name, f"{stage['top1']:.1%}", f"{least:.1%}", stage["top1"] >= least)
+            yield Check("top-1 as original", name, f"{stage['top1']:.1%}", f"{least:.1%}", stage["top1"] >= least,
+                        "--min-top1")
     for name, stage in tuned.items() if config.max_perplexity is not None else ():
         most = config.max_perplexity or 0.0
-        yield Check("perplexity", name, number(stage["perplexity"]), number(most), stage["perplexity"] <= most)
+        yield Check("perplexity", name, number(stage["perplexity"]), number(most), stage["perplexity"] <= most,
+                    "--max-perplexity")
     for name, stage in delivered.items() if config.max_size is not None else ():
         bytes_most = bytes_of(config.max_size or "")
-        yield Check("size", name, size(stage["bytes"]), size(bytes_most), stage["bytes"] <= bytes_most)
+        yield Check("size", name, size(stage["bytes"]), size(bytes_most), stage["bytes"] <= bytes_most,
+                    "--max-size")
 
 
 def _speed(config: GateConfig, found: dict[str, Any], before: Mapping[str, Any] | None,
@@ -140,7 +145,8 @@ def _speed(config: GateConfig, found: dict[str, Any], before: Mapping[str, Any] 
         found["fastest"] = {row["contender"]: max(found["fastest"].get(row["contender"], 0.0), 1e3 / row["p5_itl_ms"])
                             for row in decoded}
         found["machine"] = f"{rows[0]['gpu_info'] or rows[0]['cpu_info']}, {rows[0]['n_threads']} threads"
-        limits = [Check("tokens/s", name, number(max(rates)), number(config.min_speed), max(rates) >= config.min_speed)
+        limits = [Check("tokens/s", name, number(max(rates)), number(config.min_speed), max(rates) >= config.min_speed,
+                        "--min-speed")
                   for name, rates in found["speed"].items() if config.min_speed is not None and name != YARDSTICK]
         same = before is not None and before["machine"] == found["machine"] and "fastest" in before
         checks = slower(found["fastest"], before["fastest"], config.tolerance) if before and same else []

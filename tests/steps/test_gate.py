@@ -154,7 +154,8 @@ def test_what_a_person_and_a_program_see(cli, copy):
               "--device", "cpu")
     refused = cli(*common, "--max-size", "5 MB", "--min-top1", "0.999", "--no-speed", "--json")
     found = json.loads(refused.out)
-    assert refused.code == 6 and not found["passed"] and "phicli gate" in refused.err and "--accept" in refused.err
+    assert refused.code == 6 and not found["passed"] and "--accept" not in refused.err
+    assert "other limits: --min-top1, --max-size" in refused.err
     assert {(one["name"], one["of"]) for one in found["checks"] if not one["passed"]} == {
         ("size", "onnx"), ("size", "onnx + travel"), ("top-1 as original", "onnx")}
     before = (copy / "accepted.json").read_bytes()
@@ -163,10 +164,15 @@ def test_what_a_person_and_a_program_see(cli, copy):
     kept = cli(*common, "--accept")
     assert (kept.code, kept.out) == (0, f"{copy / 'accepted.json'}\n")
     assert min(map(len, json.loads((copy / "accepted.json").read_text())["speed"].values())) == 5
+    measured = (copy / "evaluation.json").read_bytes()
     others = cli(*common, "--rows", "3", "--no-speed")
     assert others.code == 6 and "--rows" in others.err and "--accept" not in others.err
+    assert (copy / "evaluation.json").read_bytes() == measured
     passed = cli(*common, "--min-speed", "1")
     assert passed.code == 0 and "tokens/s" in passed.out and "NO" not in passed.out, passed.out
+    shutil.rmtree(copy / "ft")
+    refused = cli(*common, "--no-speed")  # what is typed next accepts it on the same rows, and no others
+    assert refused.code == 6 and f"--eval-data {copy / 'rows.jsonl'}" in refused.err and "--seq-len 56" in refused.err
 
 
 def test_nothing_to_compare_with_and_what_is_not_ours(cli, copy):
