@@ -97,6 +97,13 @@ def test_a_killed_search_goes_on_and_builds_the_best(cli, forks, command, tmp_pa
     page = cli("report", "--root", tmp_path / "root", "--model", "tiny", "--format", "markdown")
     assert page.code == 0 and "| best |" in Path(page.out.strip()).read_text(), page.err
 
+    root = tmp_path / "root"
+    last = json.loads(cli("status", "--root", root, "--model", "tiny", "--json").out)[-1]
+    assert (last["step"], last["state"]) == ("search", "done") and last["why"].startswith("2 trials, the best: ")
+    (root / "search" / "notes.txt").write_text("mine")
+    assert cli("rm", f"{root}/search", "--yes").code == 0
+    assert [path.name for path in (root / "search").iterdir()] == ["notes.txt"]
+
 
 def test_what_cannot_be(cli, command, tmp_path):
     assert cli(*command, "--max-size", "many").code == 2
