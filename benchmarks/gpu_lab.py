@@ -5,7 +5,7 @@
 
 Ours are the commands themselves, each a process of its own. Upstream: `olive finetune` on the unquantized model (it
 cannot train on a quantized one) with the padding that it chooses, genai's builder on our AWQ checkpoint and its default
-settings, adapters as graph inputs. AutoAWQ takes minutes at this size: see benchmarks/awq.py.
+settings, adapters as graph inputs. AutoAWQ takes minutes at this size: see benchmarks/quality.py.
 Decoding: 512 tokens of prompt, then one at a time, the best of three. Prints a table, or --json.
 """
 

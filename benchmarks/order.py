@@ -57,7 +57,7 @@ def main() -> None:
 
 def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     common = {"root": args.root / f"seed-{seed}", "device": args.device, "seed": seed}
-    trained = {**common, "data": args.data, "max_steps": args.steps, "publish_anyway": True}
+    trained = {**common, "data": args.data, "max_steps": args.steps, "eval_split": 0.0}
     awq = quantize(args.model, samples=args.samples, **common).folder
     after = finetune(args.model, base=str(awq), name="after", **trained).folder
     before = finetune(args.model, base=args.model, name="before", **trained).folder

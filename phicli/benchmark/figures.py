@@ -27,7 +27,7 @@ def rows_of(series: Series, case: Case, about: Mapping[str, Any]) -> list[dict[s
     memory = {key: max((found for turn in turns if (found := getattr(turn, of)) is not None), default=None)
               for key, of in (("peak_memory", "memory"), ("peak_gpu_memory", "gpu_memory"))}
     common = {**about, **memory, "n_rows": case.rows, "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    blank = dict.fromkeys(f"{kind}_{what}_ms" for what in ("ttft", "itl") for kind in ("mean", "median", "p95"))
+    blank = dict.fromkeys(f"{kind}_{what}_ms" for what in ("ttft", "itl") for kind in ("mean", "median", "p5", "p95"))
     prompt_share = _share(series, lambda turn: 1 / turn.first)
     return [
         {**common, "n_prompt": case.prompt, "n_gen": 0, "n_depth": case.depth, **_spread(firsts, prompts), **blank,
@@ -50,7 +50,7 @@ def _spread(seconds: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
 
 def _latency(what: str, seconds: Sequence[float]) -> dict[str, float]:
     return {f"mean_{what}_ms": 1e3 * statistics.mean(seconds), f"median_{what}_ms": 1e3 * statistics.median(seconds),
-            f"p95_{what}_ms": 1e3 * float(np.percentile(seconds, 95))}
+            **{f"p{share}_{what}_ms": 1e3 * float(np.percentile(seconds, share)) for share in (5, 95)}}
 
 
 def _share(series: Series, speed: Any) -> tuple[float | None, Interval | None]:

@@ -20,8 +20,9 @@ from phicli.errors import BadInput, PhicliError
 class Contender:
     """A model as one library runs it.
 
-    name: as shown. engine: "phicli", "genai", "torch" or "llama.cpp". model: folder, or GGUF file. adapter: its name;
-    of torch a PEFT folder. device, kernels: as `Session` has them. context: tokens that there has to be room for.
+    name: as shown. engine: "phicli", "genai", "torch", "llama.cpp", or "yardstick", which looks at no model.
+    model: folder, or GGUF file. adapter: its name; of torch a PEFT folder. device, kernels: as `Session` has them.
+    context: tokens that there has to be room for.
     """
 
     name: str
@@ -147,6 +148,8 @@ def _load(contender: Contender) -> Any:
                                               else None))
     if contender.engine == "genai":
         return runners.GenaiRunner(model, usable_cores())
+    if contender.engine == "yardstick":
+        return runners.Yardstick(usable_cores())
     return runners.LlamaRunner(model, usable_cores(), contender.context)
 
 

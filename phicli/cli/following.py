@@ -9,7 +9,7 @@ from typing import Any
 from phicli.config.azure import UploadConfig
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
 from phicli.config.layers import Settings
-from phicli.config.measuring import GateConfig, ReportConfig, SearchConfig, VerifyConfig
+from phicli.config.measuring import BenchmarkConfig, GateConfig, ReportConfig, SearchConfig, VerifyConfig
 from phicli.config.setting import Setting, StepConfig, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
@@ -18,7 +18,7 @@ Next = tuple[str, ...] | str  # a command and its further arguments, or a line t
 CONFIGS: Mapping[str, type[StepConfig]] = {
     **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
                                           ServeConfig, EvaluateConfig, GateConfig, LabConfig, DoctorConfig,
-                                          LogsConfig, ReportConfig, SearchConfig, VerifyConfig,
+                                          LogsConfig, BenchmarkConfig, ReportConfig, SearchConfig, VerifyConfig,
                                           UploadConfig)}, "status": LabConfig}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
@@ -67,6 +67,8 @@ class Following:
         """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""
         def completed(match: re.Match[str]) -> str:
             own = {"--model", "-m", "--root"} & set(match[2].split())
+            if match[1] == command == GateConfig.STEP:  # of other rows it would accept another build
+                return self.line(command) + match[2]
             return self.line(match[1], only=("device",) if own else WHERE) + match[2]
 
         if error.hint:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
@@ -21,7 +22,6 @@ def gate(config: GateConfig, json: options.Json = False) -> Sequence[Next]:
     More: docs/evaluate.md
     """
     with console.task_log("gate", config.root_folder) as progress:
-        from phicli.steps.accepted import SAME_ROWS
         from phicli.steps.gate import gate as check
 
         result = check(config, progress)
@@ -37,8 +37,18 @@ def gate(config: GateConfig, json: options.Json = False) -> Sequence[Next]:
         first = ", ".join(f"{one.name} of {one.of}" if one.of else one.name for one in result.failed[:3])
         more = f" and {len(result.failed) - 3} more" if len(result.failed) > 3 else ""
         raise Refused(f"{len(result.failed)} of {len(result.checks)} checks failed: {first}{more}",
-                      where=result.accepted, hint=OTHER_ROWS if SAME_ROWS in {one.name for one in result.failed}
-                      else "phicli gate --accept, if the build is to be so")
+                      where=result.accepted, hint=_hint(result.failed))
     if config.accept:
         console.note(f"accepted: later builds are compared with {result.accepted}")
     return [("gate",)] if config.accept else [("upload",)]
+
+
+def _hint(failed: Sequence[Any]) -> str:
+    """What to do about failed checks; accepting the build helps against none of the limits that were given."""
+    from phicli.steps.accepted import SAME_ROWS
+
+    if SAME_ROWS in {one.name for one in failed}:
+        return OTHER_ROWS
+    if limits := dict.fromkeys(one.option for one in failed if one.option):
+        return f"another build, or other limits: {', '.join(limits)}"
+    return "phicli gate --accept, if the build is to be so"

@@ -15,7 +15,7 @@ def list(json: options.Json = False) -> Sequence[Next]:
       phicli list --json
     More: docs/housekeeping.md
     """
-    from phicli.steps.inventory import caches, kept_models, size_on_disk
+    from phicli.steps.inventory import SEARCHED, caches, kept_models, size_on_disk
 
     models = kept_models(Settings())
     kept = {name: sum(map(size_on_disk, places)) for name, places in caches()}
@@ -32,6 +32,8 @@ def list(json: options.Json = False) -> Sequence[Next]:
                 (made.created for made in one.made), default=""), console.size(size_on_disk(one.root))))
             rows += [(f"{one.name}/{made.place.name}", "adapter", made.created, console.size(made.bytes))
                      for made in one.made if made.is_adapter]
+            rows += [(f"{one.name}/{SEARCHED}", "trials of a search", "", console.size(size_on_disk(folder)))
+                     for folder in [one.root / SEARCHED] if one.searched]
             rows += [(f"{one.name}/{name}", "training that was not finished", "", "") for name in one.unfinished]
         rows += [(name, "what phicli can make or fetch again", "", console.size(size)) for name, size in kept.items()]
         console.result_table(("name", "what", "made", "size"), rows)

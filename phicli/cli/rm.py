@@ -13,8 +13,8 @@ from phicli.errors import UsageError
 
 def rm(
     names: Annotated[list[str], typer.Argument(
-        help="A model, MODEL/ADAPTER or cache/NAME, as phicli list names them; or a root", metavar="NAME...",
-        show_default=False)],
+        help="A model, MODEL/ADAPTER, MODEL/search or cache/NAME, as phicli list names them; or a root",
+        metavar="NAME...", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking")] = False,
     dry_run: options.DryRun = False,
 ) -> Sequence[Next]:

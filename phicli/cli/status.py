@@ -30,10 +30,10 @@ def status(
       phicli status --reread
     More: docs/reliability.md
     """
-    from phicli.steps.status import stage_statuses
+    from phicli.steps.status import DONE, stage_statuses
 
     stages = stage_statuses(Settings(), flags, reread, asked=False)
-    first = next((stage.step for stage in stages if stage.state != "up to date"), "chat")
+    first = next((stage.step for stage in stages if stage.state not in ("up to date", DONE)), "chat")
     after: list[Next] = [("run",) if first in ("data", "quantize", "finetune") else (first,)]
     if json:
         console.result_json([asdict(stage) for stage in stages])

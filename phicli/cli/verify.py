@@ -35,8 +35,13 @@ def verify(
     from phicli.steps.verify import verify as verify_results
 
     with console.task_log("verify", config.root_folder) as progress:
-        found = verify_results(Path(config.place or config.root_folder), [Path(path) for path in config.inputs],
-                               progress)
+        try:
+            found = verify_results(Path(config.place or config.root_folder), [Path(path) for path in config.inputs],
+                                   progress)
+        except Missing as e:
+            if not config.place:  # nothing was named wrongly
+                e.hint = "phicli run"
+            raise
     if json:
         console.result_json([asdict(one) for one in found])
     else:

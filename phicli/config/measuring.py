@@ -10,7 +10,7 @@ from phicli.config.steps import EvaluateConfig, QuantizeConfig
 from phicli.errors import UsageError
 from phicli.units import bytes_of
 
-CONTENDERS = ("torch", "genai", "llama.cpp")
+CONTENDERS = ("torch", "genai", "llama.cpp", "yardstick")
 MOST_NUMBERS = 32
 REPORT_FORMATS = ("html", "markdown")
 
@@ -37,7 +37,8 @@ class BenchmarkConfig(OfModel):
     threads: tuple[str, ...] = setting((), "Threads of the CPU [default: one a core]", metavar="N,N…")
     rounds: int = setting(5, "Number of times each is measured", minimum=1)
     against: tuple[str, ...] = setting((), "What to measure in turns with it: torch, genai (its own build), llama.cpp "
-                                       "(a GGUF of phicli export), or NAME=PATH with another model; may be repeated",
+                                       "(a GGUF of phicli export), or NAME=PATH with another model; yardstick (always "
+                                       "the same work, on the CPU); may be repeated",
                                        metavar="NAME[=PATH]", path=True, reference=True)
     baseline: str | None = setting(None, "Figures of an earlier run (--json) to compare with", once=True,
                                    metavar="FILE", path=True)

@@ -158,3 +158,40 @@ class LlamaRunner:
             self._model.eval([TOKEN])
         self._run = False
         return TOKEN
+
+
+class Yardstick:
+    """No model, but the same work on every machine and in every version of phicli: how fast the CPU is just now.
+
+    A token is four products of a vector and a matrix of 4 MB, one after the other, in onnxruntime: shared by threads
+    that wait for each other, as those of a model are.
+    """
+
+    WIDTH, PRODUCTS = 1024, 4
+
+    def __init__(self, threads: int):
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+
+        rng, shape = np.random.default_rng(0), [1, self.WIDTH]
+        names = [f"x{at}" for at in range(self.PRODUCTS + 1)]
+        weights = [numpy_helper.from_array(rng.normal(0, self.WIDTH**-0.5, (self.WIDTH,) * 2).astype(np.float32),
+                                           f"w{at}") for at in range(self.PRODUCTS)]
+        nodes = [helper.make_node("MatMul", [names[at], f"w{at}"], [names[at + 1]]) for at in range(self.PRODUCTS)]
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in (names[0], names[-1])]
+        model = helper.make_model(helper.make_graph(nodes, "yardstick", ends[:1], ends[1:], weights),
+                                  opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        self._input = {names[0]: np.ones(shape, np.float32)}
+
+    def start(self, length: int, prompt: int, rows: int = 1) -> None:
+        pass
+
+    def append(self, ids: Sequence[int]) -> None:
+        self._session.run(None, self._input)
+
+    def next(self) -> int:
+        self._session.run(None, self._input)
+        return TOKEN

@@ -21,7 +21,8 @@ def search_parts(document: Mapping[str, Any]) -> dict[str, Any] | None:
         kind = "best" if trial.get("best") else "front" if trial.get("front") else ""
         if (x := found["size"]) is not None and (y := found[goal]) is not None:
             dots.append((x / 1e6, y, name, kind))
-        remark = {"best": "best", "front": "on the front"}.get(kind, str(trial.get("outside") or ""))
+        outside = f"outside: {trial['outside']}" if trial.get("outside") else ""
+        remark = {"best": "best", "front": "on the front"}.get(kind, outside)
         rows.append({"settings": name, "remark": remark, "figures": [
             "" if value is None else size(value) if key == "size" else shown(value) for key, value in found.items()]})
     if not dots:

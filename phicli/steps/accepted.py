@@ -12,21 +12,24 @@ from phicli.units import number, size
 
 # How much worse is let through at --tolerance 1; kl is a share of the accepted KL, and so much more
 PERPLEXITY, KL, KL_FLOOR, TOP1, SIZE, SPEED = 0.02, 0.10, 2e-4, 0.01, 0.02, 0.25
+UNDISTURBED = 0.6  # of the speed of its fastest tokens, which the yardstick's best turn has on a quiet machine
 
 OF_BASE = ("kl", "top1")  # with an adapter a model is meant to differ from the original
+YARDSTICK = "yardstick"  # the contender that is no build, but tells how fast the machine is just now
 SAME_ROWS = "held-out tokens"  # without which figures of quality cannot be compared
 NAMES = {"kl": "KL to original", "top1": "top-1 as original", "kl_torch": "KL to torch", "top1_torch": "top-1 as torch"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. found, limit: in words."""
+    """One thing that was looked at. found, limit: in words. option: that gave the limit; "": the accepted build did."""
 
     name: str
     of: str
     found: str
     limit: str
     passed: bool
+    option: str = ""
 
 
 def compared(new: Mapping[str, Any], old: Mapping[str, Any], tolerance: float) -> Iterator[Check]:
@@ -70,12 +73,21 @@ def _quality(name: str, stage: Mapping[str, Any], accepted: Mapping[str, Any], r
         yield Check(NAMES.get(figure, "perplexity"), name, shown(value), limit, low <= allowed)
 
 
-def slower(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]], tolerance: float) -> list[Check]:
-    """Tokens/s by contender: the best turn now beside the middle one then, as other programs only ever slow one."""
-    least = max(0.0, 1 - SPEED * tolerance)
-    limits = {name: least * float(np.median(before)) for name, before in old.items() if name in new}
-    return [Check("tokens/s", name, number(max(new[name])), number(limit), max(new[name]) >= limit)
+def slower(new: Mapping[str, float], old: Mapping[str, float], tolerance: float) -> list[Check]:
+    """The fastest tokens by contender, in tokens/s, beside those of the accepted build.
+
+    Where the yardstick is slower than then, so is the machine, and each limit is lower by as much.
+    """
+    machine = min(1.0, new[YARDSTICK] / old[YARDSTICK])
+    limits = {name: machine * max(0.0, 1 - SPEED * tolerance) * before for name, before in old.items()
+              if name in new and name != YARDSTICK}
+    return [Check("tokens/s", name, number(new[name]), number(limit), new[name] >= limit)
             for name, limit in limits.items()]
+
+
+def is_busy(speed: Mapping[str, Sequence[float]], fastest: Mapping[str, float]) -> bool:
+    """Whether other programs break in on all turns: the yardstick's best is far from as fast as its fastest tokens."""
+    return max(speed[YARDSTICK]) < UNDISTURBED * fastest[YARDSTICK]
 
 
 def _ids(ids: Sequence[int]) -> str:

@@ -112,6 +112,8 @@ def _own_model(name: str, config: BenchmarkConfig, scratch: Path, progress: Prog
     """The model under the root that another library takes."""
     if name == "torch":
         return find_base(config.root_folder)
+    if name == "yardstick":
+        return Path(config.path or config.root_folder / ONNX_FOLDER)
     if name == "genai":
         return _built_by_genai(find_base(config.root_folder), config, scratch, progress)
     if not (find_spec("llama_cpp") or shutil.which(LLAMA_BENCH)):

@@ -20,12 +20,14 @@ FIGURES = ("perplexity", "kl", "top1", "kl_torch", "top1_torch", "perplexity_rat
 
 
 @subdued()
-def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, progress: Progress = SILENT, kept: bool = True) -> dict[str, Any]:
     """Measure every stage under `root`, or those that are named, on held-out rows or a text.
 
     Perplexity, KL and top-1 agreement are over the tokens of the response (the template's last field and the end
     token after it), given all before them; of a text over all tokens. ONNX stages are also compared with the torch
     stage they were made from. Intervals are of 95 %, by bootstrap over rows.
+
+    kept: the document is written, unless the stages are named and `output` is not.
 
     Returns:
         the document that is written to `output` or `root`/evaluation.json; with `stages` and no `output` nothing is
@@ -39,7 +41,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> dict[str, A
         metric. BadInput: rows, adapter or a stage; a metric or task that fails.
     """
     plan = plan_evaluate(config, progress)
-    if not plan.kept:
+    if not (plan.kept and kept):
         return _measure(plan, config, Path(tempfile.gettempdir()), progress)
     done = plan.finished(config.force, progress)
     if done:

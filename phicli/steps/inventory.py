@@ -8,13 +8,14 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.cache import user_cache
-from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, checkpoint_place, unpublished_place
+from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place, unpublished_place
 from phicli.config.layers import Settings
 from phicli.config.shared import MODELS
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.hub.roots import model_of
 
+SEARCHED = Path(SEARCH).parent.name  # the folder of a search in a root, and what its name ends with
 CACHE = "cache"  # what begins the name of a cache: cache/azure
 CACHES = {"hashes": "hashes", "kernels": "ops-*", "azure": "azure"}  # name -> in the user's cache folder
 
@@ -63,6 +64,12 @@ class Kept:
                                                      for place in (checkpoint_place, unpublished_place))})
 
     @property
+    def searched(self) -> list["Kept"]:
+        """The roots that a search has made its trials and the best model in."""
+        roots = sorted(path for path in self.root.glob(f"{SEARCHED}/[!.]*") if path.is_dir() and not path.is_symlink())
+        return [one for one in (Kept(root.name, root, None) for root in roots) if one.made or one.unfinished]
+
+    @property
     def chats(self) -> bool:
         """Whether there is a model that chat can open."""
         return any(one.step == "optimize" for one in self.made)
@@ -73,11 +80,11 @@ def kept_models(settings: Settings) -> list[Kept]:
     folder = settings.folder / MODELS
     roots = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = [Kept(root.name, root, model_of(root)) for root in roots if not root.name.startswith(".")]
-    return [one for one in found if one.model or one.made]
+    return [one for one in found if one.model or one.made or one.searched]
 
 
 def find_kept(settings: Settings, name: str) -> tuple[Kept, str | None]:
-    """The model called NAME, or the folder of a root; of NAME/ADAPTER the adapter too.
+    """The model called NAME, or the folder of a root; of NAME/ADAPTER the adapter too, of NAME/search "search".
 
     Raises:
         UsageError: there is none of this name; the message has those that there are.
@@ -87,7 +94,9 @@ def find_kept(settings: Settings, name: str) -> tuple[Kept, str | None]:
     for place, inner in ((name.rstrip("/"), None), (owner, adapter)):
         path = Path(place)
         found = models.get(place) or (Kept(path.resolve().name, path, model_of(path)) if path.is_dir() else None)
-        if found and (found.made or found.unfinished) and inner in (None, *found.adapters, *found.unfinished):
+        if found is None or not (found.made or found.unfinished or found.searched):
+            continue
+        if inner in (None, *found.adapters, *found.unfinished, *([SEARCHED] if found.searched else [])):
             return found, inner
     names = [full for one in models.values() for full in (one.name, *(f"{one.name}/{a}" for a in one.adapters))]
     raise UsageError(f"nothing of this name; there are: {', '.join(names) or 'none'}", where=name, hint="phicli list")

@@ -9,6 +9,7 @@ from phicli.config.steps import QuantizeConfig
 from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import choose_device
+from phicli.hub.datasets import data_inputs, find_sources
 from phicli.hub.models import read_config, read_headers, resolve_model, weight_files
 from phicli.hub.roots import remember_model
 from phicli.libraries import subdued
@@ -23,6 +24,7 @@ from phicli.workflow.plan import Plan, StageResult
 
 LIBRARIES = ("torch", "accelerate", "transformers.models.auto.modeling_auto", "transformers.modeling_layers",
              "phicli.quantization.olive_pass")  # that the work begins with
+OWN_ROWS = "own_rows"  # what these inputs are called
 
 
 @subdued()
@@ -85,7 +87,10 @@ def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
         sources |= config.row_sources()
     else:  # how rows are laid out is nothing to this result
         settings = {name: value for name, value in settings.items() if name not in config.row_settings()}
-    return Plan("quantize", Path(config.output or config.root_folder / config.algorithm), sources, settings)
+    rows = [name for name in config.own_rows if name != "-"]
+    sources |= data_inputs(find_sources(rows, progress=progress), OWN_ROWS)
+    return Plan("quantize", Path(config.output or config.root_folder / config.algorithm), sources, settings,
+                apart=OWN_ROWS)  # adapters of other data share the result
 
 
 def _group_size(config: QuantizeConfig, folder: Path) -> tuple[int, list[str]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from phicli.artifacts.names import (
     CHECKPOINT_FILES,
     FINETUNED,
     ONNX_FOLDER,
+    SEARCH,
     checkpoint_place,
     unpublished_place,
 )
@@ -27,7 +28,7 @@ from phicli.errors import BadInput, Missing, UsageError
 from phicli.export.chat_files import TEMPLATE_SUFFIX
 from phicli.hub.roots import FILE as MODEL
 from phicli.progress import SILENT, Progress
-from phicli.steps.inventory import CACHE, Kept, Made, caches, find_kept, size_on_disk
+from phicli.steps.inventory import CACHE, SEARCHED, Kept, Made, caches, find_kept, size_on_disk
 
 GONE = "gone"  # in a temporary folder: what is removed, out of its place already
 
@@ -47,7 +48,7 @@ class Removal:
 
 
 def plan_removal(settings: Settings, name: str) -> Removal:
-    """What the removal of a model, MODEL/ADAPTER or cache/NAME takes away; nothing is changed.
+    """What the removal of a model, MODEL/ADAPTER, MODEL/search or cache/NAME takes away; nothing is changed.
 
     Raises:
         UsageError: there is nothing of this name. BadInput: it holds what is not known to be phicli's.
@@ -57,22 +58,44 @@ def plan_removal(settings: Settings, name: str) -> Removal:
         if name not in there:
             raise UsageError(f"no such cache; there are: {', '.join(there) or 'none'}", where=name, hint="phicli list")
         return Removal(name, there[name], _downloads(there[name]), [])
-    model, adapter = find_kept(settings, name)
-    made = [one for one in model.made if adapter is None or (one.is_adapter and one.place.name == adapter)]
+    model, inner = find_kept(settings, name)
+    if inner == SEARCHED and inner not in (*model.adapters, *model.unfinished):
+        return _of_search(settings, model, name)
+    if inner:
+        return _of_adapter(model, inner, name)
+    places, locked = _stages(model.made, model, model.unfinished)
+    places += [path for path in _of_root(settings, model) if path.is_file() and not path.is_symlink()]
+    search = _of_search(settings, model, name)
+    return Removal(name, search.places + places, search.locked + locked, [
+        *search.folders, model.root / FINETUNED, model.root / "logs", model.root])
+
+
+def _of_adapter(model: Kept, adapter: str, name: str) -> Removal:
+    made = [one for one in model.made if one.is_adapter and one.place.name == adapter]
+    places, locked = _stages(made, model, [one for one in model.unfinished if one == adapter])
+    onnx = model.root / ONNX_FOLDER
+    files = [onnx / ADAPTERS / (adapter + suffix) for suffix in (ADAPTER_SUFFIX, TEMPLATE_SUFFIX)]
+    return Removal(name, places + [file for file in files if file.is_file()], [*locked, onnx],
+                   [model.root / FINETUNED])
+
+
+def _of_search(settings: Settings, model: Kept, name: str) -> Removal:
+    """What a search has made, its figures too; nothing where there was none."""
+    trials = [plan_removal(settings, str(one.root)) for one in model.searched]
+    document = model.root / SEARCH
+    places = [document] if document.is_file() and stages.is_sealed(document) else []
+    return Removal(name, [place for one in trials for place in one.places] + places,
+                   [document.parent] * bool(trials or places) + [place for one in trials for place in one.locked],
+                   [folder for one in trials for folder in one.folders] + [document.parent])
+
+
+def _stages(made: Sequence[Made], model: Kept, unfinished: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The places of results and of training that was interrupted, and whose locks are held meanwhile."""
     for one in made:
         _check_ours(one)
+    trained = [model.root / FINETUNED / name for name in unfinished]
     places = [one.place for one in made]
-    unfinished = [model.root / FINETUNED / name for name in model.unfinished if adapter in (None, name)]
-    locked = list(dict.fromkeys([*places, *unfinished]))
-    for trained in unfinished:
-        places += _unfinished(trained)
-    onnx = model.root / ONNX_FOLDER
-    if adapter:
-        files = [onnx / ADAPTERS / (adapter + suffix) for suffix in (ADAPTER_SUFFIX, TEMPLATE_SUFFIX)]
-        return Removal(name, places + [file for file in files if file.is_file()], [*locked, onnx],
-                       [model.root / FINETUNED])
-    places += [path for path in _of_root(settings, model) if path.is_file() and not path.is_symlink()]
-    return Removal(name, places, locked, [model.root / FINETUNED, model.root / "logs", model.root])
+    return places + [path for one in trained for path in _unfinished(one)], list(dict.fromkeys([*places, *trained]))
 
 
 def remove(removal: Removal, progress: Progress = SILENT) -> None:

@@ -1,6 +1,7 @@
 """The report: what manifests, evaluation, benchmarks and a search say, on one page."""
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def _benchmarks(config: ReportConfig) -> list[Path]:
     named = [Path(name) for name in config.benchmark]
     for path in named:
         if not path.is_file():
-            raise Missing("no such benchmark", where=path, hint="phicli benchmark")
+            raise Missing("no such file", where=path, hint=f"phicli benchmark --output {shlex.quote(str(path))}")
     usual = config.root_folder / BENCHMARK
     return named or ([usual] if usual.is_file() else [])
 
@@ -92,7 +93,8 @@ def _read_benchmark(path: Path) -> Any:
     """The figures of phicli's benchmark or another program. Raises BadInput: there are none in the file."""
     document = read_json(path)
     if not speed_rows([document]):
-        raise BadInput("no figures of a benchmark", where=path, hint="phicli benchmark --json > FILE")
+        raise BadInput("no figures of a benchmark", where=path,
+                       hint="a file that phicli benchmark --output or llama-bench -o json writes")
     return document
 
 

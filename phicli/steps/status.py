@@ -10,7 +10,7 @@ from typing import Any
 
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
-from phicli.artifacts.names import CHECKPOINT_FILES, EVALUATION, FINETUNED, ONNX_FOLDER, checkpoint_place
+from phicli.artifacts.names import CHECKPOINT_FILES, EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place
 from phicli.artifacts.reading import read_json
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
@@ -20,6 +20,7 @@ from phicli.steps.lab import Lab
 from phicli.units import since
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict
 
+DONE = "done"  # of a search
 NOT_HERE = "is not on this machine yet"  # of a model, how the message ends
 
 
@@ -75,6 +76,8 @@ class _Stages:
         yield self.status("optimize", self.root / ONNX_FOLDER, lambda: plan_optimize(as_local(optimize)))
         if not self.lab.own_data() or (self.root / EVALUATION).exists():
             yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
+        if (self.root / SEARCH).exists():
+            yield _searched(self.root / SEARCH)
 
     def data(self, config: FinetuneConfig) -> StageStatus:
         from phicli.dataset.sources import local_path
@@ -118,9 +121,10 @@ def as_local(config: Config) -> Config:
     from phicli.hub.models import local_tokenizer
 
     found: dict[str, Any] = {}
-    if data := getattr(config, "data", None):
-        found["data"] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
-                         for source in find_sources(data, local=True)]
+    for name in ("data", "own_rows"):
+        if data := getattr(config, name, None):
+            found[name] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
+                           for source in find_sources(data, local=True)]
     for name in ("model", "base"):
         if reference := getattr(config, name, None):
             folder = local_tokenizer(reference)
@@ -128,6 +132,18 @@ def as_local(config: Config) -> Config:
                 raise Missing(f"{reference} {NOT_HERE}")
             found[name] = str(folder)
     return config.but(**found)
+
+
+def _searched(file: Path) -> StageStatus:
+    """What a search found; whether it would go on after these trials, its own flags say."""
+    made, size = _about(file)
+    try:
+        document = stages.read_sealed(file, "") or {}
+        why = f"{len(document['trials'])} trials" + (f", the best: {document['path']}" if document["path"] else "")
+    except (PhicliError, KeyError, TypeError) as e:
+        return StageStatus("search", State.BROKEN, str(e), str(file), made, size)
+    return StageStatus("search", DONE, f"{holder(file.parent)} works on it" if holder(file.parent) else why,
+                       str(file), made, size)
 
 
 def _as_it_was(folder: Path, base: Path) -> Plan:

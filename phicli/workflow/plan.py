@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -50,12 +50,16 @@ CURRENT = Verdict(State.CURRENT)
 
 @dataclass
 class Plan:
-    """What a step makes (`target`, a stage folder) from which files and folders (`sources`, by name) and settings."""
+    """What a step makes (`target`, a stage folder) from which files and folders (`sources`, by name) and settings.
+
+    apart: sources whose names begin with it are told in the manifest, and are no reason to make the result anew.
+    """
 
     step: str
     target: Path
     sources: dict[str, Path]
     settings: dict[str, Any]
+    apart: str | None = field(default=None, kw_only=True)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -64,7 +68,7 @@ class Plan:
 
     def verdict(self) -> Verdict:
         """Whether the target is the whole and unchanged result of this plan."""
-        return judge(self.target, self.step, self.inputs, self.settings)
+        return judge(self.target, self.step, self.inputs, self.settings, self.apart)
 
     def result(self) -> Any:
         """What says what the target is: its manifest; None where there is none. Raises BadInput: damaged."""

@@ -114,7 +114,8 @@ def test_what_is_not_a_report_stays(cli, lab, tmp_path):
     assert cli("report", "--root", lab, "--model", "tiny", "-o", lab / "new.html").code == 0
     assert cli("report", "--root", lab, "--model", "tiny", "-o", lab / "new.html").code == 0  # its own, again
     assert cli("report", "--root", tmp_path / "none", "--model", "tiny").code == 4
-    assert cli("report", "--root", lab, "-o", lab / "new.html", "--benchmark", lab / "none.json").code == 4
+    none = cli("report", "--root", lab, "-o", lab / "new.html", "--benchmark", lab / "none.json")
+    assert none.code == 4 and f"phicli benchmark --root {lab} --output {lab / 'none.json'}" in none.err
     (lab / "other.json").write_text('{"a": 1}')
     assert cli("report", "--root", lab, "-o", lab / "new.html", "--benchmark", lab / "other.json").code == 3
     (lab / "deep.json").write_text("[" * 100000)

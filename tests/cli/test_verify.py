@@ -82,6 +82,7 @@ def test_what_is_wrong_is_said_and_what_is_elsewhere_is_found_by_its_hash(cli, l
 def test_a_place_that_is_not_there(cli, tmp_path):
     done = cli("verify", tmp_path / "nope")
     assert done.code == 4 and "no such file or folder" in done.err and "phicli run" not in done.err
+    assert "try: phicli run --root" in cli("verify", "--root", tmp_path / "nope").err
 
 
 def test_a_stage_made_anew_is_told(cli, lab):

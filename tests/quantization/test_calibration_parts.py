@@ -7,8 +7,10 @@ import torch
 from lab_rows import calibration
 
 from phicli import quantize
+from phicli.artifacts.stages import fingerprint
 from phicli.quantization.calibration import calibration_tokens, own_row_tokens
 from phicli.quantization.generated import generated_tokens, opening
+from phicli.steps.verify import verify
 from phicli.text import TextCodec
 
 ANSWER = "Zanzibar has spices, and quiet beaches in the north."
@@ -54,9 +56,17 @@ def test_rows_are_laid_out_as_they_are_trained_on(tiny, rows):
 
 
 def test_quantize_tells_what_it_calibrated_on(rows, tmp_path):
-    done = quantize("tiny", root=str(tmp_path / "root"), samples=4, seq_len=64, generated=2, own_rows=(str(rows),),
-                    rounding="nearest", device="cpu")
+    given = {"samples": 4, "seq_len": 64, "generated": 2, "own_rows": (str(rows),), "rounding": "nearest",
+             "device": "cpu"}
+    done = quantize("tiny", root=str(tmp_path / "root"), **given)
     assert done.manifest.quality["calibration_sequences"] == {"text": 4, "own_rows": 4, "generated": 2}
+    assert done.manifest.inputs["own_rows"] == fingerprint(rows)
+    assert {one.name: one.state for one in verify(done.folder)}["own_rows"] == "whole"
+    rows.write_text(rows.read_text().replace("e", "E", 1))
+    assert {one.name: one.wrong for one in verify(done.folder)}["own_rows"] == [
+        "own.jsonl has other content than it had"]
+    again = quantize("tiny", root=str(tmp_path / "root"), **given)
+    assert again.manifest.created == done.manifest.created  # other rows are no reason to make it anew
 
 
 def test_the_lab_mixes_in_given_data_once(rows, tmp_path):

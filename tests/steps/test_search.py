@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -95,7 +96,16 @@ def test_a_killed_search_goes_on_and_builds_the_best(cli, forks, command, tmp_pa
     assert [trial["outside"] for trial in again["trials"]] == ["", "size"] and again["trials"][0]["best"]
     assert [trial["seconds"] for trial in again["trials"]] == [first["seconds"], second["seconds"]]
     page = cli("report", "--root", tmp_path / "root", "--model", "tiny", "--format", "markdown")
-    assert page.code == 0 and "| best |" in Path(page.out.strip()).read_text(), page.err
+    assert page.code == 0, page.err
+    remarks = re.findall(r"\| ([a-z: ]+) \|\n", Path(page.out.strip()).read_text())
+    assert {"best", "outside: size"} <= set(remarks)
+
+    root = tmp_path / "root"
+    last = json.loads(cli("status", "--root", root, "--model", "tiny", "--json").out)[-1]
+    assert (last["step"], last["state"]) == ("search", "done") and last["why"].startswith("2 trials, the best: ")
+    (root / "search" / "notes.txt").write_text("mine")
+    assert cli("rm", f"{root}/search", "--yes").code == 0
+    assert [path.name for path in (root / "search").iterdir()] == ["notes.txt"]
 
 
 def test_what_cannot_be(cli, command, tmp_path):
