@@ -16,13 +16,13 @@ from typing import Any
 
 from http_client import SECONDS, Exchange, add_options, server
 from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import ValidationError
 
 CHAT = "/v1/chat/completions"
 NAMES = ("name", "id", "town", "a b", "größe", "$ref", 'quo"te', "", "x.y", "__proto__")
-PATTERNS = ("^[a-z]{1,4}$", "[0-9]+", "^(ja|nein)?$", "^\\d{2}:\\d{2}$", "^(?=a)b", "(", "^[^\"]*$", "^\\p{Lu}")
+PATTERNS = ("^[a-z]{1,4}$", "[0-9]+", "^(ja|nein)?$", "^\\d{2}:\\d{2}$", "^(?=a)b", "(", "^[^\"]*$")
 FORMATS = ("date", "ipv4", "ipv6", "uuid", "email", "nonsense")
 VALUES = (None, True, False, 0, -1, 1.5, "", "a", "zwei Wörter", [], {}, [1, "b"], {"a": None})
+RARE = ("propertyNames", "dependentRequired", "uniqueItems", "contains")
 DEEPEST = 4
 
 
@@ -42,7 +42,7 @@ class Schemas:
         simple = [self.string, self.number, self.enum, self.constant]
         nested = [self.object, self.object, self.object, self.array, self.array, self.combined]
         rare = [self.boolean, self.reference, self.typed, self.strange]
-        kinds = rare if self.chance.random() < 0.1 else nested if depth < DEEPEST and not (
+        kinds = rare if self.chance.random() < 0.04 else nested if depth < DEEPEST and not (
             depth and self.chance.random() < 0.5) else simple
         return self.chance.choice(kinds)(depth)
 
@@ -79,7 +79,7 @@ class Schemas:
         return {"const": self.chance.choice(VALUES)}
 
     def combined(self, depth: int) -> dict[str, Any]:
-        kind = self.chance.choice(["anyOf", "anyOf", "oneOf", "allOf", "not", "if"])
+        kind = self.chance.choice(["anyOf"] * 6 + ["allOf"] * 3 + ["oneOf", "not", "if"])
         if kind == "not":
             return {"not": self.any(depth + 1)}
         if kind == "if":
@@ -100,12 +100,12 @@ class Schemas:
                                    {"minLength": -1, "type": "string"}, {"pattern": "(" * 200, "type": "string"}])
 
     def some(self, more: dict[str, Any]) -> dict[str, Any]:
-        """Each of the keywords now and then."""
-        return {name: make() for name, make in more.items() if self.chance.random() < 0.15}
+        """Each of the keywords now and then; those that are sure to be refused seldom."""
+        return {name: make() for name, make in more.items() if self.chance.random() < (0.01 if name in RARE else 0.15)}
 
 
 def judged(status: int, document: dict[str, Any], schema: Any) -> str:
-    """"valid", "cut off" or "refused". Raises AssertionError, ValueError or ValidationError: a fault of the server."""
+    """"valid", "cut off" or "refused". Raises whatever a fault of the server leads to."""
     if status == 400:
         error = document["error"]
         assert error["message"] and error["param"], f"refused without a reason: {error}"
@@ -136,7 +136,7 @@ async def run(place: tuple[str, int], count: int, clients: int, seed: int, token
                 found = judged(status, document, schema)
                 if found == "refused":
                     reasons[document["error"]["message"][:90]] += 1
-            except (AssertionError, ValueError, KeyError, OSError, TimeoutError, ValidationError) as e:
+            except Exception as e:
                 found = "fault"
                 faults.append({"number": number, "schema": schema, "why": f"{type(e).__name__}: {e}"[:300],
                                "answer": document})
