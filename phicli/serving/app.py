@@ -88,7 +88,11 @@ def _plain_routes(service: Service) -> list[Route]:
         await _in_pool(service, lambda: models.remove(name))
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
-    return [Route("/health", health), Route("/metrics", metrics), Route("/v1/models", listed),
+    async def embeddings(request: Request) -> Response:
+        raise Fault(501, "models that write text give no embeddings worth having; a model made for them does",
+                    code="not_supported")
+
+    return [Route("/v1/embeddings", embeddings, methods=["POST"]), Route("/health", health), Route("/metrics", metrics), Route("/v1/models", listed),
             Route("/v1/models/{name:path}", one), Route("/v1/adapters/{name}", remove, methods=["DELETE"])]
 
 

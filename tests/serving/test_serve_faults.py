@@ -39,6 +39,12 @@ def test_the_field_is_named(served, path, body, param):
     assert reply.json["error"]["param"] == param, reply.body
 
 
+def test_embeddings_are_refused_in_words(served):
+    reply = served.ask("/v1/embeddings", {"input": "Hello", "model": "tiny"})
+    assert reply.status == 501 and reply.json["error"]["code"] == "not_supported", reply.body
+    assert "made for them" in reply.json["error"]["message"]
+
+
 def test_random_schemas(served):
     """Each answer follows its schema, is cut off, or is refused with the reason."""
     done = subprocess.run([sys.executable, SCRIPT, "--url", served.address, "--schemas", os.environ.get("FUZZ", "30"),
