@@ -92,7 +92,8 @@ def _plain_routes(service: Service) -> list[Route]:
         raise Fault(501, "models that write text give no embeddings worth having; a model made for them does",
                     code="not_supported")
 
-    return [Route("/v1/embeddings", embeddings, methods=["POST"]), Route("/health", health), Route("/metrics", metrics), Route("/v1/models", listed),
+    return [Route("/v1/embeddings", embeddings, methods=["POST"]),
+            Route("/health", health), Route("/metrics", metrics), Route("/v1/models", listed),
             Route("/v1/models/{name:path}", one), Route("/v1/adapters/{name}", remove, methods=["DELETE"])]
 
 

@@ -45,7 +45,7 @@ class Request:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise BadInput("must be at least 1", where="max_tokens")
         if not all(self.stop) or len(self.stop) > MOST_STOPS:
-            raise BadInput(f"a text is empty, or there are more than {MOST_STOPS}", where="stop")
+            raise BadInput(f"a stop text is empty, or there are more than {MOST_STOPS}", where="stop")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise BadInput(f"must be 0 to {MOST_LOGPROBS}", where="logprobs")
 
