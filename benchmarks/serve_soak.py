@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -109,7 +110,7 @@ async def run(place: tuple[str, int], pid: int | None, requests: int, clients: i
     models = [model["id"] for model in (await ask(place, "/v1/models"))["data"]]
     soak = Soak(place, models, seed)
     await soak.prepare()
-    left, memory = requests, list[int]()
+    left, memory, used = requests, list[int](), list[float]()
     process = psutil.Process(pid) if pid else None
 
     async def client() -> None:
@@ -118,6 +119,7 @@ async def run(place: tuple[str, int], pid: int | None, requests: int, clients: i
             left -= 1
             if process and left % max(1, requests // 20) == 0:
                 memory.append(process.memory_info().rss)
+                used.append(sum(process.cpu_times()[:2]))
             await soak.one()
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -128,8 +130,9 @@ async def run(place: tuple[str, int], pid: int | None, requests: int, clients: i
         health = await ask(place, "/health")
     part = min(1000, len(soak.seconds) // 3)
     return {"requests": requests, "kinds": dict(soak.done), "faults": dict(soak.faults), "left": health["running"],
-            "first_seconds": statistics.mean(soak.seconds[:part]),
-            "last_seconds": statistics.mean(soak.seconds[-part:]), "memory": memory}
+            "first_seconds": statistics.median(soak.seconds[:part]),
+            "last_seconds": statistics.median(soak.seconds[-part:]), "memory": memory,
+            "cpu_seconds": [later - before for before, later in pairwise(used)]}
 
 
 def main() -> None:

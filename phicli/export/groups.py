@@ -132,8 +132,8 @@ class Group:
 def fitted(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The matrix in a float type. Raises BadInput: a value that it cannot hold."""
     with np.errstate(over="ignore"):
-        found = matrix.astype(dtype)
-    if not np.isfinite(found.astype(np.float32)).all():
+        found = matrix.astype(dtype, copy=False)
+    if not np.isfinite(found.astype(np.float32, copy=False)).all():
         raise BadInput(f"an adapter has values that are not finite, or too large for {dtype}")
     return found
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ class Writer(Protocol):
     """How a protocol writes an answer. Events of a stream are (name or None, document)."""
 
     anthropic: bool
+    fields: Mapping[str, str]  # see `fault_of`
 
     def begin(self) -> Iterable["Event"]: ...
     def step(self, delta: Delta, choice: Choice) -> Iterable["Event"]: ...
@@ -66,7 +67,7 @@ class Answering(Response):
                     pass
             response: Response = JSONResponse(self.writer.whole(self.choices))
         except (PhicliError, Fault, TimeoutError) as e:
-            response = fault_of(e).response(self.writer.anthropic)
+            response = fault_of(e, self.writer.fields).response(self.writer.anthropic)
         await _taken(response(scope, receive, send))
 
     async def _stream(self, send: Send) -> None:
@@ -82,7 +83,7 @@ class Answering(Response):
                     await self._send(send, events)
             await self._send(send, self.writer.end(self.choices))
         except (PhicliError, Fault, TimeoutError) as e:
-            await self._send(send, self.writer.failed(fault_of(e)))
+            await self._send(send, self.writer.failed(fault_of(e, self.writer.fields)))
         await _taken(send({"type": "http.response.body", "body": b""}))
 
     async def _send(self, send: Send, events: Iterable[Event]) -> None:

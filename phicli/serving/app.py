@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from phicli.errors import PhicliError
-from phicli.serving.answering import Answering, Writer
+from phicli.serving.answering import Answering
 from phicli.serving.bodies import Body, body_of, parsed
 from phicli.serving.bridge import Answer, Bridge
 from phicli.serving.faults import Fault, fault_of
@@ -31,7 +31,7 @@ from phicli.serving.service import Service
 
 Result = TypeVar("Result")
 Endpoint = Callable[[Request], Any]
-PROTOCOLS: dict[str, tuple[type[Any], Callable[[Job], Writer]]] = {
+PROTOCOLS: dict[str, tuple[type[Any], type[Any]]] = {
     "/v1/chat/completions": (ChatBody, ChatWriter),
     "/v1/completions": (CompletionBody, CompletionWriter),
     "/v1/responses": (ResponsesBody, ResponsesWriter),
@@ -88,19 +88,27 @@ def _plain_routes(service: Service) -> list[Route]:
         await _in_pool(service, lambda: models.remove(name))
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
-    return [Route("/health", health), Route("/metrics", metrics), Route("/v1/models", listed),
+    async def embeddings(request: Request) -> Response:
+        raise Fault(501, "models that write text give no embeddings worth having; a model made for them does",
+                    code="not_supported")
+
+    return [Route("/v1/embeddings", embeddings, methods=["POST"]),
+            Route("/health", health), Route("/metrics", metrics), Route("/v1/models", listed),
             Route("/v1/models/{name:path}", one), Route("/v1/adapters/{name}", remove, methods=["DELETE"])]
 
 
-def _answers(service: Service, form: type[Any], writer: Callable[[Job], Writer]) -> Endpoint:
-    """What answers with tokens of the model."""
+def _answers(service: Service, form: type[Any], writer: type[Any]) -> Endpoint:
+    """What answers with tokens of the model. writer: the `Writer`."""
 
     async def endpoint(request: Request) -> Response:
         begun = time.monotonic()
 
         def start(content: bytes) -> tuple[Job, Answer]:
-            job = parsed(form, content).job(service)
-            return job, Answer(service.bridge, job.requests)
+            try:
+                job = parsed(form, content).job(service)
+                return job, Answer(service.bridge, job.requests)
+            except (Fault, PhicliError) as e:
+                raise fault_of(e, writer.fields) from e
 
         async with body_of(service, request) as content:
             job, answer = await _in_pool(service, lambda: start(content))

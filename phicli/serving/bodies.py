@@ -1,8 +1,10 @@
 """Bodies of requests: bounded in size and time, JSON that means one thing only, fields of the right kinds."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import takewhile
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +17,7 @@ from phicli.serving.service import ALL_BODIES, Service
 
 BODY_SECONDS = 30  # in which a body has to be there
 Form = TypeVar("Form", bound="Body")
+is_field = re.compile(r"(?!(str|int|float|bool)$)[a-z0-9_]+$").match  # in a place of pydantic's, not a kind of value
 
 
 class Body(BaseModel):
@@ -61,7 +64,7 @@ def parsed(form: type[Form], content: bytes) -> Form:
         raise Fault(400, "nested too deeply") from None
     except ValidationError as e:
         first = e.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "body"
+        field = ".".join(takewhile(is_field, map(str, first["loc"]))) or "body"
         raise Fault(400, f"{field}: {first['msg']}", param=field) from None
 
 

@@ -1,5 +1,7 @@
 """Errors as HTTP has them: a status, and a body in the form of the protocol that was spoken."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -40,9 +42,13 @@ class Fault(Exception):
         return JSONResponse(self.document(anthropic), self.status, retry | challenge)
 
 
-def fault_of(error: BaseException) -> Fault:
-    """An error of ours for those outside: what is wrong with what they sent, without places on this machine."""
+def fault_of(error: BaseException, fields: Mapping[str, str] = MappingProxyType({})) -> Fault:
+    """An error of ours for those outside: what is wrong with what they sent, without places on this machine.
+
+    fields: name of a field as the engine has it -> as the body that was sent has it.
+    """
     if isinstance(error, Fault):
+        error.param = fields.get(error.param or "", error.param)
         return error
     if isinstance(error, TimeoutError):
         return Fault(504, "the answer took more time than it may")
@@ -50,6 +56,7 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(429, error.message, code="rate_limit_exceeded")
     if isinstance(error, BadInput | UsageError):
         where = error.where if isinstance(error.where, str) and error.where.replace("_", "").isalpha() else None
+        where = fields.get(where or "", where)
         return Fault(400, f"{where}: {error.message}" if where else error.message, param=where)
     if isinstance(error, PhicliError):
         return Fault(503, "the model cannot answer at the moment")

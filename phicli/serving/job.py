@@ -9,6 +9,7 @@ from typing import Any
 from phicli.config.setting import LARGEST
 from phicli.dataset.defects import Defect
 from phicli.dataset.messages import read_message, read_tools
+from phicli.errors import BadInput
 from phicli.inference.engine import Grammar, Request
 from phicli.serving.calling import answer_grammar, opening_id
 from phicli.serving.faults import Fault
@@ -87,10 +88,16 @@ def chat_job(service: Service, asked: Asked, chat: Chat) -> Job:
     if tools and format is None:
         raise Fault(400, "the model's chat template knows no tools, or writes calls in a form that cannot be read",
                     param="tools")
-    ids = codec.encode_chat(messages, tools=tools or None)
+    try:
+        ids = codec.encode_chat(messages, tools=tools or None)
+    except BadInput as e:  # of the template, which refuses them
+        raise Fault(400, e.message, param="messages") from None
     grammar = None
     if format and chat.tool_choice not in (AUTO, NONE):
-        grammar = Grammar.lark(answer_grammar(codec, format, tools, None))
+        try:
+            grammar = Grammar.lark(answer_grammar(codec, format, tools, None))
+        except BadInput as e:
+            raise Fault(400, e.message, param="tools") from None
     elif format and chat.schema is not None:
         grammar = Grammar.lark(answer_grammar(codec, format, tools, chat.schema))
     elif chat.schema is not None:

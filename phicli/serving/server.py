@@ -97,6 +97,7 @@ def opened(config: ServeConfig, tell: Callable[[str], None] | None = None) -> It
         Missing: no model, no such device, the address is taken. BadInput, UsageError: as `Engine`, `Models` and
             `read_keys` do.
     """
+    _check_host(config)
     keys = read_keys(config)
     folder = Path(config.path or config.root_folder / ONNX_FOLDER)
     with contextlib.closing(_listen(config)) as listening, Engine(
@@ -130,14 +131,20 @@ class Ready:
         return server.signalled
 
 
-def _listen(config: ServeConfig) -> socket.socket:
-    """Before the model is loaded, which takes its time. Raises UsageError: no address. Missing: it cannot be had."""
+def _check_host(config: ServeConfig) -> None:
+    """Raises UsageError: no address; before anything is said about keys that it might need."""
     try:
         socket.getaddrinfo(config.host, config.port)
+    except (socket.gaierror, UnicodeError) as e:
+        raise UsageError(f"no address: {getattr(e, 'strerror', None) or e}", where=f"--host {config.host}",
+                         hint="phicli serve --host 127.0.0.1") from None
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    """Before the model is loaded, which takes its time. Raises Missing: the address cannot be had."""
+    try:
         return socket.create_server((config.host, config.port), backlog=BACKLOG,
                                     family=socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    except socket.gaierror as e:
-        raise UsageError(f"no address: {e.strerror}", where="--host", hint="--host 127.0.0.1") from None
     except OSError as e:
         raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{config.host}:{config.port}",
                       hint="phicli serve --port 0 takes any that is free") from None

@@ -80,10 +80,13 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> dict[str,
 def _check_context(config: BenchmarkConfig, folder: Path) -> None:
     """Raise BadInput where the longest case does not fit the model's context."""
     context = read_genai_config(folder)["model"]["context_length"]
-    longest = max(config.numbers("prompt_tokens")) + max(config.numbers("depth")) + config.new_tokens
+    beside = max(config.numbers("depth")) + config.new_tokens
+    longest = max(config.numbers("prompt_tokens")) + beside
     if longest > context:
+        room = context - beside
         raise BadInput(f"--prompt-tokens, --depth and --new-tokens are {longest} tokens, and the model's context is "
-                       f"{context}", where=folder, hint="fewer of them")
+                       f"{context}", where=folder, hint=f"phicli benchmark --prompt-tokens {room}" if room > 0 else
+                       f"--depth and --new-tokens of less than {context} together")
 
 
 def _ours(config: BenchmarkConfig, folder: Path) -> Iterator[Contender]:

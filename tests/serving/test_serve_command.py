@@ -21,7 +21,8 @@ def command(forks, serve_root, tmp_path):
 
     def start(*options):
         out = tmp_path / f"run{len(started)}"
-        pid = forks.start("serve", "--root", serve_root, "--model", "tiny", "--port", "0", "--device", "cpu", *options,
+        port = () if "--port" in options else ("--port", "0")
+        pid = forks.start("serve", "--root", serve_root, "--model", "tiny", "--device", "cpu", *port, *options,
                           cwd=tmp_path, out=out)
         started.append(pid)
         until = time.monotonic() + 60
@@ -68,14 +69,41 @@ def test_ctrl_c_and_an_end_of_patience(command, forks):
     assert "Traceback" not in said.read_text()
 
 
+def test_a_kill_leaves_nothing_to_repair(command, forks, serve_root):
+    """Nothing is written while it serves, and another takes the same port at once and answers the same."""
+    def there():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in serve_root.rglob("*")
+                if "logs" not in path.relative_to(serve_root).parts and path != serve_root}
+
+    def answer(place):
+        asking = http.client.HTTPConnection(place, timeout=60)
+        asking.request("POST", "/v1/chat/completions", json.dumps(
+            {**BODY, "stream": False, "max_tokens": 8, "temperature": 0}), JSON)
+        return json.loads(asking.getresponse().read())["choices"]
+
+    pid, place, _ = command()
+    before, wanted = there(), answer(place)
+    running = http.client.HTTPConnection(place, timeout=60)
+    running.request("POST", "/v1/chat/completions", json.dumps(BODY), JSON)
+    stream = running.getresponse()
+    assert stream.readline().startswith(b"data: ")
+    os.kill(pid, signal.SIGKILL)
+    assert forks.wait(pid) == -9
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        stream.read()
+    assert there() == before
+    _, again, _ = command("--port", place.rpartition(":")[2])
+    assert again == place and answer(again) == wanted
+
+
 def test_what_is_missing_is_said(cli, tmp_path, serve_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = cli("serve", "--model", "tiny")
     assert done.code == 4 and "phicli run --model tiny" in done.err
     done = cli("serve", "--root", serve_root, "--host", "0.0.0.0")
     assert done.code == 2 and "--api-key-file" in done.err
-    done = cli("serve", "--root", serve_root, "--host", "no.such.host.invalid", "--api-key", "x")
-    assert done.code == 2 and "--host" in done.err
+    done = cli("serve", "--root", serve_root, "--host", "no.such.host.invalid")
+    assert done.code == 2 and "--host no.such.host.invalid: no address" in done.err
     done = cli("serve", "--root", serve_root, "--adapter", "paris")
     assert done.code == 3 and "there are: cooking, travel" in done.err
     done = cli("serve", "--root", serve_root, "--name", "travel")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from phicli.errors import BadInput
-from phicli.inference.engine.grammar import Matcher
+from phicli.inference.engine.grammar import FIELD, Matcher
 from phicli.inference.engine.request import TokenLogprob
 from phicli.inference.sampling import Sampling
 
@@ -40,7 +40,8 @@ class Drawing:
         scores = logits if self._plain else self._adjusted(logits.copy())
         token = int(scores.argmax())
         if not np.isfinite(scores[token]):
-            raise BadInput("the model gives no finite logits" if self._plain else "no token is allowed here")
+            raise BadInput("the model gives no finite logits" if self._plain else "no token is allowed here",
+                           where=None if self._matcher is None else FIELD)
         if self.sampling.temperature > 0:
             token = self._sampled(scores, float(scores[token]))
         if self._times is not None:

@@ -209,10 +209,10 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         if len(request.ids) >= self.context:
-            raise BadInput(f"the prompt has {len(request.ids)} tokens, the context is {self.context}")
-        tokens = (*request.ids, *request.sampling.logit_bias)
-        if not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
-            raise BadInput(f"a token that is none of the vocabulary's {self.vocab_size}")
+            raise BadInput(f"the prompt has {len(request.ids)} tokens, the context is {self.context}", where="ids")
+        for field, tokens in (("ids", request.ids), ("logit_bias", request.sampling.logit_bias)):
+            if any(not 0 <= token < self.vocab_size for token in tokens):
+                raise BadInput(f"a token that is none of the vocabulary's {self.vocab_size}", where=field)
 
     def _key_of(self, name: str | None) -> int:
         """0 for no adapter."""

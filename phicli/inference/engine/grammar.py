@@ -10,6 +10,7 @@ import numpy as np
 from phicli.errors import BadInput, Missing
 
 LARGEST = 1 << 20  # characters of a grammar
+FIELD = "grammar"  # of a request: where its faults are
 TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -31,7 +32,7 @@ class Grammar:
             text = json.dumps(schema)
             return cls._checked(_library().LLMatcher.grammar_from_json_schema(_bounded(text), overrides=TIGHT))
         except (TypeError, ValueError, RecursionError) as e:
-            raise BadInput(f"not a JSON schema: {e}") from None
+            raise BadInput(f"not a JSON schema: {e}", where=FIELD) from None
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
@@ -47,7 +48,8 @@ class Grammar:
     def _checked(cls, text: str) -> Self:
         failed, messages = _library().LLMatcher.validate_grammar_with_warnings(text)
         if failed:
-            raise BadInput(f"not a grammar that can be followed: {' '.join(messages[0].split())[:500]}")
+            raise BadInput(f"not a grammar that can be followed: {' '.join(messages[0].split())[:500]}",
+                           where=FIELD)
         return cls(text)
 
 
@@ -82,7 +84,8 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise BadInput(f"the grammar cannot be followed: {' '.join(self._matcher.get_error().split())[:500]}")
+            raise BadInput(f"the grammar cannot be followed: {' '.join(self._matcher.get_error().split())[:500]}",
+                           where=FIELD)
 
 
 def vocabulary_of(tokenizer: str, size: int, ends: Sequence[int]) -> Any:
@@ -92,7 +95,7 @@ def vocabulary_of(tokenizer: str, size: int, ends: Sequence[int]) -> Any:
 
 def _bounded(text: str) -> str:
     if len(text) > LARGEST:
-        raise BadInput(f"a grammar of more than {LARGEST:,} characters")
+        raise BadInput(f"a grammar of more than {LARGEST:,} characters", where=FIELD)
     return text
 
 

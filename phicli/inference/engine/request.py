@@ -27,7 +27,7 @@ class Request:
     to be. ignore_eos: go on after the tokens that end an answer.
 
     Raises:
-        BadInput: no prompt, an empty stop text, or numbers that make no sense.
+        BadInput: no prompt, an empty stop text, or numbers that make no sense; `where` is the field.
     """
 
     ids: Sequence[int]
@@ -41,13 +41,13 @@ class Request:
 
     def __post_init__(self) -> None:
         if not len(self.ids):
-            raise BadInput("the prompt is empty")
+            raise BadInput("the prompt is empty", where="ids")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise BadInput("max_tokens must be at least 1")
+            raise BadInput("must be at least 1", where="max_tokens")
         if not all(self.stop) or len(self.stop) > MOST_STOPS:
-            raise BadInput(f"a stop text is empty, or there are more than {MOST_STOPS}")
+            raise BadInput(f"a stop text is empty, or there are more than {MOST_STOPS}", where="stop")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise BadInput(f"logprobs must be 0 to {MOST_LOGPROBS}")
+            raise BadInput(f"must be 0 to {MOST_LOGPROBS}", where="logprobs")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -87,6 +88,7 @@ class MessagesWriter:
     """The answer: a block of text, unless there is none, and a block a call."""
 
     anthropic = True
+    fields = MappingProxyType({"ids": "messages", "grammar": "output_config.format", "stop": "stop_sequences"})
 
     def __init__(self, job: Job):
         self.job, self._block, self._open = job, -1, False

@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -54,7 +55,7 @@ class ChatBody(Drawn):
     """The request."""
 
     messages: list[Any]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Any] | None = None
@@ -78,6 +79,7 @@ class ChatWriter:
     """The answer."""
 
     anthropic = False
+    fields = MappingProxyType({"ids": "messages", "grammar": "response_format"})
 
     def __init__(self, job: Job):
         self.job = job

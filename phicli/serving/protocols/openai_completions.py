@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from phicli.inference.engine import TokenLogprob
@@ -49,6 +50,7 @@ class CompletionWriter:
     """The answer."""
 
     anthropic = False
+    fields = MappingProxyType({"ids": "prompt"})
 
     def __init__(self, job: Job):
         self.job = job

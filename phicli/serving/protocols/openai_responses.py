@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -114,6 +115,8 @@ class ResponsesWriter:
     """The answer: an item with text, unless there is none, and an item a call."""
 
     anthropic = False
+    fields = MappingProxyType({"ids": "input", "messages": "input", "grammar": "text.format", "max_tokens":
+                               "max_output_tokens", "logprobs": "top_logprobs"})
 
     def __init__(self, job: Job):
         self.job, self._number = job, -1
