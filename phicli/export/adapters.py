@@ -116,7 +116,8 @@ def _slots(folder: Path) -> list[Slot]:
 def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     """Outputs of q, k and v, which the graph may hold as one projection."""
     decoder = read_config(folder)["model"]["decoder"]
-    q, kv = (decoder[f"num_{kind}_heads"] * decoder["head_size"] for kind in ("attention", "key_value"))
+    size = decoder["head_size"] // 8 * 8  # a multiple of 8 it always is, but for `token_cache`
+    q, kv = (decoder[f"num_{kind}_heads"] * size for kind in ("attention", "key_value"))
     return q, kv, kv
 
 

@@ -1,8 +1,9 @@
 """The key/value cache in int8: GroupQueryAttention of onnxruntime rounds what it appends, with a scale for a channel.
 
-The scales are constants of the graph, so they have to hold wherever in a text a token stands. The rotary embedding
-turns two channels of a key into each other, the further the later the token: of the slowest pairs a calibration of some
-hundred tokens sees one channel only. What stays the same at every position is a pair's length, so that is measured.
+That is so on CUDA, and on a CPU where `token_cache` cannot be. The scales are constants of the graph, so they have to
+hold wherever in a text a token stands. The rotary embedding turns two channels of a key into each other, the further
+the later the token: of the slowest pairs a calibration of some hundred tokens sees one channel only. What stays the
+same at every position is a pair's length, so that is measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,8 +35,8 @@ class Ranges:
 
     def __init__(self, path: Path, largest: Mapping[str, np.ndarray]):
         graph = read_model(path).graph
-        self._rotated = {node.output[KEY]: _rotated(graph, node) for node in _attentions(graph, path)}
-        self.outputs = [node.output[i] for node in _attentions(graph, path) for i in (KEY, VALUE)]
+        self._rotated = {node.output[KEY]: _rotated(graph, node) for node in attentions(graph, path)}
+        self.outputs = [node.output[i] for node in attentions(graph, path) for i in (KEY, VALUE)]
         self.largest = dict(largest)
 
     def add(self, output: str, numbers: np.ndarray) -> None:
@@ -59,7 +60,7 @@ def round_cache(path: Path, largest: Mapping[str, np.ndarray]) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     model = read_model(path)
-    for node in _attentions(model.graph, path):
+    for node in attentions(model.graph, path):
         node.input.extend([""] * (SCALES + 2 - len(node.input)))
         for i in (KEY, VALUE):
             name = node.output[i]
@@ -70,7 +71,7 @@ def round_cache(path: Path, largest: Mapping[str, np.ndarray]) -> None:
             model.graph.initializer.append(numpy_helper.from_array(scale, _scale(name)))
         node.attribute.extend(helper.make_attribute(key, value) for key, value in ATTRIBUTES.items())
         _set_type(model.graph, node, TensorProto.INT8)
-    _replace(path, model)
+    replace_model(path, model)
 
 
 def restore_cache(path: Path) -> dict[str, np.ndarray]:
@@ -83,7 +84,7 @@ def restore_cache(path: Path) -> dict[str, np.ndarray]:
     model, largest = read_model(path), {}
     scales = {tensor.name: tensor for tensor in model.graph.initializer}
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    for node in _attentions(model.graph, path):
+    for node in attentions(model.graph, path):
         for i in (KEY, VALUE):
             if (tensor := scales.get(_scale(node.output[i]))) is not None:
                 largest[node.output[i]] = numpy_helper.to_array(tensor) * (LARGEST_INT / MARGIN)
@@ -95,7 +96,7 @@ def restore_cache(path: Path) -> dict[str, np.ndarray]:
             node.attribute.extend(kept)
             _set_type(model.graph, node, types[node.output[0]])
     if largest:
-        _replace(path, model)
+        replace_model(path, model)
     return largest
 
 
@@ -110,14 +111,14 @@ def _set_type(graph: Any, node: Any, elem_type: int) -> None:
             value.type.tensor_type.elem_type = elem_type
 
 
-def _replace(path: Path, model: Any) -> None:
+def replace_model(path: Path, model: Any) -> None:
     """Write a new file in the old one's place, which may be a link to one that is in use."""
     fresh = path.with_name(f".{path.name}.part")
     fresh.write_bytes(model.SerializeToString())
     fresh.replace(path)
 
 
-def _attentions(graph: Any, path: Path) -> Iterator[Any]:
+def attentions(graph: Any, path: Path) -> Iterator[Any]:
     """The nodes that hold the cache."""
     nodes = [node for node in graph.node if len(node.output) > VALUE and node.output[KEY].startswith("present")]
     strange = next((node.op_type for node in nodes if node.op_type != ATTENTION), None)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from phicli.errors import Missing
-from phicli.export.fused import DOMAIN
+from phicli.errors import BadInput, Missing
+from phicli.export import fused, token_cache
 from phicli.kernels.build import matmul_missing, ops_library
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
@@ -15,8 +15,8 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     the library has those that `join` puts into a graph, and the graph has places for them.
 
     Code that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a
-    fused graph brings functions for it (`portable`), which no CUDA graph is captured of, as their mask comes from the
-    CPU.
+    graph of ours brings functions for it (`portable`, `portable_cache`); of those no CUDA graph is captured, as the
+    adapters' mask comes from the CPU.
 
     Args:
         model: ModelProto. settings: as `read_config` gives them; changed where a CUDA graph has to be given up.
@@ -26,18 +26,21 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
+        BadInput: a cache for a CPU, on another device.
     """
-    fused = any(node.domain == DOMAIN for node in model.graph.node)
+    ours = {node.domain for node in model.graph.node} & {fused.DOMAIN, token_cache.DOMAIN}
+    if token_cache.DOMAIN in ours and provider != "cpu":
+        raise BadInput("its key/value cache in int8 is for a CPU", hint=f"phicli optimize --device {provider} --force")
     matmul = (provider == "cpu" and kernels != "onnxruntime" and not matmul_missing()
               and matmul_fits(model.graph))
-    if not fused and not matmul:
+    if not ours and not matmul:
         return None, False
     try:
-        return ops_library(provider, matmul), fused and matmul
+        return ops_library(provider, matmul), fused.DOMAIN in ours and matmul
     except Missing:
-        if fused and not any(function.domain == DOMAIN for function in model.functions):
+        if ours - {function.domain for function in model.functions}:
             raise
-        if fused and provider == "cuda":
+        if ours and provider == "cuda":
             settings["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {"enable_cuda_graph": "0"}}]
         return None, False
 

@@ -116,8 +116,10 @@ def _compile_library(cubin: bytes, matmul: bool, scratch: Path) -> bytes:
     embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
     own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
     own += ["-DMATMUL_NBITS", HERE / "nbits_op.c", HERE / "lora_matmul_op.c"] if matmul else []
+    own += ["-fopenmp-simd", "-fno-trapping-math"]  # else sums and largest numbers of a loop are no vectors
     command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
-               HERE / "ops.c", HERE / "lora_op.c", HERE / "lora_cpu.c", embedded, "-o", output, "-ldl", "-lm"]
+               HERE / "ops.c", HERE / "lora_op.c", HERE / "lora_cpu.c", HERE / "attention_op.c", embedded, "-o", output,
+               "-ldl", "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                           env={**os.environ, "TMPDIR": str(scratch)})
     if done.returncode:

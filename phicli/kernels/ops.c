@@ -1,7 +1,8 @@
 /* What onnxruntime calls after it has loaded the library. */
 #include "ort_api.h"
 
-Status register_lora(Handle options), register_lora_matmul(Handle options), register_nbits(Handle options);
+Status register_attention(Handle options), register_lora(Handle options), register_lora_matmul(Handle options),
+    register_nbits(Handle options);
 
 void *const *ort;
 
@@ -11,5 +12,6 @@ EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
   TRY(register_nbits(options));
   TRY(register_lora_matmul(options));
 #endif
+  TRY(register_attention(options));
   return register_lora(options);
 }

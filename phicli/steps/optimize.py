@@ -12,11 +12,14 @@ from phicli.errors import UsageError
 from phicli.export import resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
+from phicli.export.graph_file import read_model
 from phicli.export.kv_cache import restore_cache, round_cache
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
+from phicli.export.token_cache import has_scales, put_all_scales, takes_scales
 from phicli.hardware.driver import gpu_count
+from phicli.kernels.build import missing
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_optimize, size_of_folder
@@ -123,15 +126,22 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
 
 
 def _round_cache(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> None:
-    """Put the cache of the graphs in `folder` into int8, by the keys and values that the calibration text gives there.
+    """Put the cache of the graphs in `folder` into int8: with a scale for each token where our own attention can run.
 
-    sources: the adapters that were not measured before.
+    Else with one for each channel, by the keys and values that the calibration text gives. sources: the adapters that
+    were not measured before.
     """
     from phicli.inference.cache_ranges import calibration_texts, measure_ranges
     from phicli.text import TextCodec
 
-    graphs = [path for name in (resident.BASE, MODEL) if (path := folder / name).is_file()]
+    graphs = [path for name in (resident.BASE, MODEL) if (path := folder / name).is_file()
+              and not has_scales(read_model(path).graph)]
+    if not graphs:
+        return
     known = {name: found for path in graphs for name, found in restore_cache(path).items()}
+    if settings["device"] == "cpu" and not missing("cpu") and all(takes_scales(path, folder) for path in graphs):
+        put_all_scales(graphs, folder)
+        return
     texts = calibration_texts(TextCodec(folder))
     adapters = [*([] if known else [None]), *(_file(folder, source.name) for source in sources)]
     device = "cuda" if settings["device"] == "cuda" and gpu_count() else "cpu"

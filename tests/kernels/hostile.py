@@ -24,9 +24,9 @@ class Case:
     """One node: its inputs (None: left out) and attributes. What is constant lies in the graph, the rest is fed."""
 
     def __init__(self, op: str, domain: str, inputs: list[np.ndarray | None], constant: set[int],
-                 attributes: dict[str, Any], out: type, outputs: int = 1):
+                 attributes: dict[str, Any], *outs: type):
         self.op, self.domain, self.inputs, self.attributes = op, domain, inputs, attributes
-        self.constant, self.out, self.outputs = constant, out, outputs
+        self.constant, self.outs = constant, outs
 
     def spoil(self, rng: random.Random) -> None:
         if self.inputs:
@@ -44,6 +44,8 @@ class Case:
             changed = [rng.choice((*NUMBERS, entry, entry)) for entry in value]
             self.attributes[name] = rng.choice([changed, [], value * 2, value[:-1], [16] * 1025, [1024] * 3,
                                                 [2 * rank for rank in value]])
+        elif isinstance(value, float):
+            self.attributes[name] = rng.choice((0.0, -1.0, 1e30, float("nan"), float("inf")))
         elif isinstance(value, int):
             self.attributes[name] = rng.choice((*NUMBERS, value * 2, value * 1000, value + 1, value - 1))
 
@@ -85,14 +87,18 @@ class Case:
             self.inputs.append(np.ones(3, np.float32))
 
     def _ids(self, rng: random.Random) -> None:
-        if self.domain.startswith("phicli") and self.inputs and self.inputs[0] is not None:
+        if self.op == "Int8CacheAttention":
+            place = rng.choice((5, 6))  # lengths of rows, and of all
+            if len(self.inputs) > place and (value := self.inputs[place]) is not None:
+                self.inputs[place] = np.full(value.shape, rng.choice([n for n in NUMBERS if abs(n) < 2**31]), np.int32)
+        elif self.domain.startswith("phicli") and self.inputs and self.inputs[0] is not None:
             self.inputs[0] = np.array([rng.choice((*NUMBERS, 2, 3, 4)) for _ in range(rng.randrange(4))], np.int64)
         elif len(self.inputs) == 4:  # zero points come before an order of inputs and a bias
             self.inputs += [rng.choice([None, np.arange(32, dtype=np.int32)]), np.ones(rng.choice(WIDTHS), np.float32)]
 
     def run(self) -> None:
         known = [(f"i{i}", value) for i, value in enumerate(self.inputs) if value is not None]
-        outputs = [f"y{i}" for i in range(self.outputs)]
+        outputs = [f"y{i}" for i in range(len(self.outs))]
         node = helper.make_node(self.op, ["" if value is None else f"i{i}" for i, value in enumerate(self.inputs)],
                                 outputs, domain=self.domain, **self.attributes)
         fed = {name: value for name, value in known if int(name[1:]) not in self.constant}
@@ -100,8 +106,8 @@ class Case:
             [node], "hostile",
             [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
              for name, value in fed.items()],
-            [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(self.out)), None)
-             for name in outputs],
+            [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(out)), None)
+             for name, out in zip(outputs, self.outs, strict=True)],
             [numpy_helper.from_array(value, name) for name, value in known if name not in fed])
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(self.domain, 1)]
         options = onnxruntime.SessionOptions()
@@ -170,6 +176,24 @@ def product(rng: random.Random, numbers: np.random.Generator) -> Case:
     return Case("MatMulNBits", "com.microsoft", inputs, {1, 2, 3, 5}, attributes, np.float32)
 
 
+def attention(rng: random.Random, numbers: np.random.Generator) -> Case:
+    """A right Int8CacheAttention."""
+    kv_heads, group, size, batch = rng.choice((1, 2)), rng.choice((1, 3)), rng.choice((16, 48)), rng.choice((1, 2))
+    tokens, before, spare = rng.choice((1, 2, 40)), rng.choice((0, 1, 70, 600)), rng.choice((0, 50))
+    width, room = kv_heads * size, before + rng.choice((0, tokens + spare))
+    past = [numbers.integers(-127, 128, (batch, kv_heads, room, size + 2)).astype(np.int8) for _ in range(2)]
+    parts = [numbers.standard_normal((batch, tokens, n)).astype(np.float32) for n in (group * width, width, width)]
+    lengths, total = np.full(batch, before + tokens - 1, np.int32), np.array(before + tokens, np.int32)
+    query = parts if rng.random() < 0.5 else [np.concatenate(parts, -1), None, None]
+    inputs: list[np.ndarray | None] = [*query, *past, lengths, total]
+    attributes: dict[str, Any] = {"num_heads": kv_heads * group, "kv_num_heads": kv_heads, "scale": 0.2,
+                                  "softcap": rng.choice((0.0, 3.0)), "local_window_size": rng.choice((-1, 9))}
+    if rng.random() < 0.5:
+        attributes |= {"do_rotary": 1, "rotary_interleaved": rng.choice((0, 1))}
+        inputs += [numbers.standard_normal((before + tokens, rng.choice((4, size // 2)))).astype(np.float32)] * 2
+    return Case("Int8CacheAttention", "phicli.cache", inputs, {7, 8}, attributes, np.float32, np.int8, np.int8)
+
+
 def joined(rng: random.Random, numbers: np.random.Generator) -> Case:
     """A right LoraMatMulNBits or LoraGatedMatMulNBits."""
     ranks, width, block = [16, 64, 48], rng.choice((32, 64, 96)), 32
@@ -198,7 +222,7 @@ def joined(rng: random.Random, numbers: np.random.Generator) -> Case:
     if segments > 1 or rng.random() < 0.3:
         attributes["ends"] = [end for count in outputs for end in (*[8] * (segments - 1), count)]
     return Case("LoraGatedMatMulNBits" if gated else "LoraMatMulNBits", "phicli.cpu", inputs,
-                set(range(2, len(inputs))), attributes, np.float32, 1 if gated else len(outputs))
+                set(range(2, len(inputs))), attributes, *[np.float32] * (1 if gated else len(outputs)))
 
 
 def main() -> None:
@@ -206,7 +230,7 @@ def main() -> None:
     found = {"right": 0, "ran": 0, "refused": 0}
     for number in range(count):
         rng = random.Random(seed + number)
-        kinds = (lora, lora, product, joined) if matmul else (lora,)
+        kinds = (lora, attention, product, joined) if matmul else (lora, attention)
         case = rng.choice(kinds)(rng, np.random.default_rng(seed + number))
         if rng.random() < 0.1:
             case.run()  # a right one

@@ -39,7 +39,7 @@ def compiled(folder: Path, own: list[str], planted: tuple[str, str, str] | None 
         (sources / name).write_text(before.replace(text, other))
     (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 0))
     more = ["nbits_op.c", "lora_matmul_op.c"] if own else []
-    files = [sources / name for name in ("ops.c", "lora_op.c", "lora_cpu.c", "cubin.c", *more)]
+    files = [sources / name for name in ("ops.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "cubin.c", *more)]
     subprocess.run(["gcc", *FLAGS, *own, *files, "-o", folder / "libops.so", "-ldl", "-lm"], check=True)
     return folder / "libops.so"
 
@@ -69,6 +69,7 @@ def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
 @pytest.mark.parametrize("planted", [
     ("lora.h", "if (matrix[i].count != matrix_size(op, adapters, width))", "if (0)"),
     ("nbits_op.c", "scales.count != sizes->outputs * blocks", "0"),
+    ("attention_op.c", "in[0].dims[2] != (packed ? q + 2 * kv : q)", "0"),
 ])
 def test_a_check_that_is_taken_out_is_missed(planted, tmp_path):
     done = run(compiled(tmp_path, VECTORS, planted), matmul=True, graphs=400)

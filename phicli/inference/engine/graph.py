@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from phicli.export import kv_cache, token_cache
 from phicli.export.fused import ID
 from phicli.export.slots import LAYOUT_KEY
 from phicli.inference.long_rope import COMPARISONS
@@ -16,7 +17,8 @@ LENGTHS = "phicli.lengths"  # int32 (rows,): of each row, tokens that are there 
 LONGEST = "phicli.longest"  # int32 (): the longest row with this run's tokens
 LAST = "phicli.last"  # int64 (1,): number of the token whose logits are wanted
 BEST = "phicli.best"  # int64 (rows, 1): the likeliest token
-ATTENTION, PAST, PRESENT = "GroupQueryAttention", (3, 4), (1, 2)  # inputs and outputs of keys and values
+ATTENTIONS = (kv_cache.ATTENTION, token_cache.ATTENTION)
+PAST, PRESENT = (3, 4), (1, 2)  # inputs and outputs of keys and values
 OF_LENGTHS = (5, 6)
 
 
@@ -42,11 +44,11 @@ def unfit(graph: Any, properties: Mapping[str, str], settings: Mapping[str, Any]
     if settings["model"]["decoder"].get("sliding_window"):
         return "its keys and values slide"
     nodes = [node for node in graph.node if "Attention" in node.op_type]
-    if not nodes or any(node.op_type != ATTENTION or len(node.input) < 7 for node in nodes):
+    if not nodes or any(node.op_type not in ATTENTIONS or len(node.input) < 7 for node in nodes):
         return "its attention keeps no keys and values that rows could share a run with"
     if any(a.name in ("k_quant_type", "v_quant_type") and a.s not in (b"", b"NONE")
            for node in nodes for a in node.attribute):
-        return "its keys and values are in int8"
+        return "its keys and values are in int8 with scales of channels"
     if len(caches(graph, 0)) != 2 * len(nodes):
         return "it keeps more of a row than keys and values"
     return None
@@ -57,7 +59,7 @@ def caches(graph: Any, size: int) -> list[CacheInput]:
     inputs = {value.name: value.type.tensor_type for value in graph.input}
     found = []
     for node in graph.node:
-        if node.op_type != ATTENTION:
+        if node.op_type not in ATTENTIONS:
             continue
         for at, out in zip(PAST, PRESENT, strict=True):
             kind = inputs[node.input[at]]
@@ -75,7 +77,7 @@ def serve(graph: Any, best: bool, more: Collection[str]) -> None:
 
     _without_long_factors(graph)
     for node in graph.node:
-        if node.op_type == ATTENTION:
+        if node.op_type in ATTENTIONS:
             node.input[OF_LENGTHS[0]], node.input[OF_LENGTHS[1]] = LENGTHS, LONGEST
     logits = graph.output[0].name
     head = next(node for node in graph.node if logits in node.output)
