@@ -1,6 +1,8 @@
 """The key/value cache in int8: what it changes of the answers, what it takes, how its scales are found."""
 
+import contextlib
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +12,45 @@ from onnx import TensorProto
 from onnx_checkpoints import random_adapter
 
 from phicli import Conversation, Session, optimize
-from phicli.errors import UsageError
+from phicli.errors import BadInput, UsageError
 from phicli.evaluation.figures import Agreement, log_softmax
 from phicli.export.kv_cache import Ranges
 from phicli.export.slots import MODEL
+from phicli.export.token_cache import has_scales
 from phicli.hardware.driver import gpu_count
+from phicli.inference.engine import Engine, Piece, Request
+from phicli.inference.ops import ops_of
+from phicli.kernels.build import missing
 
+pytestmark = pytest.mark.skipif(bool(missing("cpu")), reason=f"{missing('cpu')}")
 KEYS = "present.0.key"
 
 
 @pytest.fixture(scope="module")
 def rounded(two_graphs, tmp_path_factory):
-    """`two_graphs` with its cache in int8."""
-    root = tmp_path_factory.mktemp("int8_cache")
-    adapters = [f"{name}={two_graphs / name}" for name in ("cooking", "travel")]
-    return optimize(root=root, base=str(two_graphs / "awq"), adapters=adapters, device="cpu", activations="fp32",
-                    head="float", adapter_layout="fused", kv_cache="int8").folder
+    """`two_graphs` with its cache in int8, by a scale for each token."""
+    return built(two_graphs, tmp_path_factory.mktemp("by_token"), ["cooking", "travel"])
+
+
+@pytest.fixture(scope="module")
+def by_channel(two_graphs, tmp_path_factory):
+    """The same with a scale for each channel, as before there was attention of our own, and on machines without it."""
+    with without_compiler():
+        return built(two_graphs, tmp_path_factory.mktemp("by_channel"), ["travel"])
+
+
+@contextlib.contextmanager
+def without_compiler():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CC", raising=False)
+        patch.setenv("PATH", "")
+        yield
+
+
+def built(two_graphs: Path, root: Path, adapters: list[str], cache: str = "int8", output: Path | None = None) -> Path:
+    named = [entry if "=" in entry else f"{entry}={two_graphs / entry}" for entry in adapters]
+    return optimize(root=root, output=output and str(output), base=str(two_graphs / "awq"), adapters=named,
+                    device="cpu", activations="fp32", head="float", adapter_layout="fused", kv_cache=cache).folder
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> Agreement:
@@ -41,37 +66,70 @@ def changed(plain: Path, rounded: Path, text: Path, adapter: str | None) -> Agre
         return agreement(one.logits(ids, adapter), other.logits(ids, adapter))
 
 
-# Random adapters make keys and values larger; with the model's own scales the KL of this one is 0.6.
-@pytest.mark.parametrize(("adapter", "most"), [(None, 8e-3), ("travel", 3e-2)])
-def test_it_hardly_changes_the_answers(two_graphs, rounded, data_file, adapter, most):
-    found = changed(two_graphs / "onnx-ao", rounded, data_file, adapter)
+# Random adapters make keys and values larger; of channels with the model's own scales the KL of this one is 0.6.
+@pytest.mark.parametrize(("way", "adapter", "most"), [
+    ("rounded", None, 1e-3), ("rounded", "travel", 3e-3), ("by_channel", None, 8e-3), ("by_channel", "travel", 3e-2)])
+def test_it_hardly_changes_the_answers(two_graphs, data_file, way, adapter, most, request):
+    found = changed(two_graphs / "onnx-ao", request.getfixturevalue(way), data_file, adapter)
     assert 0 < found.kl < most and found.top1 > 0.9
 
 
-def test_an_adapter_that_comes_later_is_measured_too(two_graphs, rounded, tiny, data_file, tmp_path):
-    """Random, so that its keys and values are much larger than the model's own."""
+@pytest.mark.parametrize(("way", "compiler", "most"), [
+    ("rounded", True, 8e-3), ("by_channel", False, 3e-2), ("by_channel", True, 8e-3)])
+def test_an_adapter_may_come_later(two_graphs, tiny, data_file, tmp_path, way, compiler, most, request):
+    """Random, so that its keys and values are much larger than the model's own; scales of channels are measured anew,
+    or, where attention of our own can run, become scales of tokens.
+    """
     loud = random_adapter(tiny, tmp_path / "loud", r=8, lora_alpha=64, target_modules=["qkv_proj"])
     folders = []
-    for source, kind in ((two_graphs / "onnx-ao", "float"), (rounded, "int8")):
+    for source, kind in ((two_graphs / "onnx-ao", "float"), (request.getfixturevalue(way), "int8")):
         shutil.copytree(source, tmp_path / kind)
-        before = (tmp_path / kind / "base.onnx").stat().st_ino
-        folders.append(optimize(root=tmp_path, output=tmp_path / kind, base=str(two_graphs / "awq"), device="cpu",
-                                adapters=[f"loud={loud}"], activations="fp32", head="float", adapter_layout="fused",
-                                kv_cache=kind).folder)
-    assert (folders[1] / "base.onnx").stat().st_ino != before
-    assert changed(*folders, data_file, "loud").kl < 3e-2
-    assert changed(*folders, data_file, "travel").kl < 3e-2
+        with contextlib.nullcontext() if compiler else without_compiler():
+            folders.append(built(two_graphs, tmp_path, [f"loud={loud}"], kind, tmp_path / kind))
+    assert has_scales(onnx.load(folders[1] / "base.onnx", load_external_data=False).graph) == compiler
+    for name in ("loud", "travel"):
+        assert changed(*folders, data_file, name).kl < most
 
 
-def test_what_lies_in_memory_is_int8(rounded):
+@pytest.mark.parametrize(("way", "more"), [("rounded", 2), ("by_channel", 0)])
+def test_what_lies_in_memory_is_int8(way, more, request):
+    folder = request.getfixturevalue(way)
     for name in ("base.onnx", "model.onnx"):
-        graph = onnx.load(rounded / name, load_external_data=False).graph
+        graph = onnx.load(folder / name, load_external_data=False).graph
         cache = [v for v in (*graph.input, *graph.output) if v.name.startswith(("past_key_values.", "present."))]
         assert {value.type.tensor_type.elem_type for value in cache} == {TensorProto.INT8}
-    with Session(rounded, "cpu") as session:
+    with Session(folder, "cpu") as session:
         generator = session.generator(64)
         generator.append_tokens([5, 6, 7])
-        assert generator._made.get_output("present.0.key").dtype == np.int8
+        keys = generator._made.get_output("present.0.key")
+        assert keys.dtype == np.int8 and keys.shape[-1] == 64 + more
+
+
+def test_without_a_compiler_the_same_folder_runs(two_graphs, rounded, data_file):
+    """By the function that the graph brings."""
+    with without_compiler():
+        assert changed(two_graphs / "onnx-ao", rounded, data_file, None).kl < 1e-3
+
+
+def test_it_is_not_for_a_gpu(rounded):
+    with pytest.raises(BadInput, match="its key/value cache in int8 is for a CPU"):
+        ops_of(onnx.load(rounded / MODEL, load_external_data=False), {}, "cuda")
+
+
+def test_rows_share_runs_with_scales_of_tokens(rounded, by_channel, two_graphs):
+    """Each gets what it gets alone, with an adapter too that came after the model was opened."""
+    with Engine(by_channel, max_batch=2) as engine:
+        assert engine.why_alone == "its keys and values are in int8 with scales of channels"
+    with Engine(rounded, max_batch=3) as engine:
+        assert engine.why_alone is None
+        engine.add_adapter("late", two_graphs / "cooking")
+        ids = engine.codec_of(None).encode_text("Where should I eat in Rome, and what should I see there in spring?")
+        asked = [Request(ids[: 6 + 3 * n], name, max_tokens=20) for n, name in enumerate((None, "travel", "late"))]
+        alone = [[t for e in engine.generate(request) if isinstance(e, Piece) for t in e.ids] for request in asked]
+        found, done = [[] for _ in asked], threading.Semaphore(0)
+        for request, own in zip(asked, found, strict=True):
+            engine.submit(request, lambda e, own=own: own.extend(e.ids) if isinstance(e, Piece) else done.release())
+        assert all(done.acquire(timeout=60) for _ in asked) and found == alone and alone[1] != alone[0]
 
 
 def test_a_conversation_goes_on_from_the_cache(rounded):
@@ -87,9 +145,9 @@ def test_a_conversation_goes_on_from_the_cache(rounded):
         assert again.last.cached_tokens == 0
 
 
-def test_ranges_of_keys_hold_at_every_position(rounded):
+def test_ranges_of_keys_hold_at_every_position(two_graphs):
     """A key that turns, and its range from the first position alone."""
-    ranges, rng = Ranges(rounded / MODEL, {}), np.random.default_rng(0)
+    ranges, rng = Ranges(two_graphs / "onnx-ao" / MODEL, {}), np.random.default_rng(0)
     half = 32  # the built-in model's heads have 64 channels
     first = rng.standard_normal((4, 1, 2, half))
     angles = np.outer(np.arange(3000), 10000 ** -(np.arange(half) / half))
