@@ -43,7 +43,7 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static inline int64_t past_of(const Work *work, int64_t b) {
-  return work->lengths ? work->lengths[b] + 1 - work->tokens : 0;
+  return work->lengths ? (int64_t)work->lengths[b] + 1 - work->tokens : 0;
 }
 
 static inline float scale_of(const int8_t *row, int64_t size) {
