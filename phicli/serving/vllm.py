@@ -1,5 +1,7 @@
 """The same AWQ checkpoint and adapters under vLLM: its command line, and starting it in place of this process."""
 
+import json
+import math
 import os
 import shutil
 import sys
@@ -8,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
-from phicli.checkpoints.peft_folder import read_peft
+from phicli.checkpoints.peft_folder import read_peft, read_peft_config
 from phicli.config.commands import ServeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hub.models import find_base
@@ -25,7 +27,8 @@ def vllm_command(config: ServeConfig, base: str) -> list[str]:
         base: name of the model without an adapter.
 
     Raises:
-        BadInput: as `adapters_of` and `read_peft` do, or a rank that vLLM does not take. Missing: as `find_base`.
+        BadInput: as `adapters_of` and `read_peft` do, or a rank or scale that vLLM does not take.
+        Missing: as `find_base`.
     """
     folder = Path(config.path) if config.path else find_base(config.root_folder)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", base,
@@ -34,14 +37,32 @@ def vllm_command(config: ServeConfig, base: str) -> list[str]:
         command += ["--max-model-len", str(config.context)]
     found = adapters_of(config)
     if found:
-        ranks = [max(lora.rank for lora in read_peft(place).values()) for place in found.values()]
+        ranks = [_rank(place) for place in found.values()]
         rank = next((rank for rank in RANKS if rank >= max(ranks)), None)
         if rank is None:
             raise BadInput(f"rank {max(ranks)}, and vLLM takes up to {RANKS[-1]}", where=config.root_folder / FINETUNED)
         command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras",
                     str(min(len(found), config.max_batch)), "--lora-modules",
-                    *(f"{name}={place}" for name, place in found.items())]
+                    # not NAME=PATH, which vLLM splits at every "=" and takes for JSON where there is a comma
+                    *(json.dumps({"name": name, "path": str(place)}) for name, place in found.items())]
     return command
+
+
+def _rank(folder: Path) -> int:
+    """What vLLM needs for the largest rank: it judges the settings, and reads the matrices.
+
+    Raises:
+        BadInput: as `read_peft`, or linears with scales of their own; vLLM would take one for all, without a word.
+    """
+    settings, loras = read_peft_config(folder), read_peft(folder).values()
+    rank, alpha = (settings.get(name) for name in ("r", "lora_alpha"))
+    if not rank or alpha is None:
+        raise BadInput("r or lora_alpha is missing, which vLLM needs", where=folder / ADAPTER_CONFIG)
+    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if not all(math.isclose(lora.scaling, scale, rel_tol=1e-6) for lora in loras):
+        raise BadInput("linears with scales of their own, and vLLM has one for all", where=folder / ADAPTER_CONFIG,
+                       hint="phicli serve without --engine vllm")
+    return max(rank, *(lora.rank for lora in loras))
 
 
 def adapters_of(config: ServeConfig) -> dict[str, Path]:

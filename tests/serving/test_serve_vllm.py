@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +30,25 @@ def test_adapters_keep_their_names(two_graphs, tmp_path):
     assert vllm_command(config(tmp_path, awq, context=1024), "mine")[3:] == [
         "serve", str(awq), "--served-model-name", "mine", "--host", "127.0.0.1", "--port", "8000", "--max-num-seqs",
         "8", "--max-model-len", "1024", "--enable-lora", "--max-lora-rank", "16", "--max-loras", "2", "--lora-modules",
-        f"cooking={tmp_path / 'ft' / 'cooking'}", f"travel={tmp_path / 'ft' / 'travel'}"]
+        *(json.dumps({"name": name, "path": str(tmp_path / "ft" / name)}) for name in ("cooking", "travel"))]
     one = vllm_command(config(tmp_path, awq, adapters=("cooking",)), "mine")
     assert one[one.index("--max-lora-rank") + 1] == "8" and len(one) == one.index("--lora-modules") + 2
     with pytest.raises(BadInput, match="there are: cooking, travel"):
         vllm_command(config(tmp_path, awq, adapters=("paris",)), "mine")
     with pytest.raises(Missing, match="no quantized model"):
         vllm_command(config(tmp_path, None), "mine")
+
+
+def test_an_adapter_with_scales_of_its_own_is_refused(two_graphs, tmp_path):
+    folder = tmp_path / "ft" / "travel"
+    shutil.copytree(two_graphs / "travel", folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    alpha = settings["lora_alpha"]
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": {".*": 2 * alpha}}))
+    with pytest.raises(BadInput, match="one for all"):
+        vllm_command(config(tmp_path, two_graphs / "awq"), "mine")
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": {".*": alpha}}))
+    assert "--enable-lora" in vllm_command(config(tmp_path, two_graphs / "awq"), "mine")
 
 
 def test_the_process_becomes_vllm(two_graphs, tmp_path):
