@@ -36,8 +36,9 @@ def random_model(folder: Path, tokenizer: Path, kind: str) -> Path:
     return folder
 
 
-def nearest_awq(source: Path, folder: Path, group: int = 128, skip: tuple[str, ...] = ()) -> Path:
-    """An AWQ checkpoint of an unquantized one, each weight rounded to nearest."""
+def nearest_awq(source: Path, folder: Path, group: int = 128, skip: tuple[str, ...] = (),
+                symmetric: bool = False) -> Path:
+    """An AWQ checkpoint of an unquantized one, each weight rounded to nearest. symmetric: zero points of 8."""
     shutil.copytree(source, folder)
     (folder / "model.safetensors").unlink()
     tensors = {}
@@ -48,6 +49,9 @@ def nearest_awq(source: Path, folder: Path, group: int = 128, skip: tuple[str, .
             continue
         blocks = weight.double().unflatten(1, (-1, group))
         low, high = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0)
+        if symmetric:
+            high = blocks.abs().amax(2)
+            low = -8 / 7 * high
         scale = ((high - low) / 15).half().double()
         zero = (-low / scale).round().clamp(0, 15)
         integers = ((blocks / scale[..., None]).round() + zero[..., None]).clamp(0, 15).flatten(1)

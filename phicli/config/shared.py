@@ -11,6 +11,7 @@ DATA = ("data/data_sample_travel.jsonl",)  # these two are in the package, for f
 EVAL_DATA = "data/data_eval_travel.jsonl"
 MODELS = "models"  # where the usual roots are
 ROWS, RUNNING = "Rows", "Running"  # headings of help
+PROVIDERS = ("cpu", "cuda", "dml", "webgpu", "tensorrt", "openvino")
 ROW_FORMATS = ("messages", "sharegpt", "alpaca", "prompt-response", "text")
 
 
@@ -28,6 +29,11 @@ def root() -> Any:
 def device() -> Any:
     return setting("auto", "Where to compute; auto: cuda if usable", shared=True,
                    choices=("auto", "cuda", "cpu"), recorded=False)
+
+
+def provider() -> Any:
+    return setting("auto", "Execution provider that runs an ONNX model; auto: the one that it was built for, on the "
+                   "device", shared=True, choices=("auto", *PROVIDERS), recorded=False, panel=RUNNING)
 
 
 def kernels() -> Any:

@@ -145,14 +145,18 @@ class OptimizeConfig(OfModel):
                                         flags=("--adapter", "-a"), metavar="NAME=FOLDER", recorded=False)
     merge: str | None = setting(None, "Adapter to merge into the weights, for a model without slots: a name under "
                                 "ROOT/ft, or a folder", once=True, metavar="ADAPTER", path=True, recorded=False)
-    device: str = setting("auto", "Device that the model will run on (auto | cpu | cuda | dml | webgpu)")
-    activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu",
+    device: str = setting("auto", "Device that the model will run on (auto | cpu | gpu | cuda | dml | webgpu | "
+                          "tensorrt | openvino)")
+    provider: str | None = setting(None, "Execution provider, of a device that has several, as Olive or onnxruntime "
+                                   "calls it [default: cpu's or cuda's]", metavar="NAME")
+    activations: str = setting("int8", "Precision of activations in int4 matrix products, on cpu and webgpu; on "
+                               "openvino int8 is what it chooses itself",
                                choices=("int8", "fp32"), panel="Graph")
     head: str = setting("int8", "Precision of the output projection (lm_head)", choices=("int4", "int8", "float"),
                         panel="Graph")
     embeddings: str | None = setting(None, "Precision of the token embeddings, one matrix with the head where the "
-                                     "model ties them and both are as precise [default: as the head; float on dml "
-                                     "and webgpu]", choices=("int4", "int8", "float"), panel="Graph")
+                                     "model ties them and both are as precise [default: as the head; float on GPUs "
+                                     "but cuda]", choices=("int4", "int8", "float"), panel="Graph")
     kv_cache: str = setting("float", "Precision of the key/value cache; int8 is for cpu and cuda",
                             choices=("float", "int8"), panel="Graph")
     adapter_layout: str = setting("auto", "How adapters are built into the ONNX graph; auto: the fastest for the "
@@ -205,6 +209,9 @@ class ExportConfig(OfModel):
                                   path=True, recorded=False)
     path: str | None = setting(None, "Folder of the ONNX model [default: ROOT/onnx-ao]", once=True, path=True,
                                recorded=False)
+    variants: tuple[str, ...] = setting((), "Device that a model package is to have a variant for, built where it is "
+                                        "not there (see optimize --device); may be repeated [default: the ONNX folder "
+                                        "as it is]", once=True, flags=("--variant",), metavar="DEVICE", recorded=False)
     converter: str | None = setting(None, "llama.cpp's convert_hf_to_gguf.py [default: on PATH]", path=True,
                                     recorded=False)
     outtype: str = setting("f16", "Numbers in a GGUF file", choices=("f32", "f16", "bf16", "q8_0"), recorded=False)
@@ -239,6 +246,7 @@ class EvaluateConfig(OfRows):
                                  once=True, flags=("--output", "-o"), metavar="FILE", path=True, recorded=False,
                                  panel=shared.RUNNING)
     device: str = shared.device()
+    provider: str = shared.provider()
     kernels: str = shared.kernels()
     force: bool = shared.force()
 

@@ -92,10 +92,16 @@ SESSION: dict[str, Check] = {
     "ep.cuda.fpa_intb_gemm": _option, "optimization.disable_specified_optimizers": _option,
     "session.use_device_allocator_for_initializers": _option,
 }
+# By itself OpenVINO computes in bf16 where a CPU has that, and in int8 in groups of 32 activations.
+OPENVINO_IN_FP32 = '{"CPU": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}'
 PROVIDERS: dict[str, dict[str, Check]] = {
     "cpu": {}, "cuda": {"enable_cuda_graph": _option, "enable_skip_layer_norm_strict_mode": _option},
     "dml": {"enable_graph_capture": _option}, "webgpu": {"enableGraphCapture": _option, "validationMode": _option},
+    "tensorrt": {"enable_cuda_graph": _option}, "openvino": {"device_type": _one_of("CPU", "GPU"),
+                                                                    "load_config": _one_of(OPENVINO_IN_FP32)},
 }
+GENAI_NAMES = {"dml": "DML", "webgpu": "WebGPU", "tensorrt": "NvTensorRtRtx", "openvino": "OpenVINO"}  # in genai
+_OWN_NAMES = {theirs.lower(): own for own, theirs in GENAI_NAMES.items()}
 SEARCH: dict[str, Check] = {
     "past_present_share_buffer": _flag, "min_length": _integer(0, 1 << 27),
     "no_repeat_ngram_size": _integer(0, 1 << 20), "chunk_size": _integer(1, 1 << 27), "do_sample": _flag,
@@ -193,8 +199,9 @@ def _providers(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = {}
     for name, settings in (pair for entry in entries for pair in entry.items()):
         where = f"model.decoder.session_options.provider_options.{name[:80]}"
-        if name.lower() not in PROVIDERS or not isinstance(settings, dict):
+        own = _OWN_NAMES.get(name.lower(), name.lower())
+        if own not in PROVIDERS or not isinstance(settings, dict):
             raise _Unsound(f"{where}: phicli runs models for {', '.join(PROVIDERS)}")
-        found[name.lower()] = _known(settings, PROVIDERS[name.lower()], where)
+        found[own] = _known(settings, PROVIDERS[own], where)
     found.pop("cpu", None)
     return [{name: settings} for name, settings in found.items()]

@@ -20,7 +20,7 @@ from phicli.architectures import FUSED, architecture_of, in_layer, last, project
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput
 from phicli.export.external_data import ExternalData
-from phicli.export.repacking import QUANT_METHODS
+from phicli.export.repacking import QUANT_METHODS, TENSORRT
 from phicli.hub.models import read_config, weight_files
 from phicli.workflow.patching import replaced
 
@@ -42,16 +42,17 @@ class StreamedCheckpoint:
 
     Args:
         folder: an AWQ or Olive checkpoint. layers: how many to give. qkv: outputs of q, k and v.
-        done: called each time the builder has built what it was given.
+        done: called each time the builder has built what it was given. signed: see `Projection.signed`.
 
     Raises:
         BadInput: a tensor is missing, or the checkpoint has something that is not known.
     """
 
-    def __init__(self, folder: Path, layers: int, qkv: tuple[int, int, int], done: Callable[[], None]):
+    def __init__(self, folder: Path, layers: int, qkv: tuple[int, int, int], done: Callable[[], None],
+                 signed: bool = False):
         from onnxruntime_genai.models.loaders.base import TensorModule
 
-        self.folder, self.layers, self.qkv, self.done = folder, layers, qkv, done
+        self.folder, self.layers, self.qkv, self.done, self.signed = folder, layers, qkv, done, signed
         config = read_config(folder)
         self.quantization, self.names = config["quantization_config"], architecture_of(config["model_type"])
         self.files = {name: path for path in weight_files(folder) for name in check_safetensors(path)}
@@ -116,9 +117,14 @@ class StreamedCheckpoint:
         own = (self.quantization.get("overrides") or {}).get(module) or {}
         bits = int(own.get("bits", self.quantization.get("bits", 4)))
         try:
-            return QUANT_METHODS[self.quantization["quant_method"]](tensors, bits)
+            found = QUANT_METHODS[self.quantization["quant_method"]](tensors, bits)
         except (KeyError, RuntimeError, ValueError) as e:
             raise BadInput(f"{module}: tensors missing or of a wrong shape ({e})", where=self.folder) from e
+        try:
+            return found.signed() if self.signed else found
+        except ValueError as e:
+            raise BadInput(f"TensorRT takes 4-bit weights without zero points only, and {module} has {e}",
+                           where=self.folder, hint="phicli quantize --symmetric") from e
 
     def _head(self, plain: Any) -> Any:
         head = self.names.head
@@ -180,7 +186,7 @@ def streamed_loading(data: ExternalData) -> Iterator[None]:
             data.take(self.model.graph, keep=to_be_quantized)
 
         q, kv = self.num_attn_heads * self.head_size, self.num_kv_heads * self.head_size
-        return StreamedCheckpoint(Path(folder), self.num_layers, (q, kv, kv), done)
+        return StreamedCheckpoint(Path(folder), self.num_layers, (q, kv, kv), done, self.ep == TENSORRT)
 
     def make_attention_input_proj(self: Any, *args: Any, **keywords: Any) -> None:
         self.attention_attrs |= {"k_path": "", "v_path": ""}

@@ -73,7 +73,8 @@ class OptimizePlan(Plan):
 
 def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> OptimizePlan:
     """What `optimize` would make of the same settings; raises what it raises for options and base."""
-    target, root = choose_target(config.device, progress), config.root_folder
+    chosen_target, root = choose_target(config.device, config.provider, progress), config.root_folder
+    target = chosen_target.name
     if config.cuda_graph and target != "cuda":
         raise UsageError(f"--cuda-graph goes with --device cuda, not {target}")
     weights, chosen = config.adapter_weights, config.adapter_layout != "auto"
@@ -82,6 +83,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
         raise UsageError("--cuda-graph goes with --adapter-layout fused or resident: a graph takes no new inputs")
     if weights == "int8" and layout != "resident" and (layout, target) != ("fused", "cpu"):
         raise UsageError(f"--adapter-weights {weights} goes with --adapter-layout resident, or on a CPU fused")
+    if layout == "inputs" and target == "openvino":
+        raise UsageError("--adapter-layout inputs does not go with openvino, whose provider takes no optional inputs")
     if layout == "fused" and target not in ("cpu", "cuda"):
         raise UsageError(f"--adapter-layout fused goes with --device cuda or cpu, not {target}")
     if config.kv_cache == "int8" and target not in ("cpu", "cuda"):
@@ -95,12 +98,15 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     if config.merge and layout not in resident.GRAPHS:
         layout = "resident"  # in which nothing stands in the graph for an adapter that is not there
     weights = weights or ("int8" if (layout, target) == ("fused", "cpu") else "float")
-    embeddings = config.embeddings or (config.head if target in ("cpu", "cuda") else "float")
-    settings = {"device": target, "head": config.head, "embeddings": embeddings, "kv_cache": config.kv_cache,
+    embeddings = config.embeddings or (config.head if target in ("cpu", "cuda", "openvino") else "float")
+    head = "float" if target == "tensorrt" and config.head == "int8" else config.head  # which it does not have
+    settings = {"device": target, "head": head, "embeddings": embeddings, "kv_cache": config.kv_cache,
                 "cuda_graph": graph,
                 "adapter_layout": layout,
                 "adapter_weights": "fp16" if (layout, weights) == ("fused", "float") else weights,
-                "activations": config.activations if target in ("cpu", "webgpu") else "fp16"}
+                "activations": config.activations if target in ("cpu", "webgpu", "openvino") else "fp16"}
+    if target == "openvino":
+        settings["hardware"] = chosen_target.hardware
     plan = OptimizePlan("optimize", Path(config.output or root / ONNX_FOLDER), {"base": model}, settings)
     if config.merge:  # it is in the base
         return plan
@@ -118,7 +124,7 @@ def _choose_layout(target: str, weights: str | None, progress: Progress) -> str:
     if target == "cpu":
         return "fused"  # without the library too, see `portable`
     if target != "cuda":
-        return "inputs"
+        return "resident" if target == "openvino" else "inputs"
     if weights == "int8":
         return "resident"
     try:

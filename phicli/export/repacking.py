@@ -9,6 +9,8 @@ from torch import Tensor
 from phicli.checkpoints.awq import PER_WORD, low_first
 
 MIDDLE = -0x77777778  # an int32 of eights
+MIDDLES = 0x88  # two in a byte
+TENSORRT = "trt-rtx"  # what the builder calls it; its integers are signed
 
 
 @dataclass
@@ -46,6 +48,19 @@ class Projection:
         zeros = None if self.qzeros is None else self.qzeros.view(n, -1)[rows].reshape(-1)
         bias = None if self.bias is None else self.bias[rows]
         return Projection(self.qweight[rows].contiguous(), scales, zeros, bias, self.bits)
+
+    def signed(self) -> "Projection":
+        """The same 4-bit numbers as signed ones, 8 less, and so with zero points of 0.
+
+        Raises:
+            ValueError: other bits, or zero points that are not all in the middle.
+        """
+        if self.bits != 4:
+            raise ValueError(f"{self.bits} bits")
+        zeros = None if self.qzeros is None else self.qzeros ^ MIDDLES
+        if zeros is not None and bool(zeros.any()):
+            raise ValueError("some")
+        return Projection(self.qweight ^ MIDDLES, self.scales, zeros, self.bias, self.bits)
 
 
 def from_awq(tensors: dict[str, Tensor], bits: int) -> Projection:

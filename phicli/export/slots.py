@@ -40,19 +40,32 @@ class Slot:
 def find_slots(graph: Any) -> Iterator[tuple[Slot, Any]]:
     """The projections of a GraphProto's layers, each with its node; the same before and after `graph_inputs.add_slots`.
 
-    A projection is a MatMulNBits, or a MatMul with a constant where the weight is in floating point.
+    A projection is a MatMulNBits, a MatMul with a constant where the weight is in floating point, or one with a weight
+    that DequantizeLinear makes.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node if node.op_type in ("DequantizeLinear", "Transpose")}
     for node in graph.node:
         found = NODE.fullmatch(node.name)
         if not found or node.op_type not in WEIGHT_INPUT:
             continue
-        weight = constants.get(node.input[WEIGHT_INPUT[node.op_type]])
-        if weight is None:
-            continue
-        sizes = {a.name: a.i for a in node.attribute}
-        inputs, outputs = (sizes["K"], sizes["N"]) if node.op_type == "MatMulNBits" else weight.dims
-        yield Slot(int(found[1]), found[2], inputs, outputs, weight.data_type), node
+        place = node.input[WEIGHT_INPUT[node.op_type]]
+        if sizes := _dequantized(place, made_by, constants):
+            yield Slot(int(found[1]), found[2], *sizes), node
+        elif weight := constants.get(place):
+            attributes = {a.name: a.i for a in node.attribute}
+            inputs, outputs = (attributes["K"], attributes["N"]) if node.op_type == "MatMulNBits" else weight.dims
+            yield Slot(int(found[1]), found[2], inputs, outputs, weight.data_type), node
+
+
+def _dequantized(name: str, made_by: dict[str, Any], constants: dict[str, Any]) -> tuple[int, int, int] | None:
+    """Inputs, outputs and type of a weight that DequantizeLinear and Transpose make; None of another."""
+    turned = made_by.get(name)
+    made = made_by.get(turned.input[0]) if turned is not None and turned.op_type == "Transpose" else None
+    if made is None or made.op_type != "DequantizeLinear":
+        return None
+    outputs, inputs = constants[made.input[0]].dims
+    return inputs, outputs, constants[made.input[1]].data_type
 
 
 def read_slots(folder: Path) -> tuple[str, list[Slot]]:

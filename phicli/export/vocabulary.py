@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phicli.export.repacking import Projection
+from phicli.export.repacking import TENSORRT, Projection
 from phicli.quantization.grid import GridShape, fit_grid, to_integers
 from phicli.workflow.patching import replaced
 
@@ -46,7 +46,7 @@ def rounded_vocabulary(embeddings: str, head: str) -> Iterator[None]:
         if head in BITS and not hasattr(lm_head, "qweight"):
             table = rounded.pop() if rounded else round_rows(lm_head.weight, BITS[head])
             if table is not None:
-                table.bias, lm_head = lm_head.bias, table
+                table.bias, lm_head = lm_head.bias, table.signed() if self.ep == TENSORRT else table
         original_head(self, lm_head)
 
     with (replaced(builder.Model, "make_embedding_lookup", make_embedding_lookup) as original_lookup,

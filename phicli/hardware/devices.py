@@ -10,8 +10,8 @@ from phicli.units import size
 
 # What a model can be built for -> the name of onnxruntime's execution provider for it.
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
-                       "webgpu": "WebGpuExecutionProvider"}
-MOST_GPUS = 1000  # of one machine, that anybody could mean
+                       "webgpu": "WebGpuExecutionProvider", "tensorrt": "NvTensorRTRTXExecutionProvider",
+                       "openvino": "OpenVINOExecutionProvider"}
 # Limit, use, and statistics of a container's memory: control groups of version 2, then 1.
 CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),

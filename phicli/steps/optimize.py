@@ -9,7 +9,7 @@ from phicli.artifacts.names import ADAPTER_SUFFIX, ONNX_FOLDER
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import MergeConfig, OptimizeConfig
 from phicli.errors import UsageError
-from phicli.export import resident
+from phicli.export import openvino, resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
 from phicli.export.chat_files import TEMPLATE_SUFFIX, complete_ends, copy_templates, copy_text_files
 from phicli.export.graph_file import read_model
@@ -123,6 +123,8 @@ def _run_builder(model: Path, output: Path, settings: dict[str, Any], progress: 
         config["int4_accuracy_level"] = ACCURACY_LEVELS[settings["activations"]]
     config |= HEADS[settings["head"]] | {name: settings[name] for name in ("embeddings", "head")}
     run_pass(SlottedModelBuilder, config, model, output, device=settings["device"], progress=progress)
+    if settings["device"] == "openvino":  # the builder has made the graph of a CPU
+        openvino.name_provider(output, settings["hardware"], settings["activations"])
 
 
 def _round_cache(folder: Path, sources: list[Source], settings: dict[str, Any], progress: Progress) -> None:
@@ -189,6 +191,8 @@ def _install(folder: Path, sources: list[Source], settings: dict[str, Any], prog
     with progress.task("adapters", len(sources), "adapters") as task:
         install_adapters(folder, {source.name: source.loras for source in sources},
                          settings["adapter_layout"], settings["adapter_weights"])
+        if settings["device"] == "openvino":
+            openvino.choose_adapters_outside(folder / MODEL)
         for source in sources:
             check_adapter(folder, _file(folder, source.name))
         task.advance(len(sources))
