@@ -59,7 +59,7 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
             self.unfit = e
 
     def _open(self, folder: Path, adapters: bool) -> Session:
-        return Session(folder, self.config.device, self.config.kernels, adapters,
+        return Session(folder, self.config.runs_on, self.config.kernels, adapters,
                        template_options(self.config.chat_template_kwargs))
 
     def _begun(self, compare: bool) -> list[Conversation]:

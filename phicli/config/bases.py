@@ -32,6 +32,12 @@ class OfModel(StepConfig):
             object.__setattr__(self, "root", str(folder / str(self.root)))
 
     @property
+    def runs_on(self) -> str:
+        """What opens an ONNX model: the provider, where one is given, else the device."""
+        provider = getattr(self, "provider", "auto")
+        return str(getattr(self, "device", "auto") if provider in (None, "auto") else provider)
+
+    @property
     def root_folder(self) -> Path:
         """The folder of all results."""
         return Path(str(self.root))

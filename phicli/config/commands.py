@@ -39,6 +39,7 @@ class ChatConfig(OfModel):
                         recorded=False, panel=shared.RUNNING)
     seed: int = shared.seed()
     device: str = shared.device()
+    provider: str = shared.provider()
     kernels: str = shared.kernels()
     chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
 
@@ -88,6 +89,7 @@ class ServeConfig(OfModel):
                                 "no prefix cache, is an answer the same whatever runs beside it",
                                 flags=("--fixed-batch/--no-fixed-batch",), panel=shared.RUNNING)
     device: str = shared.device()
+    provider: str = shared.provider()
     kernels: str = shared.kernels()
     chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
 

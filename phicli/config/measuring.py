@@ -48,6 +48,7 @@ class BenchmarkConfig(OfModel):
                                  flags=("--output", "-o"), metavar="FILE", path=True, recorded=False,
                                  panel=shared.RUNNING)
     device: str = shared.device()
+    provider: str = shared.provider()
     kernels: str = shared.kernels()
 
     def __post_init__(self) -> None:

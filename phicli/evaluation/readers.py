@@ -38,11 +38,11 @@ class Readers(contextlib.AbstractContextManager["Readers"]):
 
     Args:
         device: "auto", "cuda" or "cpu"; "auto" lets an ONNX model run on what it was built for.
-        kernels: of ONNX models on a CPU, see `Session`.
+        kernels: of ONNX models on a CPU, see `Session`. runs_on: what opens ONNX models in place of the device.
     """
 
-    def __init__(self, device: str, kernels: str = "auto"):
-        self._device, self._kernels = device, kernels
+    def __init__(self, device: str, kernels: str = "auto", runs_on: str | None = None):
+        self._device, self._kernels, self._runs_on = device, kernels, runs_on or device
         self._session: Session | None = None
 
     def open(self, stage: Stage) -> contextlib.AbstractContextManager[Reader]:
@@ -58,7 +58,7 @@ class Readers(contextlib.AbstractContextManager["Readers"]):
         session, wanted = self._session, stage.adapter is not None
         if session is None or session.folder != stage.folder or wanted > session.takes_adapters:
             self.close()
-            session = self._session = Session(stage.folder, self._device, self._kernels, adapters=wanted)
+            session = self._session = Session(stage.folder, self._runs_on, self._kernels, adapters=wanted)
         return Reader(lambda row: session.logits(row.ids, stage.adapter)[np.array(row.targets) - 1],
                       SessionRunner(session, stage.adapter), session.context)
 

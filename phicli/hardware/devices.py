@@ -12,6 +12,7 @@ from phicli.units import size
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider",
                        "webgpu": "WebGpuExecutionProvider", "tensorrt": "NvTensorRTRTXExecutionProvider",
                        "openvino": "OpenVINOExecutionProvider"}
+MOST_GPUS = 1000  # of one machine, that anybody could mean
 # Limit, use, and statistics of a container's memory: control groups of version 2, then 1.
 CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),

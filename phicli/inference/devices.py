@@ -1,11 +1,29 @@
-"""Which execution provider a model runs on, and the libraries that the CUDA one needs."""
+"""Which execution provider a model runs on, and the libraries that it needs."""
 
 import contextlib
 import io
+import json
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from typing import Any
 
+from phicli.config.commands import ChatConfig
+from phicli.config.setting import checked
+from phicli.config.shared import PROVIDERS
 from phicli.errors import Missing
+from phicli.hardware.devices import EXECUTION_PROVIDERS, usable_cores
 from phicli.hardware.driver import gpu_count
+
+# Providers that are libraries of their own: the module that knows where it lies, and what installs it.
+PLUGINS = {"openvino": ("onnxruntime_ep_openvino", "'phicli[openvino]'"),
+           "webgpu": ("onnxruntime_ep_webgpu", "onnxruntime-ep-webgpu"),
+           "tensorrt": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx")}
+
+
+def checked_device(device: str) -> str:
+    """A device that a model can be opened on, or a provider. Raises UsageError: neither."""
+    return device if device in PROVIDERS else str(checked(ChatConfig, "device", device))
 
 
 def built_for(settings: dict[str, Any]) -> str:
@@ -18,10 +36,10 @@ def select_provider(settings: dict[str, Any], device: str) -> str:
     """Set the provider that the session will use, and load what it needs.
 
     Args:
-        settings: of the model, see `read_config`. device: "auto" (what it was built for), "cuda" or "cpu".
+        settings: of the model, see `read_config`. device: "auto" (what it was built for), or a provider.
 
     Raises:
-        Missing: CUDA wanted on a machine that has none.
+        Missing: CUDA wanted on a machine that has none; a provider whose package is not installed.
     """
     built = built_for(settings)
     provider = built if device == "auto" else device
@@ -30,10 +48,57 @@ def select_provider(settings: dict[str, Any], device: str) -> str:
             raise Missing("no NVIDIA GPU (or no driver) on this machine", where="--device cuda" if device == "cuda"
                           else "a model built for CUDA", hint="phicli optimize --device cpu, then chat --device cpu")
         _load_cuda_libraries()
+    elif provider != "cpu":
+        _load_plugin(provider)
+    options = settings["model"]["decoder"]["session_options"]
     if provider != built:
-        options = settings["model"]["decoder"]["session_options"]
         options["provider_options"] = [] if provider == "cpu" else [{provider: {}}]
+    if provider == "openvino":
+        given = options["provider_options"][0][provider]
+        hardware = given.setdefault("device_type", "CPU")
+        if hardware == "CPU":
+            chosen = json.loads(given.get("load_config", "{}")).get(hardware, {})
+            given["load_config"] = json.dumps({hardware: chosen | {"INFERENCE_NUM_THREADS": str(usable_cores())}})
     return provider
+
+
+@cache
+def _load_plugin(provider: str) -> None:
+    """Make a provider's library known to onnxruntime, once in a process, unless this onnxruntime is built with it.
+
+    Raises:
+        Missing: its package is not installed, or does not load here.
+    """
+    import onnxruntime
+    import onnxruntime_genai as og
+
+    if EXECUTION_PROVIDERS[provider] in onnxruntime.get_available_providers():
+        return
+    if provider not in PLUGINS:
+        raise Missing("DirectML comes with onnxruntime-genai-directml, on Windows, in place of onnxruntime-genai-cuda",
+                      where=f"a model for {provider}", hint="chat --device cpu runs it here")
+    module, package = PLUGINS[provider]
+    try:
+        library = import_module(module).get_library_path()
+        og.register_execution_provider_library(provider, library)
+    except ImportError:
+        raise Missing(f"the package of {provider} is not installed", where=f"a model for {provider}",
+                      hint=f"pip install {package}, or chat --device cpu") from None
+    except (OSError, RuntimeError) as e:
+        raise Missing(f"{module} does not load: {' '.join(str(e).split())[:300]}", where=f"a model for {provider}",
+                      hint=f"pip install --upgrade {package}, or chat --device cpu") from e
+
+
+@contextlib.contextmanager
+def within_devices(provider: str) -> Iterator[None]:
+    """Turn what genai raises where a provider of `PLUGINS` finds nothing to run on into Missing."""
+    try:
+        yield
+    except RuntimeError as e:
+        if provider not in PLUGINS or "device" not in str(e):
+            raise
+        raise Missing(f"{provider} finds no device to run on: {' '.join(str(e).split())[:300]}",
+                      where=f"a model for {provider}", hint="chat --device cpu runs it here") from e
 
 
 def _load_cuda_libraries() -> None:

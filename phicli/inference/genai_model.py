@@ -11,9 +11,10 @@ from typing import Any
 
 from phicli.artifacts.names import GENAI_CONFIG
 from phicli.errors import BadInput
+from phicli.export.genai_config import GENAI_NAMES
 from phicli.export.graph_file import REBUILD, read_model, settle_data
 from phicli.hardware.devices import usable_cores
-from phicli.inference.devices import select_provider
+from phicli.inference.devices import select_provider, within_devices
 from phicli.inference.joined import join
 from phicli.inference.long_rope import open_border
 from phicli.inference.ops import ops_of
@@ -26,11 +27,11 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     """An onnxruntime_genai.Model of an ONNX file, and the provider that it runs on.
 
     Args:
-        settings: as `read_config` gives them. device: "auto" (what it was built for), "cpu" or "cuda".
+        settings: as `read_config` gives them. device: "auto" (what it was built for), or a provider.
         kernels: see `ops_of`.
 
     Raises:
-        Missing: CUDA wanted and not there. BadInput: sizes that differ, weights outside the folder.
+        Missing: a provider wanted and not there. BadInput: sizes that differ, weights outside the folder.
         RuntimeError, OSError: other faults, in the words of genai and the system.
     """
     graph = read_model(path)
@@ -42,7 +43,8 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     library, joins = ops_of(graph, own, provider, kernels)
     if joins:
         join(graph)
-    return _load(own, graph, data, library), provider
+    with within_devices(provider):
+        return _load(own, graph, data, library), provider
 
 
 def choose_provider(settings: dict[str, Any], device: str) -> str:
@@ -50,7 +52,7 @@ def choose_provider(settings: dict[str, Any], device: str) -> str:
     provider = select_provider(settings, device)
     options = settings["model"]["decoder"]["session_options"]
     threads = min(options.pop("intra_op_num_threads", 0) or usable_cores(), usable_cores())
-    if provider == "cpu":  # onnxruntime by itself takes one of two virtual cores
+    if provider in ("cpu", "openvino"):  # onnxruntime by itself takes one of two virtual cores
         options["intra_op_num_threads"] = threads
     return provider
 
@@ -72,6 +74,8 @@ def _load(settings: dict[str, Any], graph: Any, data: Path, library: Path | None
         options["session.model_external_initializers_file_folder_path"] = os.path.relpath(data, folder)
         if library:
             options["custom_ops_library"] = str(_linked(library, folder))
+        options["provider_options"] = [{GENAI_NAMES.get(name, name): given for name, given in entry.items()}
+                                       for entry in options["provider_options"]]
         text = json.dumps(settings, ensure_ascii=False)  # genai reads no \\u of two halves
         (folder / GENAI_CONFIG).write_text(text, encoding="utf-8", errors="surrogateescape")
         config, content = og.Config(str(folder)), graph.SerializeToString()

@@ -16,6 +16,7 @@ from phicli.config.commands import ChatConfig
 from phicli.config.setting import checked
 from phicli.errors import BadInput, UsageError
 from phicli.export.graph_file import REBUILD, read_model
+from phicli.inference.devices import checked_device
 from phicli.inference.genai_model import open_graph
 from phicli.inference.generator import Generator, closed_error, run_fault, translated
 from phicli.inference.long_rope import LONG_FACTORS, border_of, load_long_factors
@@ -39,7 +40,7 @@ class Session(ModelFolder):
 
     Args:
         folder: holds genai_config.json, the ONNX files, tokenizer and chat template; adapters under `adapters/`.
-        device: "auto" (what the model was built for), "cpu" or "cuda".
+        device: "auto" (what the model was built for), or a provider: "cpu", "cuda", "openvino", ….
         kernels: on a CPU, whose products run: "phicli", "onnxruntime" or "auto", see `ops_of`.
         chat_template_kwargs: further variables of the chat template, such as {"enable_thinking": False}.
         adapters: False takes the graph without adapters where the folder has one. It is a little faster; answers with
@@ -53,7 +54,7 @@ class Session(ModelFolder):
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None):
-        device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
+        device, kernels = checked_device(device), checked(ChatConfig, "kernels", kernels)
         super().__init__(folder, chat_template_kwargs)
         import onnxruntime_genai as og
 

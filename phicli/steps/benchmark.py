@@ -96,7 +96,7 @@ def _ours(config: BenchmarkConfig, folder: Path) -> Iterator[Contender]:
     for name in (None, *(config.adapters or there)):
         if name is not None and name not in there:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(there) or 'none'}", where=folder)
-        yield Contender(f"phicli + {name}" if name else "phicli", "phicli", str(folder), name, config.device,
+        yield Contender(f"phicli + {name}" if name else "phicli", "phicli", str(folder), name, config.runs_on,
                         config.kernels)
 
 

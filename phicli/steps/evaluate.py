@@ -72,7 +72,7 @@ def _measure(plan: EvaluationPlan, config: EvaluateConfig, scratch: Path, progre
     if questions and not held_out.questions:
         raise BadInput("no row asks anything that could be answered", where=config.eval_data)
     measurement = Measurement(held_out, plan.reference, scratch, questions, config.max_new_tokens, tasks)
-    with Readers(config.device, config.kernels) as readers:
+    with Readers(config.device, config.kernels, config.runs_on) as readers:
         measured = measurement.run(present, readers, progress)
     tokens = np.array([len(row.targets) for row in held_out.rows])
     found = figures(measured, tokens, plan.reference)

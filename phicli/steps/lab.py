@@ -157,7 +157,7 @@ class Lab:
         adapter = None if merged else chat.adapter or self.config(FinetuneConfig).name
         begun = time.monotonic()
         question = prompt or self.first_question()
-        with Session(self.root / (f"{ONNX_FOLDER}-{merged}" if merged else ONNX_FOLDER), chat.device, chat.kernels,
+        with Session(self.root / (f"{ONNX_FOLDER}-{merged}" if merged else ONNX_FOLDER), chat.runs_on, chat.kernels,
                      chat_template_kwargs=template_options(chat.chat_template_kwargs)) as session:
             talk = Conversation(session, adapter=adapter, system=chat.system, max_new_tokens=chat.max_new_tokens,
                                 sampling=session.sampling.settled(chat, sample=False), stop=chat.stop)

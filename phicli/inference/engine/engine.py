@@ -16,6 +16,7 @@ from phicli.config.setting import LARGEST, checked
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export.graph_file import REBUILD
 from phicli.export.sources import NAME
+from phicli.inference.devices import checked_device
 from phicli.inference.engine.adapters import Adapters
 from phicli.inference.engine.alone import RowsAlone
 from phicli.inference.engine.batch import Batch
@@ -67,7 +68,7 @@ class Engine:
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None, fixed_batch: bool = False,
                  session_options: Mapping[str, str] | None = None):
-        device, kernels = checked(ChatConfig, "device", device), checked(ChatConfig, "kernels", kernels)
+        device, kernels = checked_device(device), checked(ChatConfig, "kernels", kernels)
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
             if not 1 <= value <= LARGEST:
                 raise UsageError("must be at least 1", where=name)
