@@ -96,24 +96,28 @@ def _prompt_template(codec: TextCodec) -> Mapping[str, str] | None:
     return found
 
 
-def write_olive_package(folder: Path, output: Path, name: str, scratch: Path) -> None:
+def write_olive_package(folders: Mapping[str, Path], output: Path, name: str, scratch: Path) -> None:
     """Fill a folder with a model package, as Olive's `generate-model-package` writes it.
 
-    scratch: an empty folder on the same file system.
+    Args:
+        folders: the ONNX folder of each variant, by the variant's name. The package has one set of files of adapters
+            for all of them. scratch: an empty folder on the same file system.
 
     Raises:
-        BadInput: Olive cannot package the model.
+        BadInput: Olive cannot package the models.
     """
     from olive.cli import model_package
 
-    source = scratch / name
-    source.mkdir()
-    link_unchanged(folder, source, genai_files(folder).__contains__)
+    given = []
+    for variant, folder in folders.items():
+        source = scratch / variant
+        source.mkdir()
+        link_unchanged(folder, source, genai_files(folder).__contains__)
+        given += ["--source", str(source)]
     parser = ArgumentParser()
     model_package.ModelPackageCommand.register_subcommand(parser.add_subparsers())
     package = scratch / "package.ortpackage"
-    args = parser.parse_args(["generate-model-package", "--source", str(source), "--output_path", str(package),
-                              "--model_name", name])
+    args = parser.parse_args(["generate-model-package", *given, "--output_path", str(package), "--model_name", name])
     with (worded("Olive cannot package this model", folder), contextlib.redirect_stdout(io.StringIO()),
           replaced(model_package.logger, "disabled", True)):
         args.func(parser, args).run()

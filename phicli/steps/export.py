@@ -8,15 +8,17 @@ from tempfile import TemporaryDirectory
 from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EXPORTED, FINETUNED, ONNX_FOLDER
 from phicli.artifacts.publishing import beside, publishing_file
 from phicli.checkpoints.linears import linear_shapes
-from phicli.config.steps import ExportConfig, MergeConfig
+from phicli.config.steps import ExportConfig, MergeConfig, OptimizeConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export import packages
 from phicli.export.gguf import convert_to_gguf, find_converter
 from phicli.export.sources import Source
+from phicli.export.targets import choose_target
 from phicli.hub.models import read_config, resolve_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.steps.merge import choose_adapter, choose_base, merge
+from phicli.steps.optimize import optimize
 from phicli.workflow.plan import Plan
 
 FILES = {"zip": ".zip", "gguf": ".gguf"}  # what is one file, and how its name ends
@@ -36,6 +38,8 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Path:
     if config.adapter and config.to not in ("gguf", "peft"):
         raise UsageError(f"--adapter goes with --to gguf or peft, not {config.to}", where="--adapter",
                          hint="phicli optimize --merge ADAPTER, then export --path that folder")
+    if config.variants and (config.to != "olive" or config.path):
+        raise UsageError("--variant goes with --to olive, without --path", where="--variant")
     write = {"zip": _zip, "foundry-local": _foundry, "olive": _olive, "gguf": _gguf, "peft": _peft}
     return write[config.to](config, progress)
 
@@ -76,14 +80,31 @@ def _foundry(config: ExportConfig, progress: Progress) -> Path:
 
 
 def _olive(config: ExportConfig, progress: Progress) -> Path:
-    folder, name = _onnx(config), _name(config)
-    plan = Plan("export", _place(config, name), {"model": folder}, {"to": config.to, "name": name})
+    name = _name(config)
+    folders = _variants(config, progress) or {name: _onnx(config)}
+    sources = folders if config.variants else {"model": _onnx(config)}
+    plan = Plan("export", _place(config, name), sources, {"to": config.to, "name": name})
 
     def write(fresh: Path) -> None:
         with TemporaryDirectory(prefix=".package-", dir=fresh.parent) as scratch:
-            packages.write_olive_package(folder, fresh, name, Path(scratch))
+            packages.write_olive_package(folders, fresh, name, Path(scratch))
 
     return _published(plan, progress, write)
+
+
+def _variants(config: ExportConfig, progress: Progress) -> dict[str, Path]:
+    """A model of the root for each device of --variant, built where it is not there; by the device's name.
+
+    Their adapters lie in the graphs, so that the same files choose one in all of them.
+    """
+    folders = {}
+    for device in dict.fromkeys(config.variants):
+        target = choose_target(device).name
+        wanted = OptimizeConfig(model=config.model, root=config.root, device=device, adapter_layout="resident",
+                                output=str(config.root_folder / f"{ONNX_FOLDER}-{target}"))
+        progress.note(f"variant {target}")
+        folders[target] = optimize(wanted, progress).folder
+    return folders
 
 
 def _gguf(config: ExportConfig, progress: Progress) -> Path:

@@ -88,6 +88,26 @@ def test_a_model_package(two_graphs, tmp_path):
     assert generated(flat, "cooking") == generated(two_graphs / "onnx-ao", "cooking")
 
 
+def test_a_model_package_with_variants(two_graphs, tiny_awq, tmp_path):
+    root = tmp_path / "lab"
+    shutil.copytree(tiny_awq, root / "awq")
+    for name in ("travel", "cooking"):
+        shutil.copytree(two_graphs / name, root / "ft" / name)
+    folder = export_as("tiny", to="olive", root=root, variants=("cpu", "webgpu"))
+    (about,) = folder.glob("models/*/metadata.json")
+    assert json.loads(about.read_text())["variants"] == {
+        "cpu": {"ep": "CPUExecutionProvider"}, "webgpu": {"ep": "WebGpuExecutionProvider"}}
+    answers = []
+    for variant in ("cpu", "webgpu"):  # whose graph runs on a CPU too, with the adapters of the package
+        flat = shutil.copytree(folder / "configs", tmp_path / variant)
+        shutil.copytree(about.parent / variant, flat, dirs_exist_ok=True)
+        shutil.copy(two_graphs / "onnx-ao" / "genai_config.json", flat)
+        answers.append(generated(flat, "cooking"))
+    assert answers[0][: len(IDS) + 1] == answers[1][: len(IDS) + 1] != generated(flat)[: len(IDS) + 1]
+    with pytest.raises(UsageError, match="--to olive"):
+        export_as("tiny", to="zip", root=root, variants=("cpu",))
+
+
 def change(base: Path, adapter: Path) -> np.ndarray:
     """What an adapter adds to the logits, by transformers and peft."""
     from peft import PeftModel
