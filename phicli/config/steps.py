@@ -232,7 +232,7 @@ class EvaluateConfig(OfRows):
                                       "may be repeated, others are compared with the first [default: all under the "
                                       "root]", once=True, flags=("--stage", "-s"), metavar="STAGE", path=True,
                                       reference=True)
-    rows: int | None = setting(None, "Measure only this many rows, from the first on [default: all]", minimum=1)
+    rows: int | None = setting(None, "Measure only so many rows, the first [default: all]", minimum=1)
     generate: int = setting(0, "Questions that every stage answers, to be seen side by side", minimum=0)
     metrics: tuple[str, ...] = setting((), "Metric of those answers (of all rows without --generate): exact-match, "
                                        "token-f1, or one of an installed package; may be repeated",
