@@ -79,7 +79,7 @@ def symmetric(tiny, tmp_path_factory):
 def test_a_model_for_tensorrt_has_the_checkpoints_integers(symmetric, tiny, two_graphs, tmp_path):
     adapters = [f"travel={two_graphs / 'travel'}"]
     usual = optimize(root=tmp_path, base=str(symmetric), device="cpu", activations="fp32", head="float",
-                     adapters=adapters).folder
+                     adapter_weights="float", adapters=adapters).folder
     made = optimize(root=tmp_path, base=str(symmetric), device="tensorrt", adapters=adapters,
                     output=str(tmp_path / "tensorrt")).folder
     onnx.checker.check_model(str(made / "model.onnx"))
