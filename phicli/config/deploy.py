@@ -34,7 +34,7 @@ class DeployConfig(OfModel):
     question: str = setting("Where should I go in spring?", "Question of the smoke test", panel=ENDPOINT)
     image: str = setting("phicli-serve:latest", "Image that the manifests name", panel=IMAGE)
     namespace: str = setting("default", "Namespace of the manifests", panel=IMAGE)
-    vllm_image: str = setting("vllm/vllm-openai:v0.11.0", "Image that has vLLM", panel=IMAGE)
+    vllm_image: str = setting("vllm/vllm-openai:v0.20.2", "Image that has vLLM", panel=IMAGE)
     output: str | None = setting(None, "Folder or file to write [default: ROOT/deploy/…]", once=True, path=True,
                                  flags=("--output", "-o"), recorded=False)
 

@@ -1,8 +1,6 @@
 """The folder that a container image is built from: Dockerfile, phicli, what pip installs, start script, model."""
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, GENAI_CONFIG, ONNX_FOLDER
@@ -10,6 +8,7 @@ from phicli.artifacts.package import zip_package
 from phicli.artifacts.places import check_own_place
 from phicli.artifacts.publishing import publishing
 from phicli.artifacts.reading import read_json
+from phicli.checkpoints.vllm_lora import largest_rank
 from phicli.config.deploy import DeployConfig
 from phicli.errors import BadInput, Missing
 from phicli.hub.models import find_base
@@ -27,7 +26,6 @@ RUNTIMES = {"cpu": ("onnxruntime", "onnxruntime-genai"),
             "cuda": ("onnxruntime-gpu", "onnxruntime-genai-cuda", "nvidia-cuda-nvrtc")}
 TWIN = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"}  # released together
 BASES = {"cpu": "python:3.11-slim-bookworm", "cuda": "nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04"}
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for the largest
 
 OURS = """\
 FROM {base}
@@ -169,9 +167,5 @@ def _start(config: DeployConfig) -> str:
 def _lora(adapters: dict[str, Path]) -> str:
     if not adapters:
         return ""
-    ranks = [read_json(place / ADAPTER_CONFIG).get("r") for place in adapters.values()]
-    largest: Sequence[int] = [r for r in RANKS if all(isinstance(rank, int) and rank <= r for rank in ranks)]
-    if not largest:
-        raise BadInput(f"adapters of rank {json.dumps(ranks)}; vLLM takes up to {RANKS[-1]}")
-    return (f" \\\n  --enable-lora --max-lora-rank {largest[0]} --lora-modules "
+    return (f" \\\n  --enable-lora --max-lora-rank {largest_rank(adapters.values())} --lora-modules "
             + " ".join(f'{name}="$model/adapters/{name}"' for name in adapters))

@@ -1,7 +1,6 @@
 """The same AWQ checkpoint and adapters under vLLM: its command line, and starting it in place of this process."""
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -10,12 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
-from phicli.checkpoints.peft_folder import read_peft, read_peft_config
+from phicli.checkpoints.vllm_lora import largest_rank
 from phicli.config.commands import ServeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hub.models import find_base
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for the largest
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 KEY = "VLLM_API_KEY"
 
@@ -27,7 +25,7 @@ def vllm_command(config: ServeConfig, base: str) -> list[str]:
         base: name of the model without an adapter.
 
     Raises:
-        BadInput: as `adapters_of` and `read_peft` do, or a rank or scale that vLLM does not take.
+        BadInput: as `adapters_of` and `largest_rank`.
         Missing: as `find_base`.
     """
     folder = Path(config.path) if config.path else find_base(config.root_folder)
@@ -37,32 +35,11 @@ def vllm_command(config: ServeConfig, base: str) -> list[str]:
         command += ["--max-model-len", str(config.context)]
     found = adapters_of(config)
     if found:
-        ranks = [_rank(place) for place in found.values()]
-        rank = next((rank for rank in RANKS if rank >= max(ranks)), None)
-        if rank is None:
-            raise BadInput(f"rank {max(ranks)}, and vLLM takes up to {RANKS[-1]}", where=config.root_folder / FINETUNED)
-        command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras",
+        command += ["--enable-lora", "--max-lora-rank", str(largest_rank(found.values())), "--max-loras",
                     str(min(len(found), config.max_batch)), "--lora-modules",
                     # not NAME=PATH, which vLLM splits at every "=" and takes for JSON where there is a comma
                     *(json.dumps({"name": name, "path": str(place)}) for name, place in found.items())]
     return command
-
-
-def _rank(folder: Path) -> int:
-    """What vLLM needs for the largest rank: it judges the settings, and reads the matrices.
-
-    Raises:
-        BadInput: as `read_peft`, or linears with scales of their own; vLLM would take one for all, without a word.
-    """
-    settings, loras = read_peft_config(folder), read_peft(folder).values()
-    rank, alpha = (settings.get(name) for name in ("r", "lora_alpha"))
-    if not rank or alpha is None:
-        raise BadInput("r or lora_alpha is missing, which vLLM needs", where=folder / ADAPTER_CONFIG)
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    if not all(math.isclose(lora.scaling, scale, rel_tol=1e-6) for lora in loras):
-        raise BadInput("linears with scales of their own, and vLLM has one for all", where=folder / ADAPTER_CONFIG,
-                       hint="phicli serve without --engine vllm")
-    return max(rank, *(lora.rank for lora in loras))
 
 
 def adapters_of(config: ServeConfig) -> dict[str, Path]:

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from safetensors.numpy import save_file
 
 from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.deploy import DeployConfig
@@ -22,9 +24,14 @@ def root(tmp_path):
     (tmp_path / "onnx-ao" / "adapters").mkdir(parents=True)
     (tmp_path / "onnx-ao" / "genai_config.json").write_text("{}")
     (tmp_path / "onnx-ao" / ".hidden").write_text("not served")
-    for name, about in (("travel", {"peft_type": "LORA", "r": 20}), ("lokr", {"peft_type": "LOKR", "r": 4})):
+    for name, about in (("travel", {"peft_type": "LORA", "r": 20, "lora_alpha": 40}),
+                        ("lokr", {"peft_type": "LOKR", "r": 4})):
         (tmp_path / "ft" / name).mkdir(parents=True)
         (tmp_path / "ft" / name / "adapter_config.json").write_text(json.dumps(about))
+    layer = "base_model.model.model.layers.0.self_attn.o_proj"
+    matrices = {"A": np.ones((20, 8), np.float32), "B": np.ones((8, 20), np.float32)}
+    save_file({f"{layer}.lora_{name}.weight": matrix for name, matrix in matrices.items()},
+              tmp_path / "ft" / "travel" / "adapter_model.safetensors")
     (tmp_path / "awq").mkdir()
     (tmp_path / "awq" / "config.json").write_text("{}")
     write_manifest(tmp_path / "awq", Manifest("quantize", {}, {}))
@@ -48,7 +55,8 @@ def test_a_folder_that_docker_builds(root, engine, processor):
     if engine == "phicli":
         assert served == {"genai_config.json"}
     else:
-        assert served == {"base/config.json", "base/phicli.json", "adapters/travel/adapter_config.json"}
+        assert served == {"base/config.json", "base/phicli.json", "adapters/travel/adapter_config.json",
+                          "adapters/travel/adapter_model.safetensors"}
         assert '--max-lora-rank 32 --lora-modules travel="$model/adapters/travel"' in (folder / "serve.sh").read_text()
 
 
