@@ -18,6 +18,7 @@ from phicli.export import graph_inputs, resident
 from phicli.export.genai_config import read_config
 from phicli.export.matching import assemble, match
 from phicli.export.slots import LAYOUT_KEY, Slot, read_graph, read_slots
+from phicli.export.token_cache import channels
 
 
 def convert_adapter(model: Path, loras: dict[str, Lora], file: Path, source: Path) -> None:
@@ -116,7 +117,7 @@ def _slots(folder: Path) -> list[Slot]:
 def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     """Outputs of q, k and v, which the graph may hold as one projection."""
     decoder = read_config(folder)["model"]["decoder"]
-    size = decoder["head_size"] // 8 * 8  # a multiple of 8 it always is, but for `token_cache`
+    size = channels(decoder["head_size"])
     q, kv = (decoder[f"num_{kind}_heads"] * size for kind in ("attention", "key_value"))
     return q, kv, kv
 

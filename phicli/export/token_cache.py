@@ -21,6 +21,11 @@ OTHER = ("smooth_softmax", "sliding_window_cache", "qk_output")  # that have to 
 MULTIPLE, LARGEST = 16, 512  # of channels of a head
 
 
+def channels(size: int) -> int:
+    """Channels of a head whose size in genai_config.json is `size`, with such a cache or without."""
+    return size - SCALE if size > MULTIPLE and size % MULTIPLE == SCALE else size
+
+
 def has_scales(graph: Any) -> bool:
     """Whether a GraphProto has such a cache."""
     return any(node.domain == DOMAIN for node in graph.node)

@@ -12,7 +12,7 @@ from phicli import optimize
 from phicli.export.kept import read_adapter
 from phicli.inference.session import Session
 
-EXACT = {"activations": "fp32", "head": "float"}
+EXACT = {"activations": "fp32", "head": "float", "adapter_weights": "float"}
 TEXT = ("Rome is a city in Italy. Where should I eat there, and what should I see first? Take the train early, "
         "bring water, and book the museum before you travel. ") * 6
 
@@ -70,7 +70,7 @@ def test_the_default_head_keeps_the_agreement(phi, tmp_path):
     ids = session.codec.encode_text(TEXT)
     fresh = Session(build(tmp_path, base, {"travel": adapters["travel"]}, activations="fp32"))
     kl, same = compare(reference.logits(ids, peft_updates(adapters["travel"])), fresh.logits(ids, "travel"))
-    assert kl < 1e-3 and same >= 0.97
+    assert kl < 1.5e-3 and same >= 0.97  # a third of it from the adapter, in int8 by default
 
 
 @pytest.mark.parametrize(("kind", "head", "limit", "least"), [
@@ -86,7 +86,7 @@ def test_grouped_query_attention_with_parts_adapted(tmp_path, tiny, kind, head, 
     base = nearest_awq(original, tmp_path / "awq", skip=("1.mlp.down_proj", "0.self_attn.o_proj"))
     adapter = random_adapter(original, tmp_path / "peft", r=4, lora_alpha=8, rank_pattern={"v_proj": 7},
                              alpha_pattern={"v_proj": 3}, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
-    folder = build(tmp_path, base, {"travel": adapter}, activations="fp32", head=head)
+    folder = build(tmp_path, base, {"travel": adapter}, activations="fp32", head=head, adapter_weights="float")
     session, reference = Session(folder), Reference.of_awq(original, base)
     ids = session.codec.encode_text(TEXT)
     for name, updates in ((None, None), ("travel", peft_updates(adapter))):
