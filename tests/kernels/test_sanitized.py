@@ -73,4 +73,5 @@ def test_no_graph_makes_the_ops_touch_what_is_not_theirs(by, tmp_path):
 ])
 def test_a_check_that_is_taken_out_is_missed(planted, tmp_path):
     done = run(compiled(tmp_path, VECTORS, planted), matmul=True, graphs=400)
-    assert done.returncode and "ERROR: AddressSanitizer" in done.stderr and "READ of size" in done.stderr
+    report = "READ of size" in done.stderr or "nested bug" in done.stderr  # two threads may meet the fault at once
+    assert done.returncode and "AddressSanitizer" in done.stderr and report, done.stderr[-2000:]
