@@ -21,6 +21,7 @@ from phicli.kernels.keeping import kept_library
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
 AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too
+SOURCES = ("ops.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c")
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
 _troubles: list[Missing] = []
@@ -118,8 +119,7 @@ def _compile_library(cubin: bytes, matmul: bool, scratch: Path) -> bytes:
     own += ["-DMATMUL_NBITS", HERE / "nbits_op.c", HERE / "lora_matmul_op.c"] if matmul else []
     own += ["-fopenmp-simd", "-fno-trapping-math"]  # else sums and largest numbers of a loop are no vectors
     command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
-               HERE / "ops.c", HERE / "lora_op.c", HERE / "lora_cpu.c", HERE / "attention_op.c", embedded, "-o", output,
-               "-ldl", "-lm"]
+               *(HERE / name for name in SOURCES), embedded, "-o", output, "-ldl", "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                           env={**os.environ, "TMPDIR": str(scratch)})
     if done.returncode:

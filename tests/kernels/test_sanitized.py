@@ -39,7 +39,7 @@ def compiled(folder: Path, own: list[str], planted: tuple[str, str, str] | None 
         (sources / name).write_text(before.replace(text, other))
     (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 0))
     more = ["nbits_op.c", "lora_matmul_op.c"] if own else []
-    files = [sources / name for name in ("ops.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "cubin.c", *more)]
+    files = [sources / name for name in (*build.SOURCES, "cubin.c", *more)]
     subprocess.run(["gcc", *FLAGS, *own, *files, "-o", folder / "libops.so", "-ldl", "-lm"], check=True)
     return folder / "libops.so"
 
