@@ -38,18 +38,23 @@ def choose_device(wanted: str) -> str:
     return "cpu"
 
 
+def check_gpus(wanted: str, device: str) -> None:
+    """Raise UsageError unless `wanted` is "1", "2", … or "all", and 1 where the device is no GPU."""
+    if wanted != "all" and not (wanted.isdecimal() and 0 < int(wanted) < MOST_GPUS):
+        raise UsageError(f"a number of GPUs, or all, not {wanted}", where="--gpus")
+    if wanted != "1" and device not in ("auto", "cuda"):
+        raise UsageError(f"goes with GPUs, not with --device {device}", where="--gpus")
+
+
 def count_gpus(wanted: str, device: str) -> int:
     """How many GPUs "1", "2", … or "all" are.
 
     Raises:
-        UsageError: no such number, or several of a device that is no GPU. Missing: fewer are there.
+        UsageError: as `check_gpus`. Missing: fewer are there.
     """
-    if wanted != "all" and not (wanted.isdecimal() and 0 < int(wanted) < MOST_GPUS):
-        raise UsageError(f"a number of GPUs, or all, not {wanted}", where="--gpus")
+    check_gpus(wanted, device)
     if wanted == "1":
         return 1
-    if device not in ("auto", "cuda"):
-        raise UsageError(f"goes with GPUs, not with --device {device}", where="--gpus")
     import torch
 
     there = torch.cuda.device_count()

@@ -9,7 +9,7 @@ from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EXPORTED, FINETUNED
 from phicli.artifacts.publishing import beside, publishing_file
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.steps import ExportConfig, MergeConfig, OptimizeConfig
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.export import packages
 from phicli.export.gguf import convert_to_gguf, find_converter
 from phicli.export.sources import Source
@@ -99,7 +99,10 @@ def _variants(config: ExportConfig, progress: Progress) -> dict[str, Path]:
     """
     folders = {}
     for device in dict.fromkeys(config.variants):
-        target = choose_target(device).name
+        try:
+            target = choose_target(device).name
+        except PhicliError as e:
+            raise type(e)(e.message, where=f"--variant {device}", hint=e.hint) from None
         wanted = OptimizeConfig(model=config.model, root=config.root, device=device, adapter_layout="resident",
                                 output=str(config.root_folder / f"{ONNX_FOLDER}-{target}"))
         progress.note(f"variant {target}")

@@ -12,7 +12,7 @@ from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput, UsageError
-from phicli.hardware.devices import check_each_holds, count_gpus, environments
+from phicli.hardware.devices import check_each_holds, check_gpus, count_gpus, environments
 from phicli.hardware.driver import open_gpu
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources, stdin_as_file
 from phicli.hub.models import find_base, resolve_model
@@ -51,6 +51,7 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
 
 
 def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
+    check_gpus(config.gpus, config.device)  # also where there is nothing to do
     plan = plan_finetune(config, progress)
     done = plan.finished(config.force, progress)
     if done:

@@ -158,7 +158,9 @@ def _speed(config: GateConfig, found: dict[str, Any], before: Mapping[str, Any] 
             progress.warn("other programs keep this machine busy: speed is not compared with the accepted build's")
             checks = []
     if before and before["speed"] and not same:
-        progress.warn(f"the accepted build's speed was measured on {before['machine']}: it is not compared")
+        why = (f"was measured on {before['machine']}" if before["machine"] != found["machine"] else
+               "was kept by an earlier phicli, without the fastest tokens (phicli gate --accept keeps them)")
+        progress.warn(f"the accepted build's speed {why}: it is not compared")
     return limits + checks
 
 

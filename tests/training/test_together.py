@@ -41,6 +41,7 @@ def test_two_processes_train_as_one_and_go_on_after_one_was_killed(awq, tmp_path
         shutil.copytree(awq, root / "awq")
     assert cli("finetune", "--root", roots[0], *SETTINGS).code == 0
     monkeypatch.setattr("phicli.steps.finetune.count_gpus", lambda wanted, device: int(wanted))  # of processes here
+    monkeypatch.setattr("phicli.steps.finetune.check_gpus", lambda wanted, device: None)
     state = roots[1] / "ft" / ".travel.checkpoint" / "state.json"
     killer = threading.Thread(target=_kill_second, args=(state,))
     killer.start()
@@ -78,3 +79,11 @@ def test_what_gpus_are_refused(monkeypatch):
             count_gpus(wanted, device)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(2, "cuda")] == ["3", "5"]
+
+
+def test_wrong_gpus_are_refused_where_nothing_is_left_to_do(awq, tmp_path, cli):
+    shutil.copytree(awq, tmp_path / "awq")
+    assert cli("finetune", "--root", tmp_path, *SETTINGS).code == 0
+    for more in (["--gpus", "banana"], ["--gpus", "2", "--device", "cpu"]):
+        done = cli("finetune", "--root", tmp_path, *SETTINGS, *more)
+        assert done.code == 2 and "--gpus" in done.err
