@@ -7,7 +7,8 @@ import numpy as np
 
 from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.adapter_names import COPY, HEADS, plain
-from phicli.checkpoints.peft_folder import NoSlot, check_weights, read_tensor, weights_path
+from phicli.checkpoints.peft_folder import NoSlot, check_weights, weights_path
+from phicli.checkpoints.tensors import read_tensor
 from phicli.hub.models import weight_files
 
 ROWS = 4096  # compared at a time

@@ -2,12 +2,11 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from phicli.architectures import in_layer
@@ -24,11 +23,11 @@ from phicli.checkpoints.adapter_names import (
     plain,
     settings_from_mlx,
 )
+from phicli.checkpoints.tensors import mapped, read_tensor
 from phicli.errors import BadInput
 from phicli.text.bounds import check_pattern
 
 WEIGHTS = "adapter_model.safetensors"
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 PLAIN = "phicli finetune --method lora"
 UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT",
                "XLORA")  # methods that change no weights
@@ -240,26 +239,7 @@ def _own(config: dict[str, Any], patterns: str, module: str, default: Any) -> An
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
     """The file's tensors, mapped and not read, but for bfloat16, which becomes float32."""
     path, header = weights_path(folder), check_weights(folder)
-    content = _mapped(path)
+    content = mapped(path)
     found = {name: read_tensor(path, entry, content=content) for name, entry in header.items()
              if not COPY.fullmatch(plain(name))}
     return {peft_name(name): found[name].T for name in found} if path.name == MLX_WEIGHTS else found
-
-
-def read_tensor(path: Path, entry: Mapping[str, Any], rows: slice = slice(None), content: np.ndarray | None = None
-                ) -> np.ndarray:
-    """Rows of a tensor of a safetensors file, by its entry in the header, as `_tensors` gives them.
-
-    content: the file's bytes, for those who read many tensors.
-    """
-    if entry["dtype"] not in DTYPES:
-        raise BadInput(f"{entry['dtype']} is no floating-point type", where=path)
-    content = _mapped(path) if content is None else content
-    start = 8 + int(content[:8].view("<u8")[0])
-    begin, end = (start + offset for offset in entry["data_offsets"])
-    found = np.frombuffer(content[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])[rows]
-    return found.astype(np.float32) if entry["dtype"] == "BF16" else found  # numpy itself knows no bfloat16
-
-
-def _mapped(path: Path) -> np.ndarray:
-    return np.memmap(path, np.uint8, "r").view(np.ndarray)  # parts of a memmap itself take longer to make

@@ -1,7 +1,7 @@
 """`phicli export`: a model or an adapter for other programs."""
 
 from phicli.cli import console, options
-from phicli.config.steps import ExportConfig
+from phicli.config.exporting import ExportConfig
 
 
 def export(config: ExportConfig, json: options.Json = False) -> None:

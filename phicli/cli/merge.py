@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from phicli.cli import console, options
-from phicli.config.steps import MergeConfig
+from phicli.config.exporting import MergeConfig
 
 
 def merge(config: MergeConfig, json: options.Json = False) -> None:

@@ -13,19 +13,12 @@ from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, Workspa
 from phicli.config.bases import OfModel
 from phicli.config.commands import ChatConfig, ServeConfig
 from phicli.config.deploy import DeployConfig
+from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.measuring import SearchConfig
 from phicli.config.places import find_settings_file, placed
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
-from phicli.config.steps import (
-    EvaluateConfig,
-    ExportConfig,
-    FinetuneConfig,
-    InspectConfig,
-    MergeConfig,
-    OptimizeConfig,
-    QuantizeConfig,
-)
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput
 
 LONGEST_FILE, LONGEST_KEY = 1 << 16, 1000  # bytes, characters

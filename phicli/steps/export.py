@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EXPORTED, FINETUNED, ONNX_FOLDER
 from phicli.artifacts.publishing import beside, publishing_file
 from phicli.checkpoints.linears import linear_shapes
-from phicli.config.steps import ExportConfig, MergeConfig, OptimizeConfig
+from phicli.config.exporting import ExportConfig, MergeConfig
+from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.export import packages
 from phicli.export.gguf import convert_to_gguf, find_converter

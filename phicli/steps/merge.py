@@ -9,7 +9,8 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, MERGED
 from phicli.checkpoints.peft_folder import NoSlot, read_settings
-from phicli.config.steps import QUANTIZE_ALGORITHMS, MergeConfig
+from phicli.config.exporting import MergeConfig
+from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, UsageError
 from phicli.export.sources import Source
 from phicli.hub.models import check_model, read_config, read_headers, resolve_model

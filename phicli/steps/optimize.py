@@ -7,7 +7,8 @@ from phicli.artifacts import stages
 from phicli.artifacts.generations import link_unchanged
 from phicli.artifacts.names import ADAPTER_SUFFIX, ONNX_FOLDER
 from phicli.checkpoints.linears import linear_shapes
-from phicli.config.steps import MergeConfig, OptimizeConfig
+from phicli.config.exporting import MergeConfig
+from phicli.config.steps import OptimizeConfig
 from phicli.errors import UsageError
 from phicli.export import openvino, resident
 from phicli.export.adapters import check_adapter, convert_adapter, install_adapters
