@@ -99,16 +99,21 @@ def _variants(config: ExportConfig, progress: Progress) -> dict[str, Path]:
     Their adapters lie in the graphs, so that the same files choose one in all of them.
     """
     folders = {}
-    for device in dict.fromkeys(config.variants):
-        try:
-            target = choose_target(device).name
-        except PhicliError as e:
-            raise type(e)(e.message, where=f"--variant {device}", hint=e.hint) from None
+    targets = {device: _target(device) for device in config.variants}  # all, before the first is built
+    for device, target in targets.items():
         wanted = OptimizeConfig(model=config.model, root=config.root, device=device, adapter_layout="resident",
                                 output=str(config.root_folder / f"{ONNX_FOLDER}-{target}"))
         progress.note(f"variant {target}")
         folders[target] = optimize(wanted, progress).folder
     return folders
+
+
+def _target(device: str) -> str:
+    """The target that a variant is for. Raises as `choose_target`."""
+    try:
+        return choose_target(device).name
+    except PhicliError as e:
+        raise type(e)(e.message, where=f"--variant {device}", hint=e.hint) from None
 
 
 def _gguf(config: ExportConfig, progress: Progress) -> Path:
