@@ -1,0 +1,257 @@
+// nbits.cu on a CPU: its threads as coroutines of one, tensor cores and asynchronous copies by what the PTX ISA says.
+//
+//     c++ -std=gnu++17 -O1 -fsanitize=address,undefined -I phicli/kernels nbits_emulated.cpp && ./a.out SEED PRODUCTS
+//
+// Matrices are exactly as long as they should be, for AddressSanitizer. A copy is done when it is waited for ("late"),
+// or at once: so what is read too early, or replaced too early, shows in the numbers. Warps run in random order. The
+// shared memory begins with NaN. Each product is compared with float64.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+#include <ucontext.h>
+
+#define EMULATED
+#define __device__
+#define __forceinline__ inline
+#define __global__
+#define __launch_bounds__(n)
+#define __grid_constant__
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct float2 { float x, y; };
+struct Dim { unsigned x, y, z; };
+static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+using std::min;
+typedef unsigned short half_bits;
+
+static Dim threadIdx, blockIdx, gridDim;
+static uint4* dynamic_shared;
+
+// ---- fp16 ----
+static float widened(unsigned bits) {
+  const unsigned short half = (unsigned short)bits;
+  _Float16 number;
+  memcpy(&number, &half, 2);
+  return (float)number;
+}
+static unsigned narrowed(float number) {
+  const _Float16 half = (_Float16)number;
+  unsigned short bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+}
+static unsigned pack_fp16(float low, float high) { return narrowed(low) | narrowed(high) << 16; }
+template <class F> static unsigned each_half(F f) { return f(0) | f(16) << 16; }
+static unsigned sub2(unsigned a, unsigned b) {
+  return each_half([=](int s) { return narrowed(widened(a >> s) - widened(b >> s)); });
+}
+static unsigned mul2(unsigned a, unsigned b) {
+  return each_half([=](int s) { return narrowed(widened(a >> s) * widened(b >> s)); });
+}
+static unsigned fma2(unsigned a, unsigned b, unsigned c) {
+  return each_half([=](int s) { return narrowed(std::fma(widened(a >> s), widened(b >> s), widened(c >> s))); });
+}
+static unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const unsigned long long both = (unsigned long long)high << 32 | low;
+  unsigned found = 0;
+  for (int i = 0; i < 4; i++) found |= (unsigned)(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return found;
+}
+
+// ---- threads ----
+constexpr int COUNT = 128, STACK = 1 << 18;
+static ucontext_t scheduler, contexts[COUNT];
+static std::vector<char> stacks(COUNT * STACK);
+static int current;
+static std::mt19937 dice;
+static bool late, finished[COUNT];
+static std::function<void()> body;
+
+struct Meeting {  // of a warp's threads, or a block's
+  int arrived = 0;
+  unsigned round = 0;
+  void meet(int size, const std::function<void()>& together) {
+    const unsigned mine = round;
+    if (++arrived == size) {
+      together();
+      arrived = 0, round++;
+    }
+    while (round == mine) {
+      swapcontext(&contexts[current], &scheduler);
+    }
+  }
+};
+static Meeting warps[COUNT / 32], block;
+static void __syncthreads() { block.meet(COUNT, [] {}); }
+
+struct Copy { void* to; const void* from; int size; bool there; };
+static std::vector<std::vector<Copy>> groups[COUNT];
+static std::vector<Copy> open_group[COUNT];
+static void perform(const Copy& copy) {
+  if (copy.there) memcpy(copy.to, copy.from, copy.size);
+  else memset(copy.to, 0, copy.size);
+}
+static void copy(void* to, const void* from, int size, bool there) {
+  if ((uintptr_t)to % size || (uintptr_t)from % size) fprintf(stderr, "a copy that is not aligned\n"), exit(1);
+  const Copy copy = {to, from, size, there};
+  if (!late) perform(copy);
+  open_group[threadIdx.x].push_back(copy);
+}
+static void copy16(void* to, const void* from, bool there) { copy(to, from, 16, there); }
+static void copy4(void* to, const void* from, bool there) { copy(to, from, 4, there); }
+static void commit() {
+  groups[threadIdx.x].push_back(open_group[threadIdx.x]);
+  open_group[threadIdx.x].clear();
+}
+template <int LEFT> static void wait() {
+  auto& own = groups[threadIdx.x];
+  while (own.size() > LEFT) {
+    if (late) for (const Copy& copy : own.front()) perform(copy);
+    own.erase(own.begin());
+  }
+}
+
+// mma.sync.aligned.m16n8k16: which thread holds what of A, B and C.
+struct Operands { unsigned a[4], b[2]; float* c; };
+static Operands operands[COUNT];
+static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  operands[threadIdx.x] = {{a0, a1, a2, a3}, {b0, b1}, c};
+  const int first = threadIdx.x / 32 * 32;
+  warps[threadIdx.x / 32].meet(32, [first] {
+    float a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+      const Operands& own = operands[first + lane];
+      const int group = lane / 4, pair = lane % 4 * 2;
+      for (int i = 0; i < 4; i++)
+        for (int e = 0; e < 2; e++) a[group + i % 2 * 8][pair + i / 2 * 8 + e] = widened(own.a[i] >> 16 * e);
+      for (int i = 0; i < 2; i++)
+        for (int e = 0; e < 2; e++) b[pair + i * 8 + e][group] = widened(own.b[i] >> 16 * e);
+    }
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++) {
+        float sum = operands[first + lane].c[i];
+        for (int k = 0; k < 16; k++) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+        operands[first + lane].c[i] = sum;
+      }
+  });
+}
+
+#include "nbits.cu"
+
+static void enter() {
+  body();
+  finished[current] = true;
+  swapcontext(&contexts[current], &scheduler);
+}
+
+static void run_block(size_t shared) {
+  std::vector<uint4> memory(shared / 16, uint4{~0u, ~0u, ~0u, ~0u});
+  dynamic_shared = memory.data();
+  for (int t = 0; t < COUNT; t++) {
+    groups[t].clear(), open_group[t].clear(), finished[t] = false;
+    getcontext(&contexts[t]);
+    contexts[t].uc_stack.ss_sp = &stacks[t * STACK], contexts[t].uc_stack.ss_size = STACK;
+    makecontext(&contexts[t], enter, 0);
+  }
+  for (int left = COUNT; left;) {
+    const int warp = dice() % 4;
+    for (int t = warp * 32; t < warp * 32 + 32; t++) {
+      if (finished[t]) continue;
+      current = t, threadIdx = {(unsigned)t, 0, 0};
+      swapcontext(&scheduler, &contexts[t]);
+      left -= finished[t];
+    }
+  }
+}
+
+static void run_grid(Dim grid, size_t shared, std::function<void()> kernel) {
+  body = std::move(kernel), gridDim = grid;
+  for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) run_block(shared);
+}
+
+struct Kind { int bits, m, n; size_t shared; void (*kernel)(const Matrices); };
+#define KIND(BITS, M, N) {BITS, M, N, STAGES * sizeof(Stage<BITS, M, N>), nbits_##BITS##_##M##_##N}
+static const Kind kinds[] = {
+    KIND(4, 1, 1), KIND(4, 1, 2), KIND(4, 1, 4), KIND(4, 1, 8), KIND(4, 2, 1), KIND(4, 2, 2), KIND(4, 2, 4),
+    KIND(4, 2, 8), KIND(4, 4, 1), KIND(4, 4, 2), KIND(4, 4, 4), KIND(8, 1, 1), KIND(8, 1, 2), KIND(8, 1, 4),
+    KIND(8, 1, 8), KIND(8, 2, 1), KIND(8, 2, 2), KIND(8, 2, 4), KIND(8, 2, 8)};
+
+template <class T> static std::unique_ptr<T[], void (*)(void*)> numbers(size_t count) {
+  void* place = nullptr;
+  if (posix_memalign(&place, 16, count * sizeof(T))) abort();
+  memset(place, 255, count * sizeof(T));
+  return {(T*)place, free};
+}
+
+static double difference(const Kind& kind, int rows, int outputs, int inputs, int group_bits, bool zeros, int parts) {
+  const int groups = inputs >> group_bits, most = (1 << kind.bits) - 1, of_row = inputs * kind.bits / 8;
+  const int line = kind.bits == 4 ? (groups + 1) / 2 : groups;
+  auto x = numbers<half_bits>(rows * inputs), scales = numbers<half_bits>(outputs * groups);
+  auto weights = numbers<unsigned char>(outputs * of_row), points = numbers<unsigned char>(outputs * line);
+  auto y = numbers<half_bits>(rows * outputs);
+  auto sums = numbers<float>((size_t)parts * rows * outputs);
+  std::normal_distribution<float> normal;
+  for (int i = 0; i < rows * inputs; i++) x[i] = narrowed(normal(dice));
+  for (int i = 0; i < outputs * groups; i++) scales[i] = narrowed(0.002f + 0.01f * (dice() % 1000) / 1000);
+  for (int i = 0; i < outputs * of_row; i++) weights[i] = dice() & 255;
+  for (int i = 0; i < outputs * line; i++) points[i] = dice() & 255;
+  const int steps = (inputs + STEP - 1) / STEP, of_part = (steps + parts - 1) / parts;
+  const Matrices of = {x.get(), weights.get(), scales.get(), zeros ? points.get() : nullptr, y.get(), sums.get(),
+                       rows, outputs, inputs, group_bits, of_part};
+  run_grid({(unsigned)(outputs + 64 * kind.m - 1) / (64 * kind.m), (unsigned)parts,
+            (unsigned)(rows + 8 * kind.n - 1) / (8 * kind.n)}, kind.shared, [&] { kind.kernel(of); });
+  const int count = rows * outputs / 4;
+  if (parts > 1)
+    run_grid({(unsigned)(count + THREADS - 1) / THREADS, 1, 1}, 16, [&] {
+      nbits_sum((const float4*)sums.get(), (uint2*)y.get(), count, parts);
+    });
+  const auto number = [&](const unsigned char* line, int i) {
+    return kind.bits == 8 ? line[i] : line[i / 2] >> i % 2 * 4 & most;
+  };
+  double worst = 0;
+  for (int n = 0; n < outputs; n++) {
+    std::vector<double> own(inputs);
+    for (int k = 0; k < inputs; k++) {
+      const int group = k >> group_bits, middle = zeros ? number(&points[n * line], group) : 1 << (kind.bits - 1);
+      own[k] = widened(narrowed((number(&weights[n * of_row], k) - middle) * widened(scales[n * groups + group])));
+    }
+    for (int m = 0; m < rows; m++) {
+      double wanted = 0, size = 0;
+      for (int k = 0; k < inputs; k++) {
+        wanted += own[k] * widened(x[m * inputs + k]);
+        size += std::fabs(own[k] * widened(x[m * inputs + k]));
+      }
+      const double found = widened(y[m * outputs + n]);
+      const double off = std::fabs(found - wanted) / (std::fabs(wanted) + 1e-3 * size);
+      worst = off <= worst ? worst : std::isnan(off) ? INFINITY : off;
+    }
+  }
+  return worst;
+}
+
+int main(int count, char** arguments) {
+  if (count != 3) return 2;
+  dice.seed(atoi(arguments[1]));
+  for (int i = 0; i < atoi(arguments[2]); i++) {
+    const Kind& kind = kinds[i % (sizeof kinds / sizeof *kinds)];
+    const int group_bits = 5 + dice() % 3, group = 1 << group_bits;
+    const int inputs = group * (1 + dice() % (1024 / group)), outputs = 8 * (1 + dice() % (10 * kind.m));
+    const int rows = 1 + dice() % (8 * kind.n + 3), steps = (inputs + STEP - 1) / STEP;
+    const int parts = 1 + dice() % steps;
+    const bool zeros = dice() % 3;
+    late = dice() % 2;
+    const double off = difference(kind, rows, outputs, inputs, group_bits, zeros, parts);
+    printf("%d bits, tile %d x %d: %d x %d x %d, group %d, %s, %d parts, %s: %.2e\n", kind.bits, kind.m, kind.n, rows,
+           outputs, inputs, group, zeros ? "zero points" : "none", parts, late ? "late" : "at once", off);
+    if (!(off < 1e-3)) return 1;
+  }
+}
