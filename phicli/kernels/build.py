@@ -21,7 +21,7 @@ from phicli.kernels.keeping import kept_library
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
 AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too
-SOURCES = ("ops.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c")
+SOURCES = ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c")
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
 _troubles: list[Missing] = []
@@ -52,7 +52,8 @@ def ops_library(device: str, matmul: bool = False) -> Path:
     """The library for the CPU and, with "cuda", for this machine's GPU; built at the first call.
 
     Args:
-        matmul: with MatMulNBits, which takes the place of onnxruntime's; see `matmul_missing`.
+        matmul: with MatMulNBits, which takes the place of onnxruntime's on a CPU (see `matmul_missing`), on CUDA with
+            MatMulNBitsRows.
 
     Raises:
         Missing: no compiler, or it failed, or no folder that is safe to load a library from.
@@ -62,7 +63,7 @@ def ops_library(device: str, matmul: bool = False) -> Path:
 
 def find_library(device: str, matmul: bool = False) -> tuple[Path, Missing | None]:
     """As `ops_library`, and why the next process has to build it again; None where it has not to."""
-    if lack := missing(device) or (matmul and matmul_missing()):
+    if lack := missing(device) or (matmul and device == "cpu" and matmul_missing()):
         raise Missing(lack, where=WHERE, hint=HINT)
     capability = compute_capability() if device == "cuda" else None
     made_for = (capability, matmul, os.uname().machine, sorted(_cpu_flags()))
@@ -71,7 +72,8 @@ def find_library(device: str, matmul: bool = False) -> tuple[Path, Missing | Non
         digest.update(source.read_bytes())
 
     def build(scratch: Path) -> bytes:
-        cubin = _compile_kernels((HERE / "lora.cu").read_bytes(), capability) if capability else b""
+        source = b"".join((HERE / name).read_bytes() for name in ("lora.cu", *(["nbits.cu"] if matmul else [])))
+        cubin = _compile_kernels(source, capability) if capability else b""
         return _compile_library(cubin, matmul, scratch)
 
     try:
@@ -116,7 +118,10 @@ def _compile_library(cubin: bytes, matmul: bool, scratch: Path) -> bytes:
     embedded, output = scratch / "cubin.c", scratch / "libops.so"
     embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
     own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
-    own += ["-DMATMUL_NBITS", HERE / "nbits_op.c", HERE / "lora_matmul_op.c"] if matmul else []
+    if matmul and cubin:
+        own += ["-DMATMUL_ROWS", HERE / "nbits_rows_op.c"]
+    elif matmul:
+        own += ["-DMATMUL_NBITS", HERE / "nbits_op.c", HERE / "lora_matmul_op.c"]
     own += ["-fopenmp-simd", "-fno-trapping-math"]  # else sums and largest numbers of a loop are no vectors
     command = [_compiler() or "cc", "-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", *own,
                *(HERE / name for name in SOURCES), embedded, "-o", output, "-ldl", "-lm"]

@@ -1,57 +1,13 @@
-/* Products on a GPU: the kernels of lora.cu, launched through CUDA's driver.
- *
- * The driver is found at run time, so that the library also loads where there is none.
- */
-#include <dlfcn.h>
+/* Products on a GPU: the kernels of lora.cu. */
+#include "gpu.h"
 
-#define MAX_DEVICES 16
 #define MAX_PARTS 8 /* of the inputs, in sums of many rows */
 #define MOST_EACH 64 /* rows of a batch that one launch takes, each with its own adapter, as in lora.cu */
 
-extern const unsigned char lora_cubin[];
-extern const size_t lora_cubin_size;
-
-enum { DOWN_ONE, UP_ONE, GATED_ONE, DOWN_MANY_16, DOWN_MANY_64, UP_MANY, GATED_MANY, DOWN_EACH, UP_EACH, GATED_EACH,
-       KERNELS };
-static const char *const kernel_names[KERNELS] = {
+enum { DOWN_ONE, UP_ONE, GATED_ONE, DOWN_MANY_16, DOWN_MANY_64, UP_MANY, GATED_MANY, DOWN_EACH, UP_EACH, GATED_EACH };
+static const char *const kernel_names[LORA_KERNELS] = {
     "lora_down_one", "lora_up_one", "lora_gated_up_one", "lora_down_many_16", "lora_down_many_64", "lora_up_many",
     "lora_gated_up_many", "lora_down_each", "lora_up_each", "lora_gated_up_each"};
-
-static struct {
-  int (*context)(void **), (*load)(void **, const void *), (*function)(void **, void *, const char *),
-      (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
-} driver;
-static struct { void *context; void *functions[KERNELS]; } devices[MAX_DEVICES];
-
-static Status open_driver(void) {
-  void *library = dlopen("libcuda.so.1", RTLD_NOW);
-  if (!library) return failure(RUNTIME_EXCEPTION, "no CUDA driver (libcuda.so.1)");
-  const char *const names[] = {"cuCtxGetCurrent", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"};
-  void **places = (void **)&driver;
-  for (int i = 0; i < 4; i++)
-    if (!(places[i] = dlsym(library, names[i]))) return failure(RUNTIME_EXCEPTION, "the CUDA driver is too old");
-  return NULL;
-}
-
-/* The kernels on the current device, loaded at the first call. */
-static Status kernels_here(void ***functions) {
-  void *context = NULL, *module;
-  if (!driver.launch) TRY(open_driver());
-  if (driver.context(&context) || !context) return failure(RUNTIME_EXCEPTION, "no CUDA context");
-  int i = 0;
-  while (i < MAX_DEVICES && devices[i].context && devices[i].context != context) i++;
-  if (i == MAX_DEVICES) return failure(RUNTIME_EXCEPTION, "too many GPUs");
-  *functions = devices[i].functions;
-  if (devices[i].context) return NULL;
-  if (driver.load(&module, lora_cubin)) return failure(RUNTIME_EXCEPTION, "kernels built for another GPU");
-  for (int k = 0; k < KERNELS; k++)
-    if (driver.function(&devices[i].functions[k], module, kernel_names[k]))
-      return failure(RUNTIME_EXCEPTION, "a kernel is missing");
-  devices[i].context = context;
-  return NULL;
-}
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static int64_t parts_of(int64_t rows) {
   const int64_t parts = rows < 2 ? 1 : 128 / ceil_div(rows, 16);  /* enough blocks for all multiprocessors */
@@ -59,12 +15,7 @@ static int64_t parts_of(int64_t rows) {
 }
 
 static Status launch(int kernel, const int64_t grid[3], void **arguments, void *stream) {
-  void **functions = NULL;
-  TRY(kernels_here(&functions));
-  if (driver.launch(functions[kernel], (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], 256, 1, 1, 0, stream,
-                    arguments, NULL))
-    return failure(RUNTIME_EXCEPTION, "a LoRA kernel could not be launched");
-  return NULL;
+  return gpu_launch(kernel, kernel_names[kernel], grid, 256, 0, arguments, stream);
 }
 
 /* Threads that share an output of one row: the same for all adapters, so that the rows beside it change nothing. */

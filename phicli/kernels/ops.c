@@ -2,7 +2,7 @@
 #include "ort_api.h"
 
 Status register_attention(Handle options), register_lora(Handle options), register_lora_matmul(Handle options),
-    register_nbits(Handle options);
+    register_nbits(Handle options), register_nbits_rows(Handle options);
 
 void *const *ort;
 
@@ -11,6 +11,9 @@ EXPORT Status RegisterCustomOps(Handle options, const ApiBase *base) {
 #ifdef MATMUL_NBITS
   TRY(register_nbits(options));
   TRY(register_lora_matmul(options));
+#endif
+#ifdef MATMUL_ROWS
+  TRY(register_nbits_rows(options));
 #endif
   TRY(register_attention(options));
   return register_lora(options);

@@ -2,6 +2,8 @@
 //
 //     c++ -std=gnu++17 -O1 -fsanitize=address,undefined -I phicli/kernels nbits_emulated.cpp && ./a.out SEED PRODUCTS
 //
+// With -DDRIVER -shared -fPIC -Wl,-soname,libcuda.so.1 it is what gpu.c asks of CUDA's driver instead.
+//
 // Matrices are exactly as long as they should be, for AddressSanitizer. A copy is done when it is waited for ("late"),
 // or at once: so what is read too early, or replaced too early, shows in the numbers. Warps run in random order. The
 // shared memory begins with NaN. Each product is compared with float64.
@@ -238,6 +240,37 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
   return worst;
 }
 
+#ifdef DRIVER
+#define DRIVEN extern "C" __attribute__((visibility("default"))) int
+static const Kind sum_kind = {0, 0, 0, 0, nullptr};
+static int most_shared = 49152;
+DRIVEN cuCtxGetCurrent(void** context) { return *context = &scheduler, 0; }
+DRIVEN cuModuleLoadData(void** module, const void*) { return *module = &scheduler, 0; }
+DRIVEN cuCtxGetDevice(int* device) { return *device = 0; }
+DRIVEN cuDeviceGetAttribute(int* value, int attribute, int) {  // an H100's
+  return *value = attribute == 16 ? 132 : attribute == 81 ? 233472 : attribute == 97 ? 232448 : -1, *value < 0;
+}
+DRIVEN cuModuleGetFunction(void** function, void*, const char* name) {
+  char own[32];
+  if (!strcmp(name, "nbits_sum")) return *function = (void*)&sum_kind, 0;
+  for (const Kind& kind : kinds) {
+    snprintf(own, sizeof own, "nbits_%d_%d_%d", kind.bits, kind.m, kind.n);
+    if (!strcmp(own, name)) return *function = (void*)&kind, 0;
+  }
+  return 1;
+}
+DRIVEN cuFuncSetAttribute(void*, int attribute, int value) { return most_shared = value, attribute != 8; }
+DRIVEN cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
+                      unsigned shared, void*, void** arguments, void**) {
+  const Kind* kind = (const Kind*)function;
+  if (threads != COUNT || shared != kind->shared || (int)shared > most_shared) return 1;
+  run_grid({x, y, z}, shared ? shared : 16, [=] {
+    if (kind->kernel) kind->kernel(*(const Matrices*)arguments[0]);
+    else nbits_sum(*(const float4**)arguments[0], *(uint2**)arguments[1], *(int*)arguments[2], *(int*)arguments[3]);
+  });
+  return 0;
+}
+#else
 int main(int count, char** arguments) {
   if (count != 3) return 2;
   dice.seed(atoi(arguments[1]));
@@ -255,3 +288,4 @@ int main(int count, char** arguments) {
     if (!(off < 1e-3)) return 1;
   }
 }
+#endif

@@ -17,6 +17,7 @@ from phicli.inference.genai_model import FATAL, check_sizes, choose_provider
 from phicli.inference.joined import join
 from phicli.inference.long_rope import border_of
 from phicli.inference.ops import ops_of
+from phicli.inference.products import rows_library
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -78,6 +79,7 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
         raise Unfit(str(e) or "its graph ends in something else than a product with the vocabulary") from None
     if joins:
         join(model)
+    library = rows_library(model, provider, kernels) or library
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     given = own["model"]["decoder"]["session_options"]

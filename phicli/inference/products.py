@@ -1,0 +1,51 @@
+"""Products of quantized weights that take many rows at once on a GPU: an op of ours in MatMulNBits' place."""
+
+from pathlib import Path
+from typing import Any
+
+from phicli.kernels.build import missing, ops_library
+
+DOMAIN, OP = "phicli.products", "MatMulNBitsRows"
+BITS, BLOCKS = (4, 8), (32, 64, 128)
+
+
+def rows_library(model: Any, provider: str, kernels: str) -> Path | None:
+    """The library with that op, for a ModelProto that has then been given it; None where onnxruntime's products run.
+
+    kernels: "phicli" takes it, where a GPU and a compiler are there; "auto" does not, before it has been measured.
+
+    Raises:
+        Missing: as `ops_library`.
+    """
+    if provider != "cuda" or kernels != "phicli" or missing("cuda") or not take_rows(model):
+        return None
+    return ops_library("cuda", matmul=True)
+
+
+def take_rows(model: Any) -> int:
+    """Put it in the place of each MatMulNBits that it can compute; returns how many."""
+    from onnx import helper
+
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits" and _fits(node, types)]
+    for node in nodes:
+        node.op_type, node.domain = OP, DOMAIN
+        for attribute in [a for a in node.attribute if a.name not in ("N", "K", "bits", "block_size")]:
+            node.attribute.remove(attribute)
+        del node.input[4:]
+        node.output.append(f"{node.output[0]}.sums")
+    if nodes:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return len(nodes)
+
+
+def _fits(node: Any, types: dict[str, int]) -> bool:
+    from onnx import TensorProto
+
+    sizes = {a.name: a.i for a in node.attribute}
+    inputs, bits, block = sizes.get("K", 0), sizes.get("bits", 4), sizes.get("block_size", 0)
+    zeros = node.input[3] if len(node.input) > 3 else ""
+    return (bits in BITS and "bits" in sizes and block in BLOCKS and inputs > 0 and inputs % block == 0
+            and sizes.get("N", 1) % 8 == 0 and not any(node.input[4:]) and len(node.output) == 1
+            and types.get(node.input[2]) == TensorProto.FLOAT16
+            and (not zeros or types.get(zeros) == TensorProto.UINT8))

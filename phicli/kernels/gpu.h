@@ -1,0 +1,19 @@
+/* Kernels on a GPU, launched through CUDA's driver: gpu.c. */
+#pragma once
+#include "ort_api.h"
+
+enum { LORA_KERNELS = 10, NBITS_KERNELS = 33, KERNELS = LORA_KERNELS + NBITS_KERNELS };
+
+extern const unsigned char lora_cubin[];
+extern const size_t lora_cubin_size;
+
+typedef struct { int multiprocessors, shared, block_shared; } Gpu; /* bytes of shared memory: of one, of a block at most */
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* The current device, and its kernels at the first call. */
+Status gpu_here(Gpu *gpu);
+
+/* kernel: below KERNELS, always for the same name. shared: bytes that the launch adds. */
+Status gpu_launch(int kernel, const char *name, const int64_t grid[3], unsigned threads, unsigned shared,
+                  void **arguments, void *stream);

@@ -1,0 +1,133 @@
+/* MatMulNBitsRows, on CUDA: what MatMulNBits computes of 4- and 8-bit weights in fp16, fast for 2 to 64 rows.
+ *
+ * Inputs   x, weights, scales, zero points or none: as MatMulNBits has them
+ * Outputs  y, and memory for sums: float (parts, rows, N), or none of it where a product has one part
+ * Attributes N, K, bits, block_size of MatMulNBits; tile (64 outputs of a block, 1 to 4) and parts (of K), 0: chosen here
+ *
+ * K is a multiple of 32, N of 8.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "gpu.h"
+
+enum { THREADS = 128, STEP = 128, STAGES = 4 }; /* as in nbits.cu */
+#define MAX_ROWS (1 << 21)
+#define SUM_KERNEL (KERNELS - 1)
+
+typedef struct { int64_t outputs, inputs, block, bits, tile, parts; } Kernel;
+typedef struct { /* in nbits.cu: Matrices */
+  const void *x, *weights, *scales, *zeros;
+  void *y, *sums;
+  int rows, outputs, inputs, group_bits, steps;
+} Matrices;
+typedef struct { int64_t m, n, shared, grid[3], steps; } Plan;
+
+/* Bytes of all stages of a block, in nbits.cu: Stage. */
+static int64_t shared_of(int64_t bits, int64_t m, int64_t n) {
+  return STAGES * (2 * m * THREADS * (bits / 4 * 16 + 8) + 8 * n * 256);
+}
+
+/* As many blocks as run at once, where there is work for them: the more parts, the more sums there are to add. */
+static Status plan_for(const Kernel *kernel, int64_t rows, Plan *plan) {
+  Gpu gpu;
+  TRY(gpu_here(&gpu));
+  const int64_t n = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8, steps = ceil_div(kernel->inputs, STEP);
+  int64_t m = kernel->tile ? kernel->tile : 2;
+  if (m == 4 && (n == 8 || kernel->bits == 8)) m = 2;
+  while (m > 1 && shared_of(kernel->bits, m, n) > gpu.block_shared) m /= 2;
+  const int64_t shared = shared_of(kernel->bits, m, n), tiles = ceil_div(kernel->outputs, 64 * m);
+  const int64_t batches = ceil_div(rows, 8 * n), at_once = gpu.multiprocessors * (gpu.shared / (shared + 1024));
+  int64_t parts = kernel->parts ? kernel->parts : at_once / (tiles * batches);
+  if (parts > ceil_div(steps, kernel->parts ? 1 : 2)) parts = ceil_div(steps, kernel->parts ? 1 : 2);
+  if (parts < 1) parts = 1;
+  const int64_t of_part = ceil_div(steps, parts);
+  *plan = (Plan){m, n, shared, {tiles, ceil_div(steps, of_part), batches}, of_part};
+  return NULL;
+}
+
+static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, void *stream) {
+  char name[32];
+  const int m = (int)plan->m, n = (int)plan->n; /* both powers of two: a number for each kernel */
+  const int number = (kernel->bits == 8) * 16 + __builtin_ctz(m) * 4 + __builtin_ctz(n);
+  snprintf(name, sizeof name, "nbits_%d_%d_%d", (int)kernel->bits, m, n);
+  void *arguments[] = {of};
+  TRY(gpu_launch(LORA_KERNELS + number, name, plan->grid, THREADS, (unsigned)plan->shared, arguments, stream));
+  if (plan->grid[1] == 1) return NULL;
+  int count = of->rows * of->outputs / 4, parts = (int)plan->grid[1];
+  const int64_t grid[3] = {ceil_div(count, THREADS), 1, 1};
+  void *of_sum[] = {&of->sums, &of->y, &count, &parts};
+  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, THREADS, 0, of_sum, stream);
+}
+
+static Status compute(void *self, Handle context) {
+  const Kernel *kernel = self;
+  Tensor in, weights, scales, zeros = {0}, out, sums = {.dims = {0}, .rank = 1};
+  void *stream = NULL;
+  TRY(input(context, 0, FLOAT16, &in));
+  TRY(input(context, 1, UINT8, &weights));
+  TRY(input(context, 2, FLOAT16, &scales));
+  TRY(optional_input(context, 3, UINT8, &zeros));
+  const int64_t groups = kernel->inputs / kernel->block, rows = in.count / kernel->inputs;
+  if (!in.rank || in.dims[in.rank - 1] != kernel->inputs)
+    return failure(INVALID_ARGUMENT, "MatMulNBitsRows: the last dimension is not K");
+  if (weights.count != kernel->outputs * kernel->inputs * kernel->bits / 8 || scales.count != kernel->outputs * groups ||
+      (zeros.data && zeros.count != kernel->outputs * ceil_div(groups * kernel->bits, 8)))
+    return failure(INVALID_ARGUMENT, "MatMulNBitsRows: weights, scales or zero points of another size than N, K, bits "
+                                     "and block_size say");
+  if (((uintptr_t)in.data | (uintptr_t)weights.data | (uintptr_t)scales.data | (uintptr_t)zeros.data) % 16)
+    return failure(INVALID_ARGUMENT, "MatMulNBitsRows: numbers at a place that cannot be read");
+  if (rows > MAX_ROWS || rows * kernel->outputs > INT32_MAX || rows * kernel->inputs > INT32_MAX)
+    return failure(INVALID_ARGUMENT, "MatMulNBitsRows: more rows than it can take at once");
+  out = in;
+  out.dims[out.rank - 1] = kernel->outputs;
+  TRY(output(context, 0, &out));
+  Plan plan = {0};
+  if (rows) TRY(plan_for(kernel, rows, &plan));
+  if (plan.grid[1] > 1) sums = (Tensor){.dims = {plan.grid[1], rows, kernel->outputs}, .rank = 3};
+  TRY(output(context, 1, &sums));
+  if (!rows) return NULL;
+  TRY(ORT(GPU_STREAM, Handle, void **)(context, &stream));
+  Matrices of = {in.data, weights.data, scales.data, zeros.data, out.data, sums.data, (int)rows, (int)kernel->outputs,
+                 (int)kernel->inputs, __builtin_ctzll(kernel->block), (int)plan.steps};
+  return multiply(kernel, &plan, &of, stream);
+}
+
+/* ---- what onnxruntime asks ---- */
+
+static Status create(const Op *op, const void *api, Handle info, void **made) {
+  Kernel *kernel = calloc(1, sizeof *kernel);
+  (void)op, (void)api;
+  if (!kernel) return failure(RUNTIME_EXCEPTION, "not enough memory");
+  Status status = integer(info, "N", &kernel->outputs);
+  if (!status) status = integer(info, "K", &kernel->inputs);
+  if (!status) status = integer(info, "bits", &kernel->bits);
+  if (!status) status = integer(info, "block_size", &kernel->block);
+  optional_integer(info, "tile", &kernel->tile);
+  optional_integer(info, "parts", &kernel->parts);
+  const int64_t n = kernel->outputs, k = kernel->inputs, block = kernel->block, tile = kernel->tile;
+  if (!status && (n < 8 || n % 8 || n > 1 << 24 || (block != 32 && block != 64 && block != 128) || k < block ||
+                  k % block || k > 1 << 24 || (kernel->bits != 4 && kernel->bits != 8) ||
+                  (tile && tile != 1 && tile != 2 && tile != 4) || kernel->parts < 0 || n * (k / block) > INT32_MAX / 2))
+    status = failure(INVALID_ARGUMENT, "MatMulNBitsRows: no product for these sizes");
+  if (status) free(kernel);
+  else *made = kernel;
+  return status;
+}
+
+static const char *name(const Op *op) { return (void)op, "MatMulNBitsRows"; }
+static const char *provider(const Op *op) { return (void)op, "CUDAExecutionProvider"; }
+static int input_type(const Op *op, size_t i) { return (void)op, i % 2 ? UINT8 : FLOAT16; }
+static int output_type(const Op *op, size_t i) { return (void)op, i ? FLOAT : FLOAT16; }
+static size_t input_count(const Op *op) { return (void)op, 4; }
+static size_t output_count(const Op *op) { return (void)op, 2; }
+static int input_kind(const Op *op, size_t i) { return (void)op, i < 3 ? REQUIRED : OPTIONAL; }
+static int input_memory(const Op *op, size_t i) { return (void)op, (void)i, 0; }
+
+static const Op rows_op = {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free,
+                           input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, 0, 1, 1, 0};
+
+Status register_nbits_rows(Handle options) {
+  static Handle domain;
+  return add_ops(options, "phicli.products", &domain, &rows_op, 1);
+}
