@@ -19,9 +19,13 @@ __device__ __forceinline__ void copy16(void* shared, const void* from, bool ther
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void copy4(void* shared, const void* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-               :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from), "r"(there ? 4 : 0) : "memory");
+__device__ __forceinline__ void copy16(void* shared, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy4(void* shared, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
+               :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT>
@@ -73,6 +77,30 @@ struct Matrices {
   int rows, outputs, inputs, group_bits, steps;  // group: 1 << group_bits; steps: of 128 inputs, of a part
 };
 
+// What a thread loads: lines of W 8 outputs apart, and rows of x 8 apart. Where there are no more, the last ones again:
+// what comes of them is not stored.
+template <int BITS, int M, int N>
+struct Source {
+  const unsigned char* weights;  // of its first output, as what follows
+  const half_bits* scales;
+  const unsigned char* zeros;
+  const half_bits* x;
+  int inputs, group_bits, groups, line, first, lines[2 * M], rows[N], chunk;  // line: bytes of zero points
+
+  __device__ __forceinline__ Source(const Matrices& of, int n, int row) {
+    const int thread = threadIdx.x, group = thread % 32 / 4, last = of.outputs - 8 + group, own = thread / 16;
+    const int place = thread % 16 ^ own % 2 * 4;
+    inputs = of.inputs, group_bits = of.group_bits, groups = inputs >> group_bits;
+    line = BITS == 4 ? (groups + 1) / 2 : groups, first = min(n, last);
+    weights = of.weights + (size_t)first * inputs * BITS / 8;
+    scales = of.scales + (size_t)first * groups;
+    zeros = of.zeros ? of.zeros + (size_t)first * line : nullptr;
+    x = of.x, chunk = (place % 4 * 4 + place / 4) * 8;
+    for (int i = 0; i < 2 * M; i++) lines[i] = min(i * 8, last - first);
+    for (int i = 0; i < N; i++) rows[i] = min(row + i * 8 + own, of.rows - 1);
+  }
+};
+
 // A block makes 64 M outputs of up to 8 N rows, its 4 warps 16 M each, from one part of the inputs.
 template <int BITS, int M, int N>
 struct Stage {
@@ -81,48 +109,47 @@ struct Stage {
   uint2 scaling[2 * M][THREADS];  // words that the scale and the zero point are in
   uint4 x[8 * N][16];
 
-  // The thread's first output is `n`, the others are 8 apart; rows of x begin with `row`.
-  __device__ __forceinline__ void load(const Matrices& of, int n, int row, int k) {
-    const int thread = threadIdx.x, quad = thread % 4, own = k + quad * 32;
-    const int groups = of.inputs >> of.group_bits, group = own >> of.group_bits;
-    const int line = BITS == 4 ? (groups + 1) / 2 : groups, byte = BITS == 4 ? group / 2 : group;
-    const bool inside = own < of.inputs;
+  __device__ __forceinline__ void without_zeros() {
+    for (int i = 0; i < 2 * M; i++) scaling[i][threadIdx.x].y = BITS == 4 ? 0x88888888 : 0x80808080;
+  }
+
+  // Behind the last inputs W gives any, x zeros. A word begins at a multiple of 4 bytes.
+  __device__ __forceinline__ void load(const Source<BITS, M, N>& of, int k) {
+    const int thread = threadIdx.x, own = min(k + thread % 4 * 32, of.inputs - 32), group = own >> of.group_bits;
+    const unsigned char* from = of.weights + (size_t)own * BITS / 8;
+    const char* scale = (const char*)((size_t)(of.scales + group) & ~(size_t)3);
+    const char* zero = (const char*)((size_t)(of.zeros + (BITS == 4 ? group / 2 : group)) & ~(size_t)3);
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) {
-      const bool there = inside && n + i * 8 < of.outputs;
-      const size_t output = there ? n + i * 8 : 0, at = there ? own : 0;
 #pragma unroll
       for (int c = 0; c < CHUNKS; c++)
-        copy16(&weights[i][c][thread], of.weights + (output * of.inputs + at) * BITS / 8 + c * 16, there);
-      copy4(&scaling[i][thread].x, of.scales + ((output * groups + (there ? group : 0)) & ~(size_t)1), there);
-      if (of.zeros)
-        copy4(&scaling[i][thread].y, of.zeros + ((output * line + (there ? byte : 0)) & ~(size_t)3), there);
+        copy16(&weights[i][c][thread], from + (long long)of.lines[i] * (of.inputs * BITS / 8) + c * 16);
+      copy4(&scaling[i][thread].x, scale + (long long)of.lines[i] * (of.groups * 2));
+      if (of.zeros) copy4(&scaling[i][thread].y, zero + (long long)of.lines[i] * of.line);
     }
     // Chunks of 8 inputs lie so that the threads that read or write at once fall on different banks: see `chunk_of`.
-    const int own_row = thread / 16, place = thread % 16 ^ own_row % 2 * 4, from = k + (place % 4 * 4 + place / 4) * 8;
+    const bool there = k + of.chunk < of.inputs;
+    const half_bits* own_x = of.x + (there ? k + of.chunk : 0);
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-      const int m = row + i * 8 + own_row;
-      const bool there = m < of.rows && from < of.inputs;
-      copy16(&x[i * 8 + own_row][thread % 16], of.x + (there ? (size_t)m * of.inputs + from : 0), there);
-    }
+    for (int i = 0; i < N; i++)
+      copy16(&x[i * 8 + thread / 16][thread % 16], own_x + (long long)of.rows[i] * of.inputs, there);
   }
 
   static __device__ __forceinline__ int chunk_of(int row, int quad, int j) { return (j * 4 + quad) ^ row % 2 * 4; }
 
-  __device__ __forceinline__ void multiply(const Matrices& of, int n, int k, float (&sum)[M][N][4]) {
+  __device__ __forceinline__ void multiply(const Source<BITS, M, N>& of, int k, float (&sum)[M][N][4]) {
     const int thread = threadIdx.x, row = thread % 32 / 4, quad = thread % 4;
-    const int groups = of.inputs >> of.group_bits, group = (k + quad * 32) >> of.group_bits;
+    const int group = min(k + quad * 32, of.inputs - 32) >> of.group_bits, scale = of.first * of.groups + group;
+    const int zero = of.first * of.line + (BITS == 4 ? group / 2 : group);
     // Outputs that are 8 apart have their scale and zero point at the same place of their words.
-    const int high = (n * groups + group) % 2 ? 0x3232 : 0x1010;
-    const int shift = BITS == 4 ? (n * ((groups + 1) / 2) + group / 2) % 4 * 8 + group % 2 * 4 : (n * groups + group) % 4 * 8;
+    const int half = scale % 2 ? 0x3232 : 0x1010, shift = zero % 4 * 8 + (BITS == 4 ? group % 2 * 4 : 0);
     Scaling s[2 * M];
     uint4 w[2 * M][CHUNKS];
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) {
       const uint2 words = scaling[i][thread];
-      const unsigned zero = of.zeros ? words.y >> shift & ((1 << BITS) - 1) : 1 << (BITS - 1);
-      s[i] = {__byte_perm(words.x, 0, high), (zero | 0x6400) * 0x10001, (zero << 4 | 0xd400) * 0x10001};
+      const unsigned point = (words.y >> shift & ((1 << BITS) - 1)) | 0x6400, points = __byte_perm(point, 0, 0x1010);
+      s[i] = {__byte_perm(words.x, 0, half), points, sub2(0x63806380, points)};  // 960 - 1024 - zero point
 #pragma unroll
       for (int c = 0; c < CHUNKS; c++) w[i][c] = weights[i][c][thread];
     }
@@ -170,19 +197,22 @@ __device__ __forceinline__ void product(const Matrices& of) {
   const int warp = threadIdx.x / 32, row = blockIdx.z * N * 8;
   const int n = (blockIdx.x * 4 + warp) * M * 16 + threadIdx.x % 32 / 4;
   const int first = blockIdx.y * of.steps, last = min(first + of.steps, (of.inputs + STEP - 1) / STEP);
+  const Source<BITS, M, N> source(of, n, row);
   float sum[M][N][4] = {};
+  if (!of.zeros)
+    for (int i = 0; i < STAGES; i++) stages[i].without_zeros();
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
-    if (first + i < last) stages[i].load(of, n, row, (first + i) * STEP);
+    if (first + i < last) stages[i].load(source, (first + i) * STEP);
     commit();
   }
   for (int step = first; step < last; step++) {
     const int ahead = step + STAGES - 1;
     wait<STAGES - 2>();
     __syncthreads();  // all have read what the next load replaces
-    if (ahead < last) stages[(ahead - first) % STAGES].load(of, n, row, ahead * STEP);
+    if (ahead < last) stages[(ahead - first) % STAGES].load(source, ahead * STEP);
     commit();
-    stages[(step - first) % STAGES].multiply(of, n, step * STEP, sum);
+    stages[(step - first) % STAGES].multiply(source, step * STEP, sum);
   }
   const int m0 = row + threadIdx.x % 4 * 2;
 #pragma unroll
