@@ -228,6 +228,7 @@ __device__ __forceinline__ void product(const Matrices& of) {
       }
 }
 
+#ifndef EMULATED
 #define KERNEL(BITS, M, N)                                                                                         \
   extern "C" __global__ void __launch_bounds__(THREADS) nbits_##BITS##_##M##_##N(const __grid_constant__ Matrices of) { \
     product<BITS, M, N>(of);                                                                                       \
@@ -235,6 +236,7 @@ __device__ __forceinline__ void product(const Matrices& of) {
 #define KERNELS(BITS, M) KERNEL(BITS, M, 1) KERNEL(BITS, M, 2) KERNEL(BITS, M, 4)
 KERNELS(4, 1) KERNELS(4, 2) KERNELS(4, 4) KERNEL(4, 1, 8) KERNEL(4, 2, 8)
 KERNELS(8, 1) KERNELS(8, 2) KERNEL(8, 1, 8) KERNEL(8, 2, 8)
+#endif
 
 // The parts of 4 neighbours, in their order, so that the same input always gives the same output.
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -6,8 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+from products_here import PRODUCTS, difference, product
 
+from phicli.hardware.driver import gpu_count
+from phicli.inference.products import take_rows
 from phicli.kernels import build
 
 HERE = Path(__file__).parent
@@ -28,10 +33,10 @@ def compiled(output: Path, *flags: str, planted: tuple[str, str] | None = None) 
 
 @needs_compiler
 def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path):
-    program = compiled(tmp_path / "emulated", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    done = subprocess.run([program, "1", "19"], capture_output=True, text=True)
+    program = compiled(tmp_path / "emulated", "-DFEW", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    done = subprocess.run([program, "1", "12"], capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 19
+    assert len(done.stdout.splitlines()) == 12
 
 
 @needs_compiler
@@ -40,8 +45,8 @@ def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path
     ("wait<STAGES - 2>", "wait<STAGES - 1>"),  # or what it has not waited for
 ])
 def test_a_kernel_that_waits_for_too_little_is_found(planted, tmp_path):
-    program = compiled(tmp_path / "emulated", planted=planted)
-    assert subprocess.run([program, "1", "19"], capture_output=True).returncode
+    program = compiled(tmp_path / "emulated", "-DFEW", planted=planted)
+    assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1  # a wrong sum
 
 
 @needs_compiler
@@ -57,8 +62,38 @@ def test_the_op_launches_them_with_what_they_ask_for(tmp_path):
     subprocess.run(["gcc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-DMATMUL_ROWS",
                     *(sources / name for name in ("ops.c", "gpu.c", "lora_op.c", "nbits_rows_op.c", "cubin.c")), "-o",
                     library, "-ldl", "-lm"], check=True)
-    done = subprocess.run([sys.executable, HERE / "products_here.py", library, driver, "12"], capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, HERE / "products_here.py", library, driver], capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert len(found) == 12 and max(found) < 5e-3, found
+    assert len(found) == PRODUCTS and max(found) < 5e-3, found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")
+def test_products_on_a_gpu_are_those_of_a_cpu():
+    onnxruntime.preload_dlls()
+    library, rng = str(build.ops_library("cuda", matmul=True)), np.random.default_rng(0)
+    assert max(difference(rng, number, library, "CUDAExecutionProvider") for number in range(96)) < 5e-3
+
+
+def test_products_that_the_op_is_not_for_stay():
+    def model(**changed):
+        made = product(np.random.default_rng(0), 64, 64, 4, 32, True)
+        for attribute in made.graph.node[0].attribute:
+            if attribute.name in changed:
+                attribute.i = changed[attribute.name]
+        return made
+
+    whole = model()
+    assert take_rows(whole) == 2 and {node.domain for node in whole.graph.node} == {"phicli.products"}
+    assert not take_rows(whole)
+    for changed in ({"N": 44}, {"K": 72}, {"bits": 2}, {"block_size": 16}):
+        assert take_rows(model(**changed)) == 1, changed
+    ordered = model()
+    ordered.graph.node[0].input.append("order")
+    assert take_rows(ordered) == 1
+    floats = model()
+    for tensor in floats.graph.initializer:
+        if tensor.name == "s1":
+            tensor.data_type = 1
+    assert take_rows(floats) == 1
