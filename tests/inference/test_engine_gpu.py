@@ -21,8 +21,9 @@ def folder(tiny, tmp_path_factory):
                     adapter_layout="fused").folder
 
 
-def test_rows_get_what_they_get_alone(folder):
-    with Engine(folder, max_batch=8, fixed_batch=True, prefix_cache=False) as engine:
+@pytest.mark.parametrize("kernels", ["onnxruntime", "phicli"])
+def test_rows_get_what_they_get_alone(folder, kernels):
+    with Engine(folder, kernels=kernels, max_batch=8, fixed_batch=True, prefix_cache=False) as engine:
         assert engine.why_alone is None
         engine.add_adapter("late", folder.parent / "cooking")
         asked = requests(engine, 24, 1)
@@ -30,9 +31,10 @@ def test_rows_get_what_they_get_alone(folder):
         assert together(engine, asked, 1) == alone
 
 
-def test_most_tokens_are_those_of_a_session(folder):
+@pytest.mark.parametrize("kernels", ["onnxruntime", "phicli"])
+def test_most_tokens_are_those_of_a_session(folder, kernels):
     """Products of several rows round in fp16 otherwise than those of one."""
-    with Engine(folder, max_batch=8) as engine, Session(folder) as session:
+    with Engine(folder, kernels=kernels, max_batch=8) as engine, Session(folder) as session:
         same = total = 0
         for request in requests(engine, 12, 2, ignore_eos=True):
             mine = tokens(engine.generate(request))
