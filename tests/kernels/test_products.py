@@ -60,9 +60,8 @@ def test_the_op_launches_them_with_what_they_ask_for(tmp_path):
     (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 0))
     library = tmp_path / "libops.so"
     subprocess.run(["gcc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-DMATMUL_ROWS",
-                    *(sources / name for name in ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c",
-                                                  "nbits_rows_op.c", "cubin.c")), "-o", library, "-ldl", "-lm"],
-                   check=True)
+                    *(sources / name for name in (*build.SOURCES, "nbits_rows_op.c", "cubin.c")), "-o", library,
+                    "-ldl", "-lm"], check=True)
     done = subprocess.run([sys.executable, HERE / "products_here.py", library, driver], capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     found = json.loads(done.stdout)
