@@ -1,7 +1,7 @@
 """Products of 4- and 8-bit weights on a GPU: ours for many rows beside onnxruntime's MatMulNBits and memory's speed.
 
     python benchmarks/int4_gemm.py                                  # H100: sums, then speed
-    python benchmarks/int4_gemm.py --tune 90 --rows 8,32,64         # the best of all tiles and parts too, for 90 s
+    python benchmarks/int4_gemm.py --tune 90 --rows 8,32,64         # the best number of parts too, for 90 s
     python benchmarks/serve.py --device cuda --rows 1,8,32 --clients 0 --kernels phicli        # whole models
 
 First the sums: sizes of all kinds, against float64, and onnxruntime's beside. Then for each product of a model a
@@ -59,9 +59,9 @@ MODELS = {"phi-3.5-mini": {"qkv": 32, "o": 32, "gate": 64, "down": 32, "head": 1
 class Products:
     """A session that multiplies x with `copies` random matrices `nodes` times; its outputs are `y0`, `y1`, …"""
 
-    def __init__(self, shape: Shape, values: dict[str, np.ndarray], copies: int, nodes: int, ours: bool, tile: int = 0,
+    def __init__(self, shape: Shape, values: dict[str, np.ndarray], copies: int, nodes: int, ours: bool,
                  parts: int = 0):
-        own = {"tile": tile, "parts": parts} if ours else {}
+        own = {"parts": parts} if ours else {}
         kinds = ("w", "s", "z")[: 2 + shape.zeros]
         made = [helper.make_node(
             OP if ours else "MatMulNBits", ["x", *(f"{kind}{i % copies}" for kind in kinds)],
@@ -149,9 +149,8 @@ def check(rng: np.random.Generator) -> dict[str, float]:
                 shape = Shape("", outputs, inputs, bits, block, zeros=(number + block // 32) % 2 == 0)
                 values = random_values(shape, 1, rng)
                 reference = Reference(shape, values)
-                tiles = {f"ours, tile {tile}, {parts} parts": Products(shape, values, 1, 1, True, tile, parts)
-                         for tile, parts in ((0, 0), (1, 1), (2, 3), (4, 5))}
-                sessions = {"onnxruntime": Products(shape, values, 1, 1, False)} | tiles
+                parts = {f"ours, {parts} parts": Products(shape, values, 1, 1, True, parts) for parts in (0, 1, 3, 5)}
+                sessions = {"onnxruntime": Products(shape, values, 1, 1, False)} | parts
                 for rows in SUMS_ROWS:
                     x = rng.standard_normal((rows, inputs)).astype(np.float16)
                     for name, products in sessions.items():
@@ -222,19 +221,17 @@ class Bench:
         return {name: min(of[name] for of in rounds) for name in sessions}
 
     def tuned(self, shape: Shape, values: dict[str, np.ndarray], copies: int, nodes: int) -> list[str]:
-        """The three best of tiles and parts, for each number of rows."""
-        found: dict[int, list[tuple[float, int, int]]] = {rows: [] for rows in self.rows}
-        for tile in (1, 2, 4)[: 3 if shape.bits == 4 else 2]:
-            for parts in (1, 2, 3, 4, 6, 8, 12, 16):
-                if time.monotonic() > self.tune_until or parts > shape.inputs // 128:
-                    continue
-                products = Products(shape, values, copies, nodes, True, tile, parts)
-                for graph, rows in enumerate(self.rows, 1):
-                    bound = products.bind(self.rng.standard_normal((rows, shape.inputs)).astype(np.float16), graph)
-                    found[rows].append((self.best({"": products}, {"": bound})[""], tile, parts))
-        return [f"    tile, parts: {rows} rows: " + "; ".join(
-            f"{tile}, {parts}: {seconds * 1e6:.2f} us" for seconds, tile, parts in sorted(of)[:3])
-            for rows, of in found.items() if of]
+        """The three best numbers of parts, for each number of rows."""
+        found: dict[int, list[tuple[float, int]]] = {rows: [] for rows in self.rows}
+        for parts in (1, 2, 3, 4, 6, 8, 11, 16):
+            if time.monotonic() > self.tune_until or parts > shape.inputs // 128:
+                continue
+            products = Products(shape, values, copies, nodes, True, parts)
+            for graph, rows in enumerate(self.rows, 1):
+                bound = products.bind(self.rng.standard_normal((rows, shape.inputs)).astype(np.float16), graph)
+                found[rows].append((self.best({"": products}, {"": bound})[""], parts))
+        return [f"    parts, {rows} rows: " + "; ".join(f"{parts}: {seconds * 1e6:.2f} us" for seconds, parts in sorted(of)[:3])
+                for rows, of in found.items() if of]
 
 
 def main() -> None:

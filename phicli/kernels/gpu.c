@@ -4,12 +4,19 @@
 #include "gpu.h"
 
 #define MAX_DEVICES 16
-#define PLAIN_SHARED 49152 /* bytes that a block has without asking */
-enum { COUNT_OF_MULTIPROCESSORS = 16, SHARED_OF_MULTIPROCESSOR = 81, MOST_SHARED_OF_BLOCK = 97, DYNAMIC_SHARED = 8 };
+enum { COUNT_OF_MULTIPROCESSORS = 16, MAJOR = 75, MOST_SHARED_OF_BLOCK = 97, DYNAMIC_SHARED = 8, STARTS_EARLY = 6 };
+
+typedef struct { int kind, padding; union { int value; char bytes[64]; } of; } Attribute; /* CUlaunchAttribute */
+typedef struct {                                                                         /* CUlaunchConfig */
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  const Attribute *attributes;
+  unsigned attribute_count;
+} Launch;
 
 static struct {
   int (*context)(void **), (*load)(void **, const void *), (*function)(void **, void *, const char *),
-      (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **),
+      (*launch)(const Launch *, void *, void **, void **),
       (*device)(int *), (*attribute)(int *, int, int), (*set)(void *, int, int);
 } driver;
 static struct { void *context, *module, *functions[KERNELS]; Gpu gpu; } devices[MAX_DEVICES];
@@ -17,7 +24,7 @@ static struct { void *context, *module, *functions[KERNELS]; Gpu gpu; } devices[
 static Status open_driver(void) {
   void *library = dlopen("libcuda.so.1", RTLD_NOW);
   if (!library) return failure(RUNTIME_EXCEPTION, "no CUDA driver (libcuda.so.1)");
-  const char *const names[] = {"cuCtxGetCurrent", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel",
+  const char *const names[] = {"cuCtxGetCurrent", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernelEx",
                                "cuCtxGetDevice", "cuDeviceGetAttribute", "cuFuncSetAttribute"};
   void **places = (void **)&driver;
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -36,7 +43,7 @@ static Status device_here(int *place) {
   if (devices[i].context) return NULL;
   Gpu *gpu = &devices[i].gpu;
   if (driver.device(&number) || driver.attribute(&gpu->multiprocessors, COUNT_OF_MULTIPROCESSORS, number) ||
-      driver.attribute(&gpu->shared, SHARED_OF_MULTIPROCESSOR, number) ||
+      driver.attribute(&gpu->major, MAJOR, number) ||
       driver.attribute(&gpu->block_shared, MOST_SHARED_OF_BLOCK, number))
     return failure(RUNTIME_EXCEPTION, "the GPU does not say how large it is");
   if (driver.load(&devices[i].module, lora_cubin)) return failure(RUNTIME_EXCEPTION, "kernels built for another GPU");
@@ -52,19 +59,21 @@ Status gpu_here(Gpu *gpu) {
 }
 
 Status gpu_launch(int kernel, const char *name, const int64_t grid[3], unsigned threads, unsigned shared,
-                  void **arguments, void *stream) {
+                  int early, void **arguments, void *stream) {
   int place = 0;
   TRY(device_here(&place));
   void **function = &devices[place].functions[kernel];
   if (!*function) {
     void *found;
     if (driver.function(&found, devices[place].module, name)) return failure(RUNTIME_EXCEPTION, "a kernel is missing");
-    if (shared > PLAIN_SHARED && driver.set(found, DYNAMIC_SHARED, (int)shared))
+    if (shared && driver.set(found, DYNAMIC_SHARED, devices[place].gpu.block_shared))
       return failure(RUNTIME_EXCEPTION, "a kernel needs more shared memory than the GPU has");
     *function = found;
   }
-  if (driver.launch(*function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2], threads, 1, 1, shared, stream,
-                    arguments, NULL))
+  const Attribute attribute = {STARTS_EARLY, 0, {1}}; /* programmatic stream serialization, see CUDA's guide */
+  const Launch launch = {{(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]}, {threads, 1, 1}, shared, stream,
+                         &attribute, early && devices[place].gpu.major >= 9};
+  if (driver.launch(&launch, *function, arguments, NULL))
     return failure(RUNTIME_EXCEPTION, "a kernel could not be launched");
   return NULL;
 }

@@ -6,30 +6,38 @@
 //
 // A step is 128 inputs. Of an output's 128 weights the thread with number `quad` of four takes 32 neighbours, and of all
 // rows of x the same 32: which input is which of a product does not matter, as long as both sides agree. So it loads 16
-// bytes at a time, and has one scale and one zero point, as groups are 32 or more. Loads are asynchronous, STAGES - 1
-// steps ahead. What a thread loads of W only that thread reads; x is shared by the block.
+// bytes at a time, and has one scale and one zero point, as groups are 32 or more. What a thread loads of W only that
+// thread reads: it goes into registers, AHEAD steps before. x is shared by the block, and lies in shared memory from the
+// start, so that no warp waits for another.
 //
 // W is (outputs, inputs), scales (outputs, inputs / group) and zeros (outputs, bytes of a row), or null: the middle.
-// inputs is a multiple of 32 and of group, a power of two; outputs of 8; all begin at multiples of 16 bytes.
+// inputs is a multiple of 32 and of group, a power of two; outputs of 8; W and x begin at multiples of 16 bytes.
 
-constexpr int THREADS = 128, STEP = 128, STAGES = 4;
+constexpr int WARPS = 8, THREADS = 32 * WARPS, STEP = 128, M = 2;  // a warp makes 16 M outputs
 
 #ifndef EMULATED
 __device__ __forceinline__ void copy16(void* shared, const void* from, bool there) {  // zeros where it is not there
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void copy16(void* shared, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-               :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from) : "memory");
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ __forceinline__ uint4 load16(const void* from) {  // what is read once
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
 }
-__device__ __forceinline__ void copy4(void* shared, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
-               :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from) : "memory");
+// A kernel is launched before the one that it follows is done: it may read W, but nothing else, until it has waited.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT>
-__device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory"); }
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ unsigned sub2(unsigned a, unsigned b) {
   unsigned d;
@@ -77,151 +85,128 @@ struct Matrices {
   int rows, outputs, inputs, group_bits, steps;  // group: 1 << group_bits; steps: of 128 inputs, of a part
 };
 
-// What a thread loads: lines of W 8 outputs apart, and rows of x 8 apart. Where there are no more, the last ones again:
-// what comes of them is not stored.
-template <int BITS, int M, int N>
-struct Source {
-  const unsigned char* weights;  // of its first output, as what follows
-  const half_bits* scales;
-  const unsigned char* zeros;
-  const half_bits* x;
-  int inputs, group_bits, groups, line, first, lines[2 * M], rows[N], chunk;  // line: bytes of zero points
+__device__ __forceinline__ unsigned word(const uint4& of, int i) {
+  return i == 0 ? of.x : i == 1 ? of.y : i == 2 ? of.z : of.w;
+}
 
-  __device__ __forceinline__ Source(const Matrices& of, int n, int row) {
-    const int thread = threadIdx.x, group = thread % 32 / 4, last = of.outputs - 8 + group, own = thread / 16;
-    const int place = thread % 16 ^ own % 2 * 4;
-    inputs = of.inputs, group_bits = of.group_bits, groups = inputs >> group_bits;
-    line = BITS == 4 ? (groups + 1) / 2 : groups, first = min(n, last);
-    weights = of.weights + (size_t)first * inputs * BITS / 8;
-    scales = of.scales + (size_t)first * groups;
-    zeros = of.zeros ? of.zeros + (size_t)first * line : nullptr;
-    x = of.x, chunk = (place % 4 * 4 + place / 4) * 8;
-    for (int i = 0; i < 2 * M; i++) lines[i] = min(i * 8, last - first);
-    for (int i = 0; i < N; i++) rows[i] = min(row + i * 8 + own, of.rows - 1);
+// A thread's 32 inputs of a step, of 2 M outputs that are 8 apart.
+template <int BITS>
+struct Weights {
+  uint4 words[2 * M][BITS / 4];
+  half_bits scales[2 * M];
+  unsigned char zeros[2 * M];  // the byte that the zero point is in
+
+  // Behind the last inputs the last ones again, and behind the last outputs: x is zero there, y not stored.
+  __device__ __forceinline__ void load(const Matrices& of, const int (&outputs)[2 * M], int k) {
+    const int groups = of.inputs >> of.group_bits, group = k >> of.group_bits, bytes = BITS == 4 ? (groups + 1) / 2 : groups;
+#pragma unroll
+    for (int i = 0; i < 2 * M; i++) {
+      const unsigned char* from = of.weights + ((size_t)outputs[i] * of.inputs + k) * BITS / 8;
+#pragma unroll
+      for (int c = 0; c < BITS / 4; c++) words[i][c] = load16(from + c * 16);
+      scales[i] = __ldg(of.scales + (size_t)outputs[i] * groups + group);
+      if (of.zeros) zeros[i] = __ldg(of.zeros + (size_t)outputs[i] * bytes + (BITS == 4 ? group / 2 : group));
+    }
+  }
+
+  __device__ __forceinline__ Scaling scaling(const Matrices& of, int i, int k) const {
+    const int shift = BITS == 4 ? (k >> of.group_bits) % 2 * 4 : 0, middle = BITS == 4 ? 8 : 128;
+    const unsigned point = of.zeros ? zeros[i] >> shift & ((1 << BITS) - 1) : middle;
+    const unsigned points = __byte_perm(point | 0x6400, 0, 0x1010);
+    return {__byte_perm(scales[i], 0, 0x1010), points, sub2(0x63806380, points)};  // 960 - 1024 - zero point
+  }
+
+  // 8 of the 32: pairs of the output i.
+  __device__ __forceinline__ void widen(int i, int j, const Scaling& s, unsigned (&pairs)[4]) const {
+    if (BITS == 4) return widen4(word(words[i][0], j), s, pairs);
+    const uint4& from = words[i][j / 2 % (BITS / 4)];
+    widen8(word(from, j % 2 * 2), word(from, j % 2 * 2 + 1), s, pairs);
   }
 };
 
-// A block makes 64 M outputs of up to 8 N rows, its 4 warps 16 M each, from one part of the inputs.
-template <int BITS, int M, int N>
-struct Stage {
-  static constexpr int CHUNKS = BITS / 4;  // of 16 bytes: 32 weights
-  uint4 weights[2 * M][CHUNKS][THREADS];
-  uint2 scaling[2 * M][THREADS];  // words that the scale and the zero point are in
-  uint4 x[8 * N][16];
+// Chunks of 8 inputs lie so that the threads that read or write at once fall on different banks.
+__device__ __forceinline__ int place_of(int row, int quad, int j) { return row * 16 + ((j * 4 + quad) ^ row % 2 * 4); }
 
-  __device__ __forceinline__ void without_zeros() {
-    for (int i = 0; i < 2 * M; i++) scaling[i][threadIdx.x].y = BITS == 4 ? 0x88888888 : 0x80808080;
+// The block's rows of x, of its part of the inputs; zeros where there are none.
+template <int N>
+__device__ __forceinline__ void load_x(const Matrices& of, uint4* x, int row, int first, int count) {
+  for (int i = threadIdx.x; i < count * N * 8 * 16; i += THREADS) {
+    const int chunk = i % 16, line = i / 16 % (8 * N), step = i / (128 * N), k = (first + step) * STEP + chunk * 8;
+    const bool there = k < of.inputs && row + line < of.rows;
+    copy16(x + step * N * 128 + place_of(line, chunk / 4, chunk % 4),
+           of.x + (there ? (size_t)(row + line) * of.inputs + k : 0), there);
   }
+  wait_for_copies();
+  __syncthreads();
+}
 
-  // Behind the last inputs W gives any, x zeros. A word begins at a multiple of 4 bytes.
-  __device__ __forceinline__ void load(const Source<BITS, M, N>& of, int k) {
-    const int thread = threadIdx.x, own = min(k + thread % 4 * 32, of.inputs - 32), group = own >> of.group_bits;
-    const unsigned char* from = of.weights + (size_t)own * BITS / 8;
-    const char* scale = (const char*)((size_t)(of.scales + group) & ~(size_t)3);
-    const char* zero = (const char*)((size_t)(of.zeros + (BITS == 4 ? group / 2 : group)) & ~(size_t)3);
+template <int BITS, int N>
+__device__ __forceinline__ void multiply(const Matrices& of, const Weights<BITS>& w, const uint4* x, int k,
+                                         float (&sum)[M][N][4]) {
+  const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+  Scaling s[2 * M];
 #pragma unroll
-    for (int i = 0; i < 2 * M; i++) {
+  for (int i = 0; i < 2 * M; i++) s[i] = w.scaling(of, i, k);
 #pragma unroll
-      for (int c = 0; c < CHUNKS; c++)
-        copy16(&weights[i][c][thread], from + (long long)of.lines[i] * (of.inputs * BITS / 8) + c * 16);
-      copy4(&scaling[i][thread].x, scale + (long long)of.lines[i] * (of.groups * 2));
-      if (of.zeros) copy4(&scaling[i][thread].y, zero + (long long)of.lines[i] * of.line);
-    }
-    // Chunks of 8 inputs lie so that the threads that read or write at once fall on different banks: see `chunk_of`.
-    const bool there = k + of.chunk < of.inputs;
-    const half_bits* own_x = of.x + (there ? k + of.chunk : 0);
+  for (int j = 0; j < 4; j++) {  // 8 of the thread's 32 inputs
+    unsigned b[N][4];
 #pragma unroll
-    for (int i = 0; i < N; i++)
-      copy16(&x[i * 8 + thread / 16][thread % 16], own_x + (long long)of.rows[i] * of.inputs, there);
-  }
-
-  static __device__ __forceinline__ int chunk_of(int row, int quad, int j) { return (j * 4 + quad) ^ row % 2 * 4; }
-
-  __device__ __forceinline__ void multiply(const Source<BITS, M, N>& of, int k, float (&sum)[M][N][4]) {
-    const int thread = threadIdx.x, row = thread % 32 / 4, quad = thread % 4;
-    const int group = min(k + quad * 32, of.inputs - 32) >> of.group_bits, scale = of.first * of.groups + group;
-    const int zero = of.first * of.line + (BITS == 4 ? group / 2 : group);
-    // Outputs that are 8 apart have their scale and zero point at the same place of their words.
-    const int half = scale % 2 ? 0x3232 : 0x1010, shift = zero % 4 * 8 + (BITS == 4 ? group % 2 * 4 : 0);
-    Scaling s[2 * M];
-    uint4 w[2 * M][CHUNKS];
-#pragma unroll
-    for (int i = 0; i < 2 * M; i++) {
-      const uint2 words = scaling[i][thread];
-      const unsigned point = (words.y >> shift & ((1 << BITS) - 1)) | 0x6400, points = __byte_perm(point, 0, 0x1010);
-      s[i] = {__byte_perm(words.x, 0, half), points, sub2(0x63806380, points)};  // 960 - 1024 - zero point
-#pragma unroll
-      for (int c = 0; c < CHUNKS; c++) w[i][c] = weights[i][c][thread];
+    for (int i = 0; i < N; i++) {
+      const uint4 v = x[place_of(i * 8 + row, quad, j)];
+      if (BITS == 4) {  // in the order of `widen4`
+        b[i][0] = __byte_perm(v.x, v.z, 0x5410), b[i][1] = __byte_perm(v.x, v.z, 0x7632);
+        b[i][2] = __byte_perm(v.y, v.w, 0x5410), b[i][3] = __byte_perm(v.y, v.w, 0x7632);
+      } else {
+        b[i][0] = v.x, b[i][1] = v.y, b[i][2] = v.z, b[i][3] = v.w;
+      }
     }
 #pragma unroll
-    for (int j = 0; j < 4; j++) {  // 8 of the thread's 32 inputs
-      unsigned b[N][4];
+    for (int t = 0; t < M; t++) {
+      unsigned upper[4], lower[4];
+      w.widen(2 * t, j, s[2 * t], upper);
+      w.widen(2 * t + 1, j, s[2 * t + 1], lower);
 #pragma unroll
       for (int i = 0; i < N; i++) {
-        const uint4 v = x[i * 8 + row][chunk_of(row, quad, j)];
-        if (BITS == 4) {  // in the order of `widen4`
-          b[i][0] = __byte_perm(v.x, v.z, 0x5410), b[i][1] = __byte_perm(v.x, v.z, 0x7632);
-          b[i][2] = __byte_perm(v.y, v.w, 0x5410), b[i][3] = __byte_perm(v.y, v.w, 0x7632);
-        } else {
-          b[i][0] = v.x, b[i][1] = v.y, b[i][2] = v.z, b[i][3] = v.w;
-        }
-      }
-#pragma unroll
-      for (int t = 0; t < M; t++) {
-        unsigned upper[4], lower[4];
-        if (BITS == 4) {
-          widen4(word(w[2 * t][0], j), s[2 * t], upper);
-          widen4(word(w[2 * t + 1][0], j), s[2 * t + 1], lower);
-        } else {
-          const uint4 &u = w[2 * t][j / 2 % CHUNKS], &l = w[2 * t + 1][j / 2 % CHUNKS];
-          widen8(word(u, j % 2 * 2), word(u, j % 2 * 2 + 1), s[2 * t], upper);
-          widen8(word(l, j % 2 * 2), word(l, j % 2 * 2 + 1), s[2 * t + 1], lower);
-        }
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-          mma(sum[t][i], upper[0], lower[0], upper[1], lower[1], b[i][0], b[i][1]);
-          mma(sum[t][i], upper[2], lower[2], upper[3], lower[3], b[i][2], b[i][3]);
-        }
+        mma(sum[t][i], upper[0], lower[0], upper[1], lower[1], b[i][0], b[i][1]);
+        mma(sum[t][i], upper[2], lower[2], upper[3], lower[3], b[i][2], b[i][3]);
       }
     }
   }
+}
 
-  static __device__ __forceinline__ unsigned word(const uint4& of, int i) {
-    return i == 0 ? of.x : i == 1 ? of.y : i == 2 ? of.z : of.w;
-  }
-};
-
-template <int BITS, int M, int N>
+// A block makes 16 M WARPS outputs of up to 8 N rows, from one part of the inputs.
+template <int BITS, int N, int AHEAD>
 __device__ __forceinline__ void product(const Matrices& of) {
-  Stage<BITS, M, N>* stages = (Stage<BITS, M, N>*)dynamic_shared;
-  const int warp = threadIdx.x / 32, row = blockIdx.z * N * 8;
-  const int n = (blockIdx.x * 4 + warp) * M * 16 + threadIdx.x % 32 / 4;
-  const int first = blockIdx.y * of.steps, last = min(first + of.steps, (of.inputs + STEP - 1) / STEP);
-  const Source<BITS, M, N> source(of, n, row);
-  float sum[M][N][4] = {};
-  if (!of.zeros)
-    for (int i = 0; i < STAGES; i++) stages[i].without_zeros();
+  const int quad = threadIdx.x % 4, row = blockIdx.z * N * 8;
+  const int n = (blockIdx.x * WARPS + threadIdx.x / 32) * M * 16 + threadIdx.x % 32 / 4;
+  const int first = blockIdx.y * of.steps, count = min(of.steps, (of.inputs + STEP - 1) / STEP - first);
+  int outputs[2 * M];
+  for (int i = 0; i < 2 * M; i++) outputs[i] = min(n + i * 8, of.outputs - 8 + n % 8);
+  const auto input_of = [&](int step) { return min((first + step) * STEP + quad * 32, of.inputs - 32); };
+  Weights<BITS> ahead[AHEAD];
+  let_next_start();
 #pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) {
-    if (first + i < last) stages[i].load(source, (first + i) * STEP);
-    commit();
-  }
-  for (int step = first; step < last; step++) {
-    const int ahead = step + STAGES - 1;
-    wait<STAGES - 2>();
-    __syncthreads();  // all have read what the next load replaces
-    if (ahead < last) stages[(ahead - first) % STAGES].load(source, ahead * STEP);
-    commit();
-    stages[(step - first) % STAGES].multiply(source, step * STEP, sum);
-  }
-  const int m0 = row + threadIdx.x % 4 * 2;
+  for (int i = 0; i < AHEAD; i++)
+    if (i < count) ahead[i].load(of, outputs, input_of(i));
+  wait_for_previous();
+  load_x<N>(of, dynamic_shared, row, first, count);
+  float sum[M][N][4] = {};
+  for (int begin = 0; begin < count; begin += AHEAD)
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      const int step = begin + i;
+      if (step >= count) break;
+      const Weights<BITS> w = ahead[i];
+      if (step + AHEAD < count) ahead[i].load(of, outputs, input_of(step + AHEAD));
+      multiply<BITS, N>(of, w, dynamic_shared + step * N * 128, input_of(step), sum);
+    }
 #pragma unroll
   for (int t = 0; t < M; t++)
 #pragma unroll
     for (int i = 0; i < N; i++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        const int m = m0 + i * 8 + e % 2, output = n + t * 16 + e / 2 * 8;
+        const int m = row + quad * 2 + i * 8 + e % 2, output = n + t * 16 + e / 2 * 8;
         if (m >= of.rows || output >= of.outputs) continue;
         if (gridDim.y == 1) of.y[(size_t)m * of.outputs + output] = (half_bits)pack_fp16(sum[t][i][e], 0.f);
         else of.sums[((size_t)blockIdx.y * of.rows + m) * of.outputs + output] = sum[t][i][e];
@@ -229,19 +214,20 @@ __device__ __forceinline__ void product(const Matrices& of) {
 }
 
 #ifndef EMULATED
-#define KERNEL(BITS, M, N)                                                                                         \
-  extern "C" __global__ void __launch_bounds__(THREADS) nbits_##BITS##_##M##_##N(const __grid_constant__ Matrices of) { \
-    product<BITS, M, N>(of);                                                                                       \
+#define KERNEL(BITS, N)                                                                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS) nbits_##BITS##_##N(const __grid_constant__ Matrices of) {   \
+    product<BITS, N, (N < 8 ? 2 : 1)>(of);                                                                          \
   }
-#define KERNELS(BITS, M) KERNEL(BITS, M, 1) KERNEL(BITS, M, 2) KERNEL(BITS, M, 4)
-KERNELS(4, 1) KERNELS(4, 2) KERNELS(4, 4) KERNEL(4, 1, 8) KERNEL(4, 2, 8)
-KERNELS(8, 1) KERNELS(8, 2) KERNEL(8, 1, 8) KERNEL(8, 2, 8)
+#define KERNELS(BITS) KERNEL(BITS, 1) KERNEL(BITS, 2) KERNEL(BITS, 4) KERNEL(BITS, 8)
+KERNELS(4) KERNELS(8)
 #endif
 
 // The parts of 4 neighbours, in their order, so that the same input always gives the same output.
 extern "C" __global__ void __launch_bounds__(THREADS)
 nbits_sum(const float4* sums, uint2* y, int count, int parts) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
+  let_next_start();
+  wait_for_previous();
   if (i >= count) return;
   float4 total = sums[i];
   for (int part = 1; part < parts; part++) {

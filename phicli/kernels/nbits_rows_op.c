@@ -2,7 +2,7 @@
  *
  * Inputs   x, weights, scales, zero points or none: as MatMulNBits has them
  * Outputs  y, and memory for sums: float (parts, rows, N), or none of it where a product has one part
- * Attributes N, K, bits, block_size of MatMulNBits; tile (64 outputs of a block, 1 to 4) and parts (of K), 0: chosen here
+ * Attributes N, K, bits, block_size of MatMulNBits; parts (of K), 0: chosen here
  *
  * K is a multiple of 32, N of 8.
  */
@@ -11,53 +11,45 @@
 
 #include "gpu.h"
 
-enum { THREADS = 128, STEP = 128, STAGES = 4 }; /* as in nbits.cu */
+enum { THREADS = 256, STEP = 128, OUTPUTS = 256 }; /* as in nbits.cu; outputs of a block */
 #define MAX_ROWS (1 << 21)
 #define SUM_KERNEL (KERNELS - 1)
 
-typedef struct { int64_t outputs, inputs, block, bits, tile, parts; } Kernel;
+typedef struct { int64_t outputs, inputs, block, bits, parts; } Kernel;
 typedef struct { /* in nbits.cu: Matrices */
   const void *x, *weights, *scales, *zeros;
   void *y, *sums;
   int rows, outputs, inputs, group_bits, steps;
 } Matrices;
-typedef struct { int64_t m, n, shared, grid[3], steps; } Plan;
+typedef struct { int64_t n, shared, grid[3], steps; } Plan;
 
-/* Bytes of all stages of a block, in nbits.cu: Stage. */
-static int64_t shared_of(int64_t bits, int64_t m, int64_t n) {
-  return STAGES * (2 * m * THREADS * (bits / 4 * 16 + 8) + 8 * n * 256);
-}
-
-/* As many blocks as run at once, where there is work for them: the more parts, the more sums there are to add. */
+/* As many blocks as the GPU has multiprocessors, where there is work for them: the more parts, the more sums there are
+   to add. A part's x has to lie in shared memory. */
 static Status plan_for(const Kernel *kernel, int64_t rows, Plan *plan) {
   Gpu gpu;
   TRY(gpu_here(&gpu));
   const int64_t n = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8, steps = ceil_div(kernel->inputs, STEP);
-  int64_t m = kernel->tile ? kernel->tile : 2;
-  if (m == 4 && (n == 8 || kernel->bits == 8)) m = 2;
-  while (m > 1 && shared_of(kernel->bits, m, n) > gpu.block_shared) m /= 2;
-  const int64_t shared = shared_of(kernel->bits, m, n), tiles = ceil_div(kernel->outputs, 64 * m);
-  const int64_t batches = ceil_div(rows, 8 * n), at_once = gpu.multiprocessors * (gpu.shared / (shared + 1024));
-  int64_t parts = kernel->parts ? kernel->parts : at_once / (tiles * batches);
-  if (parts > ceil_div(steps, kernel->parts ? 1 : 2)) parts = ceil_div(steps, kernel->parts ? 1 : 2);
-  if (parts < 1) parts = 1;
+  const int64_t x_of_step = 8 * n * STEP * 2, tiles = ceil_div(kernel->outputs, OUTPUTS), batches = ceil_div(rows, 8 * n);
+  int64_t parts = kernel->parts ? kernel->parts : gpu.multiprocessors / (tiles * batches);
+  const int64_t most = kernel->parts ? steps : ceil_div(steps, 3), least = ceil_div(steps, gpu.block_shared / x_of_step);
+  if (parts > most) parts = most;
+  if (parts < least) parts = least;
   const int64_t of_part = ceil_div(steps, parts);
-  *plan = (Plan){m, n, shared, {tiles, ceil_div(steps, of_part), batches}, of_part};
+  *plan = (Plan){n, of_part * x_of_step, {tiles, ceil_div(steps, of_part), batches}, of_part};
   return NULL;
 }
 
 static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, void *stream) {
   char name[32];
-  const int m = (int)plan->m, n = (int)plan->n; /* both powers of two: a number for each kernel */
-  const int number = (kernel->bits == 8) * 16 + __builtin_ctz(m) * 4 + __builtin_ctz(n);
-  snprintf(name, sizeof name, "nbits_%d_%d_%d", (int)kernel->bits, m, n);
+  const int number = (kernel->bits == 8) * 4 + __builtin_ctzll(plan->n);
+  snprintf(name, sizeof name, "nbits_%d_%d", (int)kernel->bits, (int)plan->n);
   void *arguments[] = {of};
-  TRY(gpu_launch(LORA_KERNELS + number, name, plan->grid, THREADS, (unsigned)plan->shared, arguments, stream));
+  TRY(gpu_launch(LORA_KERNELS + number, name, plan->grid, THREADS, (unsigned)plan->shared, 1, arguments, stream));
   if (plan->grid[1] == 1) return NULL;
   int count = of->rows * of->outputs / 4, parts = (int)plan->grid[1];
   const int64_t grid[3] = {ceil_div(count, THREADS), 1, 1};
   void *of_sum[] = {&of->sums, &of->y, &count, &parts};
-  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, THREADS, 0, of_sum, stream);
+  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, THREADS, 0, 1, of_sum, stream);
 }
 
 static Status compute(void *self, Handle context) {
@@ -103,12 +95,11 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
   if (!status) status = integer(info, "K", &kernel->inputs);
   if (!status) status = integer(info, "bits", &kernel->bits);
   if (!status) status = integer(info, "block_size", &kernel->block);
-  optional_integer(info, "tile", &kernel->tile);
   optional_integer(info, "parts", &kernel->parts);
-  const int64_t n = kernel->outputs, k = kernel->inputs, block = kernel->block, tile = kernel->tile;
+  const int64_t n = kernel->outputs, k = kernel->inputs, block = kernel->block;
   if (!status && (n < 8 || n % 8 || n > 1 << 24 || (block != 32 && block != 64 && block != 128) || k < block ||
                   k % block || k > 1 << 24 || (kernel->bits != 4 && kernel->bits != 8) ||
-                  (tile && tile != 1 && tile != 2 && tile != 4) || kernel->parts < 0 || n * (k / block) > INT32_MAX / 2))
+                  kernel->parts < 0 || n * (k / block) > INT32_MAX / 2))
     status = failure(INVALID_ARGUMENT, "MatMulNBitsRows: no product for these sizes");
   if (status) free(kernel);
   else *made = kernel;

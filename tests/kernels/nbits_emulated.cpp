@@ -69,7 +69,7 @@ static unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
 }
 
 // ---- threads ----
-constexpr int COUNT = 128, STACK = 1 << 18;
+constexpr int COUNT = 256, STACK = 1 << 18;
 static ucontext_t scheduler, contexts[COUNT];
 static std::vector<char> stacks(COUNT * STACK);
 static int current;
@@ -94,31 +94,30 @@ struct Meeting {  // of a warp's threads, or a block's
 static Meeting warps[COUNT / 32], block;
 static void __syncthreads() { block.meet(COUNT, [] {}); }
 
-struct Copy { void* to; const void* from; int size; bool there; };
-static std::vector<std::vector<Copy>> groups[COUNT];
-static std::vector<Copy> open_group[COUNT];
+struct Copy { void* to; const void* from; bool there; };
+static std::vector<Copy> begun[COUNT];
 static void perform(const Copy& copy) {
-  if (copy.there) memcpy(copy.to, copy.from, copy.size);
-  else memset(copy.to, 0, copy.size);
+  if (copy.there) memcpy(copy.to, copy.from, 16);
+  else memset(copy.to, 0, 16);
 }
-static void copy(void* to, const void* from, int size, bool there) {
-  if ((uintptr_t)to % size || (uintptr_t)from % size) fprintf(stderr, "a copy that is not aligned\n"), exit(1);
-  const Copy copy = {to, from, size, there};
-  if (!late) perform(copy);
-  open_group[threadIdx.x].push_back(copy);
+static void aligned(const void* place) {
+  if ((uintptr_t)place % 16) fprintf(stderr, "16 bytes that are not aligned\n"), exit(1);
 }
-static void copy16(void* to, const void* from, bool there = true) { copy(to, from, 16, there); }
-static void copy4(void* to, const void* from) { copy(to, from, 4, true); }
-static void commit() {
-  groups[threadIdx.x].push_back(open_group[threadIdx.x]);
-  open_group[threadIdx.x].clear();
+static void copy16(void* to, const void* from, bool there) {
+  aligned(to), aligned(from);
+  if (late) begun[threadIdx.x].push_back({to, from, there});
+  else perform({to, from, there});
 }
-template <int LEFT> static void wait() {
-  auto& own = groups[threadIdx.x];
-  while (own.size() > LEFT) {
-    if (late) for (const Copy& copy : own.front()) perform(copy);
-    own.erase(own.begin());
-  }
+static void wait_for_copies() {
+  for (const Copy& copy : begun[threadIdx.x]) perform(copy);
+  begun[threadIdx.x].clear();
+}
+static uint4 load16(const void* from) { return aligned(from), *(const uint4*)from; }
+template <class T> static T __ldg(const T* from) { return *from; }
+static std::function<void()> previous;  // what the kernel before does at its end
+static void let_next_start() {}
+static void wait_for_previous() {
+  if (previous) previous(), previous = nullptr;
 }
 
 // mma.sync.aligned.m16n8k16: which thread holds what of A, B and C.
@@ -158,13 +157,13 @@ static void run_block(size_t shared) {
   std::vector<uint4> memory(shared / 16, uint4{~0u, ~0u, ~0u, ~0u});
   dynamic_shared = memory.data();
   for (int t = 0; t < COUNT; t++) {
-    groups[t].clear(), open_group[t].clear(), finished[t] = false;
+    begun[t].clear(), finished[t] = false;
     getcontext(&contexts[t]);
     contexts[t].uc_stack.ss_sp = &stacks[t * STACK], contexts[t].uc_stack.ss_size = STACK;
     makecontext(&contexts[t], enter, 0);
   }
   for (int left = COUNT; left;) {
-    const int warp = dice() % 4;
+    const int warp = dice() % (COUNT / 32);
     for (int t = warp * 32; t < warp * 32 + 32; t++) {
       if (finished[t]) continue;
       current = t, threadIdx = {(unsigned)t, 0, 0};
@@ -181,20 +180,10 @@ static void run_grid(Dim grid, size_t shared, std::function<void()> kernel) {
       for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) run_block(shared);
 }
 
-struct Kind { int bits, m, n; size_t shared; void (*kernel)(const Matrices&); };
-#define KIND(BITS, M, N) {BITS, M, N, STAGES * sizeof(Stage<BITS, M, N>), product<BITS, M, N>}
-static const Kind kinds[] = {
-#ifdef FEW
-    KIND(4, 1, 1), KIND(8, 2, 1), KIND(4, 2, 4), KIND(4, 1, 8),
-#else
-    KIND(4, 2, 1), KIND(4, 2, 2), KIND(4, 2, 4), KIND(4, 2, 8), KIND(8, 2, 1), KIND(8, 2, 2), KIND(8, 2, 4),
-    KIND(8, 2, 8),
-#ifndef DRIVER  // which is not asked for others
-    KIND(4, 1, 1), KIND(4, 1, 2), KIND(4, 1, 4), KIND(4, 1, 8), KIND(4, 4, 1), KIND(4, 4, 2), KIND(4, 4, 4),
-    KIND(8, 1, 1), KIND(8, 1, 2), KIND(8, 1, 4), KIND(8, 1, 8),
-#endif
-#endif
-};
+struct Kind { int bits, n; void (*kernel)(const Matrices&); };
+#define KINDS(BITS) {BITS, 1, product<BITS, 1, 2>}, {BITS, 2, product<BITS, 2, 2>}, {BITS, 4, product<BITS, 4, 2>}, \
+                    {BITS, 8, product<BITS, 8, 1>}
+static const Kind kinds[] = {KINDS(4), KINDS(8)};
 
 template <class T> static std::unique_ptr<T[], void (*)(void*)> numbers(size_t count) {
   void* place = nullptr;
@@ -211,15 +200,15 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
   auto y = numbers<half_bits>(rows * outputs);
   auto sums = numbers<float>((size_t)parts * rows * outputs);
   std::normal_distribution<float> normal;
-  for (int i = 0; i < rows * inputs; i++) x[i] = narrowed(normal(dice));
+  previous = [&] { for (int i = 0; i < rows * inputs; i++) x[i] = narrowed(normal(dice)); };
   for (int i = 0; i < outputs * groups; i++) scales[i] = narrowed(0.002f + 0.01f * (dice() % 1000) / 1000);
   for (int i = 0; i < outputs * of_row; i++) weights[i] = dice() & 255;
   for (int i = 0; i < outputs * line; i++) points[i] = dice() & 255;
   const int steps = (inputs + STEP - 1) / STEP, of_part = (steps + parts - 1) / parts;
   const Matrices of = {x.get(), weights.get(), scales.get(), zeros ? points.get() : nullptr, y.get(), sums.get(),
                        rows, outputs, inputs, group_bits, of_part};
-  run_grid({(unsigned)(outputs + 64 * kind.m - 1) / (64 * kind.m), (unsigned)parts,
-            (unsigned)(rows + 8 * kind.n - 1) / (8 * kind.n)}, kind.shared, [&] { kind.kernel(of); });
+  run_grid({(unsigned)(outputs + 16 * M * WARPS - 1) / (16 * M * WARPS), (unsigned)parts,
+            (unsigned)(rows + 8 * kind.n - 1) / (8 * kind.n)}, of_part * kind.n * 8 * STEP * 2, [&] { kind.kernel(of); });
   const int count = rows * outputs / 4;
   if (parts > 1)
     run_grid({(unsigned)(count + THREADS - 1) / THREADS, 1, 1}, 16, [&] {
@@ -251,19 +240,20 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
 
 #ifdef DRIVER
 #define DRIVEN extern "C" __attribute__((visibility("default"))) int
-static const Kind sum_kind = {0, 0, 0, 0, nullptr};
+static const Kind sum_kind = {0, 0, nullptr};
 static std::map<void*, int> most_shared;  // where it is more than each has
+struct Launch { unsigned grid[3], block[3], shared; void* stream; const int* attributes; unsigned attribute_count; };
 DRIVEN cuCtxGetCurrent(void** context) { return *context = &scheduler, 0; }
 DRIVEN cuModuleLoadData(void** module, const void*) { return *module = &scheduler, 0; }
 DRIVEN cuCtxGetDevice(int* device) { return *device = 0; }
 DRIVEN cuDeviceGetAttribute(int* value, int attribute, int) {  // an H100's
-  return *value = attribute == 16 ? 132 : attribute == 81 ? 233472 : attribute == 97 ? 232448 : -1, *value < 0;
+  return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 232448 : -1, *value < 0;
 }
 DRIVEN cuModuleGetFunction(void** function, void*, const char* name) {
   char own[32];
   if (!strcmp(name, "nbits_sum")) return *function = (void*)&sum_kind, 0;
   for (const Kind& kind : kinds) {
-    snprintf(own, sizeof own, "nbits_%d_%d_%d", kind.bits, kind.m, kind.n);
+    snprintf(own, sizeof own, "nbits_%d_%d", kind.bits, kind.n);
     if (!strcmp(own, name)) return *function = (void*)&kind, 0;
   }
   return 1;
@@ -271,11 +261,13 @@ DRIVEN cuModuleGetFunction(void** function, void*, const char* name) {
 DRIVEN cuFuncSetAttribute(void* function, int attribute, int value) {
   return most_shared[function] = value, attribute != 8;
 }
-DRIVEN cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
-                      unsigned shared, void*, void** arguments, void**) {
+DRIVEN cuLaunchKernelEx(const Launch* launch, void* function, void** arguments, void**) {
   const Kind* kind = (const Kind*)function;
-  if (threads != COUNT || shared != kind->shared || (int)shared > std::max(49152, most_shared[function])) return 1;
-  run_grid({x, y, z}, shared ? shared : 16, [=] {
+  const bool early = launch->attribute_count == 1 && launch->attributes[0] == 6 && launch->attributes[2] == 1;
+  const int shared = launch->shared;
+  if (launch->block[0] != COUNT || !early || shared > std::max(49152, most_shared[function])) return 1;
+  if (kind->kernel && shared != ((const Matrices*)arguments[0])->steps * kind->n * 8 * STEP * 2) return 1;
+  run_grid({launch->grid[0], launch->grid[1], launch->grid[2]}, shared ? shared : 16, [=] {
     if (kind->kernel) kind->kernel(*(const Matrices*)arguments[0]);
     else nbits_sum(*(const float4**)arguments[0], *(uint2**)arguments[1], *(int*)arguments[2], *(int*)arguments[3]);
   });
@@ -288,13 +280,13 @@ int main(int count, char** arguments) {
   for (int i = 0; i < atoi(arguments[2]); i++) {
     const Kind& kind = kinds[i % (sizeof kinds / sizeof *kinds)];
     const int group_bits = 5 + dice() % 3, group = 1 << group_bits;
-    const int inputs = group * (1 + dice() % (1024 / group)), outputs = 8 * (1 + dice() % (10 * kind.m));
+    const int inputs = group * (1 + dice() % (1024 / group)), outputs = 8 * (1 + dice() % 70);
     const int rows = 1 + dice() % (8 * kind.n + 3), steps = (inputs + STEP - 1) / STEP;
     const int parts = 1 + dice() % steps;
     const bool zeros = dice() % 3;
     late = dice() % 2;
     const double off = difference(kind, rows, outputs, inputs, group_bits, zeros, parts);
-    printf("%d bits, tile %d x %d: %d x %d x %d, group %d, %s, %d parts, %s: %.2e\n", kind.bits, kind.m, kind.n, rows,
+    printf("%d bits, %d rows at once: %d x %d x %d, group %d, %s, %d parts, %s: %.2e\n", kind.bits, 8 * kind.n, rows,
            outputs, inputs, group, zeros ? "zero points" : "none", parts, late ? "late" : "at once", off);
     if (!(off < 1e-3)) return 1;
   }

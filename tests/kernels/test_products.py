@@ -33,7 +33,7 @@ def compiled(output: Path, *flags: str, planted: tuple[str, str] | None = None) 
 
 @needs_compiler
 def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path):
-    program = compiled(tmp_path / "emulated", "-DFEW", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = compiled(tmp_path / "emulated", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     done = subprocess.run([program, "1", "12"], capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 12
@@ -42,10 +42,11 @@ def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path
 @needs_compiler
 @pytest.mark.parametrize("planted", [
     ("  __syncthreads();", "  "),  # a warp reads x before the others have loaded it
-    ("wait<STAGES - 2>", "wait<STAGES - 1>"),  # or what it has not waited for
+    ("  wait_for_copies();", "  "),  # or what it has not waited for
+    ("  wait_for_previous();\n  load_x", "  load_x"),  # or before it is there
 ])
 def test_a_kernel_that_waits_for_too_little_is_found(planted, tmp_path):
-    program = compiled(tmp_path / "emulated", "-DFEW", planted=planted)
+    program = compiled(tmp_path / "emulated", planted=planted)
     assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1  # a wrong sum
 
 
