@@ -4,7 +4,7 @@
  * Outputs  y, and memory for sums: float (parts, rows, N), or none of it where a product has one part
  * Attributes N, K, bits, block_size of MatMulNBits; parts (of K), 0: chosen here
  *
- * K is a multiple of 32, N of 8.
+ * K is a multiple of 32, N of 8. More rows than FEW go to MatMulNBits itself, which widens all weights before it multiplies.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,10 +12,11 @@
 #include "gpu.h"
 
 enum { THREADS = 256, STEP = 128, OUTPUTS = 256 }; /* as in nbits.cu; outputs of a block */
+#define FEW 64
 #define MAX_ROWS (1 << 21)
 #define SUM_KERNEL (KERNELS - 1)
 
-typedef struct { int64_t outputs, inputs, block, bits, parts; } Kernel;
+typedef struct { int64_t outputs, inputs, block, bits, parts; Handle many; } Kernel; /* many: MatMulNBits */
 typedef struct { /* in nbits.cu: Matrices */
   const void *x, *weights, *scales, *zeros;
   void *y, *sums;
@@ -52,6 +53,13 @@ static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, voi
   return gpu_launch(SUM_KERNEL, "nbits_sum", grid, THREADS, 0, 1, of_sum, stream);
 }
 
+static Status multiply_many(const Kernel *kernel, Handle context, int inputs, const Tensor *out) {
+  Handle in[4], y;
+  for (int i = 0; i < inputs; i++) TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, i, &in[i]));
+  TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 0, out->dims, out->rank, &y));
+  return ORT(INVOKE_OP, Handle, Handle, Handle const *, int, Handle const *, int)(context, kernel->many, in, inputs, &y, 1);
+}
+
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
   Tensor in, weights, scales, zeros = {0}, out, sums = {.dims = {0}, .rank = 1};
@@ -75,10 +83,12 @@ static Status compute(void *self, Handle context) {
   out.dims[out.rank - 1] = kernel->outputs;
   TRY(output(context, 0, &out));
   Plan plan = {0};
-  if (rows) TRY(plan_for(kernel, rows, &plan));
+  const int many = rows > FEW && kernel->many;
+  if (rows && !many) TRY(plan_for(kernel, rows, &plan));
   if (plan.grid[1] > 1) sums = (Tensor){.dims = {plan.grid[1], rows, kernel->outputs}, .rank = 3};
   TRY(output(context, 1, &sums));
   if (!rows) return NULL;
+  if (many) return multiply_many(kernel, context, zeros.data ? 4 : 3, &out);
   TRY(ORT(GPU_STREAM, Handle, void **)(context, &stream));
   Matrices of = {in.data, weights.data, scales.data, zeros.data, out.data, sums.data, (int)rows, (int)kernel->outputs,
                  (int)kernel->inputs, __builtin_ctzll(kernel->block), (int)plan.steps};
@@ -86,6 +96,35 @@ static Status compute(void *self, Handle context) {
 }
 
 /* ---- what onnxruntime asks ---- */
+
+static Status create_many(Handle info, Kernel *kernel) {
+  static const int64_t level = 0;
+  const char *const names[] = {"N", "K", "bits", "block_size", "accuracy_level"}, *const types[] = {"T1", "T2", "T3"};
+  const int64_t *const values[] = {&kernel->outputs, &kernel->inputs, &kernel->bits, &kernel->block, &level};
+  const int kinds[] = {FLOAT16, UINT8, UINT8};
+  Handle attributes[5];
+  Status status = NULL;
+  size_t inputs = 3;
+  TRY(ORT(INPUT_COUNT, Handle, size_t *)(info, &inputs));
+  int count = 0;
+  while (count < 5 && !status) {
+    status = ORT(CREATE_OP_ATTRIBUTE, const char *, const void *, int, int, Handle *)(
+        names[count], values[count], sizeof(int64_t), OP_INT, &attributes[count]);
+    if (!status) count++;
+  }
+  if (!status)
+    status = ORT(CREATE_OP, Handle, const char *, const char *, int, const char *const *, const int *, int, Handle const *,
+                 int, int, int, Handle *)(info, "MatMulNBits", "com.microsoft", 1, types, kinds, 3, attributes, 5,
+                                          (int)inputs, 1, &kernel->many);
+  while (count--) ((void (*)(Handle))ort[RELEASE_OP_ATTRIBUTE])(attributes[count]);
+  return status;
+}
+
+static void destroy(void *self) {
+  Kernel *kernel = self;
+  if (kernel->many) ((void (*)(Handle))ort[RELEASE_OP])(kernel->many);
+  free(kernel);
+}
 
 static Status create(const Op *op, const void *api, Handle info, void **made) {
   Kernel *kernel = calloc(1, sizeof *kernel);
@@ -101,7 +140,8 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
                   k % block || k > 1 << 24 || (kernel->bits != 4 && kernel->bits != 8) ||
                   kernel->parts < 0 || n * (k / block) > INT32_MAX / 2))
     status = failure(INVALID_ARGUMENT, "MatMulNBitsRows: no product for these sizes");
-  if (status) free(kernel);
+  if (!status) status = create_many(info, kernel);
+  if (status) destroy(kernel);
   else *made = kernel;
   return status;
 }
@@ -115,7 +155,7 @@ static size_t output_count(const Op *op) { return (void)op, 2; }
 static int input_kind(const Op *op, size_t i) { return (void)op, i < 3 ? REQUIRED : OPTIONAL; }
 static int input_memory(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 
-static const Op rows_op = {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free,
+static const Op rows_op = {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, destroy,
                            input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, 0, 1, 1, 0};
 
 Status register_nbits_rows(Handle options) {

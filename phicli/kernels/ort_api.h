@@ -17,9 +17,10 @@ typedef void *Handle;
 enum { CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, ELEMENT_TYPE = 60,
        DIM_COUNT = 61, DIMS = 62, TENSOR_SHAPE = 65, ATTRIBUTE_FLOAT = 85, ATTRIBUTE_INT = 86, GET_INPUT = 90,
        GET_OUTPUT = 91, RELEASE_STATUS = 93, RELEASE_SHAPE = 99, ATTRIBUTE_INTS = 163, GPU_STREAM = 193,
-       PARALLEL_FOR = 274 };
+       CREATE_OP_ATTRIBUTE = 211, RELEASE_OP_ATTRIBUTE = 212, CREATE_OP = 213, INVOKE_OP = 214, RELEASE_OP = 215,
+       INPUT_COUNT = 230, PARALLEL_FOR = 274 };
 enum { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7, FLOAT16 = 10, REQUIRED = 0, OPTIONAL = 1,
-       INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6, CPU_INPUT = -2 };
+       INVALID_ARGUMENT = 2, RUNTIME_EXCEPTION = 6, CPU_INPUT = -2, OP_INT = 1 };
 
 extern void *const *ort; /* in ops.c, like the rest of the library hidden from other libraries */
 #define ORT(place, ...) ((Status(*)(__VA_ARGS__))ort[place])
