@@ -230,8 +230,8 @@ class Bench:
             for graph, rows in enumerate(self.rows, 1):
                 bound = products.bind(self.rng.standard_normal((rows, shape.inputs)).astype(np.float16), graph)
                 found[rows].append((self.best({"": products}, {"": bound})[""], parts))
-        return [f"    parts, {rows} rows: " + "; ".join(f"{parts}: {seconds * 1e6:.2f} us" for seconds, parts in sorted(of)[:3])
-                for rows, of in found.items() if of]
+        return [f"    parts, {rows} rows: " + "; ".join(
+            f"{parts}: {seconds * 1e6:.2f} us" for seconds, parts in sorted(of)[:3]) for rows, of in found.items() if of]
 
 
 def main() -> None:
