@@ -65,7 +65,7 @@ class Products:
         kinds = ("w", "s", "z")[: 2 + shape.zeros]
         made = [helper.make_node(
             OP if ours else "MatMulNBits", ["x", *(f"{kind}{i % copies}" for kind in kinds)],
-            [f"y{i}", *([f"sums{i}"] if ours else [])], domain=DOMAIN if ours else "com.microsoft", N=shape.outputs,
+            [f"y{i}", *([f"sums{i}", f"wide{i}"] if ours else [])], domain=DOMAIN if ours else "com.microsoft", N=shape.outputs,
             K=shape.inputs, bits=shape.bits, block_size=shape.block, **own) for i in range(nodes)]
         graph = helper.make_graph(
             made, "products", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["rows", shape.inputs])],
@@ -231,7 +231,8 @@ class Bench:
                 bound = products.bind(self.rng.standard_normal((rows, shape.inputs)).astype(np.float16), graph)
                 found[rows].append((self.best({"": products}, {"": bound})[""], parts))
         return [f"    parts, {rows} rows: " + "; ".join(
-            f"{parts}: {seconds * 1e6:.2f} us" for seconds, parts in sorted(of)[:3]) for rows, of in found.items() if of]
+            f"{parts}: {seconds * 1e6:.2f} us" for seconds, parts in sorted(of)[:3])
+            for rows, of in found.items() if of]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def take_rows(model: Any) -> int:
         for attribute in [a for a in node.attribute if a.name not in ("N", "K", "bits", "block_size")]:
             node.attribute.remove(attribute)
         del node.input[4:]
-        node.output.append(f"{node.output[0]}.sums")
+        node.output.extend(f"{node.output[0]}.{memory}" for memory in ("sums", "wide"))
     if nodes:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return len(nodes)

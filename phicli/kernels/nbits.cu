@@ -213,12 +213,44 @@ __device__ __forceinline__ void product(const Matrices& of) {
       }
 }
 
+// All weights in fp16, for a product of more rows: `y` is (outputs, inputs). A block makes 128 inputs of its outputs.
+template <int BITS>
+__device__ __forceinline__ void widen_all(const Matrices& of) {
+  const int n = (blockIdx.x * WARPS + threadIdx.x / 32) * M * 16 + threadIdx.x % 32 / 4;
+  const int k = blockIdx.y * STEP + threadIdx.x % 4 * 32;
+  int outputs[2 * M];
+  for (int i = 0; i < 2 * M; i++) outputs[i] = min(n + i * 8, of.outputs - 8 + n % 8);
+  if (k >= of.inputs) return;
+  Weights<BITS> w;
+  w.load(of, outputs, k);
+  wait_for_previous();
+#pragma unroll
+  for (int i = 0; i < 2 * M; i++) {
+    const Scaling s = w.scaling(of, i, k);
+    uint4* to = (uint4*)(of.y + (size_t)outputs[i] * of.inputs + k);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      unsigned p[4];
+      w.widen(i, j, s, p);
+      if (BITS == 4)
+        to[j] = {__byte_perm(p[0], p[1], 0x5410), __byte_perm(p[2], p[3], 0x5410), __byte_perm(p[0], p[1], 0x7632),
+                 __byte_perm(p[2], p[3], 0x7632)};
+      else
+        to[j] = {p[0], p[1], p[2], p[3]};
+    }
+  }
+}
+
 #ifndef EMULATED
 #define KERNEL(BITS, N)                                                                                             \
   extern "C" __global__ void __launch_bounds__(THREADS) nbits_##BITS##_##N(const __grid_constant__ Matrices of) {   \
     product<BITS, N, (N < 8 ? 2 : 1)>(of);                                                                          \
   }
-#define KERNELS(BITS) KERNEL(BITS, 1) KERNEL(BITS, 2) KERNEL(BITS, 4) KERNEL(BITS, 8)
+#define KERNELS(BITS)                                                                                                  \
+  KERNEL(BITS, 1) KERNEL(BITS, 2) KERNEL(BITS, 4) KERNEL(BITS, 8)                                                      \
+  extern "C" __global__ void __launch_bounds__(THREADS) nbits_##BITS##_widen(const __grid_constant__ Matrices of) {    \
+    widen_all<BITS>(of);                                                                                               \
+  }
 KERNELS(4) KERNELS(8)
 #endif
 

@@ -1,10 +1,11 @@
 /* MatMulNBitsRows, on CUDA: what MatMulNBits computes of 4- and 8-bit weights in fp16, fast for 2 to 64 rows.
  *
  * Inputs   x, weights, scales, zero points or none: as MatMulNBits has them
- * Outputs  y, and memory for sums: float (parts, rows, N), or none of it where a product has one part
+ * Outputs  y, and memory: for sums float (parts, rows, N), or none of it where a product has one part; for W in fp16
+ *          (N, K), or none of it
  * Attributes N, K, bits, block_size of MatMulNBits; parts (of K), 0: chosen here
  *
- * K is a multiple of 32, N of 8. More rows than FEW go to MatMulNBits itself, which widens all weights before it multiplies.
+ * K is a multiple of 32, N of 8. For more rows than FEW all of W is widened, and multiplied by cuBLAS.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@ enum { THREADS = 256, STEP = 128, OUTPUTS = 256 }; /* as in nbits.cu; outputs of
 #define MAX_ROWS (1 << 21)
 #define SUM_KERNEL (KERNELS - 1)
 
-typedef struct { int64_t outputs, inputs, block, bits, parts; Handle many; } Kernel; /* many: MatMulNBits */
+typedef struct { int64_t outputs, inputs, block, bits, parts; Handle many; } Kernel; /* many: FusedMatMul, or NULL */
 typedef struct { /* in nbits.cu: Matrices */
   const void *x, *weights, *scales, *zeros;
   void *y, *sums;
@@ -40,12 +41,17 @@ static Status plan_for(const Kernel *kernel, int64_t rows, Plan *plan) {
   return NULL;
 }
 
-static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, void *stream) {
+static Status launch(const Kernel *kernel, int number, const char *what, const Plan *plan, Matrices *of, void *stream) {
   char name[32];
-  const int number = (kernel->bits == 8) * 4 + __builtin_ctzll(plan->n);
-  snprintf(name, sizeof name, "nbits_%d_%d", (int)kernel->bits, (int)plan->n);
   void *arguments[] = {of};
-  TRY(gpu_launch(LORA_KERNELS + number, name, plan->grid, THREADS, (unsigned)plan->shared, 1, arguments, stream));
+  snprintf(name, sizeof name, "nbits_%d_%s", (int)kernel->bits, what);
+  return gpu_launch(LORA_KERNELS + (kernel->bits == 8) * 5 + number, name, plan->grid, THREADS, (unsigned)plan->shared, 1,
+                    arguments, stream);
+}
+
+static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, void *stream) {
+  const char what[] = {(char)('0' + plan->n), 0};
+  TRY(launch(kernel, __builtin_ctzll(plan->n), what, plan, of, stream));
   if (plan->grid[1] == 1) return NULL;
   int count = of->rows * of->outputs / 4, parts = (int)plan->grid[1];
   const int64_t grid[3] = {ceil_div(count, THREADS), 1, 1};
@@ -53,16 +59,18 @@ static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, voi
   return gpu_launch(SUM_KERNEL, "nbits_sum", grid, THREADS, 0, 1, of_sum, stream);
 }
 
-static Status multiply_many(const Kernel *kernel, Handle context, int inputs, const Tensor *out) {
-  Handle in[4], y;
-  for (int i = 0; i < inputs; i++) TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, i, &in[i]));
+/* x times what lies in the third output. */
+static Status multiply_many(const Kernel *kernel, Handle context, const Tensor *out, const Tensor *wide) {
+  Handle in[2], y;
+  TRY(ORT(GET_INPUT, Handle, size_t, Handle *)(context, 0, &in[0]));
+  TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 2, wide->dims, wide->rank, &in[1]));
   TRY(ORT(GET_OUTPUT, Handle, size_t, const int64_t *, size_t, Handle *)(context, 0, out->dims, out->rank, &y));
-  return ORT(INVOKE_OP, Handle, Handle, Handle const *, int, Handle const *, int)(context, kernel->many, in, inputs, &y, 1);
+  return ORT(INVOKE_OP, Handle, Handle, Handle const *, int, Handle const *, int)(context, kernel->many, in, 2, &y, 1);
 }
 
 static Status compute(void *self, Handle context) {
   const Kernel *kernel = self;
-  Tensor in, weights, scales, zeros = {0}, out, sums = {.dims = {0}, .rank = 1};
+  Tensor in, weights, scales, zeros = {0}, out, sums = {.dims = {0}, .rank = 1}, wide = sums;
   void *stream = NULL;
   TRY(input(context, 0, FLOAT16, &in));
   TRY(input(context, 1, UINT8, &weights));
@@ -86,38 +94,36 @@ static Status compute(void *self, Handle context) {
   const int many = rows > FEW && kernel->many;
   if (rows && !many) TRY(plan_for(kernel, rows, &plan));
   if (plan.grid[1] > 1) sums = (Tensor){.dims = {plan.grid[1], rows, kernel->outputs}, .rank = 3};
+  if (many) wide = (Tensor){.dims = {kernel->outputs, kernel->inputs}, .rank = 2};
   TRY(output(context, 1, &sums));
+  TRY(output(context, 2, &wide));
   if (!rows) return NULL;
-  if (many) return multiply_many(kernel, context, zeros.data ? 4 : 3, &out);
   TRY(ORT(GPU_STREAM, Handle, void **)(context, &stream));
   Matrices of = {in.data, weights.data, scales.data, zeros.data, out.data, sums.data, (int)rows, (int)kernel->outputs,
                  (int)kernel->inputs, __builtin_ctzll(kernel->block), (int)plan.steps};
-  return multiply(kernel, &plan, &of, stream);
+  if (!many) return multiply(kernel, &plan, &of, stream);
+  plan = (Plan){.grid = {ceil_div(kernel->outputs, OUTPUTS), ceil_div(kernel->inputs, STEP), 1}};
+  of.y = wide.data;
+  TRY(launch(kernel, 4, "widen", &plan, &of, stream));
+  return multiply_many(kernel, context, &out, &wide);
 }
 
 /* ---- what onnxruntime asks ---- */
 
-static Status create_many(Handle info, Kernel *kernel) {
-  static const int64_t level = 0;
-  const char *const names[] = {"N", "K", "bits", "block_size", "accuracy_level"}, *const types[] = {"T1", "T2", "T3"};
-  const int64_t *const values[] = {&kernel->outputs, &kernel->inputs, &kernel->bits, &kernel->block, &level};
-  const int kinds[] = {FLOAT16, UINT8, UINT8};
-  Handle attributes[5];
-  Status status = NULL;
-  size_t inputs = 3;
-  TRY(ORT(INPUT_COUNT, Handle, size_t *)(info, &inputs));
-  int count = 0;
-  while (count < 5 && !status) {
-    status = ORT(CREATE_OP_ATTRIBUTE, const char *, const void *, int, int, Handle *)(
-        names[count], values[count], sizeof(int64_t), OP_INT, &attributes[count]);
-    if (!status) count++;
-  }
+/* y = x W with W transposed, as cuBLAS multiplies it; without it our kernel takes any number of rows. */
+static void create_many(Handle info, Kernel *kernel) {
+  static const int64_t yes = 1;
+  static const char *const type = "T";
+  static const int half = FLOAT16;
+  Handle transposed = NULL;
+  Status status = ORT(CREATE_OP_ATTRIBUTE, const char *, const void *, int, int, Handle *)(
+      "transB", &yes, sizeof yes, OP_INT, &transposed);
   if (!status)
     status = ORT(CREATE_OP, Handle, const char *, const char *, int, const char *const *, const int *, int, Handle const *,
-                 int, int, int, Handle *)(info, "MatMulNBits", "com.microsoft", 1, types, kinds, 3, attributes, 5,
-                                          (int)inputs, 1, &kernel->many);
-  while (count--) ((void (*)(Handle))ort[RELEASE_OP_ATTRIBUTE])(attributes[count]);
-  return status;
+                 int, int, int, Handle *)(info, "FusedMatMul", "com.microsoft", 1, &type, &half, 1, &transposed, 1, 2, 1,
+                                          &kernel->many);
+  if (transposed) ((void (*)(Handle))ort[RELEASE_OP_ATTRIBUTE])(transposed);
+  if (status) ((void (*)(Status))ort[RELEASE_STATUS])(status);
 }
 
 static void destroy(void *self) {
@@ -140,18 +146,18 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
                   k % block || k > 1 << 24 || (kernel->bits != 4 && kernel->bits != 8) ||
                   kernel->parts < 0 || n * (k / block) > INT32_MAX / 2))
     status = failure(INVALID_ARGUMENT, "MatMulNBitsRows: no product for these sizes");
-  if (!status) status = create_many(info, kernel);
-  if (status) destroy(kernel);
-  else *made = kernel;
+  if (status) return free(kernel), status;
+  create_many(info, kernel);
+  *made = kernel;
   return status;
 }
 
 static const char *name(const Op *op) { return (void)op, "MatMulNBitsRows"; }
 static const char *provider(const Op *op) { return (void)op, "CUDAExecutionProvider"; }
 static int input_type(const Op *op, size_t i) { return (void)op, i % 2 ? UINT8 : FLOAT16; }
-static int output_type(const Op *op, size_t i) { return (void)op, i ? FLOAT : FLOAT16; }
+static int output_type(const Op *op, size_t i) { return (void)op, i == 1 ? FLOAT : FLOAT16; }
 static size_t input_count(const Op *op) { return (void)op, 4; }
-static size_t output_count(const Op *op) { return (void)op, 2; }
+static size_t output_count(const Op *op) { return (void)op, 3; }
 static int input_kind(const Op *op, size_t i) { return (void)op, i < 3 ? REQUIRED : OPTIONAL; }
 static int input_memory(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 

@@ -180,9 +180,9 @@ static void run_grid(Dim grid, size_t shared, std::function<void()> kernel) {
       for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) run_block(shared);
 }
 
-struct Kind { int bits, n; void (*kernel)(const Matrices&); };
-#define KINDS(BITS) {BITS, 1, product<BITS, 1, 2>}, {BITS, 2, product<BITS, 2, 2>}, {BITS, 4, product<BITS, 4, 2>}, \
-                    {BITS, 8, product<BITS, 8, 1>}
+struct Kind { int bits, n; void (*kernel)(const Matrices&), (*widen)(const Matrices&); };
+#define KIND(BITS, N) {BITS, N, product<BITS, N, (N < 8 ? 2 : 1)>, widen_all<BITS>}
+#define KINDS(BITS) KIND(BITS, 1), KIND(BITS, 2), KIND(BITS, 4), KIND(BITS, 8)
 static const Kind kinds[] = {KINDS(4), KINDS(8)};
 
 template <class T> static std::unique_ptr<T[], void (*)(void*)> numbers(size_t count) {
@@ -217,12 +217,18 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
   const auto number = [&](const unsigned char* line, int i) {
     return kind.bits == 8 ? line[i] : line[i / 2] >> i % 2 * 4 & most;
   };
+  auto wide = numbers<half_bits>(outputs * inputs);
+  Matrices of_wide = of;
+  of_wide.y = wide.get();
+  run_grid({(unsigned)(outputs + 16 * M * WARPS - 1) / (16 * M * WARPS), (unsigned)steps, 1}, 16,
+           [&] { kind.widen(of_wide); });
   double worst = 0;
   for (int n = 0; n < outputs; n++) {
     std::vector<double> own(inputs);
     for (int k = 0; k < inputs; k++) {
       const int group = k >> group_bits, middle = zeros ? number(&points[n * line], group) : 1 << (kind.bits - 1);
       own[k] = widened(narrowed((number(&weights[n * of_row], k) - middle) * widened(scales[n * groups + group])));
+      if (own[k] != widened(wide[n * inputs + k])) worst = INFINITY;
     }
     for (int m = 0; m < rows; m++) {
       double wanted = 0, size = 0;
@@ -240,7 +246,7 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
 
 #ifdef DRIVER
 #define DRIVEN extern "C" __attribute__((visibility("default"))) int
-static const Kind sum_kind = {0, 0, nullptr};
+static const Kind sum_kind = {};
 static std::map<void*, int> most_shared;  // where it is more than each has
 struct Launch { unsigned grid[3], block[3], shared; void* stream; const int* attributes; unsigned attribute_count; };
 DRIVEN cuCtxGetCurrent(void** context) { return *context = &scheduler, 0; }
