@@ -65,8 +65,8 @@ class Products:
         kinds = ("w", "s", "z")[: 2 + shape.zeros]
         made = [helper.make_node(
             OP if ours else "MatMulNBits", ["x", *(f"{kind}{i % copies}" for kind in kinds)],
-            [f"y{i}", *([f"sums{i}", f"wide{i}"] if ours else [])], domain=DOMAIN if ours else "com.microsoft", N=shape.outputs,
-            K=shape.inputs, bits=shape.bits, block_size=shape.block, **own) for i in range(nodes)]
+            [f"y{i}", *([f"sums{i}", f"wide{i}"] if ours else [])], domain=DOMAIN if ours else "com.microsoft",
+            N=shape.outputs, K=shape.inputs, bits=shape.bits, block_size=shape.block, **own) for i in range(nodes)]
         graph = helper.make_graph(
             made, "products", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["rows", shape.inputs])],
             [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT16, ["rows", shape.outputs])

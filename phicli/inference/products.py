@@ -3,21 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+from phicli.hardware.driver import compute_capability
 from phicli.kernels.build import missing, ops_library
 
 DOMAIN, OP = "phicli.products", "MatMulNBitsRows"
 BITS, BLOCKS = (4, 8), (32, 64, 128)
+MEASURED = (9, 0)  # the compute capability of the GPUs on which it was found to be faster, see docs/performance.md
 
 
 def rows_library(model: Any, provider: str, kernels: str) -> Path | None:
     """The library with that op, for a ModelProto that has then been given it; None where onnxruntime's products run.
 
-    kernels: "phicli" takes it, where a GPU and a compiler are there; "auto" does not, before it has been measured.
+    kernels: "phicli" takes it, where a GPU and a compiler are there; "auto" only on GPUs like those it was measured on.
 
     Raises:
         Missing: as `ops_library`.
     """
-    if provider != "cuda" or kernels != "phicli" or missing("cuda") or not take_rows(model):
+    if provider != "cuda" or kernels == "onnxruntime" or missing("cuda"):
+        return None
+    if (kernels == "auto" and compute_capability() != MEASURED) or not take_rows(model):
         return None
     return ops_library("cuda", matmul=True)
 

@@ -89,6 +89,19 @@ __device__ __forceinline__ unsigned word(const uint4& of, int i) {
   return i == 0 ? of.x : i == 1 ? of.y : i == 2 ? of.z : of.w;
 }
 
+// Where an output has the zero point of a group, in bytes.
+template <int BITS>
+__device__ __forceinline__ size_t point_at(int output, int group, int groups) {
+  return BITS == 4 ? (size_t)output * ((groups + 1) / 2) + group / 2 : (size_t)output * groups + group;
+}
+
+template <int BITS>
+__device__ __forceinline__ Scaling scaling(unsigned scale, bool given, unsigned byte, int group) {
+  const unsigned point = !given ? 1 << (BITS - 1) : BITS == 4 ? byte >> group % 2 * 4 & 15 : byte;
+  const unsigned points = __byte_perm(point | 0x6400, 0, 0x1010);
+  return {__byte_perm(scale, 0, 0x1010), points, sub2(0x63806380, points)};  // 960 - 1024 - zero point
+}
+
 // A thread's 32 inputs of a step, of 2 M outputs that are 8 apart.
 template <int BITS>
 struct Weights {
@@ -98,22 +111,15 @@ struct Weights {
 
   // Behind the last inputs the last ones again, and behind the last outputs: x is zero there, y not stored.
   __device__ __forceinline__ void load(const Matrices& of, const int (&outputs)[2 * M], int k) {
-    const int groups = of.inputs >> of.group_bits, group = k >> of.group_bits, bytes = BITS == 4 ? (groups + 1) / 2 : groups;
+    const int groups = of.inputs >> of.group_bits, group = k >> of.group_bits;
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) {
       const unsigned char* from = of.weights + ((size_t)outputs[i] * of.inputs + k) * BITS / 8;
 #pragma unroll
       for (int c = 0; c < BITS / 4; c++) words[i][c] = load16(from + c * 16);
       scales[i] = __ldg(of.scales + (size_t)outputs[i] * groups + group);
-      if (of.zeros) zeros[i] = __ldg(of.zeros + (size_t)outputs[i] * bytes + (BITS == 4 ? group / 2 : group));
+      if (of.zeros) zeros[i] = __ldg(of.zeros + point_at<BITS>(outputs[i], group, groups));
     }
-  }
-
-  __device__ __forceinline__ Scaling scaling(const Matrices& of, int i, int k) const {
-    const int shift = BITS == 4 ? (k >> of.group_bits) % 2 * 4 : 0, middle = BITS == 4 ? 8 : 128;
-    const unsigned point = of.zeros ? zeros[i] >> shift & ((1 << BITS) - 1) : middle;
-    const unsigned points = __byte_perm(point | 0x6400, 0, 0x1010);
-    return {__byte_perm(scales[i], 0, 0x1010), points, sub2(0x63806380, points)};  // 960 - 1024 - zero point
   }
 
   // 8 of the 32: pairs of the output i.
@@ -146,7 +152,7 @@ __device__ __forceinline__ void multiply(const Matrices& of, const Weights<BITS>
   const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   Scaling s[2 * M];
 #pragma unroll
-  for (int i = 0; i < 2 * M; i++) s[i] = w.scaling(of, i, k);
+  for (int i = 0; i < 2 * M; i++) s[i] = scaling<BITS>(w.scales[i], of.zeros, w.zeros[i], k >> of.group_bits);
 #pragma unroll
   for (int j = 0; j < 4; j++) {  // 8 of the thread's 32 inputs
     unsigned b[N][4];
@@ -213,32 +219,23 @@ __device__ __forceinline__ void product(const Matrices& of) {
       }
 }
 
-// All weights in fp16, for a product of more rows: `y` is (outputs, inputs). A block makes 128 inputs of its outputs.
+// All weights in fp16, for a product of more rows: `y` is (outputs, inputs). A thread makes 8 neighbours.
 template <int BITS>
 __device__ __forceinline__ void widen_all(const Matrices& of) {
-  const int n = (blockIdx.x * WARPS + threadIdx.x / 32) * M * 16 + threadIdx.x % 32 / 4;
-  const int k = blockIdx.y * STEP + threadIdx.x % 4 * 32;
-  int outputs[2 * M];
-  for (int i = 0; i < 2 * M; i++) outputs[i] = min(n + i * 8, of.outputs - 8 + n % 8);
-  if (k >= of.inputs) return;
-  Weights<BITS> w;
-  w.load(of, outputs, k);
+  const unsigned i = blockIdx.x * THREADS + threadIdx.x, of_row = of.inputs / 8, n = i / of_row, k = i % of_row * 8;
+  if (n >= of.outputs) return;
+  const unsigned* words = (const unsigned*)of.weights + (size_t)i * (BITS / 4);
+  const unsigned low = __ldg(words), high = BITS == 8 ? __ldg(words + 1) : 0;
+  const int groups = of.inputs >> of.group_bits, group = k >> of.group_bits;
+  const Scaling s = scaling<BITS>(__ldg(of.scales + (size_t)n * groups + group), of.zeros,
+                                  of.zeros ? __ldg(of.zeros + point_at<BITS>(n, group, groups)) : 0, group);
+  unsigned p[4];
+  if (BITS == 4) widen4(low, s, p);
+  else widen8(low, high, s, p);
   wait_for_previous();
-#pragma unroll
-  for (int i = 0; i < 2 * M; i++) {
-    const Scaling s = w.scaling(of, i, k);
-    uint4* to = (uint4*)(of.y + (size_t)outputs[i] * of.inputs + k);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      unsigned p[4];
-      w.widen(i, j, s, p);
-      if (BITS == 4)
-        to[j] = {__byte_perm(p[0], p[1], 0x5410), __byte_perm(p[2], p[3], 0x5410), __byte_perm(p[0], p[1], 0x7632),
-                 __byte_perm(p[2], p[3], 0x7632)};
-      else
-        to[j] = {p[0], p[1], p[2], p[3]};
-    }
-  }
+  ((uint4*)of.y)[i] = BITS == 8 ? uint4{p[0], p[1], p[2], p[3]} : uint4{
+      __byte_perm(p[0], p[1], 0x5410), __byte_perm(p[2], p[3], 0x5410), __byte_perm(p[0], p[1], 0x7632),
+      __byte_perm(p[2], p[3], 0x7632)};
 }
 
 #ifndef EMULATED

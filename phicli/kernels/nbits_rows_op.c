@@ -102,7 +102,7 @@ static Status compute(void *self, Handle context) {
   Matrices of = {in.data, weights.data, scales.data, zeros.data, out.data, sums.data, (int)rows, (int)kernel->outputs,
                  (int)kernel->inputs, __builtin_ctzll(kernel->block), (int)plan.steps};
   if (!many) return multiply(kernel, &plan, &of, stream);
-  plan = (Plan){.grid = {ceil_div(kernel->outputs, OUTPUTS), ceil_div(kernel->inputs, STEP), 1}};
+  plan = (Plan){.grid = {ceil_div(kernel->outputs * kernel->inputs / 8, THREADS), 1, 1}};
   of.y = wide.data;
   TRY(launch(kernel, 4, "widen", &plan, &of, stream));
   return multiply_many(kernel, context, &out, &wide);

@@ -220,8 +220,7 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
   auto wide = numbers<half_bits>(outputs * inputs);
   Matrices of_wide = of;
   of_wide.y = wide.get();
-  run_grid({(unsigned)(outputs + 16 * M * WARPS - 1) / (16 * M * WARPS), (unsigned)steps, 1}, 16,
-           [&] { kind.widen(of_wide); });
+  run_grid({(unsigned)(outputs * inputs / 8 + THREADS - 1) / THREADS, 1, 1}, 16, [&] { kind.widen(of_wide); });
   double worst = 0;
   for (int n = 0; n < outputs; n++) {
     std::vector<double> own(inputs);
