@@ -125,7 +125,7 @@ static int input_kind(const Op *op, size_t i) { return (void)op, i == 1 || i == 
 static int input_memory(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 
 static const Op attention = {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free,
-                             input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, 0, 0,
+                             input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, {0}, 0, 0,
                              0, 0};
 
 Status register_attention(Handle options) {

@@ -26,6 +26,9 @@ static int lanes_of(const Adapters *adapters) {
   return lanes;
 }
 
+/* Whether y without an adapter, the base, lies where it should. */
+static int is_there(const Product *p, int kind) { return kind == UP && p->out == p->base[0]; }
+
 #define PASS(value) arguments[count++] = (void *)&(value)
 
 static Status cuda_product(Product *p, int kind, void *stream) {
@@ -67,7 +70,7 @@ static Status cuda_each(Product *p, int kind, const int64_t *ids, int64_t rows, 
   for (int64_t m = 0; m < rows; m++)
     if (ids[m]) each.starts[m] = (int)adapters->starts[ids[m] - 1], each.ranks[m] = (int)adapters->ranks[ids[m] - 1];
   const int64_t grid[3] = {kind == DOWN ? stride : ceil_div((int64_t)width * lanes, 256), rows, 1};
-  if (kind == DOWN && !stride) return NULL; /* no row has an adapter */
+  if (!stride && (kind == DOWN || is_there(p, kind))) return NULL; /* no row has an adapter */
   PASS(p->in);
   if (kind == DOWN) PASS(p->matrix[0]);
   for (int i = 0; i < kind; i++) PASS(p->matrix[i]), PASS(p->base[i]);

@@ -232,7 +232,7 @@ static int output_kind(const Op *op, size_t i) { return (void)op, i ? OPTIONAL :
 static int input_memory(const Op *op, size_t i) { return (void)op, i == IDS || i == RANKS ? CPU_INPUT : 0; }
 
 #define OP(kind, int8) {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free, \
-                        input_kind, output_kind, input_memory, {none, none, none, none}, create, compute, NULL, kind, 0, \
+                        input_kind, output_kind, input_memory, {none, none, none, none}, create, compute, NULL, {0}, kind, 0, \
                         0, int8}
 static const Op joins[] = {OP(UP, 0), OP(UP, 1), OP(GATED, 0), OP(GATED, 1)};
 

@@ -79,7 +79,7 @@ static Status compute(void *self, Handle context) {
     p.in = (const char *)p.in + at * in.dims[2] * in_size;
     p.out = (char *)p.out + at * out.dims[2] * out_size;
     for (int i = 0; i < kind; i++) p.base[i] = (const char *)p.base[i] + at * width * number;
-    if (kind != DOWN || p.rank) TRY(cuda_product(&p, kind, stream));
+    if (p.rank || (kind != DOWN && !is_there(&p, kind))) TRY(cuda_product(&p, kind, stream));
   }
   return NULL;
 }
@@ -137,9 +137,18 @@ static size_t output_count(const Op *op) { return (void)op, 1; }
 static int input_kind(const Op *op, size_t i) { return i == op->input_count(op) - 1 ? OPTIONAL : REQUIRED; }
 static int input_memory(const Op *op, size_t i) { return i == 0 || i == op->input_count(op) - 1 ? CPU_INPUT : 0; }
 
-#define OP(kind, on_cuda, half, int8) {16, NULL, name, provider, input_type, input_count, output_type, output_count, \
+/* LoraUp and LoraGatedUp may write over their first base. */
+static size_t may_inplace(int **inputs, int **outputs) {
+  static int of_base = 2, of_y = 0;
+  *inputs = &of_base, *outputs = &of_y;
+  return 1;
+}
+static void keep(int *inputs, int *outputs) { (void)inputs, (void)outputs; }
+
+#define IN_PLACE(kind, on_cuda) {NULL, NULL, on_cuda && kind != DOWN ? may_inplace : NULL, keep, NULL, NULL}
+#define OP(kind, on_cuda, half, int8) {18, NULL, name, provider, input_type, input_count, output_type, output_count, \
                                        NULL, free, input_kind, required, input_memory, {none, none, none, none}, create, \
-                                       compute, NULL, kind, on_cuda, half, int8}
+                                       compute, NULL, IN_PLACE(kind, on_cuda), kind, on_cuda, half, int8}
 #define OPS(on_cuda, half, int8) OP(DOWN, on_cuda, half, int8), OP(UP, on_cuda, half, int8), \
                                  OP(GATED, on_cuda, half, int8)
 static const Op with_gpu[] = {OPS(0, 0, 0), OPS(0, 0, 1), OPS(1, 1, 0)};

@@ -155,7 +155,7 @@ static int input_kind(const Op *op, size_t i) { return (void)op, i < 3 ? REQUIRE
 static int input_memory(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 
 static const Op nbits = {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free,
-                         input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, 0, 0, 0};
+                         input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, {0}, 0, 0, 0};
 
 /* An op of the same domain and name as one of onnxruntime's is taken in its place. */
 Status register_nbits(Handle options) {

@@ -162,7 +162,7 @@ static int input_kind(const Op *op, size_t i) { return (void)op, i < 3 ? REQUIRE
 static int input_memory(const Op *op, size_t i) { return (void)op, (void)i, 0; }
 
 static const Op rows_op = {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, destroy,
-                           input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, 0, 1, 1, 0};
+                           input_kind, required, input_memory, {none, none, none, none}, create, compute, NULL, {0}, 0, 1, 1, 0};
 
 Status register_nbits_rows(Handle options) {
   static Handle domain;

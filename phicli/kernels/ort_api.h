@@ -1,8 +1,8 @@
 /* What is used of onnxruntime's C API.
  *
  * onnxruntime's wheels have no header of it, so it is declared here: functions by their place in its table, which
- * never changes (https://onnxruntime.ai/docs/api/c/struct_ort_api.html), and OrtCustomOp up to its fields of
- * version 16.
+ * never changes (https://onnxruntime.ai/docs/api/c/struct_ort_api.html), and OrtCustomOp with its fields of
+ * version 18; an op of version 16 has none of the last.
  */
 #pragma once
 #include <stddef.h>
@@ -130,6 +130,13 @@ struct Op { /* OrtCustomOp, then what is ours */
   Status (*create_v2)(const Op *, const void *, Handle, void **);
   Status (*compute_v2)(void *, Handle);
   void *infer_shape;
+  struct { /* version 18 */
+    int (*first)(const Op *), (*last)(const Op *);
+    size_t (*may_inplace)(int **, int **); /* inputs whose memory an output may take, where nothing else reads them */
+    void (*release_may_inplace)(int *, int *);
+    size_t (*alias_map)(int **, int **);
+    void (*release_alias_map)(int *, int *);
+  } later;
   int kind, cuda, half, int8;
 };
 

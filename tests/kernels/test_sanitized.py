@@ -48,7 +48,7 @@ def run(library: Path, matmul: bool, graphs: int = GRAPHS) -> subprocess.Complet
     env = {**os.environ, "LD_PRELOAD": sanitizer(), "ORT_DISABLE_TELEMETRY": "1",
            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     command = [sys.executable, HERE / "hostile.py", library, str(graphs), "0", str(int(matmul))]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
 
 
 @needs_sanitizer
