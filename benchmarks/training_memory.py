@@ -26,7 +26,7 @@ ROWS = Path(__file__).parent.parent / "data" / "data_sample_travel.jsonl"
 OURS: dict[str, list[Any]] = {
     "ours, fast": [],
     "ours, at most 8 GB": ["--gpu-memory", 8],
-    "ours, 8,192 tokens, at most 24 GB": ["--gpu-memory", 24, "--seq-len", 8192, "--batch-size", 1, "--max-steps", 10],
+    "ours, 8,192 tokens, at most 24 GB": ["--gpu-memory", 24, "--seq-len", 8192, "--batch-size", 1],
 }
 OTHERS = ("olive", "peft", "liger")
 LONG = 8192
@@ -74,8 +74,8 @@ def measure_ours(args: argparse.Namespace) -> None:
         for _ in range(args.rounds):
             for name, options in OURS.items():
                 command = [sys.executable, "-m", "phicli", "finetune", "--base", base, "--root", Path(scratch) / "root",
-                           "--data", long if str(LONG) in map(str, options) else ROWS, "--max-steps", args.steps,
-                           "--eval-split", 0, "--device", "cuda", "--force", "--json", *options]
+                           "--data", long if LONG in options else ROWS, "--eval-split", 0, "--max-steps",
+                           10 if LONG in options else args.steps, "--device", "cuda", "--force", "--json", *options]
                 done = subprocess.run([*map(str, command)], capture_output=True, text=True)
                 if done.returncode:
                     print(f"{name:36}{done.stderr.strip().splitlines()[-1][:80]}")

@@ -31,16 +31,28 @@ def take_rows(model: Any) -> int:
     from onnx import helper
 
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    shapes = {value.name: value for value in model.graph.value_info}
+    said = {*shapes, *(value.name for value in model.graph.output)}
     nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits" and _fits(node, types)]
     for node in nodes:
         node.op_type, node.domain = OP, DOMAIN
         for attribute in [a for a in node.attribute if a.name not in ("N", "K", "bits", "block_size")]:
             node.attribute.remove(attribute)
         del node.input[4:]
+        if node.input[0] in shapes and node.output[0] not in said:
+            _say_shape(model.graph, node, shapes[node.input[0]])
         node.output.extend(f"{node.output[0]}.{memory}" for memory in ("sums", "wide"))
     if nodes:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return len(nodes)
+
+
+def _say_shape(graph: Any, node: Any, x: Any) -> None:
+    """For LoraUp, which may only write over what has a shape: onnxruntime cannot infer that of an op it does not know."""
+    value = graph.value_info.add()
+    value.CopyFrom(x)
+    value.name = node.output[0]
+    value.type.tensor_type.shape.dim[-1].dim_value = next(a.i for a in node.attribute if a.name == "N")
 
 
 def _fits(node: Any, types: dict[str, int]) -> bool:
