@@ -117,8 +117,9 @@ class Group:
                 by_segment[bisect_right(ends[number], start) if len(by_segment) > 1 else 0].append((lora, parts))
             widest = max(sum(lora.rank for lora, _ in segment) for segment in by_segment)
             rank = max(1, -(-widest // step)) * step
-            a = np.zeros((self.slots[0].inputs, len(by_segment) * rank), np.float32)
-            b = [np.zeros((rank, slot.outputs), np.float32) for slot in self.slots]
+            # With the numbers in the order that the file of an adapter and the ops have, which is several times faster
+            a = np.zeros((len(by_segment) * rank, self.slots[0].inputs), np.float32).T
+            b = [np.zeros((slot.outputs, rank), np.float32).T for slot in self.slots]
             for number, segment in enumerate(by_segment):
                 row = 0
                 for lora, parts in segment:
@@ -133,7 +134,7 @@ def fitted(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The matrix in a float type. Raises BadInput: a value that it cannot hold."""
     with np.errstate(over="ignore"):
         found = matrix.astype(dtype, copy=False)
-    if not np.isfinite(found.astype(np.float32, copy=False)).all():
+    if not np.isfinite(found).all():
         raise BadInput(f"an adapter has values that are not finite, or too large for {dtype}")
     return found
 

@@ -130,6 +130,39 @@ def test_adapters_come_and_go_while_rows_run(engine, two_graphs):
         engine.generate(Request(ids, "cooking", max_tokens=12)))
 
 
+def test_adapters_that_come_and_go_often_take_no_more_memory(engine, two_graphs):
+    ids = engine.codec_of("travel").encode_chat([{"role": "user", "content": "Where should I go?"}])
+    expected = tokens(engine.generate(Request(ids, "travel", max_tokens=8)))
+    before = sum(value.nbytes for value in engine._adapters.current.inputs.values())
+    for n in range(12):
+        engine.add_adapter(f"n{n}", two_graphs / "travel")
+        assert tokens(engine.generate(Request(ids, f"n{n}", max_tokens=8))) == expected
+        engine.remove_adapter(f"n{n}")
+    assert sum(value.nbytes for value in engine._adapters.current.inputs.values()) < 4 * before
+
+
+def test_rows_run_and_end_while_an_adapter_is_read(engine, two_graphs, monkeypatch):
+    adding, go_on, add = threading.Event(), threading.Event(), engine._adapters.add
+
+    def slow(*args):
+        adding.set()
+        assert go_on.wait(60)
+        return add(*args)
+
+    monkeypatch.setattr(engine._adapters, "add", slow)
+    thread = threading.Thread(target=engine.add_adapter, args=("slow", two_graphs / "travel"))
+    thread.start()
+    try:
+        assert adding.wait(30)
+        for request in requests(engine, 3, 5, longest=4):
+            assert [*engine.generate(request)][-1].reason in ("stop", "length")
+    finally:
+        go_on.set()
+        thread.join(30)
+    assert "slow" in engine.adapter_names()
+    engine.remove_adapter("slow")
+
+
 def test_memory_stays_where_it_is(engine):
     """And no place is lost, with some requests cancelled on the way."""
     process, rng = psutil.Process(), random.Random(3)

@@ -1,7 +1,8 @@
 """Adapters of a graph that runs: their matrices are inputs of it, so that adapters come and go between two runs.
 
 An op has the matrices of all adapters one after the other, as in the file (`fused`, `in_blocks`); one that comes is put
-behind them, and its ranks into a table that all ops read. What a batch has at a time is an `AdapterSet`.
+behind them, where there is room for more, and its ranks into a table that all ops read. What a batch has at a time is
+an `AdapterSet`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from phicli.checkpoints.peft_folder import Lora
-from phicli.errors import BadInput
+from phicli.errors import BadInput, Missing
 from phicli.export.fused import DOMAIN, LARGEST_RANK, FusedGraph, lanes
 from phicli.export.groups import Group, fitted
 from phicli.export.matching import match
@@ -20,6 +21,7 @@ from phicli.export.matrices import in_blocks
 from phicli.export.slots import find_slots
 
 RANKS = "phicli.ranks"  # int64 (ops, adapters)
+MOST = 1024  # adapters that an op knows, MAX_ADAPTERS of lora.h
 ROW = "row"  # attribute of an op: its line in that
 
 
@@ -56,7 +58,7 @@ class Adapters:
         self._slots_by_name = {slot.name: slot for slot, _ in self._slots}
         self._ops = [node for node in graph.node if node.domain == DOMAIN]
         self._qkv, self._last = qkv, count
-        self._encoded: dict[int, Encoded] = {}  # those that came, and those that were there when one did
+        self._rooms: dict[str, np.ndarray] = {}  # what `current` has the beginnings of, once an adapter came
         self._lists = [{a.name: list(a.ints) for a in node.attribute} for node in self._ops]
         names = [name for node in self._ops for name in _matrices(node)]
         constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name in set(names)}
@@ -64,6 +66,7 @@ class Adapters:
         whole = {name: _read(constants[name], data) for name in names}
         ranks = np.array([own["ranks"] for own in self._lists], np.int64).reshape(len(self._ops), count)
         self.current = AdapterSet({key: key for key in range(1, count + 1)}, whole | {RANKS: ranks} if names else {})
+        self._encoded = {key: self._cut(key) for key in self.current.numbers} if names else {}
         for name in names:
             graph.initializer.remove(constants[name])
             graph.input.append(helper.make_tensor_value_info(name, constants[name].data_type, [f"{name}.size"]))
@@ -74,23 +77,45 @@ class Adapters:
             node.attribute.append(helper.make_attribute(ROW, number))
 
     def add(self, loras: Mapping[str, Lora], source: Path, used: Collection[int]) -> int:
-        """Take an adapter in; returns its key. Others that are not `used` any more go.
+        """Take an adapter in; returns its key. Where there is no room, others that are not `used` any more go.
+
+        What lies in `current` stays as it is: a batch may run with it meanwhile.
 
         Raises:
-            BadInput: one for another model, or with parts that the graph has no ops for.
+            BadInput: one for another model, or with parts that the graph has no ops for. Missing: too many.
         """
         new = self._encode(loras, source)
-        before = self.current
-        kept = {key: self._encoded.get(key) or self._cut(number)
-                for key, number in before.numbers.items() if key in used}
+        at = {name: matrix.size for name, matrix in self.current.inputs.items()}
+        if len(self._encoded) == MOST or not self._rooms or any(
+                at[name] + matrix.size > self._rooms[name].size for name, matrix in new.matrices.items()):
+            at = self._move(new, used)
         self._last += 1
-        self._encoded = {**kept, self._last: new}
-        matrices = {name: np.concatenate([one.matrices[name] for one in self._encoded.values()])
-                    for name in new.matrices}
+        self._encoded[self._last] = self._placed(new, at)
+        matrices = {name: self._rooms[name][: at[name] + matrix.size] for name, matrix in new.matrices.items()}
         ranks = np.array([one.ranks for one in self._encoded.values()], np.int64).T.copy()
         self.current = AdapterSet({key: number for number, key in enumerate(self._encoded, 1)},
                                   matrices | {RANKS: ranks})
         return self._last
+
+    def _move(self, new: Encoded, used: Collection[int]) -> dict[str, int]:
+        """Take the adapters that are used to where there is room for these, the new one, and as many again."""
+        kept = {key: one for key, one in self._encoded.items() if key in used}
+        if len(kept) == MOST:
+            raise Missing(f"there are {MOST} adapters already", hint="remove some")
+        sizes = {name: sum(one.matrices[name].size for one in (new, *kept.values())) for name in new.matrices}
+        self._rooms = {name: np.empty(2 * size, new.matrices[name].dtype) for name, size in sizes.items()}
+        at, self._encoded = dict.fromkeys(sizes, 0), {}
+        for key, one in kept.items():
+            self._encoded[key] = self._placed(one, at)
+            at = {name: at[name] + matrix.size for name, matrix in one.matrices.items()}
+        return at
+
+    def _placed(self, one: Encoded, at: Mapping[str, int]) -> Encoded:
+        """Copy an adapter to these places."""
+        views = {name: self._rooms[name][at[name] :][: matrix.size] for name, matrix in one.matrices.items()}
+        for name, matrix in one.matrices.items():
+            views[name][:] = matrix
+        return Encoded(one.ranks, views)
 
     def _encode(self, loras: Mapping[str, Lora], source: Path) -> Encoded:
         matched = {"": match(dict(loras), [slot for slot, _ in self._slots], self._qkv, source)}

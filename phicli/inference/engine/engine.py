@@ -49,31 +49,32 @@ class Handle:
 class Engine:
     """Requests to one model folder, run together.
 
-    context: the longest prompt and answer together, in tokens. sampling: what the model asks for. why_alone: why rows
-    of this model do not share their runs; None where they do.
+    context: the longest prompt and answer together, in tokens. sampling: what the model asks for. provider: where it
+    runs. model: what its folder says. why_alone: why rows of this model do not share their runs; None where they do.
 
     Args:
         folder, device, kernels, chat_template_kwargs: as `Session` has them.
         max_batch: rows that run at once. context: less than the model's, to bound memory. max_queue: requests that may
             wait for their turn. prefix_cache: keep what prompts have in common. fixed_batch: every step runs
             max_batch rows, if need be empty ones; on a GPU only this, without a prefix cache, gives a row the tokens
-            that it gets alone. session_options: further entries of onnxruntime's session configuration.
+            that it gets alone. session_options: further entries of onnxruntime's session configuration. alone: whether
+            rows that cannot share their runs run one by one.
 
     Raises:
-        Missing, BadInput: as `Session` does.
+        Missing, BadInput: as `Session` does. Unfit: rows of this model run `alone` or not at all.
     """
 
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None, fixed_batch: bool = False,
-                 session_options: Mapping[str, str] | None = None):
+                 session_options: Mapping[str, str] | None = None, alone: bool = True):
         device, kernels = checked_device(device), checked(ChatConfig, "kernels", kernels)
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
             if not 1 <= value <= LARGEST:
                 raise UsageError("must be at least 1", where=name)
-        self._lock, self._vocabulary = threading.Lock(), None
-        self._folder = ModelFolder(folder, chat_template_kwargs)
+        self._lock, self._adding, self._vocabulary = threading.Lock(), threading.Lock(), None
+        self.model = ModelFolder(folder, chat_template_kwargs)
         self._names: dict[str, int] = {}  # adapters that may be asked for -> their keys
         self._codecs: dict[int, TextCodec] = {}  # of those that came later
         self._users: Counter[int] = Counter()  # requests that have not ended, by key
@@ -81,31 +82,33 @@ class Engine:
         self.why_alone: str | None = None
 
         def open_rows() -> Rows:
-            self._folder.read()
-            with translated("the model cannot be loaded", self._folder.folder, REBUILD):
+            self.model.read()
+            with translated("the model cannot be loaded", self.model.folder, REBUILD):
                 try:
-                    served = open_served(self._folder.settings, self._folder.graph_file, device, kernels, context,
+                    served = open_served(self.model.settings, self.model.graph_file, device, kernels, context,
                                          session_options or {})
                 except Unfit as e:
+                    if not alone:
+                        raise
                     self.why_alone = str(e)
                     session = Session(folder, device, kernels, chat_template_kwargs=chat_template_kwargs)
-                    self.context = min(context or session.context, session.context)
-                    self._names = {name: key for key, name in enumerate(self._folder.adapter_names(), 1)}
+                    self.context, self.provider = min(context or session.context, session.context), session.provider
+                    self._names = {name: key for key, name in enumerate(self.model.adapter_names(), 1)}
                     return RowsAlone(session)
-                self.context, self._adapters = served.context, served.adapters
-                beside = set(self._folder.adapter_names())
+                self.context, self.provider, self._adapters = served.context, served.provider, served.adapters
+                beside = set(self.model.adapter_names())
                 self._names = {name: key for key, name in enumerate(served.names, 1) if name in beside}
                 return Batch(served, max_batch, prefix_cache, fixed_batch)
 
-        rows = of_one_generation(self._folder.folder, open_rows)
-        self.vocab_size, self.sampling = self._folder.vocab_size, self._folder.sampling
+        rows = of_one_generation(self.model.folder, open_rows)
+        self.vocab_size, self.sampling = self.model.vocab_size, self.model.sampling
         self._scheduler = Scheduler(rows, max_batch, max_queue)
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter, or for the model itself."""
         with self._lock:
             found = self._codecs.get(self._names.get(adapter or "", 0))
-        return found or self._folder.codec_of(adapter)
+        return found or self.model.codec_of(adapter)
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that requests may ask for."""
@@ -116,26 +119,26 @@ class Engine:
 
         Raises:
             BadInput: the name is taken or none, the adapter is damaged or one for another model.
-            Missing: this model takes none while it runs.
+            Missing: this model takes none while it runs, or no more.
         """
         hint = f"phicli optimize --adapter {name}=FOLDER makes a model with it"
         if not self._adapters or not self._adapters.current.inputs:
             raise Missing("this model takes no adapters while it runs", hint=hint)
-        loras, template = read_peft(Path(folder)), Path(folder) / "chat_template.jinja"
-        codec = None
-        if template.is_file():
-            codec = self._folder.codec.under(read_text(template, LONGEST))
-        with self._lock:
-            if not NAME.fullmatch(name):
-                raise BadInput(f"'{name}' is no name for an adapter: letters, digits, '.', '_' and '-'")
+        if not NAME.fullmatch(name):
+            raise BadInput(f"'{name}' is no name for an adapter: letters, digits, '.', '_' and '-'")
+        with self._adding:
             if name in self._names:
                 raise BadInput(f"there is an adapter '{name}' already")
-            used = {*self._names.values(), *(key for key, count in self._users.items() if count)}
-            self._codecs = {key: own for key, own in self._codecs.items() if key in used}
+            loras, template = read_peft(Path(folder)), Path(folder) / "chat_template.jinja"
+            codec = self.model.codec.under(read_text(template, LONGEST)) if template.is_file() else None
+            with self._lock:  # which the engine's thread needs too: not for long
+                used = {*self._names.values(), *(key for key, count in self._users.items() if count)}
+                self._codecs = {key: own for key, own in self._codecs.items() if key in used}
             key = self._adapters.add(loras, Path(folder), used)
-            if codec:
-                self._codecs[key] = codec
-            self._names[name] = key
+            with self._lock:
+                if codec:
+                    self._codecs[key] = codec
+                self._names[name] = key
 
     def remove_adapter(self, name: str) -> None:
         """Refuse requests for an adapter from now on; those that were accepted end as they would.
@@ -158,7 +161,7 @@ class Engine:
         self._key_of(request.adapter)
         codec = self.codec_of(request.adapter)
         special = {codec.special[stop][0] for stop in request.stop if stop in codec.special}
-        ends = special if request.ignore_eos else special | self._folder.end_ids
+        ends = special if request.ignore_eos else special | self.model.end_ids
         most = self.context if request.max_tokens is None else min(self.context, len(request.ids) + request.max_tokens)
         matcher = Matcher(self._vocabulary_of(codec), request.grammar) if request.grammar else None
         drawing = Drawing(request.sampling, request.ids, self.vocab_size, matcher)
@@ -219,12 +222,12 @@ class Engine:
         """0 for no adapter."""
         if name is not None and name not in self._names:
             known = ", ".join(sorted(self._names))
-            raise BadInput(f"no adapter '{name}'; there are: {known or 'none'}", where=self._folder.folder)
+            raise BadInput(f"no adapter '{name}'; there are: {known or 'none'}", where=self.model.folder)
         return 0 if name is None else self._names[name]
 
     def _vocabulary_of(self, codec: TextCodec) -> Any:
         with self._lock:
             if self._vocabulary is None:
                 text = read_text(codec.folder / "tokenizer.json")
-                self._vocabulary = vocabulary_of(text, self.vocab_size, sorted(self._folder.end_ids))
+                self._vocabulary = vocabulary_of(text, self.vocab_size, sorted(self.model.end_ids))
             return self._vocabulary
