@@ -136,7 +136,7 @@ class Batch:
         self._set_adapters(run, [row])
         run.run(True)
         self._ran(row, tokens)
-        return run.logits[0, 0].astype(np.float32)
+        return run.logits[0, 0].astype(np.float32, copy=False)
 
     def step(self, rows: Sequence[Row]) -> Sequence[Scores]:
         try:
@@ -163,7 +163,7 @@ class Batch:
             self._ran(row, row.tokens[-1:])
         if not fetch:
             return [int(run.best[row.place.number, 0]) for row in rows]
-        return [run.logits[row.place.number, 0].astype(np.float32) for row in rows]
+        return [run.logits[row.place.number, 0].astype(np.float32, copy=False) for row in rows]
 
     def leave(self, row: Row) -> None:
         if row.place is not None:
