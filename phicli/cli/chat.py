@@ -209,7 +209,8 @@ def _answer_once(talks: "Talks", text: str, show: Show, compare: bool, json: boo
     if not json:
         show(text, lambda: False)
         return
-    answers = [_document(_warned(talk.ask(text))) for talk in talks.all]
+    found = talks.ask_all(text, lambda number, piece: None, lambda: False)
+    answers = [_document(_warned(answer)) for answer in found]
     console.result_json({"prompt": text, "answers": answers} if compare else answers[0])
 
 

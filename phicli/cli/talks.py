@@ -11,6 +11,8 @@ from phicli.config.setting import expand
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.inference.answer import Answer
 from phicli.inference.conversation import Conversation
+from phicli.inference.engine import Unfit
+from phicli.inference.engine.together import TogetherSession
 from phicli.inference.model_folder import adapters_beside
 from phicli.inference.session import Session
 from phicli.text.layout import template_options
@@ -18,6 +20,7 @@ from phicli.text.layout import template_options
 
 class Talks(contextlib.AbstractContextManager["Talks"]):
     """One conversation; for a comparison one with no adapter, and one with the adapter named or with each there is.
+    Compared answers are rows of one batch, where the model's rows share their runs.
 
     Where no adapter is asked for, the graph without adapters is loaded, which is the faster one. Where one is chosen
     later, another session takes the place of that, and stays; the conversations keep their turns.
@@ -41,9 +44,11 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
         wanted = known[0] if len(known) == 1 else None
         self.by_itself: str | None = None
         self.unfit: BadInput | None = None
+        names = self._compared() if compare else [config.adapter]
+        self._rows = len(names)
         self.session = self._open(folder, adapters=bool(compare or config.adapter or wanted))
         try:
-            self.all = self._begun(compare)
+            self.all = self._begun(names)
             self.last = self.all[-1]
             if wanted:
                 self._try_adapter(wanted)
@@ -58,18 +63,24 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
         except BadInput as e:
             self.unfit = e
 
-    def _open(self, folder: Path, adapters: bool) -> Session:
-        return Session(folder, self.config.runs_on, self.config.kernels, adapters,
-                       template_options(self.config.chat_template_kwargs))
+    def _compared(self) -> list[str | None]:
+        named = self.config.adapter
+        names = [None, *([named] if named else adapters_beside(self.folder))]
+        if len(names) == 1:
+            raise BadInput("no adapter to compare with", where=self.folder,
+                           hint="phicli optimize --adapter NAME=FOLDER")
+        return names
 
-    def _begun(self, compare: bool) -> list[Conversation]:
+    def _open(self, folder: Path, adapters: bool) -> Session | TogetherSession:
+        settings = self.config.runs_on, self.config.kernels
+        of_template = template_options(self.config.chat_template_kwargs)
+        if self._rows > 1:
+            with contextlib.suppress(Unfit):
+                return TogetherSession(folder, self._rows, *settings, of_template)
+        return Session(folder, *settings, adapters, of_template)
+
+    def _begun(self, adapters: Sequence[str | None]) -> list[Conversation]:
         s = self.config
-        adapters: list[str | None] = [s.adapter]
-        if compare:
-            adapters = [None, *([s.adapter] if s.adapter else self.session.adapter_names())]
-            if len(adapters) == 1:
-                raise BadInput("no adapter to compare with", where=self.folder,
-                               hint="phicli optimize --adapter NAME=FOLDER")
         sampling = self.session.sampling.settled(s, self._sample)
         return [Conversation(self.session, adapter=name, system=s.system, sampling=sampling,
                              max_new_tokens=s.max_new_tokens, stop=s.stop) for name in adapters]
@@ -79,6 +90,10 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
 
         Raises as `Conversation.ask`.
         """
+        if isinstance(self.session, TogetherSession) and self.session.context < self.session.whole_context and any(
+                talk.needed(text) > self.session.context for talk in self.all):
+            self._rows = 1  # from now on each runs its own
+            self._open_again(self.folder, adapters=True)
         with contextlib.ExitStack() as stack:
             streams = {n: stack.enter_context(contextlib.closing(talk.stream(text, stopped)))
                        for n, talk in enumerate(self.all)}

@@ -9,18 +9,24 @@ import contextlib
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phicli.config.commands import ChatConfig
 from phicli.config.setting import LARGEST, checked
 from phicli.errors import BadInput, UsageError
-from phicli.export.graph_file import REBUILD
 from phicli.inference.answer import Answer, Draft, StopWatch
 from phicli.inference.endings import StopText, is_prose, repeated
-from phicli.inference.generator import PREFILL_CHUNK, Generator
+from phicli.inference.generator import PREFILL_CHUNK
 from phicli.inference.sampling import Sampling
-from phicli.inference.session import Session
+
+if TYPE_CHECKING:
+    from phicli.inference.engine.together import TogetherGenerator, TogetherSession
+    from phicli.inference.generator import Generator
+    from phicli.inference.session import Session
+
+    Tokens = Generator | TogetherGenerator
 
 CACHE_STEP = 1024  # tokens; the cache is reserved whole, and at the full context of a large model would not fit
 
@@ -45,7 +51,7 @@ class Conversation:
         BadInput, UsageError: as `Session.load_adapter` does. UsageError: a setting of `ChatConfig` out of range.
     """
 
-    def __init__(self, session: Session, *, adapter: str | None = None, system: str | None = None,
+    def __init__(self, session: "Session | TogetherSession", *, adapter: str | None = None, system: str | None = None,
                  sampling: Sampling | None = None, max_new_tokens: int = 256, stop: str | Sequence[str] = ()):
         self.session, self.sampling = session, sampling or Sampling()
         self.max_new_tokens = checked(ChatConfig, "max_new_tokens", max_new_tokens)
@@ -53,7 +59,7 @@ class Conversation:
         self.turns: list[tuple[str, str]] = []
         self.adapter: str | None = None
         self.last: Answer | None = None
-        self._generator: Generator | None = None
+        self._generator: Tokens | None = None
         self._capacity = self._taken_back = 0
         self.use_adapter(adapter)
 
@@ -74,7 +80,7 @@ class Conversation:
             self._generator = None
         self.adapter = name
 
-    def use_session(self, session: Session) -> None:
+    def use_session(self, session: "Session | TogetherSession") -> None:
         """Go on with another session of the same model: turns, system message and adapter stay, the cache goes."""
         self.session, self._generator = session, None
 
@@ -122,7 +128,8 @@ class Conversation:
         """Answer the next message, piece by piece; afterwards `last` is the answer.
 
         After every token, and every part of the prompt, something is yielded, if only "", so that several conversations
-        can answer in turns. The time until the next piece is asked for does not count as the answer's.
+        can answer in turns. The time until the next piece is asked for counts as the answer's only where their runs
+        are shared.
 
         Raises as `ask`, when the first piece is asked for. An answer that is given up half-way is forgotten.
         """
@@ -133,7 +140,7 @@ class Conversation:
         watch = StopWatch()
         with contextlib.closing(self._answer(text, stopped, watch)) as pieces:
             for piece in pieces:
-                with watch.paused():
+                with contextlib.nullcontext() if self.session.shares_runs else watch.paused():
                     yield piece
 
     def _answer(self, text: str, stopped: Callable[[], bool], watch: StopWatch) -> abc.Generator[str, None, None]:
@@ -144,17 +151,24 @@ class Conversation:
             prefill_begun = watch.seconds()
             if (yield from self._prefill(generator, ids[cached:], stopped)):
                 yield from self._decode(generator, stopped, watch, drawn)
-            if drawn.times and not drawn.text and np.isnan(generator.logits()).any():  # a whole copy: not every time
-                raise BadInput("the model's logits are not numbers", where=self.session.folder, hint=REBUILD)
+            if drawn.times and not drawn.text:
+                generator.check()
         except BaseException:
+            if self._generator is not None:
+                self._generator.rest()
             self._generator = None  # what it holds now is unknown
             raise
+        generator.rest()
         self.turns = self.turns[dropped:]
         if drawn.text or drawn.reason != "interrupted":
             self.turns.append((text, drawn.text))
         first, last = (drawn.times[0], drawn.times[-1]) if drawn.times else (watch.seconds(),) * 2
         self.last = Answer(drawn.text, drawn.reason, self.adapter, len(ids), cached, len(drawn.times), dropped,
                            first, first - prefill_begun, last - first)
+
+    def needed(self, text: str) -> int:
+        """Tokens of the laid-out conversation with this message at its end, and of the longest answer."""
+        return len(self._lay_out(self.turns, text)) + self.max_new_tokens
 
     def _fit(self, text: str) -> tuple[list[int], int]:
         """The laid-out conversation with this message at its end, and how many old turns had to be left out.
@@ -179,7 +193,7 @@ class Conversation:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         return self.session.codec_of(self.adapter).encode_chat([*messages, {"role": "user", "content": text}])
 
-    def _prepare(self, needed: int, ids: Sequence[int]) -> tuple[Generator, int]:
+    def _prepare(self, needed: int, ids: Sequence[int]) -> "tuple[Tokens, int]":
         """A generator whose cache has room and holds only a beginning of `ids`, and how many of them it holds."""
         needed, border = min(needed, self.session.context), self.session.rope_border
         long = border is not None and len(ids) > border
@@ -199,7 +213,7 @@ class Conversation:
             self._generator.expect_long()
         return self._generator, 0
 
-    def _prefill(self, generator: Generator, ids: Sequence[int], stopped: Callable[[], bool]
+    def _prefill(self, generator: "Tokens", ids: Sequence[int], stopped: Callable[[], bool]
                  ) -> abc.Generator[str, None, bool]:
         """Run the prompt's tokens part by part; False when it was stopped on the way."""
         for start in range(0, len(ids), PREFILL_CHUNK):
@@ -209,7 +223,7 @@ class Conversation:
             yield ""
         return True
 
-    def _decode(self, generator: Generator, stopped: Callable[[], bool], watch: StopWatch,
+    def _decode(self, generator: "Tokens", stopped: Callable[[], bool], watch: StopWatch,
                 drawn: Draft) -> Iterator[str]:
         """Generate: yields the text of each token, and notes it in `drawn`."""
         codec = self.session.codec

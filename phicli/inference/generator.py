@@ -70,6 +70,14 @@ class Generator:
         with self._running() as made:
             return np.asarray(made.get_output("logits")[0])
 
+    def check(self) -> None:
+        """Raises BadInput: the logits of the tokens that ran last are not numbers. It takes a copy of all of them."""
+        if np.isnan(self.logits()).any():
+            raise BadInput("the model's logits are not numbers", where=self._where, hint=REBUILD)
+
+    def rest(self) -> None:
+        """Draw no tokens ahead; none are."""
+
     def tokens(self) -> np.ndarray:
         """The whole sequence, int32."""
         with self._running() as made:

@@ -51,6 +51,8 @@ class Session(ModelFolder):
         BadInput: the model is damaged or incomplete.
     """
 
+    shares_runs = False  # of generators that are used at once
+
     @subdued()
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", adapters: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None):
@@ -70,7 +72,7 @@ class Session(ModelFolder):
         base = self.folder / BASE_GRAPH
         self.takes_adapters = adapters or not base.is_file()
         self._graph = self.graph_file if self.takes_adapters else base
-        self._stamp = _stamp(self._graph)
+        self._stamp = stamp(self._graph)
         with translated("the model cannot be loaded", self.folder, REBUILD):
             graph = read_model(self._graph)
             self._properties = {p.key: p.value for p in graph.metadata_props}
@@ -104,7 +106,7 @@ class Session(ModelFolder):
 
         What is loaded goes on working, with the adapters that it holds; others need another session.
         """
-        return _stamp(self._graph) != self._stamp
+        return stamp(self._graph) != self._stamp
 
     def load_adapter(self, name: str) -> None:
         """Load an adapter and check it against the model; nothing happens if it is loaded already.
@@ -146,8 +148,7 @@ class Session(ModelFolder):
             path = scratch / "adapter"
             if write_held(self._properties, name, path):
                 return path
-            raise BadInput("the model was built anew, or got adapters, since it was loaded", where=self.folder,
-                           hint="open another session")
+            raise outdated_error(self.folder)
         path = self.check_adapter(name)
         if not self.takes_adapters:
             raise UsageError("the session was opened without adapters", hint="Session(folder) opens it with them")
@@ -206,7 +207,13 @@ class Session(ModelFolder):
         return model
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def outdated_error(folder: Path) -> BadInput:
+    """The error of whoever wants an adapter that came after the session."""
+    return BadInput("the model was built anew, or got adapters, since it was loaded", where=folder,
+                    hint="open another session")
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
     """Tells a graph from one that takes its place; None where there is none. A copy or link of it has the same."""
     try:
         found = path.stat()

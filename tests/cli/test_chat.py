@@ -90,19 +90,31 @@ def test_the_only_adapter_answers_people_and_not_programs(cli, optimized, tmp_pa
     assert done.code == 0 and done.out and "the only adapter cannot be used, so none is" in done.err
 
 
-def test_compared_answers_come_in_turns_and_are_those_of_each_alone(two_graphs):
-    with Talks(two_graphs / "onnx-ao", ChatConfig(max_new_tokens=12), compare=True) as talks:
+@pytest.mark.parametrize(("root", "together"), [("two_graphs", True), ("optimized", False)])
+def test_compared_answers_come_in_turns_and_are_those_of_each_alone(root, together, request):
+    folder = request.getfixturevalue(root) / "onnx-ao"
+    with Talks(folder, ChatConfig(max_new_tokens=12), compare=True) as talks, Session(folder) as session:
         pieces = []
+        assert talks.session.shares_runs == together
         answers = [talks.ask_all(text, lambda *piece: pieces.append(piece), lambda: False)
                    for text in (QUESTION, "Why?")]
         turns = [n for n, _ in pieces]
         assert turns.index(2) < len(turns) - 1 - turns[::-1].index(0)  # the third began before the first was done
         for number, name in enumerate((None, "cooking", "travel")):
-            alone = Conversation(talks.session, adapter=name, max_new_tokens=12)
-            assert [alone.ask(text).text for text in (QUESTION, "Why?")] == [found[number].text for found in answers]
+            alone = Conversation(session, adapter=name, max_new_tokens=12)
+            for text, found in zip((QUESTION, "Why?"), answers, strict=True):
+                assert alone.ask(text).text == found[number].text
+                assert (alone.last.answer_tokens, alone.last.finish_reason) == (
+                    found[number].answer_tokens, found[number].finish_reason)
+                assert 0 <= found[number].cached_tokens - alone.last.cached_tokens <= 1  # the token that ended it
         ends = iter((False,) * 9)
         stopped = talks.ask_all("And?", lambda *piece: None, lambda: next(ends, True))
         assert [answer.finish_reason for answer in stopped] == ["interrupted"] * 3
+        if together:
+            assert talks.session.engine.stats().running <= 3
+            talks.session.context = 40  # as a border of LongRoPE, which rows of one batch cannot cross
+            longer = talks.ask_all("And then?", lambda *piece: None, lambda: False)
+            assert not talks.session.shares_runs and [answer.dropped_turns for answer in longer] == [0] * 3
 
 
 def test_compare(cli, optimized):
@@ -132,7 +144,7 @@ def test_the_graph_is_chosen_by_what_is_asked_and_loaded_once(cli, two_graphs, o
     plain, travel, both = chat(), chat("-a", "travel"), chat("--compare", "-a", "travel")
     three = chat("--compare")
     assert both == [plain, travel] and three[0] == plain and three[2] == travel and len({*three}) == 3
-    assert opened == (["base.onnx", "model.onnx", "model.onnx", "model.onnx"], [1] * 4)
+    assert opened == (["base.onnx", "model.onnx"], [1] * 2)  # and compared on an engine
 
 
 def test_an_adapter_chosen_later_gets_another_session_and_the_turns_stay(two_graphs, opened, monkeypatch):
@@ -160,7 +172,7 @@ def test_an_adapter_added_during_a_chat_can_be_chosen_in_it(two_graphs, tmp_path
         optimize(root=root, base=str(root / "awq"), adapters=[f"late={root / 'cooking'}"], device="cpu",
                  activations="fp32", head="float", adapter_layout="fused")
         talks.use_adapter("late")
-        assert opened[0] == ["model.onnx", "model.onnx"] and not talks.session.outdated
+        assert opened[0] == [] and not talks.session.outdated
         assert [talk.ask("Why?").adapter for talk in talks.all] == [None, "late"]
         assert [talk.turns[0] for talk in talks.all] == [(QUESTION, answer.text) for answer in asked]
 

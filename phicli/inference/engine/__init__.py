@@ -8,6 +8,7 @@
 
 from phicli.inference.engine.engine import Engine, Handle
 from phicli.inference.engine.grammar import Grammar
+from phicli.inference.engine.opening import Unfit
 from phicli.inference.engine.request import Busy, EngineStats, Finish, Piece, Request, TokenLogprob
 
-__all__ = ["Busy", "Engine", "EngineStats", "Finish", "Grammar", "Handle", "Piece", "Request", "TokenLogprob"]
+__all__ = ["Busy", "Engine", "EngineStats", "Finish", "Grammar", "Handle", "Piece", "Request", "TokenLogprob", "Unfit"]
