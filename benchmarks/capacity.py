@@ -6,6 +6,9 @@ Measures how long a step of so many rows takes, adapters mixed, and a prompt's t
 (Poisson arrivals), reads for --think seconds and asks again. Searches for the number of people at which 95 of 100
 still see the first word within --first seconds and the words at --pace tokens a second. One machine is simulated;
 machines behind a load balancer that knows which are free are at least as good as that many single ones.
+
+--try RATE asks a server on the same folder so many questions a second (`serve_load.py`, --requests of them, all as long
+as the mean) and prints what it said beside what the simulation says of the same load.
 """
 
 import argparse
@@ -69,16 +72,24 @@ def measure(folder: str, device: str, rows: list[int], prompt: int, tokens: int)
     return Machine(steps, prompts[0] / prompts[1], max(rows))
 
 
-def simulate(machine: Machine, people: int, args: argparse.Namespace, seed: int = 0) -> tuple[float, float, float]:
-    """p95 of seconds to the first token, p95 of seconds a token, requests a second, for so many people."""
+def rate_of(machine: Machine, people: int, args: argparse.Namespace) -> float:
+    """Questions a second that so many people ask."""
+    return people / (args.think + args.answer * machine.step(min(people, machine.slots)))
+
+
+def simulate(machine: Machine, rate: float, args: argparse.Namespace, alike: bool = False, seed: int = 0
+             ) -> tuple[float, float]:
+    """p95 of seconds to the first token, and of seconds a token after that, with so many questions a second.
+
+    alike: whether all questions and answers are as long as the mean.
+    """
     chance, done = random.Random(seed), list[Asked]()
-    mean_answer = args.answer * machine.step(min(people, machine.slots))
-    rate = people / (args.think + mean_answer)
     arrivals, at = deque[Asked](), 0.0
     while at < args.seconds:
         at += chance.expovariate(rate)
-        arrivals.append(Asked(at, max(1, round(chance.expovariate(1 / args.prompt))),
-                              max(2, round(chance.expovariate(1 / args.answer)))))
+        prompt, answer = ((args.prompt, args.answer) if alike else
+                          (round(chance.expovariate(1 / mean)) for mean in (args.prompt, args.answer)))
+        arrivals.append(Asked(at, max(1, prompt), max(2, answer)))
     now, waiting, running = 0.0, deque[list[Any]](), list[list[Any]]()
     while arrivals or waiting or running:
         if not waiting and not running:
@@ -102,16 +113,16 @@ def simulate(machine: Machine, people: int, args: argparse.Namespace, seed: int 
                     done.append(row[0])
             running = [row for row in running if row[2] > 0]
         if now > 20 * args.seconds:
-            return math.inf, math.inf, rate
+            return math.inf, math.inf
     first = np.percentile([one.first - one.at for one in done], 95)
     pace = np.percentile([(one.last - one.first) / (one.answer - 1) for one in done], 95)
-    return float(first), float(pace), rate
+    return float(first), float(pace)
 
 
 def capacity(machine: Machine, args: argparse.Namespace) -> int:
     """The most people with whom both limits hold; 0 if they do not with one."""
     def holds(people: int) -> bool:
-        first, pace, _ = simulate(machine, people, args)
+        first, pace = simulate(machine, rate_of(machine, people, args), args)
         return first <= args.first and pace <= 1 / args.pace
 
     low, high = 0, 1
@@ -121,6 +132,23 @@ def capacity(machine: Machine, args: argparse.Namespace) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
+
+
+def tried(machine: Machine, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """What a server takes and what the simulation says: p95 of the first token, and of a token after that, in ms."""
+    import asyncio
+
+    from http_client import server
+    from serve_load import run
+
+    asked = argparse.Namespace(url=None, path=args.folder, device=args.device, max_batch=machine.slots, serve="",
+                               models="", rate=args.rate, concurrency=512, requests=args.requests, seed=0,
+                               input_len=args.prompt, output_len=args.answer)
+    with server(asked) as (place, _):
+        found = asyncio.run(run(place, asked))
+    first, pace = simulate(machine, args.rate, args, alike=True)
+    return {"simulated": {"p95_ttft_ms": 1000 * first, "p95_tpot_ms": 1000 * pace},
+            "measured": {name: found[name] for name in ("p95_ttft_ms", "p95_tpot_ms")}}
 
 
 def main() -> None:
@@ -136,6 +164,8 @@ def main() -> None:
     parser.add_argument("--first", type=float, default=2, help="seconds to the first token, for 95 of 100")
     parser.add_argument("--pace", type=float, default=8, help="tokens a second, for 95 of 100")
     parser.add_argument("--seconds", type=float, default=600, help="that are simulated")
+    parser.add_argument("--try", type=float, dest="rate", help="questions a second that a server is asked")
+    parser.add_argument("--requests", type=int, default=100, help="with --try")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.steps:
@@ -144,11 +174,14 @@ def main() -> None:
     else:
         machine = measure(args.folder, args.device, sorted(map(int, args.rows.split(","))), args.prompt, 64)
     people = capacity(machine, args)
-    first, pace, rate = simulate(machine, max(people, 1), args)
+    rate = rate_of(machine, max(people, 1), args)
+    first, pace = simulate(machine, rate, args)
     found = {"steps_ms": {rows: 1000 * s for rows, s in machine.steps.items()}, "prompt_tokens_per_second":
              1 / machine.prompt, "people": people, "requests_per_second": rate, "p95_first_seconds": first,
              "p95_tokens_per_second": 1 / pace, "machines": {n: math.ceil(n / people) if people else None
                                                              for n in PEOPLE}}
+    if args.rate:
+        found |= tried(machine, args)
     print(json.dumps(found, indent=2) if args.json else "\n".join(f"{k}: {v}" for k, v in found.items()))
 
 

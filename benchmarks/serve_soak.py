@@ -5,17 +5,16 @@
     python benchmarks/serve_soak.py --path … --device cuda --serve '--fixed-batch --no-prefix-cache'
 
 Clients, chosen at random: some want a whole answer or a stream and check it against what the server said before they
-all began; others leave in the middle, send half a body or a broken one, read slowly, or vanish.
+all began; others leave in the middle, send half a body or a broken one, read slowly, or vanish. Each thousand requests
+are the same thousand, so the first and the last can be compared: by the clock, and by the server's processor time.
 """
 
 import argparse
 import asyncio
 import json
 import random
-import statistics
 import time
 from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -26,15 +25,15 @@ KINDS = {"whole": 30, "stream": 25, "leaves": 15, "vanishes": 10, "broken": 10, 
 QUESTIONS = ("What is the capital of France?", "Where should I go in spring?", "Name a colour.", "Count to five.")
 BROKEN = (b"", b"{", b"[]", b'{"messages": 1}', b'{"a": 1, "a": 2}', b"\xff" * 50, b"[" * 5000)
 LONG = 400  # tokens that those who leave ask for
+PART = 1000  # requests that are compared
 
 
 class Soak:
-    def __init__(self, place: tuple[str, int], models: list[str], seed: int):
-        self.place, self.models, self.random = place, models, random.Random(seed)
+    def __init__(self, place: tuple[str, int], models: list[str]):
+        self.place, self.models = place, models
         self.wanted: dict[tuple[str, str], str] = {}
         self.faults: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
-        self.seconds: list[float] = []
 
     def body(self, model: str, question: str, **more: Any) -> dict[str, Any]:
         return {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0,
@@ -46,26 +45,23 @@ class Soak:
                 found = await ask(self.place, CHAT, self.body(model, question))
                 self.wanted[model, question] = found["choices"][0]["message"]["content"]
 
-    async def one(self) -> None:
-        kind = self.random.choices(list(KINDS), list(KINDS.values()))[0]
-        begun = time.perf_counter()
+    async def one(self, chance: random.Random) -> None:
+        kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
         try:
             async with asyncio.timeout(SECONDS), Exchange(self.place) as exchange:
-                await getattr(self, kind)(exchange)
+                await getattr(self, kind)(exchange, chance)
         except Exception as e:
             self.faults[f"{kind}: {type(e).__name__} {e}"[:200]] += 1
         self.done[kind] += 1
-        if kind == "whole":
-            self.seconds.append(time.perf_counter() - begun)
 
-    async def whole(self, exchange: Exchange) -> None:
-        model, question = self._choice()
+    async def whole(self, exchange: Exchange, chance: random.Random) -> None:
+        model, question = self._choice(chance)
         await exchange.send(CHAT, self.body(model, question))
         assert await exchange.status() == 200
         self.check(model, question, (await exchange.document())["choices"][0]["message"]["content"])
 
-    async def stream(self, exchange: Exchange, pause: float = 0) -> None:
-        model, question = self._choice()
+    async def stream(self, exchange: Exchange, chance: random.Random, pause: float = 0) -> None:
+        model, question = self._choice(chance)
         await exchange.send(CHAT, self.body(model, question, stream=True))
         assert await exchange.status() == 200
         text = ""
@@ -74,65 +70,72 @@ class Soak:
             await asyncio.sleep(pause)
         self.check(model, question, text)
 
-    async def slow(self, exchange: Exchange) -> None:
-        await self.stream(exchange, 0.05)
+    async def slow(self, exchange: Exchange, chance: random.Random) -> None:
+        await self.stream(exchange, chance, 0.05)
 
-    async def leaves(self, exchange: Exchange) -> None:
-        await exchange.send(CHAT, self.body(*self._choice(), stream=True, max_tokens=LONG, ignore_eos=True))
+    async def leaves(self, exchange: Exchange, chance: random.Random) -> None:
+        await exchange.send(CHAT, self.body(*self._choice(chance), stream=True, max_tokens=LONG, ignore_eos=True))
         assert await exchange.status() == 200
         events = exchange.events()
-        for _ in range(self.random.randrange(1, 6)):
+        for _ in range(chance.randrange(1, 6)):
             await anext(events)
         await events.aclose()  # type: ignore[attr-defined]
 
-    async def vanishes(self, exchange: Exchange) -> None:
-        more = {"stream": self.random.random() < 0.5, "max_tokens": LONG, "ignore_eos": True}
-        await exchange.send(CHAT, self.body(*self._choice(), **more))
-        await asyncio.sleep(self.random.random() * 0.05)
+    async def vanishes(self, exchange: Exchange, chance: random.Random) -> None:
+        more = {"stream": chance.random() < 0.5, "max_tokens": LONG, "ignore_eos": True}
+        await exchange.send(CHAT, self.body(*self._choice(chance), **more))
+        await asyncio.sleep(chance.random() * 0.05)
         exchange.reset()
 
-    async def broken(self, exchange: Exchange) -> None:
-        await exchange.send(CHAT, self.random.choice(BROKEN[1:]))
+    async def broken(self, exchange: Exchange, chance: random.Random) -> None:
+        await exchange.send(CHAT, chance.choice(BROKEN[1:]))
         assert await exchange.status() == 400
 
-    async def half(self, exchange: Exchange) -> None:
-        await exchange.send(CHAT, self.body(*self._choice()), cut=self.random.randrange(20))
+    async def half(self, exchange: Exchange, chance: random.Random) -> None:
+        await exchange.send(CHAT, self.body(*self._choice(chance)), cut=chance.randrange(20))
         exchange.reset()
 
     def check(self, model: str, question: str, text: str) -> None:
         assert text == self.wanted[model, question], f"{text!r}, not {self.wanted[model, question]!r}"
 
-    def _choice(self) -> tuple[str, str]:
-        return self.random.choice(self.models), self.random.choice(QUESTIONS)
+    def _choice(self, chance: random.Random) -> tuple[str, str]:
+        return chance.choice(self.models), chance.choice(QUESTIONS)
 
 
 async def run(place: tuple[str, int], pid: int | None, requests: int, clients: int, seed: int) -> dict[str, Any]:
     models = [model["id"] for model in (await ask(place, "/v1/models"))["data"]]
-    soak = Soak(place, models, seed)
+    soak, process = Soak(place, models), psutil.Process(pid) if pid else None
     await soak.prepare()
-    left, memory, used = requests, list[int](), list[float]()
-    process = psutil.Process(pid) if pid else None
+    part, begun = min(PART, max(1, requests // 3)), 0
+    memory, marks = list[int](), dict[int, tuple[float, float]]()
 
     async def client() -> None:
-        nonlocal left
-        while left:
-            left -= 1
-            if process and left % max(1, requests // 20) == 0:
-                memory.append(process.memory_info().rss)
-                used.append(sum(process.cpu_times()[:2]))
-            await soak.one()
+        nonlocal begun
+        while begun < requests:
+            number, begun = begun, begun + 1
+            if number % part == 0 or number == requests - part:
+                marks[number] = time.perf_counter(), _used(process)
+                memory.append(process.memory_info().rss if process else 0)
+            await soak.one(random.Random(seed * requests + number % part))
 
     await asyncio.gather(*(client() for _ in range(clients)))
+    marks[requests] = time.perf_counter(), _used(process)
     health = await ask(place, "/health")
     until = time.monotonic() + 20
     while (health["running"] or health["waiting"]) and time.monotonic() < until:  # of those who vanished
         await asyncio.sleep(0.05)
         health = await ask(place, "/health")
-    part = min(1000, len(soak.seconds) // 3)
+    first, last = (tuple(after - before for before, after in zip(marks[at], marks[at + part], strict=True))
+                   for at in (0, requests - part))
     return {"requests": requests, "kinds": dict(soak.done), "faults": dict(soak.faults), "left": health["running"],
-            "first_seconds": statistics.median(soak.seconds[:part]),
-            "last_seconds": statistics.median(soak.seconds[-part:]), "memory": memory,
-            "cpu_seconds": [later - before for before, later in pairwise(used)]}
+            "compared": part, "first_seconds": first[0], "last_seconds": last[0], "first_cpu_seconds": first[1],
+            "last_cpu_seconds": last[1], "last_to_first": last[0] / first[0],
+            "cpu_last_to_first": last[1] / first[1] if first[1] else None, "memory": memory}
+
+
+def _used(process: psutil.Process | None) -> float:
+    """Seconds of the processor."""
+    return sum(process.cpu_times()[:2]) if process else 0.0
 
 
 def main() -> None:
