@@ -106,31 +106,33 @@ async def run(place: tuple[str, int], pid: int | None, requests: int, clients: i
     models = [model["id"] for model in (await ask(place, "/v1/models"))["data"]]
     soak, process = Soak(place, models), psutil.Process(pid) if pid else None
     await soak.prepare()
-    part, begun = min(PART, max(1, requests // 3)), 0
+    clients = max(1, min(clients, requests // 4))
+    part, begun = min(PART, max(1, requests // 2 - clients)), 0
+    first, last = clients, requests - clients - part  # while all clients are busy
     memory, marks = list[int](), dict[int, tuple[float, float]]()
 
     async def client() -> None:
         nonlocal begun
         while begun < requests:
             number, begun = begun, begun + 1
-            if number % part == 0 or number == requests - part:
+            if number in (first, first + part, last, last + part):
                 marks[number] = time.perf_counter(), _used(process)
-                memory.append(process.memory_info().rss if process else 0)
+            if process and number % max(1, requests // 20) == 0:
+                memory.append(process.memory_info().rss)
             await soak.one(random.Random(seed * requests + number % part))
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    marks[requests] = time.perf_counter(), _used(process)
     health = await ask(place, "/health")
     until = time.monotonic() + 20
     while (health["running"] or health["waiting"]) and time.monotonic() < until:  # of those who vanished
         await asyncio.sleep(0.05)
         health = await ask(place, "/health")
-    first, last = (tuple(after - before for before, after in zip(marks[at], marks[at + part], strict=True))
-                   for at in (0, requests - part))
+    ((first_seconds, first_cpu), (last_seconds, last_cpu)) = (
+        [after - before for before, after in zip(marks[at], marks[at + part], strict=True)] for at in (first, last))
     return {"requests": requests, "kinds": dict(soak.done), "faults": dict(soak.faults), "left": health["running"],
-            "compared": part, "first_seconds": first[0], "last_seconds": last[0], "first_cpu_seconds": first[1],
-            "last_cpu_seconds": last[1], "last_to_first": last[0] / first[0],
-            "cpu_last_to_first": last[1] / first[1] if first[1] else None, "memory": memory}
+            "compared": part, "first_seconds": first_seconds, "last_seconds": last_seconds,
+            "first_cpu_seconds": first_cpu, "last_cpu_seconds": last_cpu, "last_to_first": last_seconds / first_seconds,
+            "cpu_last_to_first": last_cpu / first_cpu if first_cpu else None, "memory": memory}
 
 
 def _used(process: psutil.Process | None) -> float:
