@@ -1,6 +1,5 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput, UsageError
-from phicli.hardware.devices import check_each_holds, check_gpus, count_gpus, environments
+from phicli.hardware.devices import check_each_holds, check_gpus, count_gpus
 from phicli.hardware.driver import open_gpu
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources, stdin_as_file
 from phicli.hub.models import find_base, resolve_model
@@ -82,20 +81,18 @@ def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
 def _fit_together(config: FinetuneConfig, gpus: int, progress: Progress, output: Path, checkpoint: "Checkpoint"
                   ) -> dict[str, Any]:
     """As `Work.fit`, in as many processes as there are GPUs."""
-    from phicli.training.together import together
+    from phicli.hardware.together import on_gpus
 
     progress.note(f"training on {gpus} GPUs, each with the whole model and its share of a step's rows")
-    with tempfile.TemporaryDirectory(prefix="phicli-gpus-") as scratch:
-        work = partial(_fit_as_one_of, config, gpus, Path(scratch), output, checkpoint)
-        return together(work, environments(gpus, config.device), progress)
+    return on_gpus(partial(_fit_as_one_of, config, gpus, output, checkpoint), gpus, config.device, progress)
 
 
-def _fit_as_one_of(config: FinetuneConfig, gpus: int, scratch: Path, output: Path, checkpoint: "Checkpoint",
+def _fit_as_one_of(config: FinetuneConfig, gpus: int, output: Path, checkpoint: "Checkpoint", scratch: Path,
                    number: int, progress: Progress) -> dict[str, Any]:
     """The part of one process. What has been told of the data already is not told again."""
     with subdued():
+        from phicli.hardware.ranks import joined
         from phicli.steps.finetuning import Work
-        from phicli.training.ranks import joined
 
         sources, eval_sources = _data(config, SILENT)
         work = Work(plan_finetune(config), config, SILENT)

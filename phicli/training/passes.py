@@ -22,6 +22,7 @@ from phicli.checkpoints.peft_folder import Lora
 from phicli.config.steps import FinetuneConfig
 from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.table import Table
+from phicli.hardware.ranks import Ranks
 from phicli.hub.datasets import find_sources
 from phicli.progress import SILENT, Progress
 from phicli.training.checkpoint import Checkpoint
@@ -29,7 +30,6 @@ from phicli.training.continuing import continue_from
 from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
 from phicli.training.fitting import Fitting
 from phicli.training.loftq import start_from_residual
-from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe, count_steps
 from phicli.training.reporting import Reporter
 from phicli.training.rows import Rows, TableRows, prepare_rows

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from phicli.errors import BadInput, Missing
+from phicli.hardware.interrupt import ctrl_c
+from phicli.hardware.ranks import Ranks
 from phicli.progress import SILENT, Progress, Task, keeping
 from phicli.text import Encoded
 from phicli.training.batches import batches
 from phicli.training.checkpoint import Checkpoint, Weights, copy_weights, set_weights, trainable
 from phicli.training.determinism import repeatable
 from phicli.training.graphs import Gradients
-from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
-from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe
 from phicli.training.recompute import WORDS, Recompute
 from phicli.training.reporting import NoReporter, Reporter

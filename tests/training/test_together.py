@@ -24,7 +24,7 @@ SETTINGS = ("--data", DATA, "--lora-r", "4", "--lora-dropout", "0", "--batch-siz
 
 def _team() -> list[int]:
     """The processes that train for this one; other tests' servers may be there too."""
-    return [p.pid for p in psutil.Process().children() if "phicli.training.together" in " ".join(p.cmdline())]
+    return [p.pid for p in psutil.Process().children() if "phicli.hardware.together" in " ".join(p.cmdline())]
 
 
 def _kill_second(state: Path) -> None:

@@ -1,11 +1,12 @@
-"""Processes that train one adapter together, each on a GPU of its own: which of them this is, and what they exchange.
+"""Processes that work together, each on a GPU of its own: which of them this is, and what they exchange.
 
-Each takes its rows of a batch, and their gradients are added up, so that a step is that of one GPU. Only the adapter's
-matrices have gradients; these lie in one buffer and go over in one exchange.
+Training: each takes its rows of a batch, and their gradients are added up, so that a step is that of one GPU. Only the
+adapter's matrices have gradients; these lie in one buffer and go over in one exchange. Quantizing: each runs its share
+of the calibration and does its part of the searches; sums and results are given to all.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 Row = TypeVar("Row")
+Made = TypeVar("Made")
 PATIENCE = timedelta(minutes=30)  # for a process that reads its data or writes a checkpoint
 
 
 class Ranks:
-    """This process among those that train together; alone by default."""
+    """This process among those that work together; alone by default."""
 
     def __init__(self, number: int = 0, count: int = 1):
         self.number, self.count = number, count
@@ -35,7 +37,44 @@ class Ranks:
 
     def share(self, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows of this process. Of rows sorted by length, all processes get like lengths; it may be none."""
-        return rows[self.number :: self.count]
+        return rows[self.stride]
+
+    @property
+    def stride(self) -> slice:
+        """Where in a sequence the rows of this process are."""
+        return slice(self.number, None, self.count)
+
+    def part(self, length: int) -> slice:
+        """What this process does of so many things side by side; it may be none."""
+        return slice(length * self.number // self.count, length * (self.number + 1) // self.count)
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Put the sum of all processes' tensors in place of each; the same bits in all of them."""
+        for tensor in tensors if not self.alone else ():
+            distributed.all_reduce(tensor)
+
+    def whole(self, mine: Tensor, length: int, where: slice) -> Tensor:
+        """A tensor of so many rows put together from what each process has of it: its part, or its stride."""
+        if self.alone:
+            return mine
+        whole = mine.new_zeros(length, *mine.shape[1:])
+        whole[where] = mine
+        distributed.all_reduce(whole)
+        return whole
+
+    def same(self, tensor: Tensor) -> Tensor:
+        """The tensor with the first process's values."""
+        if not self.alone:
+            distributed.broadcast(tensor, 0)
+        return tensor
+
+    def of_first(self, make: Callable[[], Made]) -> Made:
+        """What the first process makes, given to all. It is pickled."""
+        if self.alone:
+            return make()
+        made = [make() if self.first else None]
+        distributed.broadcast_object_list(made, 0)
+        return made[0]  # type: ignore[return-value]
 
     def begin(self, parameters: Sequence[nn.Parameter]) -> None:
         """Make the parameters those of the first process, and lay their gradients into one buffer."""
@@ -44,10 +83,7 @@ class Ranks:
         with torch.no_grad():
             for parameter in parameters:
                 distributed.broadcast(parameter, 0)
-        sizes = [parameter.numel() for parameter in parameters]
-        self._buffer = torch.zeros(sum(sizes) + 2, device=parameters[0].device)  # and loss, and whether to stop
-        for parameter, part in zip(parameters, self._buffer[:-2].split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
+        self._buffer = one_buffer(parameters, 2)  # and loss, and whether to stop
 
     def add_gradients(self, loss: float, stop: bool) -> tuple[float, bool]:
         """Add up the gradients of all processes in place.
@@ -78,6 +114,15 @@ class Ranks:
         yield
         if self.first:
             self.add(0.0, device)
+
+
+def one_buffer(parameters: Sequence[nn.Parameter], more: int = 0) -> Tensor:
+    """Lay the gradients of parameters, zero at first, into one float32 buffer, with room for some numbers more."""
+    sizes = [parameter.numel() for parameter in parameters]
+    buffer = torch.zeros(sum(sizes) + more, device=parameters[0].device)
+    for parameter, part in zip(parameters, buffer[: sum(sizes)].split(sizes), strict=True):
+        parameter.grad = part.view_as(parameter)
+    return buffer
 
 
 @contextlib.contextmanager
