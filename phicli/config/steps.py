@@ -126,6 +126,9 @@ class FinetuneConfig(OfRows):
                                        "[default: what is free]", above=0, metavar="GB", recorded=False,
                                        panel=shared.RUNNING)
     gpus: str = shared.gpus("a step's rows")
+    shard: bool | None = setting(None, "Let each GPU hold a part of the base only, gathered layer by layer (FSDP): "
+                                 "slower [default: where one does not hold it whole]", flags=("--shard/--no-shard",),
+                                 recorded=False, panel=shared.RUNNING)
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()

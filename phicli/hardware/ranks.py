@@ -20,10 +20,13 @@ PATIENCE = timedelta(minutes=30)  # for a process that reads its data or writes 
 
 
 class Ranks:
-    """This process among those that work together; alone by default."""
+    """This process among those that work together; alone by default.
 
-    def __init__(self, number: int = 0, count: int = 1):
-        self.number, self.count = number, count
+    sharded: whether they hold one model together, so that each has to use it as many times as the others.
+    """
+
+    def __init__(self, number: int = 0, count: int = 1, sharded: bool = False):
+        self.number, self.count, self.sharded = number, count, sharded
         self._buffer: Tensor | None = None
 
     @property
@@ -126,14 +129,15 @@ def one_buffer(parameters: Sequence[nn.Parameter], more: int = 0) -> Tensor:
 
 
 @contextlib.contextmanager
-def joined(number: int, count: int, place: Path, cuda: bool) -> Iterator[Ranks]:
+def joined(number: int, count: int, place: Path, cuda: bool, sharded: bool = False) -> Iterator[Ranks]:
     """While the block runs, this process can exchange with the others.
 
     Args:
-        place: a file that all see and that is not there yet, through which they find each other.
+        place: a file that all see and that is not there yet, through which they find each other. sharded: as in
+            `Ranks`.
     """
     store = distributed.FileStore(str(place), count)
     distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=number, world_size=count,
                                    timeout=PATIENCE)
-    yield Ranks(number, count)
+    yield Ranks(number, count, sharded)
     distributed.destroy_process_group()  # not after a fault: it would wait for processes that are gone

@@ -33,6 +33,7 @@ from phicli.training.loftq import start_from_residual
 from phicli.training.recipe import Recipe, count_steps
 from phicli.training.reporting import Reporter
 from phicli.training.rows import Rows, TableRows, prepare_rows
+from phicli.training.sharding import Shards, load_once
 from phicli.training.training import Trainer
 from phicli.workflow.olive import pass_parameters
 from phicli.workflow.wording import worded
@@ -85,7 +86,8 @@ class Int4Base:
         cuda = self.accelerator_spec.accelerator_type == "gpu"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        base = load_base(folder, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
+        device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+        base = load_once(folder, dtype, job.ranks) if job.ranks.sharded else load_base(folder, device, dtype)
         torch.manual_seed(recipe.seed)  # of the adapter's first values
         with worded("peft cannot put the adapter into this model", folder):
             if job.start:
@@ -94,7 +96,9 @@ class Int4Base:
                 settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
                 adapted = self.init_adapters(  # type: ignore[attr-defined]
                     base, config, task=model.task, use_dora=self.use_dora)
-        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter, job.ranks).run()
+        shards = Shards(adapted, device, job.ranks) if job.ranks.sharded else None
+        trainer = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter, job.ranks, shards)
+        figures = trainer.run()
         result = deepcopy(model)
         result.model_attributes = {**(result.model_attributes or {}), "quality": figures}
         if job.ranks.first:
