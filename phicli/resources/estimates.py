@@ -77,13 +77,13 @@ def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, 
     work = hidden + weights * width + search + batch
     if REFINE_STEPS[device] if refine is None else refine:
         step = min(REFINE_TOKENS[device], samples * seq_len)
-        activations = _activations(replace(size, layers=1), step, 4)
+        activations = activation_bytes(replace(size, layers=1), step, 4)
         work = max(work + hidden, 3 * hidden + weights * (width + 16) + 2 * size.largest * 4 + activations)
     disk = int4_bytes(size)
     return _placed(device, max(work, size.vocab * size.hidden * width), min(SHARD, disk), disk)
 
 
-def _activations(size: ModelSize, tokens: int, width: int) -> float:
+def activation_bytes(size: ModelSize, tokens: int, width: int) -> float:
     """That all layers keep for the backward pass."""
     return tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
 
@@ -110,7 +110,7 @@ def estimate_finetune(
         base = base / parts + 2 * layers / max(1, size.layers) + outer
     adapter = lora_r * size.edges * 4
     tokens = batch_size * row_tokens
-    activations = _activations(size, tokens, width)
+    activations = activation_bytes(size, tokens, width)
     logits = 3 * min(tokens, 1024) * size.vocab * 4
     estimate = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
     if not size.quantized or parts > 1:

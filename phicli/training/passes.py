@@ -96,7 +96,8 @@ class Int4Base:
                 settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
                 adapted = self.init_adapters(  # type: ignore[attr-defined]
                     base, config, task=model.task, use_dora=self.use_dora)
-        shards = Shards(adapted, device, job.ranks) if job.ranks.sharded else None
+        tokens = -(-recipe.batch_size // job.ranks.count) * job.rows.fitting.seq_len
+        shards = Shards(adapted, device, job.ranks, tokens) if job.ranks.sharded else None
         trainer = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter, job.ranks, shards)
         figures = trainer.run()
         result = deepcopy(model)

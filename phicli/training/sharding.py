@@ -19,8 +19,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from phicli.checkpoints.int4 import Int4Linear
 from phicli.checkpoints.loading import empty_base, load_base
 from phicli.errors import BadInput
+from phicli.hardware.devices import available_memory
 from phicli.hardware.ranks import Ranks
+from phicli.resources.estimates import activation_bytes
+from phicli.resources.sizes import size_of_config
 
+ACTIVATIONS_SHARE = 0.5  # of the memory that is free once the base is there
 GATHER = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)  # its name before torch 2.13
 
 
@@ -37,13 +41,16 @@ class Shards:
     """A model, adapter and all, on the devices of all processes: each has its part of what is frozen.
 
     Args:
-        adapted: a PeftModel whose base `load_once` has loaded.
+        adapted: a PeftModel whose base `load_once` has loaded. tokens: of a process's rows of a step, at most.
+
+    Attributes:
+        twice: whether layers are better computed twice, as these tokens' activations may not fit.
 
     Raises:
         BadInput: an architecture without layers that could be shared out.
     """
 
-    def __init__(self, adapted: Any, device: str, ranks: Ranks):
+    def __init__(self, adapted: Any, device: str, ranks: Ranks, tokens: int):
         base = adapted.get_base_model()
         layers = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
@@ -66,6 +73,7 @@ class Shards:
         filling.fill(adapted)
         root = base.get_decoder() or base  # in which layers know their order, to be gathered ahead
         fully_shard(root, mesh=mesh, ignored_params=_trained(adapted) | set(self.matrices))
+        self.twice = ranks.of_first(lambda: _is_short(base.config, tokens, device))
 
     def drop(self) -> None:
         """Let go of embedding and output projection, if they are gathered."""
@@ -137,6 +145,12 @@ def _describe(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, str]
                 name = f"{place}.{name}"
                 found[name] = tensor.shape, tensor.dtype, first.setdefault(id(tensor), name)
     return found
+
+
+def _is_short(config: Any, tokens: int, device: str) -> bool:
+    size = size_of_config(config.to_dict(), "its config")
+    kept = activation_bytes(size, tokens, 2 if device == "cuda" else 4) if size else 0
+    return kept > ACTIVATIONS_SHARE * available_memory(device)
 
 
 def _trained(model: nn.Module) -> set[nn.Parameter]:

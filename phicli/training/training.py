@@ -58,6 +58,9 @@ class Trainer:
         self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast, not self.ranks.sharded)
         self.recompute = Recompute(model.get_base_model())
         self.state = TrainingState(micro_batch=recipe.batch_size)
+        if shards and shards.twice:
+            self._recompute(self.recompute.highest)
+            progress.note(f"{WORDS[self.state.recompute]} is computed twice, to save memory")
         self.best: Weights | None = None  # where they are not the model's own
         self.saved = 0  # the step that the checkpoint is of
         self.last_write, self.write_seconds = time.monotonic(), 0.0
