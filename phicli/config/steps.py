@@ -128,7 +128,7 @@ class FinetuneConfig(OfRows):
     gpus: str = shared.gpus("a step's rows")
     shard: bool | None = setting(None, "Let each GPU hold a part of the base only, gathered layer by layer (FSDP): "
                                  "slower [default: where one does not hold it whole]", flags=("--shard/--no-shard",),
-                                 recorded=False, panel=shared.RUNNING)
+                                 recorded=False, panel="Training")
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()

@@ -114,7 +114,7 @@ class _Team:
         elif number not in self.results and number not in self.errors:
             self.errors[number] = Missing(
                 f"process {number + 1} of {len(self.processes)} was ended from outside ({value}), and the rest with it",
-                hint="was there too little memory? the same command goes on from the last checkpoint")
+                hint="was there too little memory? the same command goes on from the last checkpoint, if there is one")
 
     def end(self) -> None:
         for process in self.processes:
