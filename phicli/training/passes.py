@@ -33,7 +33,6 @@ from phicli.training.loftq import start_from_residual
 from phicli.training.recipe import Recipe, count_steps
 from phicli.training.reporting import Reporter
 from phicli.training.rows import Rows, TableRows, prepare_rows
-from phicli.training.sharding import Shards, load_once
 from phicli.training.training import Trainer
 from phicli.workflow.olive import pass_parameters
 from phicli.workflow.wording import worded
@@ -87,7 +86,12 @@ class Int4Base:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-        base = load_once(folder, dtype, job.ranks) if job.ranks.sharded else load_base(folder, device, dtype)
+        if job.ranks.sharded:
+            from phicli.training.sharding import Shards, load_once  # FSDP takes long to import
+
+            base = load_once(folder, dtype, job.ranks)
+        else:
+            base = load_base(folder, device, dtype)
         torch.manual_seed(recipe.seed)  # of the adapter's first values
         with worded("peft cannot put the adapter into this model", folder):
             if job.start:

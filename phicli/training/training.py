@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ from phicli.training.recipe import Recipe
 from phicli.training.recompute import WORDS, Recompute
 from phicli.training.reporting import NoReporter, Reporter
 from phicli.training.rows import Rows
-from phicli.training.sharding import Shards
 from phicli.training.state import TrainingState, mean
+
+if TYPE_CHECKING:
+    from phicli.training.sharding import Shards
 
 CLIP = 1.0  # largest norm of the gradient
 BETAS = (0.9, 0.999)
@@ -43,7 +45,7 @@ class Trainer:
 
     def __init__(self, model: Any, rows: Rows, recipe: Recipe, checkpoint: Checkpoint | None = None,
                  progress: Progress = SILENT, reporter: Reporter | None = None, ranks: Ranks | None = None,
-                 shards: Shards | None = None):
+                 shards: "Shards | None" = None):
         """model: a PeftModel on its device, float32 adapter weights. ranks: processes that train it together. shards:
         what they hold of it, if each has a part only.
         """
