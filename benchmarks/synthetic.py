@@ -28,19 +28,19 @@ GGUF_BLOCK, GGUF_KINDS = 32, {"Q4_0": 18, "Q8_0": 34}  # bytes of a block: a sca
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def random_phi(folder: Path, layers: int, seed: int) -> Path:
+def random_phi(folder: Path, layers: int, seed: int, shape: dict[str, Any] = SHAPE) -> Path:
     """Write a float16 model; a few of its norms' channels are loud, as in real models."""
     from transformers import Phi3Config, Phi3ForCausalLM
 
     torch.manual_seed(seed)
     with torch.device(_device()):
         torch.set_default_dtype(torch.float16)
-        model = Phi3ForCausalLM(Phi3Config(**SHAPE, num_hidden_layers=layers))
+        model = Phi3ForCausalLM(Phi3Config(**shape, num_hidden_layers=layers))
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for layer in model.model.layers:
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                norm.weight[torch.randperm(SHAPE["hidden_size"])[:24]] *= 20
+                norm.weight[torch.randperm(shape["hidden_size"])[:24]] *= 20
     model.save_pretrained(folder)
     _copy_tokenizer(folder)
     return folder

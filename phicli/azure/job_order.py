@@ -64,9 +64,10 @@ class Order:
 
     @property
     def on_several_gpus(self) -> bool:
-        """Whether the command trains in a process for each GPU."""
+        """Whether the command quantizes or trains in a process for each GPU."""
         given = dict(zip(self.arguments, self.arguments[1:], strict=False)).get("--gpus")
-        return (given or self.settings.get("finetune.gpus", "1")) != "1"
+        steps = ("quantize", "finetune") if self.command == "run" else (self.command,)
+        return any((given or self.settings.get(f"{step}.gpus", "1")) != "1" for step in steps)
 
     def take_settings(self, settings: Settings) -> None:
         """Those of the environment and the settings file, as they would hold here."""

@@ -93,6 +93,13 @@ class Int4Linear(nn.Linear):
     def keep_dense(self) -> None:
         self.dense = self.weight
 
+    def hold_as_parameters(self) -> None:
+        """Let the packed tensors be parameters without gradients, as FSDP shares out parameters only."""
+        for name in ("qweight", "scales", "qzeros"):
+            tensor = self._buffers.pop(name)
+            assert tensor is not None  # after `settle`
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
     @property
     def weight(self) -> Tensor | None:  # type: ignore[override]
         """(out, in) in the dtype of computation, made at every access unless it is kept; None before `settle`."""

@@ -23,7 +23,7 @@ from phicli.checkpoints.int4 import Int4Linear, unpack
 from phicli.checkpoints.skeleton import CANNOT_LOAD, skeleton
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
-from phicli.hub.models import check_model
+from phicli.hub.models import check_model, weight_files
 from phicli.resources import keeps_unpacked
 from phicli.workflow.patching import replaced
 from phicli.workflow.wording import worded
@@ -31,14 +31,15 @@ from phicli.workflow.wording import worded
 DTYPES = {"I32": torch.int32, "U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-def load_base(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_base(folder: Path, device: str, dtype: torch.dtype, unpacked: bool = True) -> PreTrainedModel:
     """Load a causal language model, frozen, for training adapters or for measuring.
 
     Quantized linears become `Int4Linear`. Their unpacked weights are kept beside the integers if those of the whole
     model fit into a quarter of the memory that is free on the device; otherwise they are made at each use.
 
     Args:
-        folder: a Hugging Face model folder. device: "cpu" or "cuda". dtype: of computation.
+        folder: a Hugging Face model folder. device: "cpu" or "cuda". dtype: of computation. unpacked: False never keeps
+            them.
 
     Raises:
         BadInput: an incomplete folder, an unknown quantization or architecture, weights that do not fit the config.
@@ -57,10 +58,21 @@ def load_base(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
     model.eval()
     packed = [m for m in model.modules() if isinstance(m, Int4Linear)]
     dense_bytes = sum(m.in_features * m.out_features for m in packed) * dtype.itemsize
-    if keeps_unpacked(dense_bytes, available_memory(device)):
+    if unpacked and keeps_unpacked(dense_bytes, available_memory(device)):
         for module in packed:
             module.keep_dense()
     return model
+
+
+def empty_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that `load_base` gives, without content: its tensors are on the meta device."""
+    method = (check_base(folder).get("quantization_config") or {}).get("quant_method")
+    model: PreTrainedModel = skeleton(folder, dtype)
+    if method:
+        _put_packed(model, [str(file) for file in weight_files(folder)])
+        _settle_packed(model, method)
+    model.requires_grad_(False)
+    return model.eval()
 
 
 def check_base(folder: Path) -> dict[str, Any]:
@@ -127,29 +139,10 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        stored = _packed_tensors(kwargs["checkpoint_files"])
-        for name, tensors in stored.items():
-            parent, _, child = name.rpartition(".")
-            try:
-                linear = model.get_submodule(name)
-            except AttributeError:
-                raise BadInput(f"{name}: the architecture has no such module") from None
-            if not isinstance(linear, nn.Linear):
-                raise BadInput(f"{name}: a quantized {type(linear).__name__} cannot be trained on")
-            if "scales" not in tensors:
-                raise BadInput(f"weights missing: {name}.scales")
-            module = Int4Linear(linear.in_features, linear.out_features, tensors, linear.weight.dtype)
-            setattr(model.get_submodule(parent), child, module)
+        _put_packed(model, kwargs["checkpoint_files"])
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        layout = QUANT_METHODS[self.quantization_config.quant_method]
-        for name, module in model.named_modules():
-            if isinstance(module, Int4Linear):
-                packed, scales, zeros, bits = layout(module)
-                module.settle(packed, scales, zeros, bits)
-                out, width, groups = module.out_features, module.in_features, scales.shape[1]
-                if packed.shape != (out, width * bits // 8) or scales.shape != zeros.shape or width % groups:
-                    raise BadInput(f"{name}: packed weights of another shape than the config says")
+        _settle_packed(model, self.quantization_config.quant_method)
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
@@ -158,6 +151,31 @@ class PackedQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def _put_packed(model: PreTrainedModel, files: list[str]) -> None:
+    for name, tensors in _packed_tensors(files).items():
+        parent, _, child = name.rpartition(".")
+        try:
+            linear = model.get_submodule(name)
+        except AttributeError:
+            raise BadInput(f"{name}: the architecture has no such module") from None
+        if not isinstance(linear, nn.Linear):
+            raise BadInput(f"{name}: a quantized {type(linear).__name__} cannot be trained on")
+        if "scales" not in tensors:
+            raise BadInput(f"weights missing: {name}.scales")
+        module = Int4Linear(linear.in_features, linear.out_features, tensors, linear.weight.dtype)
+        setattr(model.get_submodule(parent), child, module)
+
+
+def _settle_packed(model: PreTrainedModel, method: str) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, Int4Linear):
+            packed, scales, zeros, bits = QUANT_METHODS[method](module)
+            module.settle(packed, scales, zeros, bits)
+            out, width, groups = module.out_features, module.in_features, scales.shape[1]
+            if packed.shape != (out, width * bits // 8) or scales.shape != zeros.shape or width % groups:
+                raise BadInput(f"{name}: packed weights of another shape than the config says")
 
 
 def _packed_tensors(files: list[str]) -> dict[str, dict[str, Tensor]]:

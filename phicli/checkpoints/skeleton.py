@@ -16,8 +16,8 @@ from phicli.workflow.wording import worded
 CANNOT_LOAD = "transformers cannot load this model"
 
 
-def skeleton(folder: Path) -> Any:
-    """The causal language model of a folder on the meta device, unquantized.
+def skeleton(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """The causal language model of a folder on the meta device, unquantized. dtype: of its weights.
 
     Raises:
         BadInput: transformers does not know the architecture, or cannot build it from this config.json.
@@ -26,7 +26,7 @@ def skeleton(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
 
 
 def check_tensors(folder: Path) -> None:

@@ -86,6 +86,11 @@ def adapter() -> Any:
                    shared=True, flags=("--adapter", "-a"), recorded=False)
 
 
+def gpus(of: str) -> Any:
+    return setting("1", f"GPUs of one machine that share {of}: a number, or all", metavar="N", recorded=False,
+                   panel=RUNNING)
+
+
 def seed() -> Any:
     return setting(0, "Random seed: the same seed gives the same result", shared=True, minimum=0, panel=RUNNING)
 

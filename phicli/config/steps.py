@@ -63,6 +63,7 @@ class QuantizeConfig(OfRows):
                                recorded=False, path=True, panel="Quantization")
     save_plan: str | None = setting(None, "Save AWQ's scales and clipping to this file (safetensors)", recorded=False,
                                     path=True, panel="Quantization")
+    gpus: str = shared.gpus("the work of phicli's own AWQ")
     device: str = shared.device()
     seed: int = shared.seed()
     output: str | None = shared.output()
@@ -124,8 +125,10 @@ class FinetuneConfig(OfRows):
     gpu_memory: float | None = setting(None, "GPU memory to take at most, in GB; with less, steps take longer "
                                        "[default: what is free]", above=0, metavar="GB", recorded=False,
                                        panel=shared.RUNNING)
-    gpus: str = setting("1", "GPUs of one machine that share a step's rows: a number, or all", metavar="N",
-                        recorded=False, panel=shared.RUNNING)
+    gpus: str = shared.gpus("a step's rows")
+    shard: bool | None = setting(None, "Let each GPU hold a part of the base only, gathered layer by layer (FSDP): "
+                                 "slower [default: where one does not hold it whole]", flags=("--shard/--no-shard",),
+                                 recorded=False, panel="Training")
     device: str = shared.device()
     seed: int = shared.seed()
     force: bool = shared.force()
@@ -214,6 +217,7 @@ class LabConfig(OfRows):
     algorithm: str = again(QuantizeConfig, "algorithm")
     max_steps: int | None = again(FinetuneConfig, "max_steps")
     epochs: float | None = again(FinetuneConfig, "epochs")
-    gpus: str = again(FinetuneConfig, "gpus")
+    gpus: str = again(FinetuneConfig, "gpus",
+                      help="GPUs of one machine that quantize and finetune share: a number, or all")
     device: str = shared.device()
     seed: int = shared.seed()

@@ -64,14 +64,26 @@ def count_gpus(wanted: str, device: str) -> int:
     return there if wanted == "all" else int(wanted)
 
 
-def check_each_holds(weights: int) -> None:
-    """Raise Missing if a GPU has less memory than a model's weights take, which each of several GPUs holds whole."""
+def shards(weights: int, gpus: int, wanted: bool | None) -> bool:
+    """Whether several GPUs hold a model together, each a part of it: if that is wanted, or where one of them has less
+    memory than the weights take.
+
+    Raises:
+        Missing: they do not hold it so either, or are not to.
+    """
     import torch
 
-    has = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
-    if has and min(has) <= weights:
-        raise Missing(f"each GPU holds the whole model, {size(weights)}, and one of them has {size(min(has))}: layers "
-                      "are not spread over GPUs", where="--gpus", hint="train on its int4 form: phicli quantize")
+    has = min((torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())),
+              default=None)
+    if has is None or has > weights:
+        return bool(wanted)
+    if wanted is False:
+        raise Missing(f"each GPU holds the whole model, {size(weights)}, and one of them has {size(has)}",
+                      where="--no-shard", hint="--shard, or train on its int4 form: phicli quantize")
+    if has <= weights // gpus:
+        raise Missing(f"each of {gpus} GPUs would hold {size(weights // gpus)} of the model, and one of them has "
+                      f"{size(has)}", where="--gpus", hint="more GPUs, or train on its int4 form: phicli quantize")
+    return True
 
 
 def environments(count: int, device: str) -> list[dict[str, str]]:

@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phicli.config.steps import QuantizeConfig
 from phicli.errors import Missing
 from phicli.progress import Progress
+
+if TYPE_CHECKING:
+    from phicli.hardware.ranks import Ranks
 
 # folder of the model, folder to write, device -> what was measured, for the manifest
 Run = Callable[[Path, Path, str, QuantizeConfig, Progress], dict[str, Any]]
@@ -22,11 +25,14 @@ def algorithm_of(name: str, implementation: str) -> Run:
     return _autoawq if (name, implementation) == ("awq", "autoawq") else ALGORITHMS[name]
 
 
-def _awq(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress) -> dict[str, Any]:
+def awq(folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress,
+        ranks: "Ranks | None" = None) -> dict[str, Any]:
+    """phicli's own AWQ. ranks: processes that do it together; the first of them writes into `output`."""
     from phicli.quantization.olive_pass import PASS_SETTINGS, PhicliAwq
     from phicli.workflow.olive import run_pass
 
-    given = {name: getattr(config, name) for name in PASS_SETTINGS} | {"modules_to_not_convert": list(config.skip)}
+    given = {name: getattr(config, name) for name in PASS_SETTINGS}
+    given |= {"modules_to_not_convert": list(config.skip), "ranks": ranks}
     return run_pass(PhicliAwq, given, folder, output, device=device, progress=progress).model_attributes["quality"]
 
 
@@ -84,7 +90,7 @@ def _calibrated(folder: Path, config: QuantizeConfig, progress: Progress) -> tup
 
 
 ALGORITHMS: dict[str, Run] = {
-    "awq": _awq,
+    "awq": awq,
     "gptq": partial(_olive, ("Gptq",), True),
     "rtn": partial(_olive, ("Rtn",), False),
     "kquant": partial(_olive, ("KQuant",), False),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from phicli.architectures import Scaling
 from phicli.checkpoints.awq import pack_linear
+from phicli.hardware.ranks import Ranks
 from phicli.quantization.gram import GramSum
 from phicli.quantization.grid import Grid, GridShape, to_weights
 from phicli.quantization.phases import Phases
@@ -37,10 +38,12 @@ class LayerWork:
     """One decoder layer on its way: measured, scaled, rounded.
 
     names: of the linears to quantize. gram: per linear, float32 (in, in), shared by linears with the same input.
+    ranks: processes that share the work out; each has the whole layer, and its share of the calibration.
     """
 
-    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, skip: tuple[str, ...], phase: Phases):
-        self.phase = phase
+    def __init__(self, layer: nn.Module, prefix: str, shape: GridShape, skip: tuple[str, ...], phase: Phases,
+                 ranks: Ranks | None = None):
+        self.phase, self.ranks = phase, ranks or Ranks()
         self.layer, self.prefix, self.shape = layer, prefix, shape
         self.names = [
             name for name, module in layer.named_modules()
@@ -55,7 +58,7 @@ class LayerWork:
 
     def collect(self, hidden: list[Tensor], keywords: dict[str, Any]) -> None:
         """Run the calibration through, as far as the last linear, and sum up each linear's inputs."""
-        total = sum(x.shape[0] * x.shape[1] for x in hidden)
+        total = int(self.ranks.add(sum(x.shape[0] * x.shape[1] for x in hidden), hidden[0].device))
         sums: dict[str, GramSum] = {}
         same: dict[str, str] = {}  # linear -> the one that was measured for it: q, k and v read one tensor
         seen: dict[str, Tensor] = {}
@@ -82,6 +85,8 @@ class LayerWork:
                     forward(self.layer, x, keywords)
             for hook in hooks:
                 hook.remove()
+            for one in sums.values():
+                self.ranks.add_up(one.sum, one.absolute)
             means = {name: one.means() for name, one in sums.items()}
             for name in self.names:
                 self.gram[name], self.magnitude[name] = means[same[name]]
@@ -103,13 +108,15 @@ class LayerWork:
                 rows = channels(scaling, self.layer, config).to(self.gram[first].device)
                 share = rows if scaling.kind.startswith("value") else None
                 found = search_scale(self._stacked(scaling.consumers), self.gram[first], self.magnitude[first],
-                                     self.shape, share)
+                                     self.shape, share, self.ranks)
                 plan.scales[scaling.producer] = found
                 self._apply(scaling, found, rows)
         for names in self._by_input():
             with self.phase("clip"):
-                scale, zero = search_clip(self._stacked(names).float(), self.gram[names[0]], self.shape)
-                sizes = [self.linear(name).out_features for name in names]
+                weight, sizes = self._stacked(names).float(), [self.linear(name).out_features for name in names]
+                own = self.ranks.part(len(weight))
+                scale, zero = (self.ranks.whole(each, len(weight), own)
+                               for each in search_clip(weight[own], self.gram[names[0]], self.shape))
                 plan.grids |= zip(names, zip(scale.split(sizes), zero.split(sizes), strict=True), strict=True)
         return plan
 
@@ -133,18 +140,24 @@ class LayerWork:
         with self.phase("rounding"):
             jobs = [partial(ROUNDINGS[rounding], *each, self.shape) for each in given]
             found = side_by_side(jobs, next(self.layer.parameters()).device)
-        for names, (_, _, scale, zero), integers in zip(groups, given, found, strict=True):
-            sizes = [self.linear(name).out_features for name in names]
-            parts = zip(integers.split(sizes), scale.split(sizes), zero.split(sizes), strict=True)
-            grids |= zip(names, parts, strict=True)
+            for names, part in zip(groups, found, strict=True):
+                sizes = [self.linear(name).out_features for name in names]
+                integers = self._whole(part, sum(sizes)).split(sizes)
+                grids |= {name: (own, *plan.grids[name]) for name, own in zip(names, integers, strict=True)}
         return grids
+
+    def _whole(self, integers: Tensor, rows: int) -> Tensor:
+        """All rows of integers, float32, of which this process has its part."""
+        if self.ranks.alone:
+            return integers
+        return self.ranks.whole(integers.to(torch.uint8), rows, self.ranks.part(rows)).float()
 
     def put(self, grids: dict[str, Grid]) -> tuple[dict[str, Tensor], Tensor | None]:
         """Put rounded weights in place.
 
         Returns:
-            the checkpoint's tensors of the layer by full name, and the relative output error of its linears,
-            float32 () on the device; None where `collect` has measured nothing.
+            the checkpoint's tensors of the layer by full name, in the first process, and the relative output error of
+            its linears, float32 () on the device; None where `collect` has measured nothing.
         """
         tensors: dict[str, Tensor] = {}
         total = torch.zeros(2, device=next(self.layer.parameters()).device)  # squares of the error and of the output
@@ -153,18 +166,23 @@ class LayerWork:
                 linear, gram = self.linear(name), self.gram.get(name)
                 rounded, weight = to_weights(integers, scale, zero, self.shape), linear.weight.float()
                 if gram is not None:
-                    total += torch.stack([output_error(rounded - weight, gram).sum(), output_error(weight, gram).sum()])
+                    own = self.ranks.part(len(weight))
+                    both = rounded[own] - weight[own], weight[own]
+                    total += torch.stack([output_error(part, gram).sum() for part in both])
                 linear.weight.data = rounded.to(linear.weight.dtype)
-                packed = pack_linear(integers, scale, zero)
-                tensors |= {f"{self.prefix}{name}.{kind}": tensor for kind, tensor in packed.items()}
+                if self.ranks.first:
+                    packed = pack_linear(integers, scale, zero)
+                    tensors |= {f"{self.prefix}{name}.{kind}": tensor for kind, tensor in packed.items()}
+            self.ranks.add_up(total)
         done = {f"{name}.weight" for name in self.names}
         tensors |= {self.prefix + name: t for name, t in self.layer.state_dict().items() if name not in done}
         return tensors, (total[0] / total[1].clamp(min=1e-30)).sqrt() if self.gram or not self.names else None
 
     def _given(self, names: list[str], plan: LayerPlan) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Weight, Gram matrix, scale and zero point of linears that read the same input."""
+        """Of linears that read the same input: this process's rows of the weight, Gram matrix, scale and zero point."""
         scale, zero = (torch.cat(parts) for parts in zip(*(plan.grids[name] for name in names), strict=True))
-        return self._stacked(names).float(), self.gram.get(names[0]), scale, zero
+        own = self.ranks.part(len(scale))
+        return self._stacked(names)[own].float(), self.gram.get(names[0]), scale[own], zero[own]
 
     def _stacked(self, names: Iterable[str]) -> Tensor:
         return torch.cat([self.linear(name).weight for name in names])

@@ -15,6 +15,7 @@ from olive.passes.pytorch.common import inherit_hf_from_hf
 from torch.utils.data import Dataset
 
 from phicli.config.steps import QuantizeConfig
+from phicli.hardware.ranks import Ranks
 from phicli.hub.models import read_headers
 from phicli.progress import SILENT, Progress
 from phicli.quantization.calibration import calibration_tokens, own_row_tokens, tokens_digest
@@ -42,7 +43,9 @@ class PhicliAwq(Pass):
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         return {**pass_parameters(QuantizeConfig, PASS_SETTINGS),
                 "modules_to_not_convert": PassConfigParam(
-                    type_=list, default_value=[], description="Parts of module names to leave in float")}
+                    type_=list, default_value=[], description="Parts of module names to leave in float"),
+                "ranks": PassConfigParam(
+                    type_=Any, default_value=None, description="Ranks: the processes that do it together")}
 
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
@@ -52,7 +55,8 @@ class PhicliAwq(Pass):
         skip = tuple(settings.modules_to_not_convert)
         group_size, _ = choose_group_size(read_headers(folder), settings.group_size, skip, True, folder)
         device = "cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu"
-        parts = _calibration(folder, settings, device, self.progress)
+        ranks = settings.ranks or Ranks()
+        parts = ranks.of_first(lambda: _calibration(folder, settings, device, self.progress))
         tokens = torch.cat(list(parts.values()))
         if len(tokens) > len(parts["text"]):  # those that refining holds out are of all kinds
             tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(settings.seed))]
@@ -63,7 +67,7 @@ class PhicliAwq(Pass):
             shape=GridShape(4, group_size, settings.symmetric), rounding=settings.rounding,
             device=device, skip=skip, plan=Path(settings.plan) if settings.plan else None,
             save_plan_to=Path(settings.save_plan) if settings.save_plan else None,
-            refine=steps_of(settings.refine, device), seed=settings.seed, progress=self.progress,
+            refine=steps_of(settings.refine, device), seed=settings.seed, progress=self.progress, ranks=ranks,
         )
         handler = inherit_hf_from_hf(model, output_model_path, adapter_path=model.adapter_path)
         quality = {**asdict(report), "calibration_tokens": tokens_digest(tokens),

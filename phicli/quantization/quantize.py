@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from phicli.architectures import architecture_of
 from phicli.checkpoints.awq import quantization_config
 from phicli.errors import BadInput
+from phicli.hardware.ranks import Ranks
 from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress
 from phicli.quantization.calibration import tokens_digest
@@ -59,6 +60,7 @@ def quantize_checkpoint(
     refine: int = 0,
     seed: int = 0,
     progress: Progress = SILENT,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Quantize the linears of all decoder layers; embeddings, norms and lm_head stay float16.
 
@@ -70,30 +72,34 @@ def quantize_checkpoint(
         rounding: "gptq" or "nearest". skip: parts of module names to leave in float.
         plan: a file with scales and ranges to take; None searches them. save_plan_to: where to put those found.
         refine: steps of training of each layer, see `phicli.quantization.refine`. seed: of their order.
+        ranks: processes that do it together, each called with the same arguments. Only the first one writes weights.
 
     Raises:
         BadInput: NaN or infinity in weights or activations (named by layer), an unsupported architecture, or a plan
-            that is damaged or for another model or other options.
+            that is damaged or for another model or other options; fewer sequences than processes.
     """
-    place = torch.device(device)
+    place, ranks = torch.device(device), ranks or Ranks()
+    if len(tokens) < ranks.count:
+        raise BadInput(f"{len(tokens)} calibration sequences cannot be shared out to {ranks.count} GPUs",
+                       where="--gpus", hint="more text, more --samples, or fewer GPUs")
     report, phase = Report(), Phases(place)
     with full_precision(), ShardWriter(output) as writer:
         with phase("start"):
             model = LayeredModel(folder, place)
-            refinement = Refinement(refine, place, seed) if refine else None
-            job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to), progress, refinement)
+            refinement = Refinement(refine, place, seed, ranks) if refine else None
+            job = LayerJob(model, shape, rounding, skip, phase, bool(save_plan_to), progress, refinement, ranks)
             about = describe(model.weights, shape, skip, tokens_digest(tokens))
             if plan:
                 job.take_plan(plan, about)
             if job.measures:
                 job.start(tokens)
-            for name, tensor in model.weights.load(model.outer_names()):
+            for name, tensor in model.weights.load(model.outer_names() if ranks.first else []):
                 writer.add(name, tensor)
         _quantize_layers(job, writer, report, progress)
         with phase("write"):
             writer.finish()
     save_metadata(folder, output, quantization_config(shape.group_size, sorted({"lm_head", *skip})))
-    if save_plan_to:
+    if save_plan_to and ranks.first:
         report.plan = save_plan(AwqPlan(about, job.plans), save_plan_to)
     report.gpu_bytes = torch.cuda.max_memory_allocated() if place.type == "cuda" else 0
     report.phase_seconds = phase.seconds()
@@ -126,8 +132,10 @@ class LayerJob:
     """A model on its way through the layers, with the calibration's hidden states before the next of them."""
 
     def __init__(self, model: LayeredModel, shape: GridShape, rounding: str, skip: tuple[str, ...], phase: Phases,
-                 keeps_plans: bool, progress: Progress, refinement: Refinement | None = None):
+                 keeps_plans: bool, progress: Progress, refinement: Refinement | None = None,
+                 ranks: Ranks | None = None):
         self.model, self.shape, self.rounding, self.skip, self.phase = model, shape, rounding, skip, phase
+        self.ranks, self.rows = ranks or Ranks(), 0
         self.scalings = architecture_of(model.config.model_type).scalings
         if not self.scalings:
             progress.warn(f"architecture '{model.config.model_type}': which weights share scales is not known, "
@@ -157,13 +165,14 @@ class LayerJob:
 
     def start(self, tokens: Tensor) -> None:
         with worded("transformers cannot run this model", self.model.weights.folder):
-            rows, self.keywords = self.model.start(tokens)
+            rows, self.keywords = self.model.start(tokens[self.ranks.stride])
+        self.rows = len(tokens)
         size = max(1, BATCH_TOKENS[self.model.device.type] // tokens.shape[1])
         self.hidden = [torch.cat(rows[i : i + size]) for i in range(0, len(rows), size)]
         self.original = list(self.hidden) if self.refinement else []
 
     def work(self, index: int, layer: nn.Module) -> LayerWork:
-        return LayerWork(layer, self.model.prefix_of(index), self.shape, self.skip, self.phase)
+        return LayerWork(layer, self.model.prefix_of(index), self.shape, self.skip, self.phase, self.ranks)
 
     def quantize(self, index: int, layer: nn.Module) -> tuple[dict[str, Tensor], Tensor | None]:
         """A layer's tensors for the checkpoint and its error; takes the hidden states on to the next layer."""
@@ -183,8 +192,9 @@ class LayerJob:
         grids = work.round(plan, self.rounding)
         if self.refinement and grids:
             with self.phase("refine"):
-                grids = self.refinement(layer, grids, self.shape, torch.cat(self.hidden), torch.cat(self.original),
-                                        self.keywords[index])
+                inputs, targets = (self.ranks.whole(torch.cat(rows), self.rows, self.ranks.stride)
+                                   for rows in (self.hidden, self.original))
+                grids = self.refinement(layer, grids, self.shape, inputs, targets, self.keywords[index])
         tensors, error = work.put(grids)
         if self.measures and index + 1 < len(self.model.layers):
             with self.phase("forward"):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phicli.hardware.ranks import Ranks, one_buffer
 from phicli.quantization.grid import Grid, GridShape
 from phicli.resources.estimates import REFINE_STEPS, REFINE_TOKENS
 from phicli.workflow.wording import worded
@@ -88,11 +89,12 @@ class Refinement:
     """Trains one layer after another.
 
     Args:
-        steps: of `REFINE_TOKENS` tokens, for each layer. seed: of the order in which rows are drawn.
+        steps: of `REFINE_TOKENS` tokens, for each layer. seed: of the order in which rows are drawn. ranks: processes
+            that share out the rows of each step; each is given all rows.
     """
 
-    def __init__(self, steps: int, device: torch.device, seed: int = 0):
-        self.steps, self.device, self.seed = steps, device, seed
+    def __init__(self, steps: int, device: torch.device, seed: int = 0, ranks: Ranks | None = None):
+        self.steps, self.device, self.seed, self.ranks = steps, device, seed, ranks or Ranks()
         self.use_graphs = device.type == "cuda"
         self.errors: list[tuple[float, float]] = []
 
@@ -109,7 +111,7 @@ class Refinement:
         with rounded(layer, grids, shape) as linears:
             layer.float()
             order = self._order(len(inputs) - held)
-            task = _Task(layer, linears, inputs[held:], targets[held:], _float(keywords), order)
+            task = _Task(layer, linears, inputs[held:], targets[held:], _float(keywords), order, self.ranks)
             before = task.error(inputs[:held], targets[:held]) if held else 0.0
             with torch.enable_grad():
                 self._train(task)
@@ -165,23 +167,24 @@ class _Task:
     """A layer that is trained: its rows, its parameters and their optimizer."""
 
     def __init__(self, layer: nn.Module, linears: dict[str, RoundedLinear], inputs: Tensor, targets: Tensor,
-                 keywords: dict[str, Any], order: Iterator[Tensor]):
+                 keywords: dict[str, Any], order: Iterator[Tensor], ranks: Ranks):
         self.layer, self.inputs, self.targets, self.keywords, self.order = layer, inputs, targets, keywords, order
+        self.ranks = ranks
         layer.requires_grad_(False)
         parts = [[linear.position for linear in linears.values()], [linear.stretch for linear in linears.values()]]
         for parameter in parts[0] + parts[1]:
             parameter.requires_grad_(True)
-            parameter.grad = torch.zeros_like(parameter)
+        self.gradients = one_buffer(parts[0] + parts[1])
         self.rates = [torch.zeros((), device=inputs.device) for _ in parts]
         groups = [{"params": part, "lr": rate} for part, rate in zip(parts, self.rates, strict=True)]
         cuda = inputs.device.type == "cuda"
         self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True, capturable=cuda)
-        rows = max(1, min(len(inputs), REFINE_TOKENS[inputs.device.type] // inputs.shape[1]))
-        self.rows = torch.zeros(rows, dtype=torch.long, device=inputs.device)
+        self.count = max(1, min(len(inputs), REFINE_TOKENS[inputs.device.type] // inputs.shape[1]))
+        self.rows = torch.zeros(len(ranks.share(range(self.count))), dtype=torch.long, device=inputs.device)
 
     def draw(self) -> None:
         """Choose the rows of the next step."""
-        self.rows.copy_(torch.cat([next(self.order) for _ in range(len(self.rows))]))
+        self.rows.copy_(torch.cat([next(self.order) for _ in range(self.count)])[self.ranks.stride])
 
     def set_pace(self, share: float) -> None:
         """share: of the whole path that the next step may go, at twice its mean."""
@@ -189,15 +192,19 @@ class _Task:
             rate.fill_(path * share)
 
     def step(self) -> None:
-        self._error(self.inputs[self.rows], self.targets[self.rows]).backward()
+        if len(self.rows):
+            error = self._error(self.inputs[self.rows], self.targets[self.rows])
+            (error * (len(self.rows) / self.count)).backward()
+        self.ranks.add_up(self.gradients)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # a graph adds to these very tensors
 
     @torch.no_grad()
     def error(self, inputs: Tensor, targets: Tensor) -> float:
         """Mean over tokens of the squared error of the layer's output, relative to the square of what it should be."""
-        parts = zip(inputs.split(len(self.rows)), targets.split(len(self.rows)), strict=True)
-        return sum(float(self._error(x, y)) * len(x) for x, y in parts) / len(inputs)
+        parts = zip(*(rows[self.ranks.stride].split(self.count) for rows in (inputs, targets)), strict=True)
+        total = sum(float(self._error(x, y)) * len(x) for x, y in parts if len(x))
+        return self.ranks.add(total, inputs.device) / len(inputs)
 
     def _error(self, x: Tensor, y: Tensor) -> Tensor:
         # Relative for each token: else the few tokens with a hundred times the norm were all that is learned from.

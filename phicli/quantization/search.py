@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from phicli.hardware.ranks import Ranks
 from phicli.quantization.gram import panels
 from phicli.quantization.grid import GridShape, fit_grid, round_to_grid, to_integers, to_weights
 from phicli.quantization.kernels import kernels
@@ -24,7 +25,8 @@ def output_error(difference: Tensor, gram: Tensor) -> Tensor:
 
 
 def search_scale(
-    weight: Tensor, gram: Tensor, magnitude: Tensor, shape: GridShape, share: Tensor | None = None
+    weight: Tensor, gram: Tensor, magnitude: Tensor, shape: GridShape, share: Tensor | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """AWQ's scale per input channel: s = x^a / w^(1 - a), the exponent a with the least output error.
 
@@ -36,6 +38,7 @@ def search_scale(
         magnitude: float32 (in,), mean over tokens of |x|.
         share: int64 (in,), the producer's channel that each input channel is; channels that are the same one (of a
             value head that several query heads read) get the same scale. None: each its own.
+        ranks: processes that share the exponents out; all get the first one's scale.
 
     Returns:
         float32 (in,), positive; weights are multiplied by it and inputs divided.
@@ -49,9 +52,12 @@ def search_scale(
     scales = scales.clamp(min=1e-4)
     scales = scales / (scales.amax(1, keepdim=True) * scales.amin(1, keepdim=True)).sqrt()
     error_of = _scaled_error(weight, gram, shape)
-    errors = torch.stack([error_of(scale) for scale in scales])
+    ranks, errors = ranks or Ranks(), torch.zeros(SCALE_STEPS, device=weight.device)
+    for number in ranks.share(range(SCALE_STEPS)):
+        errors[number] = error_of(scales[number])
+    ranks.add_up(errors)
     best = errors.nan_to_num(nan=torch.inf).argmin(0, keepdim=True)
-    return scales.index_select(0, best)[0]  # the number stays on the device: no wait for the GPU
+    return ranks.same(scales.index_select(0, best)[0])  # the number stays on the device: no wait for the GPU
 
 
 def _scaled_error(weight: Tensor, gram: Tensor, shape: GridShape) -> Callable[[Tensor], Tensor]:

@@ -77,13 +77,13 @@ def estimate_quantize(size: ModelSize, device: str, samples: int, seq_len: int, 
     work = hidden + weights * width + search + batch
     if REFINE_STEPS[device] if refine is None else refine:
         step = min(REFINE_TOKENS[device], samples * seq_len)
-        activations = _activations(replace(size, layers=1), step, 4)
+        activations = activation_bytes(replace(size, layers=1), step, 4)
         work = max(work + hidden, 3 * hidden + weights * (width + 16) + 2 * size.largest * 4 + activations)
     disk = int4_bytes(size)
     return _placed(device, max(work, size.vocab * size.hidden * width), min(SHARD, disk), disk)
 
 
-def _activations(size: ModelSize, tokens: int, width: int) -> float:
+def activation_bytes(size: ModelSize, tokens: int, width: int) -> float:
     """That all layers keep for the backward pass."""
     return tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
 
@@ -94,22 +94,28 @@ def keeps_unpacked(dense: float, free: float) -> bool:
 
 
 def estimate_finetune(
-    size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS,
+    size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS, parts: int = 1,
 ) -> Estimate:
     """Weights, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch.
 
-    Of an int4 base the integers, and as `extra` the unpacked weights, which are kept where `keeps_unpacked`.
+    Of an int4 base the integers, and as `extra` the unpacked weights, which are kept where `keeps_unpacked`. parts: of
+    the base, each held by another GPU; two layers are gathered at a time, and embedding and output projection.
     """
     width = _width(device)
     dense = size.layer_params * width
     layers = size.layer_params * INT4 + size.largest * width if size.quantized else dense
-    base = layers + size.outer_params * width
+    outer = size.outer_params * width
+    base = layers + outer
+    if parts > 1:
+        base = base / parts + 2 * layers / max(1, size.layers) + outer
     adapter = lora_r * size.edges * 4
     tokens = batch_size * row_tokens
-    activations = _activations(size, tokens, width)
+    activations = activation_bytes(size, tokens, width)
     logits = 3 * min(tokens, 1024) * size.vocab * 4
     estimate = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
-    return replace(estimate, extra=dense, extra_from=base + dense / UNPACKED_SHARE) if size.quantized else estimate
+    if not size.quantized or parts > 1:
+        return estimate
+    return replace(estimate, extra=dense, extra_from=base + dense / UNPACKED_SHARE)
 
 
 def estimate_merge(size: ModelSize, *, streamed: bool) -> Estimate:

@@ -1,6 +1,5 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput, UsageError
-from phicli.hardware.devices import check_each_holds, check_gpus, count_gpus, environments
+from phicli.hardware.devices import check_gpus, count_gpus, shards
 from phicli.hardware.driver import open_gpu
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources, stdin_as_file
 from phicli.hub.models import find_base, resolve_model
@@ -52,6 +51,8 @@ def finetune(config: FinetuneConfig, progress: Progress = SILENT) -> StageResult
 
 def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
     check_gpus(config.gpus, config.device)  # also where there is nothing to do
+    if config.shard:
+        check_shard(config)
     plan = plan_finetune(config, progress)
     done = plan.finished(config.force, progress)
     if done:
@@ -68,40 +69,49 @@ def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
     work = Work(plan, config, progress)
     work.check(table, eval_table)
     size = size_of_folder(work.folder)
-    if gpus > 1:
-        check_each_holds(size.weight_bytes)
-    estimate = estimate_finetune(size, work.device, plan.settings["lora_r"],
-                                 -(-config.batch_size // gpus), work.longest)
+    if shard := gpus > 1 and shards(size.weight_bytes, gpus, config.shard):
+        check_shard(config)
+    estimate = estimate_finetune(size, work.device, plan.settings["lora_r"], -(-config.batch_size // gpus),
+                                 work.longest, gpus if shard else 1)
     announce("finetune", estimate, plan.target, progress)
     with plan.locked(config.force, progress) as done:
-        manifest = done or work.train(partial(_fit_together, config, gpus, progress) if gpus > 1 else None)
+        fit = partial(_fit_together, config, gpus, shard, progress) if gpus > 1 else None
+        manifest = done or work.train(fit)
         remember_model(config.root_folder, config.model)
     return StageResult(plan.target, manifest)
 
 
-def _fit_together(config: FinetuneConfig, gpus: int, progress: Progress, output: Path, checkpoint: "Checkpoint"
-                  ) -> dict[str, Any]:
+def check_shard(config: FinetuneConfig) -> None:
+    """Raise UsageError where a base cannot be trained on in parts."""
+    if config.gpus == "1":
+        raise UsageError("goes with several --gpus", where="--shard")
+    if config.method != "lora":
+        raise UsageError(f"an adapter of --method {config.method} needs the whole base", where="--shard",
+                         hint="--method lora")
+
+
+def _fit_together(config: FinetuneConfig, gpus: int, shard: bool, progress: Progress, output: Path,
+                  checkpoint: "Checkpoint") -> dict[str, Any]:
     """As `Work.fit`, in as many processes as there are GPUs."""
-    from phicli.training.together import together
+    from phicli.hardware.together import on_gpus
 
-    progress.note(f"training on {gpus} GPUs, each with the whole model and its share of a step's rows")
-    with tempfile.TemporaryDirectory(prefix="phicli-gpus-") as scratch:
-        work = partial(_fit_as_one_of, config, gpus, Path(scratch), output, checkpoint)
-        return together(work, environments(gpus, config.device), progress)
+    progress.note(f"training on {gpus} GPUs, each with {'a part of the' if shard else 'the whole'} model and its "
+                  "share of a step's rows")
+    return on_gpus(partial(_fit_as_one_of, config, gpus, shard, output, checkpoint), gpus, config.device, progress)
 
 
-def _fit_as_one_of(config: FinetuneConfig, gpus: int, scratch: Path, output: Path, checkpoint: "Checkpoint",
-                   number: int, progress: Progress) -> dict[str, Any]:
+def _fit_as_one_of(config: FinetuneConfig, gpus: int, shard: bool, output: Path, checkpoint: "Checkpoint",
+                   scratch: Path, number: int, progress: Progress) -> dict[str, Any]:
     """The part of one process. What has been told of the data already is not told again."""
     with subdued():
+        from phicli.hardware.ranks import joined
         from phicli.steps.finetuning import Work
-        from phicli.training.ranks import joined
 
         sources, eval_sources = _data(config, SILENT)
         work = Work(plan_finetune(config), config, SILENT)
         work.check(Table(sources, config), Table(eval_sources, config) if eval_sources else None)
         work.progress = progress
-        with joined(number, gpus, scratch / "meeting", work.device == "cuda") as ranks:
+        with joined(number, gpus, scratch / "meeting", work.device == "cuda", shard) as ranks:
             return work.fit(output if ranks.first else scratch / str(number), checkpoint, ranks)
 
 

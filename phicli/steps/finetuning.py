@@ -18,6 +18,7 @@ from phicli.dataset.table import Table
 from phicli.errors import BadInput
 from phicli.export.sources import Source
 from phicli.hardware.devices import choose_device, limited_memory
+from phicli.hardware.ranks import Ranks
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.libraries import environment
 from phicli.progress import Progress
@@ -28,7 +29,6 @@ from phicli.training.checkpoint import Checkpoint
 from phicli.training.defaults import WITHOUT_SLOTS, choose_targets
 from phicli.training.fitting import Fitting
 from phicli.training.passes import PASSES, Job
-from phicli.training.ranks import Ranks
 from phicli.training.recipe import count_steps
 from phicli.training.reporting import make_reporter
 from phicli.training.rows import RowSource, TableRows, prepare_rows

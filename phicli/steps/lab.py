@@ -118,6 +118,8 @@ class Lab:
         config, data = self.config(QuantizeConfig), self.config(FinetuneConfig).data
         if own(config) and not config.own_rows and data != DATA and "-" not in data:
             config = config.but(own_rows=data)  # no reason to make it anew: adapters of other data share the result
+        if not own(config):
+            config = config.but(gpus="1")  # finetune's alone
         return self.staged("quantize", self.root / config.algorithm, lambda: quantize(config, self.progress),
                            telling.quantized)
 

@@ -3,19 +3,20 @@
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from phicli.artifacts import stages
 from phicli.config.steps import QuantizeConfig
 from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput, Missing, UsageError
-from phicli.hardware.devices import choose_device
+from phicli.hardware.devices import check_gpus, choose_device, count_gpus
 from phicli.hub.datasets import data_inputs, find_sources
 from phicli.hub.models import read_config, read_headers, resolve_model, weight_files
 from phicli.hub.roots import remember_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
-from phicli.quantization.algorithms import algorithm_of
+from phicli.quantization.algorithms import algorithm_of, awq
 from phicli.quantization.groups import AWQ_SIZES, choose_group_size
 from phicli.quantization.warmup import warm_up
 from phicli.resources import announce, estimate_quantize, size_of_folder
@@ -45,7 +46,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         check_save_plan(config, stage.target)
         force = force or not _is_saved(Path(config.save_plan), stage.result())
     folder, algorithm = stage.sources["model"], algorithm_of(config.algorithm, config.implementation)
-    warm = partial(warm_up, config, folder) if own(config) else bool
+    warm = partial(warm_up, config, folder) if own(config) and config.gpus == "1" else bool
     with imports(*LIBRARIES, at_once=force or not stage.target.exists(), beside=warm) as imported:
         done = stage.finished(force, progress)
         if done:
@@ -53,6 +54,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         for remark in remarks:
             progress.warn(remark)
         device = choose_device(config.device)
+        if (gpus := count_gpus(config.gpus, config.device)) > 1:
+            algorithm = partial(_awq_together, gpus)
         estimate = estimate_quantize(size_of_folder(folder), device, config.samples, config.seq_len, config.refine,
                                      config.generated)
         announce("quantize", estimate, stage.target, progress)
@@ -66,6 +69,27 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> StageResult
         if config.output is None:
             remember_model(config.root_folder, config.model)
     return StageResult(stage.target, manifest)
+
+
+def _awq_together(gpus: int, folder: Path, output: Path, device: str, config: QuantizeConfig, progress: Progress
+                  ) -> dict[str, Any]:
+    """As `awq`, in a process for each GPU."""
+    from phicli.hardware.together import on_gpus
+
+    progress.note(f"quantizing on {gpus} GPUs, each with its share of the calibration and of the searches")
+    return on_gpus(partial(_awq_as_one_of, gpus, folder, output, device, config), gpus, config.device, progress)
+
+
+def _awq_as_one_of(gpus: int, folder: Path, output: Path, device: str, config: QuantizeConfig, scratch: Path,
+                   number: int, progress: Progress) -> dict[str, Any]:
+    """The part of one process."""
+    with subdued():
+        with imports(*LIBRARIES, at_once=True, beside=partial(warm_up, config, folder)) as imported:
+            imported()
+        from phicli.hardware.ranks import joined
+
+        with joined(number, gpus, scratch / "meeting", device == "cuda") as ranks:
+            return awq(folder, output if ranks.first else scratch / str(number), device, config, progress, ranks)
 
 
 def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
@@ -106,6 +130,7 @@ def own(config: QuantizeConfig) -> bool:
 def check_options(config: QuantizeConfig) -> None:
     """Raise UsageError or Missing for what cannot work, before anything is loaded."""
     bits, group_size = config.bits, config.group_size
+    check_gpus(config.gpus, config.device)
     if config.algorithm == "awq":
         if bits != 4:
             raise UsageError(f"the AWQ format has 4 bits, not {bits}", hint="--algorithm rtn, kquant or gptq has 8")
@@ -123,7 +148,7 @@ def check_options(config: QuantizeConfig) -> None:
     if config.skip and config.algorithm != "awq":
         raise UsageError("--skip goes with --algorithm awq; Olive's passes leave no linear in float")
     for option, given in (("--plan", config.plan), ("--refine", config.refine), ("--generated", config.generated),
-                          ("--own-rows", config.own_rows)):
+                          ("--own-rows", config.own_rows), ("--gpus", config.gpus != "1")):
         if given and not own(config):
             raise UsageError(f"{option} goes with phicli's own AWQ")
 

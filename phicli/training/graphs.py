@@ -23,9 +23,9 @@ class Gradients:
     """Adds the gradients of a loss to the parameters, through a graph where there is one."""
 
     def __init__(self, model: nn.Module, loss: RowLoss, parameters: list[nn.Parameter],
-                 autocast: Callable[[], contextlib.AbstractContextManager]):
+                 autocast: Callable[[], contextlib.AbstractContextManager], use_graphs: bool = True):
         self.model, self.loss, self.parameters, self.autocast = model, loss, parameters, autocast
-        self.use_graphs = loss.device.type == "cuda"
+        self.use_graphs = use_graphs and loss.device.type == "cuda"
         self.sparing, self.warm = False, False  # warm: a batch went through, so kernels and libraries are loaded
         self.known: dict[torch.Size, _Positions] = {}
         self.graphs: dict[torch.Size, _Graph] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from phicli.text import Encoded
@@ -68,10 +68,12 @@ class RowLoss:
     kept nor computed again.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, done: Callable[[], None] = lambda: None):
+        """done: called when the output projection is not used any more for some rows."""
         self.device = model.device
         with worded("transformers cannot run this model"):
             self.body, self.head = _split(model)
+        self.done = done if isinstance(self.head, nn.Module) else lambda: None  # run whole, backward needs it too
         self.positions = max(1, min(MOST_POSITIONS, LOGITS // (4 * model.config.get_text_config().vocab_size)))
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -79,7 +81,9 @@ class RowLoss:
         places, labels = batch.places.to(self.device), batch.labels.to(self.device)
         with worded("transformers cannot run this model"):
             hidden = self.body(batch.ids.to(self.device)).flatten(0, 1)[places]
-        return _Total.apply(hidden, labels, self._part, self.positions)  # type: ignore[no-any-return]
+        total: Tensor = _Total.apply(hidden, labels, self._part, self.positions)
+        self.done()
+        return total
 
     def _part(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum", ignore_index=IGNORED)

@@ -22,6 +22,7 @@ from phicli.checkpoints.peft_folder import Lora
 from phicli.config.steps import FinetuneConfig
 from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.table import Table
+from phicli.hardware.ranks import Ranks
 from phicli.hub.datasets import find_sources
 from phicli.progress import SILENT, Progress
 from phicli.training.checkpoint import Checkpoint
@@ -29,7 +30,6 @@ from phicli.training.continuing import continue_from
 from phicli.training.defaults import ALL_LINEAR, choose_targets, default_learning_rate
 from phicli.training.fitting import Fitting
 from phicli.training.loftq import start_from_residual
-from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe, count_steps
 from phicli.training.reporting import Reporter
 from phicli.training.rows import Rows, TableRows, prepare_rows
@@ -85,7 +85,13 @@ class Int4Base:
         cuda = self.accelerator_spec.accelerator_type == "gpu"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        base = load_base(folder, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
+        device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+        if job.ranks.sharded:
+            from phicli.training.sharding import Shards, load_once  # FSDP takes long to import
+
+            base = load_once(folder, dtype, job.ranks)
+        else:
+            base = load_base(folder, device, dtype)
         torch.manual_seed(recipe.seed)  # of the adapter's first values
         with worded("peft cannot put the adapter into this model", folder):
             if job.start:
@@ -94,7 +100,10 @@ class Int4Base:
                 settings.target_modules = choose_targets(linear_names(folder), settings.target_modules or [ALL_LINEAR])
                 adapted = self.init_adapters(  # type: ignore[attr-defined]
                     base, config, task=model.task, use_dora=self.use_dora)
-        figures = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter, job.ranks).run()
+        tokens = -(-recipe.batch_size // job.ranks.count) * job.rows.fitting.seq_len
+        shards = Shards(adapted, device, job.ranks, tokens) if job.ranks.sharded else None
+        trainer = Trainer(adapted, job.rows, recipe, job.checkpoint, self.progress, job.reporter, job.ranks, shards)
+        figures = trainer.run()
         result = deepcopy(model)
         result.model_attributes = {**(result.model_attributes or {}), "quality": figures}
         if job.ranks.first:

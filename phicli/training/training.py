@@ -6,26 +6,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from phicli.errors import BadInput, Missing
+from phicli.hardware.interrupt import ctrl_c
+from phicli.hardware.ranks import Ranks
 from phicli.progress import SILENT, Progress, Task, keeping
 from phicli.text import Encoded
 from phicli.training.batches import batches
 from phicli.training.checkpoint import Checkpoint, Weights, copy_weights, set_weights, trainable
 from phicli.training.determinism import repeatable
 from phicli.training.graphs import Gradients
-from phicli.training.interrupt import ctrl_c
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
-from phicli.training.ranks import Ranks
 from phicli.training.recipe import Recipe
 from phicli.training.recompute import WORDS, Recompute
 from phicli.training.reporting import NoReporter, Reporter
 from phicli.training.rows import Rows
 from phicli.training.state import TrainingState, mean
+
+if TYPE_CHECKING:
+    from phicli.training.sharding import Shards
 
 CLIP = 1.0  # largest norm of the gradient
 BETAS = (0.9, 0.999)
@@ -41,19 +44,25 @@ class Trainer:
     """
 
     def __init__(self, model: Any, rows: Rows, recipe: Recipe, checkpoint: Checkpoint | None = None,
-                 progress: Progress = SILENT, reporter: Reporter | None = None, ranks: Ranks | None = None):
-        """model: a PeftModel on its device, float32 adapter weights. ranks: processes that train it together."""
+                 progress: Progress = SILENT, reporter: Reporter | None = None, ranks: Ranks | None = None,
+                 shards: "Shards | None" = None):
+        """model: a PeftModel on its device, float32 adapter weights. ranks: processes that train it together. shards:
+        what they hold of it, if each has a part only.
+        """
         self.model, self.rows, self.recipe, self.ranks = model, rows, recipe, ranks or Ranks()
         self.checkpoint, self.progress, self.reporter = checkpoint, progress, reporter or NoReporter()
-        self.loss = RowLoss(model.get_base_model())
+        self.loss = RowLoss(model.get_base_model(), *([shards.drop] if shards else []))
         self.parameters = list(trainable(model).values())
         self.cuda = model.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0, fused=self.cuda
         )
-        self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast)
+        self.gradients = Gradients(self.model, self.loss, self.parameters, self._autocast, not self.ranks.sharded)
         self.recompute = Recompute(model.get_base_model())
         self.state = TrainingState(micro_batch=recipe.batch_size)
+        if shards and shards.twice:
+            self._recompute(self.recompute.highest)
+            progress.note(f"{WORDS[self.state.recompute]} is computed twice, to save memory")
         self.best: Weights | None = None  # where they are not the model's own
         self.saved = 0  # the step that the checkpoint is of
         self.last_write, self.write_seconds = time.monotonic(), 0.0
@@ -103,15 +112,22 @@ class Trainer:
             return None
         self.model.eval()
         own, total, start = self.ranks.share(rows), 0.0, 0
-        while start < len(own):
+        while start < self._most(rows):
             part = own[start : start + self.state.micro_batch]
             with contextlib.suppress(torch.OutOfMemoryError):
                 with torch.no_grad(), self._autocast():
-                    total += float(self.loss(make_batch(part)))
-                start += len(part)
+                    loss = self.loss(make_batch(part or rows[:1]))
+                total += float(loss) if part else 0.0
+                start += self.state.micro_batch
                 continue
             self._spare_memory(part)
         return self.ranks.add(total, self.model.device) / count_targets(rows)
+
+    def _most(self, rows: Sequence[Encoded]) -> int:
+        """How many rows this process has of these; of a model that several hold together, the most that one has: all
+        use it as many times, one without rows with any.
+        """
+        return -(-len(rows) // self.ranks.count) if self.ranks.sharded else len(self.ranks.share(rows))
 
     def _load(self) -> None:
         with self.ranks.first_before(self.model.device):
@@ -190,7 +206,7 @@ class Trainer:
             group["lr"] = rate
         while True:
             with contextlib.suppress(torch.OutOfMemoryError):
-                loss = self._gradients(self.ranks.share(rows), count_targets(rows))
+                loss = self._gradients(rows)
                 break
             self.optimizer.zero_grad(set_to_none=False)
             self._spare_memory(rows)
@@ -203,14 +219,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=False)  # graphs add to these very tensors
         return loss, stopping
 
-    def _gradients(self, rows: Sequence[Encoded], targets: int) -> float:
-        """Add the gradients of rows of a batch that has so many targets; gives their share of its mean loss."""
+    def _gradients(self, rows: Sequence[Encoded]) -> float:
+        """Add the gradients of this process's rows of a batch; gives their share of its mean loss."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.ranks.number)
         total: float | Tensor = 0.0
-        for start in range(0, len(rows), self.state.micro_batch):
-            part = rows[start : start + self.state.micro_batch]
-            batch = make_even_batch(part) if self.gradients.use_graphs else make_batch(part)
-            total = total + self.gradients(batch, 1 / targets)
+        own, weight = self.ranks.share(rows), 1 / count_targets(rows)
+        for start in range(0, self._most(rows), self.state.micro_batch):
+            part = own[start : start + self.state.micro_batch]
+            batch = (make_even_batch if self.gradients.use_graphs else make_batch)(part or rows[:1])
+            total = total + self.gradients(batch, weight if part else 0.0)
         return float(total)
 
     def _spare_memory(self, rows: Sequence[Encoded]) -> None:
@@ -219,6 +236,9 @@ class Trainer:
         Smaller parts cost little while they still keep a GPU busy; below that, computing twice costs less.
         """
         state = self.state
+        if self.ranks.sharded:  # the others are waiting for this process in the middle of a layer
+            raise Missing("not enough memory for the rows of a step",
+                          hint="a smaller --batch-size or --seq-len, more --gpus, or a smaller --lora-r")
         self.gradients.forget()
         if self.cuda:
             torch.cuda.empty_cache()

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from azure_files import every_content
 
+OFTEN = """import sys; from pathlib import Path; from phicli.azure import on_compute as job
+job.EVERY_COPY = 0.2; sys.exit(job.main(*map(Path, sys.argv[1:])))"""  # a root is copied every 30 s elsewhere
+
 
 class Worker:
-    """Runs the jobs of the stub. lost: whether the next machine is taken away as soon as its output has `until` in it.
+    """Runs the jobs of the stub. until: the next machine is taken away as soon as its output has a file so named.
 
     metrics: where a job's machine has its MLflow.
     """
@@ -40,7 +43,8 @@ class Worker:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self.cloud.box.download_blob(blob.name).readall())
         command = (properties["command"].replace("${{inputs.job}}", str(here / "job"))
-                   .replace("${{outputs.out}}", str(here / "out")).replace("python -m", f"{sys.executable} -m"))
+                   .replace("${{outputs.out}}", str(here / "out")).replace("python -m", f"{sys.executable} -m")
+                   .replace("-m phicli.azure.on_compute", f"-c '{OFTEN}'"))
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PHICLI_") and k != "PYTHONPATH"}
         process = subprocess.Popen(command, shell=True, env={**clean, "MLFLOW_TRACKING_URI": self.metrics}, cwd=here,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 
 import pytest
@@ -69,6 +70,23 @@ def test_a_job_is_ended(worker, cloud, cli):
     assert (cli("jobs", "cancel", name).code, cloud.azure.jobs[name]["properties"]["status"]) == (0, "Canceled")
     none = cli("jobs", "cancel", "phicli-none")
     assert none.code == 4 and "phicli jobs list" in none.err
+
+
+def test_a_machine_taken_away_in_training_is_followed_by_one_that_goes_on(worker, cloud, cli, tmp_path, data_file):
+    root = tmp_path / "models" / "tiny"
+    train = ("finetune", "--model", "tiny", "--base", "tiny", "--data", data_file, "--lora-r", "4", "--seq-len", "32",
+             "--batch-size", "2", "--max-steps", "30", "--checkpoint-steps", "2", "--eval-split", "0", *ELSEWHERE)
+    worker.until = ".travel.checkpoint/state.json"
+    lost = cli(*train)
+    assert lost.code == 5 and worker.until is None, lost.err
+    assert not (root / "ft").exists()
+    done = cli(*train)
+    assert (done.code, list(cloud.azure.jobs)[1:]) == (0, [f"{next(iter(cloud.azure.jobs))}-2"]), done.err
+    logs = cli("jobs", "logs", list(cloud.azure.jobs)[1]).out
+    step = int(re.search(r"going on from step (\d+)", logs)[1])
+    found = read_manifest(root / "ft" / "travel")
+    assert 0 < step < 30 == found.quality["steps"]
+    check_whole(root / "ft" / "travel")
 
 
 def test_serverless_spot_as_the_service_is_told(worker, cloud, cli, tmp_path):

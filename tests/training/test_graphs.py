@@ -99,12 +99,13 @@ def test_a_limit_of_memory_is_kept(awq):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_two_gpus_train_as_one(awq, tmp_path, cli, data_file):
     found = []
-    for gpus in ("1", "2"):
-        root = tmp_path / gpus
+    for gpus, *shard in (("1",), ("2",), ("2", "--shard")):
+        root = tmp_path / "-".join((gpus, *shard))
         shutil.copytree(awq, root / "awq")
         done = cli("finetune", "--root", root, "--data", data_file, "--lora-r", "8", "--lora-dropout", "0",
-                   "--max-steps", "30", "--gpus", gpus)
+                   "--max-steps", "30", "--gpus", gpus, *shard)
         assert done.code == 0, done.err
         found.append(read_manifest(root / "ft" / "travel").quality)
-    assert found[1]["gpus"] == 2
-    assert found[1]["held_out_loss_after"] == pytest.approx(found[0]["held_out_loss_after"], rel=0.01)
+    assert [one.get("gpus") for one in found] == [None, 2, 2]
+    for one in found[1:]:
+        assert one["held_out_loss_after"] == pytest.approx(found[0]["held_out_loss_after"], rel=0.01)

@@ -6,16 +6,20 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from phicli.errors import Missing
+from phicli.hardware.devices import environments
+from phicli.hardware.interrupt import ctrl_c
 from phicli.progress import SILENT, Progress, Task
-from phicli.training.interrupt import ctrl_c
 
 GRACE_ALONE = 60.0  # seconds for a process to end what it is at when the one that has started it is gone
 GRACE = 1.0  # seconds in which the process that failed first is told from those that failed for it
@@ -26,6 +30,16 @@ class Work(Protocol):
     """What each process does. Its result is that of the first one."""
 
     def __call__(self, number: int, progress: Progress) -> Any: ...
+
+
+def on_gpus(work: Callable[..., Any], count: int, device: str, progress: Progress = SILENT) -> Any:
+    """Do a work on so many GPUs, in a process for each, as `together` does it.
+
+    Args:
+        work: as `Work`, with the path of a scratch folder that all share before its other arguments.
+    """
+    with tempfile.TemporaryDirectory(prefix="phicli-gpus-") as scratch:
+        return together(partial(work, Path(scratch)), environments(count, device), progress)
 
 
 def together(work: Work, environments: Sequence[Mapping[str, str]], progress: Progress = SILENT) -> Any:
@@ -100,7 +114,7 @@ class _Team:
         elif number not in self.results and number not in self.errors:
             self.errors[number] = Missing(
                 f"process {number + 1} of {len(self.processes)} was ended from outside ({value}), and the rest with it",
-                hint="was there too little memory? the same command goes on from the last checkpoint")
+                hint="was there too little memory? the same command goes on from the last checkpoint, if there is one")
 
     def end(self) -> None:
         for process in self.processes:
