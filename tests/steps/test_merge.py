@@ -92,7 +92,7 @@ def test_int4_again(int4, tmp_path):
 
 
 def test_the_original_and_the_rows_are_found_again(finished_lab, tmp_path):
-    """What an adapter was trained on says where both are; where they are not, the int4 base and no rows are taken."""
+    """What an adapter was trained on says where both are; where that is not told, the int4 base and no rows are taken."""
     lab = finished_lab / "lab"
     original, awq, rows = (stages.fingerprint(path) for path in (finished_lab / "model", lab / "awq",
                                                                  finished_lab / "rows.jsonl"))
@@ -100,10 +100,11 @@ def test_the_original_and_the_rows_are_found_again(finished_lab, tmp_path):
     inputs = done.manifest.inputs
     assert (inputs["base"], inputs["trained_on"], inputs["own_rows"]) == (original, awq, rows)
     assert done.manifest.quality["calibration_sequences"] == {"text": 3, "own_rows": 3, "generated": 0}
-    shutil.copytree(lab, tmp_path / "lab")
+    shutil.copytree(lab, tmp_path / "lab")  # beside which there is no model
     alone = merge("nobody/none", root=tmp_path / "lab")
     assert alone.manifest.inputs == {"base": awq, "adapter": inputs["adapter"]}
-    assert with_rows(MergeConfig(root=str(tmp_path / "lab"), precision="int4")).own_rows == ()
+    shutil.copytree(lab / "ft" / "travel", tmp_path / "other", ignore=shutil.ignore_patterns(stages.MANIFEST))
+    assert with_rows(MergeConfig(adapter=str(tmp_path / "other"), precision="int4")).own_rows == ()
     named = merge(finished_lab / "model", root=tmp_path / "lab")  # which is made again: from another base
     assert named.manifest.inputs["base"] == original
 
