@@ -92,7 +92,7 @@ def test_int4_again(int4, tmp_path):
 
 
 def test_the_original_and_the_rows_are_found_again(finished_lab, tmp_path):
-    """What an adapter was trained on says where both are; where that is not told, the int4 base and no rows are taken."""
+    """What an adapter was trained on says where both are; where it does not, it takes the int4 base and no rows."""
     lab = finished_lab / "lab"
     original, awq, rows = (stages.fingerprint(path) for path in (finished_lab / "model", lab / "awq",
                                                                  finished_lab / "rows.jsonl"))
