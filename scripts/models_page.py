@@ -31,7 +31,8 @@ BETWEEN = """
   a time, to a folder of the user's cache (`~/.cache/phicli/gguf`), named by the file's hash: weights in 16 bits,
   settings, tokenizer and chat template from its metadata. LongRoPE's factors, Llama 3's scaling, YaRN and windows are
   taken over; a setting, a tensor or a tokenizer that is not understood is refused, since a model without it would
-  answer, and worse. What its quantization has lost stays lost. Of a model in several files the merged one is needed
+  answer, and worse. A file of the hub is judged by its header, the first megabytes, before the rest is fetched. What
+  its quantization has lost stays lost. Of a model in several files the merged one is needed
   (`llama-gguf-split --merge`);
 - **`tokenizer.model` without `tokenizer.json`** (`pip install 'phicli[sentencepiece]'`): transformers converts it,
   once, in `~/.cache/phicli/converted`; the model's folder stays as it is.

@@ -20,6 +20,10 @@ ALIGNMENT = 32  # of the data, unless the file says another
 MOST_DIMENSIONS = 4
 
 
+class EndlessHeader(BadInput):
+    """A header that goes on past the bytes that are there."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """shape: outermost first, as torch has it. kind: ggml's number of its type. begin: where its bytes are."""
@@ -57,7 +61,16 @@ def read_gguf(path: Path) -> GgufHeader:
     with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
-        head = _Head(file.read(LONGEST))
+        return parse_gguf(file.read(LONGEST), size, path)
+
+
+def parse_gguf(data: bytes, size: int, path: Path) -> GgufHeader:
+    """The header in the first bytes of a GGUF file of so many bytes.
+
+    Raises:
+        EndlessHeader: it does not end in them. BadInput: as `read_gguf`.
+    """
+    head = _Head(data)
     try:
         if head.data[:4] != MAGIC:
             raise ValueError("does not begin with GGUF")
@@ -72,9 +85,10 @@ def read_gguf(path: Path) -> GgufHeader:
         found = {name: StoredTensor(one.shape, one.kind, begin + one.begin) for name, one in table.items()}
         if any(one.begin >= size for one in found.values()):
             raise ValueError("truncated: tensors lie past its end")
-    except (ValueError, TypeError, ArithmeticError, struct.error) as e:
-        short = isinstance(e, struct.error)
-        raise BadInput(f"damaged GGUF file: {'its header has no end' if short else e}", where=path) from None
+    except struct.error:
+        raise EndlessHeader("damaged GGUF file: its header has no end", where=path) from None
+    except (ValueError, TypeError, ArithmeticError) as e:
+        raise BadInput(f"damaged GGUF file: {e}", where=path) from None
     return GgufHeader(path, metadata, found, vocabulary)
 
 

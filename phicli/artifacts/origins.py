@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phicli.artifacts.stages import read_manifest
+from phicli.artifacts.stages import fingerprint, read_manifest
+from phicli.errors import BadInput
 
 MOST_FILES = 1000  # of an input, that are told one by one; of one with more, its fingerprint is
 CHAIN = ("step", "inputs", "settings", "versions", "created", "origins")  # what is told of an input that is a stage
@@ -36,6 +37,18 @@ def origin(path: Path, files: Mapping[str, str], target: Path) -> dict[str, Any]
 def place_of(found: Mapping[str, Any], target: Path) -> Path:
     """Where an input of the result at `target` was. Raises KeyError, TypeError: the entry is no `origin`."""
     return Path(os.path.normpath(os.path.realpath(target) / Path(found["path"])))
+
+
+def still_there(name: str, result: Path) -> Path | None:
+    """Where an input of a result lies, if its manifest says so and it is still what it was."""
+    try:
+        if (manifest := read_manifest(result)) is None:
+            return None
+        place = place_of(manifest.origins[name], result)
+        same = (place.is_dir() or place.is_file()) and fingerprint(place) == manifest.inputs[name]
+    except (BadInput, KeyError, TypeError, ValueError, OSError):
+        return None
+    return place if same else None
 
 
 def told(name: str) -> str:

@@ -19,13 +19,16 @@ class MergeConfig(OfRows):
 
     adapter: str | None = setting(None, "Adapter to merge: a name under ROOT/ft, or a folder [default: the only one]",
                                   once=True, flags=("--adapter", "-a"), path=True, recorded=False)
-    base: str | None = setting(None, "Model to merge into: folder or id [default: the one that it was trained on; of "
-                               "an adapter from elsewhere the unquantized one]", flags=("--base", "-b"), path=True,
-                               recorded=False)
+    base: str | None = setting(None, "Model to merge into: folder or id [default: the one that it was trained on, "
+                               "before that was quantized; of an adapter from elsewhere --model]",
+                               flags=("--base", "-b"), path=True, recorded=False)
     precision: str = setting("float", "Weights of the result; int4: quantized by AWQ",
                              choices=("float", "int4"))
     calibration: str | None = setting(None, "Calibration data for int4: JSON Lines or plain text [default: a built-in "
                                       "text]", recorded=False, path=True)
+    own_rows: tuple[str, ...] = setting((), "Calibrate int4 on these rows too: file, folder or hub name; may be "
+                                        "repeated [default: those that the adapter was trained on, if they are still "
+                                        "there]", metavar="DATA", path=True, reference=True, recorded=False)
     refine: int | None = again(QuantizeConfig, "refine")
     samples: int = again(QuantizeConfig, "samples")
     seq_len: int = again(QuantizeConfig, "seq_len")

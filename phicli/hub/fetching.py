@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.errors import BadInput, Missing, PhicliError, RemoteError
+from phicli.hub.remote_file import NoParts, RemoteFile
 from phicli.libraries import online
 from phicli.progress import Progress
 
@@ -35,14 +36,24 @@ def fetch_config(reference: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(reference, "config.json")).parent
 
 
-def fetch_file(reference: str, progress: Progress) -> Path:
-    """A file, as owner/name/file. Raises as `_explained`."""
+def fetch_file(reference: str, judge: Callable[[RemoteFile], Any], progress: Progress) -> Path:
+    """A file, as owner/name/file, which is judged before it is fetched. Raises as `_explained`."""
     import huggingface_hub
 
     name, file = _parts(reference)
     progress.note(f"fetching {file} of {name} from huggingface.co (or its cache)")
     with _explained(reference, f"hf download {name} {file}"):
+        if huggingface_hub.hf_hub_download(name, file, dry_run=True).will_download:
+            with contextlib.suppress(NoParts):  # a mirror; then the whole file is judged
+                judge(RemoteFile(name, file))
         return Path(huggingface_hub.hf_hub_download(name, file))
+
+
+def judge_file(reference: str, judge: Callable[[RemoteFile], dict[str, Any]]) -> dict[str, Any]:
+    """What is told from parts of a file, as owner/name/file. Raises as `_explained`."""
+    name, file = _parts(reference)
+    with _explained(reference, f"hf download {name} {file}"):
+        return judge(RemoteFile(name, file))
 
 
 def cached_file(reference: str) -> Path | None:

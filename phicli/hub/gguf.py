@@ -7,14 +7,14 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from phicli.artifacts.cache import user_cache
-from phicli.artifacts.gguf import GgufHeader, StoredTensor, read_gguf
+from phicli.artifacts.gguf import LONGEST, EndlessHeader, GgufHeader, StoredTensor, parse_gguf, read_gguf
 from phicli.artifacts.locks import held
 from phicli.artifacts.private import private_folder
 from phicli.artifacts.publishing import publishing
@@ -24,6 +24,7 @@ from phicli.errors import BadInput, Missing
 from phicli.hub.fitting import check_config, check_weights_fit
 from phicli.hub.gguf_config import ORIGINAL, config_of, ends_of, family_of, names_of
 from phicli.hub.gguf_tokenizer import check_tokenizer, save_tokenizer
+from phicli.hub.remote_file import RemoteFile
 from phicli.libraries import subdued
 from phicli.progress import Progress
 from phicli.units import size
@@ -32,6 +33,9 @@ FORM = 1  # of the folder; another one makes all folders anew
 CHUNK = 16 << 20  # bytes of packed rows that are unpacked at a time
 MOST_FACTORS = 4096
 F32, BF16 = 0, 30  # ggml's numbers
+FIRST = 1 << 20  # bytes of a header that are fetched at first
+
+Read = Callable[[int, int], bytes]  # from which byte on, how many at most
 
 
 def is_gguf(reference: str) -> bool:
@@ -42,14 +46,41 @@ def is_gguf(reference: str) -> bool:
 def judge_gguf(path: Path) -> tuple[GgufHeader, dict[str, Any]]:
     """The header of a GGUF file that phicli can work with, and its config.json. Raises BadInput otherwise."""
     header = read_gguf(path)
-    config = config_of(header, _factors(header))
+    with open_regular(path) as file:
+        def read(begin: int, count: int) -> bytes:
+            file.seek(begin)
+            return file.read(count)
+
+        return header, _judged(header, read)
+
+
+def judge_remote(file: RemoteFile) -> dict[str, Any]:
+    """The config.json of a GGUF file of the hub that phicli can work with, of which no more is fetched than its header.
+
+    Raises:
+        BadInput: as `judge_gguf`. NoParts: the server has only whole files.
+    """
+    data = b""
+    while True:
+        data += file.read(len(data), len(data) or FIRST)
+        try:
+            return _judged(parse_gguf(data, file.size, file.path), file.read)
+        except EndlessHeader:
+            if len(data) >= min(file.size, LONGEST):
+                raise
+
+
+def _judged(header: GgufHeader, read: Read) -> dict[str, Any]:
+    """read: gives bytes of the file."""
+    path = header.path
+    config = config_of(header, _factors(header, read))
     check_config(config, path)
     names = names_of(header, _layers(header, config))
     shapes = {names[name]: {"shape": tensor.shape} for name, tensor in header.tensors.items() if name in names}
     check_weights_fit(config, shapes, path)
     _check_vectors(config, shapes, path)
     check_tokenizer(header)
-    return header, config
+    return config
 
 
 @subdued()
@@ -98,17 +129,15 @@ def _layers(header: GgufHeader, config: dict[str, Any]) -> int:
     return len(found)
 
 
-def _factors(header: GgufHeader) -> dict[str, list[float]]:
+def _factors(header: GgufHeader, read: Read) -> dict[str, list[float]]:
     """What stands in the tensors that become settings."""
     found = {}
-    with open_regular(header.path) as file:
-        for name in family_of(header).beside:
-            if tensor := header.tensors.get(name):
-                count = math.prod(tensor.shape)
-                if tensor.kind != F32 or count > MOST_FACTORS:
-                    raise BadInput(f"{name} is no short list of numbers", where=header.path)
-                file.seek(tensor.begin)
-                found[name] = list(struct.unpack(f"<{count}f", _read(file, 4 * count, header.path)))
+    for name in family_of(header).beside:
+        if tensor := header.tensors.get(name):
+            count = math.prod(tensor.shape)
+            if tensor.kind != F32 or count > MOST_FACTORS:
+                raise BadInput(f"{name} is no short list of numbers", where=header.path)
+            found[name] = list(struct.unpack(f"<{count}f", _whole(read(tensor.begin, 4 * count), 4 * count, header)))
     return found
 
 
@@ -176,7 +205,7 @@ def _unpacked(file: BinaryIO, header: GgufHeader, name: str, heads: int, dtype: 
         file.seek(tensor.begin)
         for first in range(0, rows, at_once):
             count = min(at_once, rows - first)
-            packed = np.frombuffer(_read(file, count * row, header.path), np.uint8).reshape(count, row)
+            packed = np.frombuffer(_whole(file.read(count * row), count * row, header), np.uint8).reshape(count, row)
             if heads:  # llama.cpp: the two halves of a head by turns
                 packed = packed.reshape(heads, -1, 2, row).swapaxes(1, 2).reshape(rows, row)
             with np.errstate(over="ignore"):
@@ -195,8 +224,7 @@ def _row_bytes(tensor: StoredTensor, block: int, width: int) -> int:
     return tensor.shape[-1] // block * width
 
 
-def _read(file: BinaryIO, count: int, path: Path) -> bytes:
-    found = file.read(count)
+def _whole(found: bytes, count: int, header: GgufHeader) -> bytes:
     if len(found) != count:
-        raise BadInput("truncated: tensors lie past its end", where=path)
+        raise BadInput("truncated: tensors lie past its end", where=header.path)
     return found

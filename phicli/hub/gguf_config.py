@@ -11,6 +11,7 @@ from typing import Any
 
 from phicli.artifacts.gguf import GgufHeader
 from phicli.errors import BadInput
+from phicli.hub.fitting import ANOTHER
 
 ORIGINAL = "the model that the file was made from, as a folder or id"
 KEYS = {
@@ -64,10 +65,12 @@ FAMILIES = {
 
 
 def family_of(header: GgufHeader) -> Family:
-    """Raises BadInput for an architecture that is not known, and for a file that is one part of several."""
+    """Raises BadInput for an architecture that is not known, a mixture of experts, and one part of several."""
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise BadInput("one of several parts of a model", where=header.path,
                        hint="llama-gguf-split --merge FIRST_PART OUT.gguf")
+    if header.get("expert_count"):
+        raise BadInput("a mixture of experts (expert_count)", where=header.path, hint=ANOTHER)
     if header.architecture not in FAMILIES:
         raise BadInput(f"the architecture '{header.architecture[:40]}' is not read from GGUF", where=header.path,
                        hint=f"{ORIGINAL}; GGUF files: {', '.join(FAMILIES)}")

@@ -14,7 +14,7 @@ from phicli.errors import BadInput, Missing, UsageError
 from phicli.hub.converted import needs_conversion, with_fast_tokenizer
 from phicli.hub.fetching import cached_file, fetch_file, fetch_model
 from phicli.hub.fitting import check_config, check_weights_fit
-from phicli.hub.gguf import is_gguf, unpack_gguf, unpacked_gguf
+from phicli.hub.gguf import is_gguf, judge_remote, unpack_gguf, unpacked_gguf
 from phicli.progress import SILENT, Progress
 
 BUILT_IN = Path(__file__).parents[1] / "models"
@@ -33,7 +33,8 @@ def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
 
         folder = _inside(fetch_reference(reference, progress))
     elif is_gguf(reference):
-        folder = unpack_gguf(local_model(reference) or fetch_file(reference, progress), progress)
+        folder = unpack_gguf(local_model(reference) or fetch_file(reference, judge_remote, progress),
+                             progress)
     else:
         folder = local_model(reference) or fetch_model(reference, judge_config, progress)
     check_whole(folder)

@@ -10,8 +10,8 @@ from typing import Any
 from phicli.architectures import in_layer
 from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput, Missing, RemoteError
-from phicli.hub.fetching import cached_file, fetch_config
-from phicli.hub.gguf import is_gguf, judge_gguf
+from phicli.hub.fetching import cached_file, fetch_config, judge_file
+from phicli.hub.gguf import is_gguf, judge_gguf, judge_remote
 from phicli.hub.models import judge_config, local_model, weight_files
 
 PACKED = 8  # int4 in an int32
@@ -58,10 +58,11 @@ class ModelSize:
 def size_of_model(reference: str, fetch: bool = False) -> ModelSize | None:
     """Of a folder, a GGUF file, a built-in model or a Hugging Face id, without the network; None where it is not known.
 
-    fetch: config.json of a model of the hub that neither is published nor cached is fetched, if the hub can be reached.
+    fetch: config.json, or a GGUF file's header, of a model of the hub that neither is published nor cached is fetched,
+    if the hub can be reached.
 
     Raises:
-        BadInput: no such folder, or a damaged one; or a fetched config.json of a model that phicli cannot work with.
+        BadInput: no such folder, or a damaged one; or what was fetched is of a model that phicli cannot work with.
     """
     place = None if reference.startswith("azureml:") else local_model(reference)
     if place:
@@ -72,11 +73,8 @@ def size_of_model(reference: str, fetch: bool = False) -> ModelSize | None:
         config = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": width, "vocab_size": vocab,
                   "num_attention_heads": heads, "num_key_value_heads": kv_heads, "tie_word_embeddings": not apart}
         return size_of_config(config, "what is published of it")
-    if is_gguf(reference):
-        if file := cached_file(reference):
-            return size_of_gguf(file)
-    elif not reference.startswith("azureml:") and (theirs := _config(reference, fetch)):
-        return size_of_config(theirs, "its config.json")
+    if not reference.startswith("azureml:") and (theirs := _config(reference, fetch)):
+        return size_of_config(theirs, "its header" if is_gguf(reference) else "its config.json")
     billions = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])", reference.lower())
     return _guessed(float(billions[1]) * 1e9) if billions else None
 
@@ -147,6 +145,9 @@ def _config(reference: str, fetch: bool) -> dict[str, Any] | None:
     from huggingface_hub.errors import HFValidationError
 
     with suppress(HFValidationError, Missing, RemoteError, *(() if fetch else (BadInput,))):
+        if is_gguf(reference):
+            here = cached_file(reference)
+            return judge_gguf(here)[1] if here else judge_file(reference, judge_remote) if fetch else None
         file = cached_file(f"{reference}/config.json")
         if file or fetch:
             return judge_config(file.parent if file else fetch_config(reference))

@@ -8,26 +8,36 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, MERGED
+from phicli.artifacts.origins import still_there
 from phicli.checkpoints.peft_folder import NoSlot, read_settings
+from phicli.config.bases import OfRows
 from phicli.config.exporting import MergeConfig
-from phicli.config.steps import QUANTIZE_ALGORITHMS
+from phicli.config.steps import QUANTIZE_ALGORITHMS, QuantizeConfig
 from phicli.errors import BadInput, UsageError
 from phicli.export.sources import Source
-from phicli.hub.models import check_model, read_config, read_headers, resolve_model
+from phicli.hardware.devices import choose_device
+from phicli.hub.datasets import data_inputs, find_sources
+from phicli.hub.models import check_model, local_model, read_config, read_headers, resolve_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
 from phicli.quantization import CALIBRATION
+from phicli.quantization.groups import choose_group_size
 from phicli.resources import announce, estimate_merge, size_of_folder
 from phicli.steps.finetune import find_adapter
+from phicli.steps.quantize import OWN_ROWS
 from phicli.workflow.plan import Plan, StageResult
+
+# Settings that int4 is made with.
+QUANTIZING = (*OfRows.__annotations__, "calibration", "own_rows", "refine", "samples", "seq_len", "device", "seed")
 
 
 @subdued()
 def merge(config: MergeConfig, progress: Progress = SILENT) -> StageResult:
     """Put an adapter into the weights of a model.
 
-    LoRA is merged tensor by tensor, other kinds by peft with the whole model in memory. An int4 base is unpacked, and
-    with the precision "int4" rounded again.
+    LoRA is merged tensor by tensor, other kinds by peft with the whole model in memory. An AWQ base is left for the
+    model that it was made from, if that is still there; else an int4 base is unpacked. With the precision "int4" the
+    result is quantized as `quantize` does it.
 
     Returns:
         the model's folder, `output` or `root`/merged/NAME (NAME-int4), and its manifest.
@@ -36,6 +46,7 @@ def merge(config: MergeConfig, progress: Progress = SILENT) -> StageResult:
         UsageError: several adapters, none named. BadInput: an adapter for another model, or one that cannot be merged.
         Missing: no space, no memory.
     """
+    config = with_rows(config)
     plan = plan_merge(config, progress)
     done = plan.finished(config.force, progress)
     if done:
@@ -71,7 +82,7 @@ def _to_float(plan: Plan, source: Source, plain: bool, output: Path, progress: P
     if awq:
         from phicli.export.portable_adapter import for_original
 
-        progress.note(f"the adapter was trained on {awq}: AWQ's scales are undone for {base}")
+        progress.note(f"merging into {base}; the adapter was trained on {awq}, whose scales are undone")
         merge_lora(base, for_original(source.loras, awq, base), output, progress)
     elif plain:
         merge_lora(base, source.loras, output, progress)
@@ -82,23 +93,19 @@ def _to_float(plan: Plan, source: Source, plain: bool, output: Path, progress: P
 
 
 def _to_int4(merged: Path, output: Path, config: MergeConfig, progress: Progress) -> dict[str, Any]:
-    """Quantize a merged model by AWQ; its scales are searched anew, as the base's grid rounds small updates away."""
-    from phicli.hardware.devices import choose_device
-    from phicli.quantization.calibration import calibration_tokens, tokens_digest
-    from phicli.quantization.grid import GridShape
-    from phicli.quantization.groups import choose_group_size
-    from phicli.quantization.quantize import quantize_checkpoint
-    from phicli.quantization.refine import steps_of
+    """Quantize a merged model as `quantize` does; scales are searched anew, as a grid that fits the base rounds small
+    updates away."""
+    from phicli.quantization.algorithms import algorithm_of
 
-    tokens = calibration_tokens(merged, config, progress)
     size, remarks = choose_group_size(read_headers(merged), None, (), True, merged)
     for remark in remarks:
         progress.note(remark)
-    device = choose_device(config.device)
-    report = quantize_checkpoint(merged, output, tokens, shape=GridShape(group_size=size), device=device,
-                                 refine=steps_of(config.refine, device), seed=config.seed, progress=progress)
-    return {"layer_errors": report.layer_errors, "refined": report.refined,
-            "calibration_tokens": tokens_digest(tokens)}
+    if not config.own_rows:
+        progress.warn("the rows that the adapter was trained on are not known: what it learnt is kept best by a "
+                      "calibration on rows like them, --own-rows DATA")
+    given = {name: getattr(config, name) for name in QUANTIZING}
+    wanted = QuantizeConfig(model=str(merged), root=config.root, group_size=size, **given)
+    return algorithm_of("awq", "phicli")(merged, output, choose_device(config.device), wanted, progress)
 
 
 def _is_plain(source: Source, base: Path, progress: Progress) -> bool:
@@ -123,10 +130,40 @@ def plan_merge(config: MergeConfig, progress: Progress = SILENT) -> Plan:
         awq = config.root_folder / "awq"
         if awq.is_dir() and stages.fingerprint(awq) == known:
             sources["trained_on"] = awq
+    elif not config.base and (original := _original(config, adapter, base)):
+        sources |= {"base": original, "trained_on": base}
     if config.precision == "int4":
         sources |= {"calibration": Path(config.calibration or CALIBRATION)} | config.row_sources()
+        sources |= data_inputs(find_sources(config.own_rows, progress=progress), OWN_ROWS)
         settings = config.recorded()
-    return Plan("merge", Path(config.output or merged_folder(config, adapter)), sources, settings)
+    return Plan("merge", Path(config.output or merged_folder(config, adapter)), sources, settings, apart=OWN_ROWS)
+
+
+def _original(config: MergeConfig, adapter: Path, awq: Path) -> Path | None:
+    """The model that an AWQ checkpoint was made from, if it is still there and the adapter can be fitted to it."""
+    manifest = stages.read_manifest(awq)
+    if manifest is None or (read_config(awq).get("quantization_config") or {}).get("quant_method") != "awq":
+        return None
+    try:
+        Source(adapter.name, adapter).check_kind(awq)
+    except NoSlot:
+        return None
+    if place := still_there("model", awq):
+        return place
+    given = local_model(config.model)
+    return given if given and stages.fingerprint(given) == manifest.inputs.get("model") else None
+
+
+def with_rows(config: MergeConfig) -> MergeConfig:
+    """The settings with the rows to calibrate on: those that the adapter was trained on, as it read them."""
+    adapter = choose_adapter(config.adapter, config.root_folder / FINETUNED)
+    manifest = stages.read_manifest(adapter)
+    if config.precision != "int4" or config.own_rows or manifest is None:
+        return config
+    names = [name for name in manifest.inputs if name.split()[0] == "data"]
+    found = [str(place) for name in names if (place := still_there(name, adapter))]
+    read = {name: manifest.settings[name] for name in config.row_settings() if manifest.settings.get(name)}
+    return config.but(own_rows=tuple(found), **(read if found else {}))
 
 
 def merged_folder(config: MergeConfig, adapter: Path) -> Path:

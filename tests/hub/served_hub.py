@@ -12,7 +12,7 @@ COMMIT = "a" * 40
 
 @contextmanager
 def served(kind: str, files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Its address, and the paths that it is asked for. kind: "models" or "datasets"."""
+    """Its address, and the paths that it is asked for, with the range of bytes. kind: "models" or "datasets"."""
     asked: list[str] = []
     place = {"kind": kind, "prefix": "" if kind == "models" else f"/{kind}", "files": files, "asked": asked}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (_Hub,), place))
@@ -31,8 +31,9 @@ class _Hub(BaseHTTPRequestHandler):
     asked: list[str]
 
     def do_GET(self):
-        self.asked.append(self.path)
-        path = self.path.partition("?")[0]
+        path, range_ = self.path.partition("?")[0], self.headers.get("Range", "")
+        if self.command == "GET":
+            self.asked.append(f"{self.path} {range_}".rstrip())
         if path == f"/api/{self.kind}/owner/served/revision/main":
             self.answer(json.dumps({"id": "owner/served", "sha": COMMIT, "siblings": []}).encode())
         elif path == f"/api/{self.kind}/owner/served/tree/{COMMIT}":
@@ -40,9 +41,14 @@ class _Hub(BaseHTTPRequestHandler):
                                     for name, data in self.files.items()]).encode())
         elif path.startswith(f"{self.prefix}/owner/served/resolve/"):
             name = path.rpartition("/")[2]
-            known = name in self.files
-            self.answer(self.files.get(name, b"{}"), 200 if known else 404,
-                        {} if known else {"X-Error-Code": "EntryNotFound"})
+            if name not in self.files:
+                self.answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
+            elif range_ and not name.startswith("whole"):
+                first, last = map(int, range_.removeprefix("bytes=").split("-"))
+                part, length = self.files[name][first: last + 1], len(self.files[name])
+                self.answer(part, 206, {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{length}"})
+            else:
+                self.answer(self.files[name])
         else:
             self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
 

@@ -97,7 +97,8 @@ def test_its_size_is_told_from_its_header(small, tiny):
 REFUSED = [
     ({}, "blk.1.attn_norm.weight", "blk.1.attn_norm.weight is missing"),
     ({}, "token_embd.weight", "token_embd.weight is missing"),
-    ({"expert_count": 8}, "", "its setting phi3.expert_count is not understood"),
+    ({"expert_count": 8}, "", r"a mixture of experts \(expert_count\)"),
+    ({"expert_feed_forward_length": 8}, "", "its setting phi3.expert_feed_forward_length is not understood"),
     ({"attention.sliding_window_pattern": 2}, "", "its setting phi3.attention.sliding_window_pattern"),
 ]
 

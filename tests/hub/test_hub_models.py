@@ -2,11 +2,13 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from family_models import FAMILIES, make
 from gguf_files import write_gguf
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -82,3 +84,34 @@ def test_a_gguf_file_of_the_hub(call, tiny, tmp_path):
     assert lost.startswith("BadInput the repository has no such file") and "owner/name/FILE.gguf" in whole
     again = call(("resolve", name), ("local", name), ("size", name), HF_HUB_OFFLINE="1")
     assert again == [folder, folder, "its header"]
+
+
+def test_a_gguf_file_is_judged_by_its_header_before_it_is_fetched(call, tiny, tmp_path):
+    good = write_gguf(tiny, tmp_path / "small.gguf").read_bytes()
+    bert = good.replace(b"\x04\0\0\0\0\0\0\0phi3", b"\x04\0\0\0\0\0\0\0bert", 1)
+    experts = write_gguf(tiny, tmp_path / "experts.gguf", expert_count=8).read_bytes()
+    cases = {"bert.gguf": (bert, "the architecture 'bert' is not read from GGUF"),
+             "experts.gguf": (experts, "a mixture of experts (expert_count)"),
+             "cut.gguf": (good[:5000], "damaged GGUF file: its header has no end"),
+             "whole-bert.gguf": (bert, "the architecture 'bert' is not read from GGUF")}
+    with served("models", {name: data for name, (data, _) in cases.items()}) as (endpoint, asked):
+        told = call(*(("resolve", f"owner/served/{name}") for name in cases), HF_ENDPOINT=endpoint)
+    for line, (_, said) in zip(told, cases.values(), strict=True):
+        assert line.partition(" ")[2].startswith(said)
+    parts = {f"{name} bytes=0-1048575" for name in cases}
+    assert fetched(asked) == parts | {"whole-bert.gguf"}  # of a server that sends whole files only
+
+
+def test_a_size_takes_a_gguf_file_s_header_and_factors_alone(call, tiny, tmp_path):
+    """Of 3 MB of header, in growing parts, and of Llama 3's divisors, which are a tensor at the end."""
+    model = write_gguf(make(next(one for one in FAMILIES if one.name == "Llama 3.2"), tmp_path / "model", tiny),
+                       tmp_path / "llama.gguf").read_bytes()
+    key, more = b"general.description", (3 << 20) + 25  # which makes the entry a multiple of 32, as data are aligned
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, more) + b"x" * more
+    assert len(entry) % 32 == 0
+    (pairs,) = struct.unpack_from("<Q", model, 16)
+    long = model[:16] + struct.pack("<Q", pairs + 1) + entry + model[24:]
+    with served("models", {"llama.gguf": long}) as (endpoint, asked):
+        assert call(("size", "owner/served/llama.gguf"), HF_ENDPOINT=endpoint) == ["its header"]
+    ranges = [tuple(map(int, name.partition("=")[2].split("-"))) for name in fetched(asked)]
+    assert sorted(last + 1 - first for first, last in ranges) == [4 * 32, 1 << 20, 1 << 20, 2 << 20]

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import struct
+import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx_checkpoints import TEXT_FILES, nearest_awq, random_adapter
+from onnx_checkpoints import TEXT_FILES, nearest_awq, random_adapter, random_model
 
 from phicli import BadInput, Missing, UsageError, export_as, merge
 from phicli.architectures import architecture_of
@@ -17,6 +20,7 @@ from phicli.artifacts import stages
 from phicli.checkpoints.loading import load_base
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export.gguf import COMMANDS
+from phicli.quantization import CALIBRATION
 from phicli.quantization.scaling import apply_scale, channels
 
 IDS = list(range(40, 72))
@@ -180,16 +184,47 @@ def test_gguf(cli, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not any(map(shutil.which, COMMANDS)), reason="llama.cpp's converter is not on PATH")
-def test_gguf_by_llama_cpp(tiny, tmp_path):
-    gguf = pytest.importorskip("gguf")
-    from onnx_checkpoints import random_model
-
+def test_gguf_by_llama_cpp(tiny, tmp_path, monkeypatch):
+    """A model with an adapter merged into it, opened by the package gguf and, where it is on PATH, by llama.cpp."""
+    gguf, spm = pytest.importorskip("gguf"), pytest.importorskip("sentencepiece")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = random_model(tmp_path / "model", tiny, "llama")
     (model / "tokenizer.json").unlink()  # a tokenizer of its own is nothing llama.cpp knows
-    spm = pytest.importorskip("sentencepiece")
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(["a text to learn from"] * 50), vocab_size=40,
-                                   model_prefix=str(model / "tokenizer"), hard_vocab_limit=False)
-    from phicli.export.gguf import convert_to_gguf, find_converter
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": false}')
+    spm.SentencePieceTrainer.train(
+        input=str(CALIBRATION), model_prefix=str(model / "tokenizer"), vocab_size=600, model_type="bpe",
+        byte_fallback=True, minloglevel=2)
+    adapter = random_adapter(model, tmp_path / "travel", r=4, lora_alpha=4, target_modules=["q_proj", "down_proj"])
+    given = {"root": tmp_path / "root", "adapter": adapter}
+    file = export_as(model, to="gguf", outtype="f32", **given)
+    merged = load_base(merge(model, **given).folder, "cpu", torch.float32)
+    reader = gguf.GGUFReader(file)
+    assert reader.get_field("general.architecture").contents() == "llama"
+    (down,) = (tensor.data for tensor in reader.tensors if tensor.name == "blk.1.ffn_down.weight")
+    assert torch.equal(torch.tensor(down), merged.model.layers[1].mlp.down_proj.weight)
+    if program := shutil.which("llama-perplexity"):
+        for chunk, logits in perplexity(program, file, tmp_path):
+            with torch.no_grad():
+                ours = merged(torch.tensor([chunk])).logits[0, -len(logits) - 1: -1].double().log_softmax(-1).numpy()
+            near = logits > logits.min(1, keepdims=True)  # what is further down is not told apart
+            assert np.abs(ours - logits)[near].max() < 0.03  # keys and values in float16
 
-    convert_to_gguf(find_converter(None), model, tmp_path / "a.gguf", "f16")
-    assert gguf.GGUFReader(tmp_path / "a.gguf").get_field("general.architecture").contents() == "llama"
+
+def perplexity(program: str, file: Path, scratch: Path) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Chunks of 32 tokens, and llama.cpp's logarithms of probabilities after all but the last of the second half.
+
+    They come in steps of less than 3e-4, from the 16th below the largest logit on.
+    """
+    saved = scratch / "logits"
+    subprocess.run([program, "-m", file, "-f", CALIBRATION, "-c", "32", "-b", "32", "-t", "1", "--chunks", "3",
+                    "--save-all-logits", saved], check=True, capture_output=True)
+    data = saved.read_bytes()
+    magic, length, vocabulary, chunks = struct.unpack_from("<8s3i", data)
+    tokens = np.frombuffer(data, np.int32, chunks * length, 20).reshape(chunks, length).copy()
+    tokens[:, 0] = tokens[0, 0]  # the token that begins a text, which every chunk is given
+    rows = np.frombuffer(data, np.uint16, offset=20 + tokens.nbytes)
+    rows = rows.reshape(chunks, length // 2 - 1, 4 + vocabulary + vocabulary % 2)
+    assert magic == b"_logits_"
+    for chunk, row in zip(tokens.tolist(), rows, strict=True):
+        scale, least = row[:, :4].copy().view(np.float32).T[..., None]
+        yield chunk, row[:, 4: 4 + vocabulary] * scale + least

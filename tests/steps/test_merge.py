@@ -1,6 +1,7 @@
 """Merged models compute what the base and the adapter compute together."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from phicli import BadInput, UsageError, merge, optimize
 from phicli.artifacts import stages
+from phicli.config.exporting import MergeConfig
+from phicli.steps.merge import with_rows
 
 IDS = list(range(7, 71))
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -86,6 +89,24 @@ def test_int4_again(int4, tmp_path):
     kl, _ = compare(wanted, Reference.of_awq(model, done.folder).logits(IDS))
     without, _ = compare(wanted, Reference.of_awq(model, int4 / "awq").logits(IDS))
     assert kl < 0.4 * without
+
+
+def test_the_original_and_the_rows_are_found_again(finished_lab, tmp_path):
+    """What an adapter was trained on says where both are; where it does not, it takes the int4 base and no rows."""
+    lab = finished_lab / "lab"
+    original, awq, rows = (stages.fingerprint(path) for path in (finished_lab / "model", lab / "awq",
+                                                                 finished_lab / "rows.jsonl"))
+    done = merge("nobody/none", root=lab, precision="int4", samples=3, seq_len=64, device="cpu", output=tmp_path / "4")
+    inputs = done.manifest.inputs
+    assert (inputs["base"], inputs["trained_on"], inputs["own_rows"]) == (original, awq, rows)
+    assert done.manifest.quality["calibration_sequences"] == {"text": 3, "own_rows": 3, "generated": 0}
+    shutil.copytree(lab, tmp_path / "lab")  # beside which there is no model
+    alone = merge("nobody/none", root=tmp_path / "lab")
+    assert alone.manifest.inputs == {"base": awq, "adapter": inputs["adapter"]}
+    shutil.copytree(lab / "ft" / "travel", tmp_path / "other", ignore=shutil.ignore_patterns(stages.MANIFEST))
+    assert with_rows(MergeConfig(adapter=str(tmp_path / "other"), precision="int4")).own_rows == ()
+    named = merge(finished_lab / "model", root=tmp_path / "lab")  # which is made again: from another base
+    assert named.manifest.inputs["base"] == original
 
 
 def test_one_model_without_slots(int4, tmp_path):
