@@ -48,7 +48,7 @@ def take_rows(model: Any) -> int:
 
 
 def _say_shape(graph: Any, node: Any, x: Any) -> None:
-    """For LoraUp, which may only write over what has a shape: onnxruntime infers none of an op that it does not know."""
+    """For LoraUp, which may only write over what has a shape: onnxruntime infers none of an op of others."""
     value = graph.value_info.add()
     value.CopyFrom(x)
     value.name = node.output[0]
