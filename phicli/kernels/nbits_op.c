@@ -4,12 +4,16 @@
 #include <stdlib.h>
 
 #include "nbits.h"
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
+#if defined(PLAIN) /* to compare with */
+#include "nbits_plain.h"
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#include "nbits_neon.h"
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 #define WIDE /* several rows by nbits_avx512.h */
-#endif
 #include "nbits_avx2.h"
-#ifdef WIDE
 #include "nbits_avx512.h"
+#else
+#include "nbits_avx2.h"
 #endif
 
 #define CHUNK 65536 /* bytes of weights that a thread takes at a time */
@@ -17,7 +21,7 @@
 
 INLINE void product(const Matrix *m, const Rounded *x, int64_t lanes, int64_t rows, int64_t begin, int64_t end, float *out,
                     int block, int bits) {
-#ifdef __AMX_INT8__
+#if defined(WIDE) && defined(__AMX_INT8__)
   if (by_tiles(rows, bits)) {
     tiled_rows(m, x, rows, begin, end, out, block, bits);
     return;
