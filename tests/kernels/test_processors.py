@@ -12,12 +12,12 @@ from phicli.kernels import build
 HERE = Path(__file__).parent
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
 FLAGS = ["-std=gnu11", "-O1", "-fno-trapping-math", f"-I{build.HERE}"]
-AVX512 = {"avx512_vnni", "avx512vl", "avx512bw", "avx512dq"}
+SERVER = {"avx512_vnni", "avx512vl", "avx512bw", "avx512dq", "avx512_vbmi2", "vaes", "gfni"}  # Ice Lake and later
 # flags of a compiler, and those of the processor that runs it
 X86 = {"avx2": (["-march=haswell"], build.AVX2 | {"bmi2"}),
        "avx2 with vnni": (["-march=haswell", "-mavxvnni"], build.AVX2 | {"avx_vnni"}),
-       "avx512": (["-march=icelake-server"], AVX512 | {"avx512_vbmi2", "vaes", "gfni"}),
-       "amx": (["-march=icelake-server", "-mamx-int8", "-mamx-tile"], AVX512 | {"amx_int8", "avx512_vbmi2", "vaes", "gfni"})}
+       "avx512": (["-march=icelake-server"], SERVER),
+       "amx": (["-march=icelake-server", "-mamx-int8", "-mamx-tile"], SERVER | {"amx_int8"})}
 ARM = {"dotprod": ["-march=armv8.2-a+dotprod"], "i8mm": ["-march=armv8.2-a+dotprod+i8mm"]}
 needs_emulator = pytest.mark.skipif(not (shutil.which(CROSS) and shutil.which(EMULATOR)),
                                     reason=f"no {CROSS} or no {EMULATOR}")
