@@ -5,7 +5,7 @@ from typing import Any
 
 from phicli.errors import BadInput, Missing
 from phicli.export import fused, token_cache
-from phicli.kernels.build import matmul_missing, ops_library
+from phicli.kernels.build import matmul_measured, matmul_missing, ops_library
 
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
@@ -21,8 +21,8 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     Args:
         model: ModelProto. settings: as `read_config` gives them; changed where a CUDA graph has to be given up.
         provider: "cpu" or "cuda".
-        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "onnxruntime", or "auto" and "phicli": ours, which
-            is the faster one, where it can.
+        kernels: whose matmul of 4- and 8-bit weights runs on a CPU, "onnxruntime", or "phicli": ours, where it can;
+            "auto": ours where it was measured to be the faster one.
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
@@ -31,8 +31,8 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     ours = {node.domain for node in model.graph.node} & {fused.DOMAIN, token_cache.DOMAIN}
     if token_cache.DOMAIN in ours and provider != "cpu":
         raise BadInput("its key/value cache in int8 is for a CPU", hint=f"phicli optimize --device {provider} --force")
-    matmul = (provider == "cpu" and kernels != "onnxruntime" and not matmul_missing()
-              and matmul_fits(model.graph))
+    wanted = kernels == "phicli" or (kernels == "auto" and matmul_measured())
+    matmul = provider == "cpu" and wanted and not matmul_missing() and matmul_fits(model.graph)
     if not ours and not matmul:
         return None, False
     try:

@@ -20,7 +20,8 @@ from phicli.kernels.keeping import kept_library
 
 HERE = Path(__file__).parent
 AMPERE = (8, 0)
-AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too
+AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too,
+DOTPROD = {"asimddp"}  # or of one of ARM's, for which adapters ask for nothing
 SOURCES = ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c")
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
@@ -92,23 +93,28 @@ def why_slow() -> Missing | None:
 
 
 def matmul_missing() -> str | None:
-    """What this machine lacks for our MatMulNBits, the faster one as far as was measured (docs/performance.md)."""
+    """What this machine lacks for our MatMulNBits."""
     if lack := missing("cpu"):
         return lack
-    if not _cpu_flags() >= AVX2:
-        return "no x86 processor with AVX2 and FMA"
+    if not (matmul_measured() or _cpu_flags() >= DOTPROD):
+        return "no x86 processor with AVX2 and FMA, or ARM processor with dot products"
     return None
+
+
+def matmul_measured() -> bool:
+    """Whether our MatMulNBits was found faster than onnxruntime's on processors like this (docs/performance.md)."""
+    return _cpu_flags() >= AVX2
 
 
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words, for x86."""
+    """What the processor can do, in Linux's words."""
     try:
         if sys.platform == "darwin" and platform.machine() == "x86_64":
             done = subprocess.run(["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"],
                                   capture_output=True, text=True)
             return frozenset(done.stdout.lower().split())
-        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         return frozenset()
     return frozenset(found[1].split()) if found else frozenset()
@@ -117,7 +123,8 @@ def _cpu_flags() -> frozenset[str]:
 def _compile_library(cubin: bytes, matmul: bool, scratch: Path) -> bytes:
     embedded, output = scratch / "cubin.c", scratch / "libops.so"
     embedded.write_text(EMBEDDED % (",".join(map(str, cubin or b"\0")), len(cubin)))
-    own: list[str | Path] = ["-march=native"] if _cpu_flags() >= AVX2 else []
+    flags = _cpu_flags()
+    own: list[str | Path] = ["-march=native"] if flags >= AVX2 else ["-mcpu=native"] if flags >= DOTPROD else []
     if matmul and cubin:
         own += ["-DMATMUL_ROWS", HERE / "nbits_rows_op.c"]
     elif matmul:

@@ -1,4 +1,4 @@
-/* Products of LoRA on a CPU. Without AVX2, and for activations in fp16, they are to be right rather than fast. */
+/* Products of LoRA on a CPU. Without AVX2 or NEON, and for activations in fp16, they are to be right rather than fast. */
 #include "lora_cpu.h"
 
 #define PART 8192 /* numbers of a matrix that a thread of a CPU takes at a time, */
@@ -20,9 +20,16 @@ static inline const float *row_of_h(const Product *p, int side, int64_t m, int64
   return (const float *)p->in + number_of(p, m) * p->stride + segment * p->rank;
 }
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define LORA_AVX2
+#if defined(PLAIN) /* to compare with */
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "lora_avx2.h"
+#define TILES
+#elif defined(__aarch64__)
+#include "lora_neon.h"
+#define TILES
+#endif
+#ifdef TILES
+#include "lora_tiles.h"
 #endif
 
 static float widened(uint16_t half) {
@@ -94,7 +101,7 @@ void cpu_part(void *self, size_t part) {
   const Product *p = &share->product;
   const int64_t begin = own % share->chunks * share->chunk, end = least(begin + share->chunk, share->count);
   const int64_t first = own / share->chunks * PART_ROWS, last = least(first + PART_ROWS, p->rows);
-#ifdef LORA_AVX2
+#ifdef TILES
   if (!work->op->half) {
     float_part(p, work->op->kind, share->int8, first, last, begin, end);
     return;

@@ -10,13 +10,17 @@
  * Attributes  N: outputs of each projection; K, bits, block_size: of all of them; ranks and row: of A, as LoraDown has
  *          them; ends: those of all projections, as many of each, as LoraUp has them.
  */
-#include <immintrin.h>
 #include <sched.h>
 
 #include "lora_cpu.h"
 #include "nbits.h"
 
 #define MAX_PROJECTIONS 3 /* q, k and v */
+#ifdef __x86_64__
+#define PAUSE __builtin_ia32_pause()
+#else
+#define PAUSE __asm__ volatile("yield")
+#endif
 #define SPINS 64 /* before a thread that waits lets others run, where there are more of them than cores */
 
 enum { IDS, X, A, RANKS, WEIGHTS, INPUTS_OF_ONE = 4, B = 3, INPUTS = WEIGHTS + MAX_PROJECTIONS * INPUTS_OF_ONE };
@@ -48,7 +52,7 @@ static void next_part(void *self, size_t unused) {
   (void)unused;
   if (part >= run->first) {
     for (int i = 0; __atomic_load_n(&run->done, __ATOMIC_ACQUIRE) < run->first; i++)
-      if (i < SPINS) _mm_pause();
+      if (i < SPINS) PAUSE;
       else sched_yield();
     cpu_part(&run->up, part - run->first);
     return;

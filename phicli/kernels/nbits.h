@@ -2,14 +2,28 @@
 #pragma once
 #include "ort_api.h"
 
-/* Rounded activations, some rows at a time (lanes): ints (blocks, lanes, block), scales and sums (blocks, lanes). */
+/* Products are the same to the last bit on every processor, and whatever rows are beside a row. Of block b the sum of
+ * (weight - zero point) * activation is a whole number of less than 2^24, so its order is free. Times scale of the weights
+ * times scale of the activations, in fp32, it is added, fused, to sum b % 8 of eight, which are added as below, then the bias.
+ */
+#define SUM_OF_EIGHT(add, s) add(add(add(s[0], s[4]), add(s[2], s[6])), add(add(s[1], s[5]), add(s[3], s[7])))
+
+/* Rounded activations, some rows at a time (lanes): ints, and for each block and lane a scale and the sum of its integers. */
 typedef struct {
   int8_t *ints;
-  float *scales, *sums; /* sums: of a block's integers, times its scale */
+  float *scales;
+  int32_t *sums;
 } Rounded;
 
 typedef struct { const uint8_t *weights, *zeros; const float *scales, *bias; int64_t outputs, blocks; } Matrix;
 
+/* Those of a group of rows, as many as there are lanes. */
+static inline Rounded group_of(const Rounded *x, int64_t group, int64_t lanes, int64_t blocks, int64_t block) {
+  const int64_t at = group * lanes * blocks;
+  return (Rounded){x->ints + at * block, x->scales + at, x->sums + at};
+}
+
+/* All rows of x, some outputs of them. */
 typedef void RowsProduct(const Matrix *, const Rounded *, int64_t lanes, int64_t rows, int64_t begin, int64_t end,
                          float *out);
 

@@ -36,8 +36,8 @@ INLINE __m256i as_bytes(const __m256i *whole, int bits) {
   return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(bytes, apart), 0xd8);
 }
 
-/* Round a block of activations. */
-INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float *scale, float *sum) {
+/* Round a block of activations; sum: of its integers. */
+INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float *scale, int32_t *sum) {
   __m256 sizes = _mm256_setzero_ps();
   for (int i = 0; i < block; i += 8)
     sizes = _mm256_max_ps(sizes, _mm256_andnot_ps(_mm256_set1_ps(-0.f), _mm256_loadu_ps(x + i)));
@@ -58,7 +58,7 @@ INLINE void round_block(const float *x, int block, int bits, int8_t *ints, float
     else _mm256_storeu_si256((__m256i *)(ints + i), bytes);
   }
   *scale = top / 127;
-  *sum = *scale * total(_mm256_cvtepi32_ps(all));
+  *sum = (int32_t)total(_mm256_cvtepi32_ps(all)); /* exact: less than 2^24 */
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
@@ -93,7 +93,7 @@ INLINE void unpack(const uint8_t *weights, int block, int bits, __m256i *out) {
 }
 
 /* Eight sums, of the products of a block of weights and one of activations. */
-INLINE __m256 block_product(const __m256i *weights, const int8_t *ints, int block, int bits) {
+INLINE __m256i block_product(const __m256i *weights, const int8_t *ints, int block, int bits) {
   (void)bits; /* not looked at with VNNI */
   __m256i sum = _mm256_setzero_si256();
   for (int i = 0; i < (block + 31) / 32; i++) {
@@ -111,82 +111,129 @@ INLINE __m256 block_product(const __m256i *weights, const int8_t *ints, int bloc
 #ifndef FOURS
   if (bits == 4) sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 #endif
-  return _mm256_cvtepi32_ps(sum);
+  return sum;
+}
+
+/* The totals of 4 or 8 vectors; of 4, then zeros. */
+INLINE __m256i totals(const __m256i *v, int count) {
+  __m256i four[2];
+  for (int i = 0; i < count / 4; i++)
+    four[i] = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4 * i], v[4 * i + 1]),
+                                _mm256_hadd_epi32(v[4 * i + 2], v[4 * i + 3]));
+  if (count == 4) return _mm256_zextsi128_si256(_mm_add_epi32(_mm256_castsi256_si128(four[0]),
+                                                              _mm256_extracti128_si256(four[0], 1)));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
+                          _mm256_permute2x128_si256(four[0], four[1], 0x31));
+}
+
+INLINE uint64_t some_bytes(const uint8_t *bytes, int count) { /* 4 or 8 */
+  uint32_t four;
+  uint64_t eight;
+  if (count == 8) return memcpy(&eight, bytes, 8), eight;
+  return memcpy(&four, bytes, 4), four;
 }
 
 /* Zero points of 8 blocks of an output; its last block may come sooner. */
-INLINE __m256 zeros_of(const Matrix *m, int64_t output, int64_t block, int bits) {
-  if (!m->zeros) return _mm256_set1_ps(bits == 8 ? 128 - LESS : 8);
+INLINE __m256i zeros_of(const Matrix *m, int64_t output, int64_t block, int bits) {
+  if (!m->zeros) return _mm256_set1_epi32(bits == 8 ? 128 - LESS : 8);
   const int64_t size = bits == 8 ? m->blocks : (m->blocks + 1) / 2, at = block * bits / 8;
   const uint8_t *zeros = m->zeros + output * size + at;
   uint64_t packed = 0;
-  if (size - at >= bits) memcpy(&packed, zeros, bits);
+  if (size - at >= bits) packed = some_bytes(zeros, bits);
+  else if (size >= bits) packed = some_bytes(zeros + size - at - bits, bits) >> 8 * (bits - (size - at));
   else memcpy(&packed, zeros, size - at);
   if (bits == 8)
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)packed)),
-                                               _mm256_set1_epi32(LESS)));
+    return _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)packed)), _mm256_set1_epi32(LESS));
   const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)packed), shifts),
-                                             _mm256_set1_epi32(15)));
+  return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)packed), shifts), _mm256_set1_epi32(15));
+}
+
+INLINE __m256i first(int64_t count) { /* a mask */
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
 /* Up to 8 numbers, then zeros. */
 INLINE __m256 load(const float *numbers, int64_t count) {
-  if (count >= 8) return _mm256_loadu_ps(numbers);
-  return _mm256_maskload_ps(numbers, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count),
-                                                        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+  return count >= 8 ? _mm256_loadu_ps(numbers) : _mm256_maskload_ps(numbers, first(count));
+}
+INLINE __m256i load_ints(const int32_t *numbers, int64_t count) {
+  return count >= 8 ? _mm256_loadu_si256((const __m256i *)numbers) : _mm256_maskload_epi32(numbers, first(count));
+}
+
+/* sums + (found - points * ints) * scales: found of the weights as they are stored, so less their zero points. */
+INLINE __m256 scaled(__m256i found, __m256i points, __m256i ints, __m256 scales, __m256 sums) {
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(found, _mm256_mullo_epi32(points, ints))), scales, sums);
+}
+
+/* Up to `most` blocks of an output, 4 or 8, from block b. */
+INLINE __m256 blocks_of_row(const Matrix *m, const Rounded *x, int64_t n, int64_t b, int64_t count, int most,
+                            __m256 sums, int block, int bits) {
+  const int64_t bytes = block * bits / 8;
+  const uint8_t *weights = m->weights + (n * m->blocks + b) * bytes;
+  __m256i found[8];
+  for (int i = 0; i < most; i++) {
+    __m256i w[4];
+    found[i] = _mm256_setzero_si256();
+    if (i >= count) continue;
+    unpack(weights + i * bytes, block, bits, w);
+    _mm_prefetch((const char *)weights + i * bytes + AHEAD, _MM_HINT_T0);
+    found[i] = block_product(w, x->ints + (b + i) * block, block, bits);
+  }
+  return scaled(totals(found, most), zeros_of(m, n, b, bits), load_ints(x->sums + b, count),
+                _mm256_mul_ps(load(m->scales + n * m->blocks + b, count), load(x->scales + b, count)), sums);
 }
 
 /* One row of activations: bound by memory. */
 INLINE void one_row(const Matrix *m, const Rounded *x, int64_t begin, int64_t end, float *out, int block, int bits) {
-  const int64_t bytes = block * bits / 8;
   for (int64_t n = begin; n < end; n++) {
-    const uint8_t *weights = m->weights + n * m->blocks * bytes;
-    const int8_t *ints = x->ints;
-    __m256 product = _mm256_setzero_ps(), zeros = product;
-    for (int64_t b = 0; b < m->blocks; b += 8) {
-      const int64_t count = m->blocks - b < 8 ? m->blocks - b : 8;
-      const __m256 scales = load(m->scales + n * m->blocks + b, count);
-      float both[8];
-      _mm256_storeu_ps(both, _mm256_mul_ps(scales, load(x->scales + b, count)));
-      zeros = _mm256_fmadd_ps(_mm256_mul_ps(scales, load(x->sums + b, count)), zeros_of(m, n, b, bits), zeros);
-      for (int64_t i = 0; i < count; i++, weights += bytes, ints += block) {
-        __m256i w[4];
-        unpack(weights, block, bits, w);
-        _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0);
-        product = _mm256_fmadd_ps(block_product(w, ints, block, bits), _mm256_set1_ps(both[i]), product);
-      }
-    }
-    out[n] = total(_mm256_sub_ps(product, zeros)) + (m->bias ? m->bias[n] : 0);
+    __m256 sums = _mm256_setzero_ps();
+    int64_t b = 0;
+    for (; b + 8 <= m->blocks; b += 8) sums = blocks_of_row(m, x, n, b, 8, 8, sums, block, bits);
+    if (b + 4 < m->blocks) sums = blocks_of_row(m, x, n, b, m->blocks - b, 8, sums, block, bits);
+    else if (b < m->blocks) sums = blocks_of_row(m, x, n, b, m->blocks - b, 4, sums, block, bits);
+    out[n] = total(sums) + (m->bias ? m->bias[n] : 0);
   }
 }
 
-/* As many rows as there are lanes, 4 or 8, of which the first `rows` are wanted: bound by arithmetic. */
-INLINE void many_rows(const Matrix *m, const Rounded *x, int64_t rows, int64_t begin, int64_t end, float *out,
+#ifndef WIDE
+/* As many rows as there are lanes, of which the first `rows` are wanted: bound by arithmetic. */
+INLINE void lanes_of_rows(const Matrix *m, const Rounded *x, int64_t rows, int64_t begin, int64_t end, float *out,
                       int lanes, int block, int bits) {
   const int64_t bytes = block * bits / 8;
   for (int64_t n = begin; n < end; n++) {
     const uint8_t *weights = m->weights + n * m->blocks * bytes;
     const float *scales = m->scales + n * m->blocks;
     const int8_t *ints = x->ints;
-    __m256 products[8], zeros = _mm256_setzero_ps();
-    float points[8], both[8], found[8];
-    for (int i = 0; i < lanes; i++) products[i] = _mm256_setzero_ps();
+    __m256 sums[8];
+    int32_t points[8];
+    float found[8];
+    for (int i = 0; i < 8; i++) sums[i] = _mm256_setzero_ps();
     for (int64_t b = 0; b < m->blocks; b++, weights += bytes, ints += lanes * block) {
-      __m256i w[4];
-      if (b % 8 == 0) _mm256_storeu_ps(points, zeros_of(m, n, b, bits));
-      _mm256_storeu_ps(both, _mm256_mul_ps(_mm256_set1_ps(scales[b]), load(x->scales + b * lanes, lanes)));
-      zeros = _mm256_fmadd_ps(_mm256_set1_ps(scales[b] * points[b % 8]), load(x->sums + b * lanes, lanes), zeros);
-      __asm__("" : "+m"(both), "+m"(zeros)); /* these wait in memory, so that there are registers for the rest */
+      __m256i w[4], products[8];
+      if (b % 8 == 0) _mm256_storeu_si256((__m256i *)points, zeros_of(m, n, b, bits));
       unpack(weights, block, bits, w);
-      for (int i = 0; i < lanes; i++)
-        products[i] = _mm256_fmadd_ps(block_product(w, ints + i * block, block, bits), _mm256_set1_ps(both[i]),
-                                      products[i]);
+      for (int i = 0; i < lanes; i++) products[i] = block_product(w, ints + i * block, block, bits);
+      sums[b % 8] = scaled(totals(products, lanes), _mm256_set1_epi32(points[b % 8]),
+                           load_ints(x->sums + b * lanes, lanes),
+                           _mm256_mul_ps(_mm256_set1_ps(scales[b]), load(x->scales + b * lanes, lanes)), sums[b % 8]);
     }
-    for (int i = 0; i < lanes; i += 4)
-      _mm_storeu_ps(found + i, halves(_mm256_hadd_ps(_mm256_hadd_ps(products[i], products[i + 1]),
-                                                     _mm256_hadd_ps(products[i + 2], products[i + 3]))));
-    _mm256_storeu_ps(found, _mm256_sub_ps(load(found, lanes), zeros));
+    _mm256_storeu_ps(found, SUM_OF_EIGHT(_mm256_add_ps, sums));
     for (int64_t i = 0; i < rows; i++) out[i * m->outputs + n] = found[i] + (m->bias ? m->bias[n] : 0);
   }
 }
+
+
+INLINE void many_rows(const Matrix *m, const Rounded *x, int64_t rows, int64_t begin, int64_t end, float *out, int lanes,
+                      int block, int bits) {
+  if (lanes == 4) lanes_of_rows(m, x, rows, begin, end, out, 4, block, bits);
+  else lanes_of_rows(m, x, rows, begin, end, out, 8, block, bits);
+}
+
+static int64_t lanes_of(int64_t rows, int64_t bits) { return (void)bits, rows == 1 ? 1 : rows <= 4 ? 4 : 8; }
+
+/* A block of a row, rounded, to its place between those of other rows. */
+INLINE void place(const int8_t *ints, int64_t block, int64_t lanes, int64_t lane, int8_t *to) {
+  (void)lanes;
+  memcpy(to + lane * block, ints, block);
+}
+#endif

@@ -4,21 +4,46 @@
 #include <stdlib.h>
 
 #include "nbits.h"
+#if defined(PLAIN) /* to compare with */
+#include "nbits_plain.h"
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#include "nbits_neon.h"
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
+#define WIDE /* several rows by nbits_avx512.h */
 #include "nbits_avx2.h"
+#include "nbits_avx512.h"
+#else
+#include "nbits_avx2.h"
+#endif
 
 #define CHUNK 65536 /* bytes of weights that a thread takes at a time */
+#define MAX_BLOCK 128
+
+INLINE void product(const Matrix *m, const Rounded *x, int64_t lanes, int64_t rows, int64_t begin, int64_t end, float *out,
+                    int block, int bits) {
+#if defined(WIDE) && defined(__AMX_INT8__)
+  if (by_tiles(rows, bits)) {
+    tiled_rows(m, x, rows, begin, end, out, block, bits);
+    return;
+  }
+#endif
+  for (int64_t row = 0; row < rows; row += lanes, out += lanes * m->outputs) {
+    const Rounded group = group_of(x, row / lanes, lanes, m->blocks, block);
+    const int64_t left = rows - row < lanes ? rows - row : lanes;
+    if (lanes == 1) one_row(m, &group, begin, end, out, block, bits);
+    else many_rows(m, &group, left, begin, end, out, lanes, block, bits);
+  }
+}
 
 #define PRODUCT(bits, block)                                                                                        \
   static void product_##bits##_##block(const Matrix *m, const Rounded *x, int64_t lanes, int64_t rows,             \
                                        int64_t begin, int64_t end, float *out) {                                   \
-    if (lanes == 1) one_row(m, x, begin, end, out, block, bits);                                                    \
-    else if (lanes == 4) many_rows(m, x, rows, begin, end, out, 4, block, bits);                                    \
-    else many_rows(m, x, rows, begin, end, out, 8, block, bits);                                                    \
+    product(m, x, lanes, rows, begin, end, out, block, bits);                                                      \
   }
 PRODUCT(4, 32) PRODUCT(4, 64) PRODUCT(4, 128) PRODUCT(8, 16) PRODUCT(8, 32) PRODUCT(8, 64) PRODUCT(8, 128)
 
 static RowsProduct *product_of(int64_t bits, int64_t block) {
-  if (bits < 1 || bits > 8 || block < 1 || block > 128) return NULL;
+  if (bits < 1 || bits > 8 || block < 1 || block > MAX_BLOCK) return NULL;
   switch (bits * 1000 + block) {
     case 4032: return product_4_32;
     case 4064: return product_4_64;
@@ -34,26 +59,22 @@ static RowsProduct *product_of(int64_t bits, int64_t block) {
 void round_row(void *self, size_t row) {
   const Work *work = self;
   const Quantized *sizes = work->sizes;
-  const int64_t lanes = work->lanes, block = sizes->block;
-  int64_t at = row / lanes * lanes * work->matrix.blocks + row % lanes;
-  for (int64_t b = 0; b < work->matrix.blocks; b++, at += lanes)
-    if ((int64_t)row < work->rows)
-      round_block(work->in + row * sizes->inputs + b * block, block, sizes->bits, work->rounded.ints + at * block,
-                  work->rounded.scales + at, work->rounded.sums + at);
-    else work->rounded.scales[at] = work->rounded.sums[at] = 0;
+  const int64_t lanes = work->lanes, block = sizes->block, lane = row % lanes;
+  const Rounded x = group_of(&work->rounded, row / lanes, lanes, work->matrix.blocks, block);
+  for (int64_t b = 0, at = lane; b < work->matrix.blocks; b++, at += lanes)
+    if ((int64_t)row < work->rows) {
+      int8_t ints[MAX_BLOCK];
+      round_block(work->in + row * sizes->inputs + b * block, block, sizes->bits, ints, x.scales + at, x.sums + at);
+      place(ints, block, lanes, lane, x.ints + b * lanes * block);
+    } else x.scales[at] = 0, x.sums[at] = 0;
 }
 
 void multiply(void *self, size_t chunk) {
   const Work *work = self;
   const Quantized *sizes = work->sizes;
-  const int64_t begin = chunk * work->chunk, lanes = work->lanes;
+  const int64_t begin = chunk * work->chunk;
   const int64_t end = begin + work->chunk < sizes->outputs ? begin + work->chunk : sizes->outputs;
-  for (int64_t row = 0; row < work->rows; row += lanes) {
-    const int64_t at = row * work->matrix.blocks, left = work->rows - row;
-    const Rounded x = {work->rounded.ints + at * sizes->block, work->rounded.scales + at, work->rounded.sums + at};
-    sizes->product(&work->matrix, &x, lanes, left < lanes ? left : lanes, begin, end,
-                    work->out + row * sizes->outputs);
-  }
+  sizes->product(&work->matrix, &work->rounded, work->lanes, work->rows, begin, end, work->out);
 }
 
 Status find_product(Quantized *sizes) {
@@ -82,16 +103,16 @@ Status read_weights(const Quantized *sizes, Handle context, size_t first, Matrix
 size_t divide(Work *work) {
   const Quantized *sizes = work->sizes;
   const int64_t bytes = sizes->inputs * sizes->bits / 8;
-  work->lanes = work->rows == 1 ? 1 : work->rows <= 4 ? 4 : 8;
+  work->lanes = lanes_of(work->rows, sizes->bits);
   work->padded = (work->rows + work->lanes - 1) / work->lanes * work->lanes;
-  work->chunk = (CHUNK + bytes - 1) / bytes;
+  work->chunk = (CHUNK / bytes + 16) / 16 * 16;
   work->chunks = (sizes->outputs + work->chunk - 1) / work->chunk;
   return work->padded * (2 * work->matrix.blocks * sizeof(float) + sizes->inputs);
 }
 
 void rounded_at(Work *work, float *memory) {
   const int64_t count = work->padded * work->matrix.blocks;
-  work->rounded = (Rounded){(int8_t *)(memory + 2 * count), memory, memory + count};
+  work->rounded = (Rounded){(int8_t *)(memory + 2 * count), memory, (int32_t *)memory + count};
 }
 
 /* ---- a run ---- */

@@ -161,7 +161,7 @@ def test_auto_takes_the_faster_products(built, monkeypatch):
     def logits(kernels: str) -> np.ndarray:
         return Session(built["int8"], kernels=kernels).logits([3, 5, 7])
 
-    for flags, taken in ((("avx2", "fma"), "phicli"), (("sse2",), "onnxruntime")):
+    for flags, taken in ((("avx2", "fma"), "phicli"), (("sse2",), "onnxruntime"), (("asimddp",), "onnxruntime")):
         monkeypatch.setattr(build, "_cpu_flags", lambda flags=flags: frozenset(flags))
         np.testing.assert_array_equal(logits("auto"), logits(taken))
 
