@@ -73,6 +73,12 @@ class Matcher:
         scores[: len(allowed)][allowed == 0] = -np.inf
         scores[len(allowed) :] = -np.inf
 
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of these, from the first on, could come next."""
+        found = self._matcher.validate_tokens(list(tokens))
+        self._check()
+        return found
+
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)
         self._check()

@@ -81,6 +81,7 @@ class Finish:
     reason: "stop" (the model ended it, a stop text came, or its grammar is complete), "length" (max_tokens, or the
         context is full), "cancelled", "error". "tool_calls" is for those who read tools out of the text.
     cached_tokens: of the prompt, which did not run again. completion_tokens: all that were drawn, the end token too.
+    guessed_tokens: that were run before they were drawn, accepted_tokens of them rightly.
     """
 
     reason: Literal["stop", "length", "tool_calls", "cancelled", "error"]
@@ -89,6 +90,8 @@ class Finish:
     completion_tokens: int
     stop_text: str | None = None
     error: PhicliError | None = None
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class EngineStats:
     """Numbers since the engine was opened; running, waiting and kept are of now.
 
     slots: rows that can run at once. prompt_tokens: of all prompts that ran; cached_tokens of them were there already.
-    steps: in which running rows got a token each; step_seconds, prompt_seconds: spent in the model.
+    steps: in which running rows got a token each, or more; step_seconds, prompt_seconds: spent in the model.
+    guessed_tokens: that were run before they were drawn, accepted_tokens of them rightly.
     """
 
     running: int
@@ -109,3 +113,5 @@ class EngineStats:
     steps: int
     step_seconds: float
     prompt_seconds: float
+    guessed_tokens: int
+    accepted_tokens: int
