@@ -59,7 +59,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of all choices; a prompt counts once, however many answers it has. accepted, rejected: of those guessed."""
+    """Tokens of all choices; a prompt counts once, however many answers it has. accepted, rejected: of guesses."""
 
     prompt: int
     cached: int

@@ -24,7 +24,8 @@ class Request:
     ids: of the prompt, not empty. adapter: who answers; None for the model itself. max_tokens: None is as many as the
     context holds. stop: texts, or control tokens such as "<|end|>", that the answer ends before. logprobs: how many of
     the likeliest tokens are told beside each drawn one; None for no probabilities at all. grammar: what the answer has
-    to be. ignore_eos: go on after the tokens that end an answer.
+    to be. ignore_eos: go on after the tokens that end an answer. repeatable: the same request is to get the same answer
+    at another time, so nothing is guessed where that rounds otherwise; on a GPU it takes `fixed_batch`, see `Engine`.
 
     Raises:
         BadInput: no prompt, an empty stop text, or numbers that make no sense; `where` is the field.
@@ -38,6 +39,7 @@ class Request:
     logprobs: int | None = None
     grammar: Grammar | None = None
     ignore_eos: bool = False
+    repeatable: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.ids):

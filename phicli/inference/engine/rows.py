@@ -34,10 +34,12 @@ class Rows(Protocol):
 class ProvingRows(Rows, Protocol):
     """Rows that also run tokens that are only guessed.
 
-    warming: runs of a shape that take longer than all later ones.
+    warming: runs of a shape that take longer than all later ones. alters: whether scores round otherwise than those of
+    `step`, which are the same whatever runs beside a row.
     """
 
     warming: int
+    alters: bool
 
     def prove(self, row: Row, guess: Sequence[int]) -> Sequence[Scores]:
         """Run the last token of a row and a guess of what comes after it; the scores after each of them."""

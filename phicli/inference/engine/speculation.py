@@ -76,6 +76,8 @@ class Speculation:
         if self._fixed:
             found = {row: self._guess(row, self._fixed) for row in rows}
             return {row: guess for row, guess in found.items() if guess}
+        if self._rows.alters and any(row.request.repeatable for row in rows):
+            return {}
         plain = self.times.of(len(rows), 1)
         if not plain or max(size * plain / self._seconds(size, plain) for size in SIZES) < GAIN * len(rows):
             return {}
@@ -101,8 +103,9 @@ class Speculation:
         return max(choices, key=lambda choice: choice[1] / self._seconds(choice[0], plain))
 
     def _guess(self, row: Row, count: int) -> list[int]:
-        """As far as the row, and its grammar, can take it."""
-        guess = self._lookup(row).guess(min(count, row.most - len(row.tokens) - 1))
+        """As far as the row, and its grammar, can take it; all that runs has to fit into the row's place."""
+        largest = max((size for size in SIZES if row.ran + size <= row.most), default=1)
+        guess = self._lookup(row).guess(min(count, largest - 1))
         return guess[: row.drawing.allowed(guess)]
 
     def _lookup(self, row: Row) -> Lookup:
