@@ -103,6 +103,10 @@ def test_a_lookup_takes_the_longest_and_last_place():
     assert lookup.guess(12)[9:] == [5, 2, 3]  # where nothing is known yet, the guess goes on
     lookup.follow([1, 2, 3, 9, 5, 2, 3, 8, 7, 1, 2, 3, 9, 4])
     assert lookup.guess(3) == lookup.chances(3) == []
+    looped = Lookup(100)
+    looped.follow([6, 6, 6])
+    looped.follow([6] * 20)  # many at once, as after a run with guesses
+    assert looped.guess(3) == [6, 6, 6] and looped.chances(1)[0] > 0.8
 
 
 def test_how_often_guesses_are_right_is_learnt_from_tokens_that_came():

@@ -74,10 +74,8 @@ class Matcher:
         scores[len(allowed) :] = -np.inf
 
     def allowed(self, tokens: Sequence[int]) -> int:
-        """How many of these, from the first on, could come next."""
-        found = self._matcher.validate_tokens(list(tokens))
-        self._check()
-        return found
+        """How many of these, from the first on, could come next; raises nothing, the next method does."""
+        return 0 if self._matcher.is_error() else self._matcher.validate_tokens(list(tokens))
 
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)

@@ -28,12 +28,10 @@ class Lookup:
     def follow(self, tokens: Sequence[int]) -> None:
         """Take what is new of a row's tokens; guesses made before it are judged."""
         new = tokens[self._count :]
-        if len(new) > LONGEST:  # its prompt, or it was not of interest
-            self._same = 0
-        for token in new if self._same else ():
-            self._judge(token)
         self._tokens[self._count : len(tokens)] = new
         self._count = len(tokens)
+        for token in new if self._same else ():
+            self._judge(token)
         if new and not self._same:
             self._find()
 

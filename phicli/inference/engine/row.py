@@ -88,7 +88,7 @@ class Row:
             if self.tokens[-1] != guessed:
                 return
             self.accepted += 1
-            if self.finished:
+            if self.finished or self.cancelled:
                 return
 
     def finish(self, reason: Literal["stop", "length", "cancelled", "error"], error: PhicliError | None = None) -> None:

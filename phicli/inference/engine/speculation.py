@@ -18,7 +18,7 @@ from phicli.inference.engine.rows import ProvingRows
 SIZES = (2, 4, 8, 16)  # tokens of such a run: the last one drawn, and guesses
 MOST = SIZES[-1] - 1  # guesses
 GAIN = 1.05  # what has to be expected
-LAST = 16  # times of a shape that count
+LAST = 16  # times of a shape that count, those while it warms up among them
 STALE = 512  # runs after which a time is measured again
 
 
@@ -58,7 +58,7 @@ class Times:
         if shape and self._runs - shape.at > STALE:
             shape.last.clear()
             shape.wanted = 1
-        return min(shape.last) if shape and len(shape.last) >= min(shape.wanted, LAST) else None
+        return min(shape.last) if shape and len(shape.last) >= shape.wanted else None
 
 
 class Speculation:
