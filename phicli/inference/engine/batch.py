@@ -186,7 +186,7 @@ class Batch:
         self._ran(row, tokens[:1])
         if not fetch:
             return [int(token) for token in run.best[0, : len(tokens)]]
-        return list(run.logits[0, : len(tokens)].astype(np.float32))
+        return list(run.logits[0, : len(tokens)].astype(np.float32, copy=False))
 
     def settle(self, row: Row) -> None:
         self._ran(row, row.tokens[row.ran : -1])
