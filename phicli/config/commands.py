@@ -88,6 +88,9 @@ class ServeConfig(OfModel):
     fixed_batch: bool = setting(False, "Run steps of as many rows as --max-batch always: on a GPU only then, and with "
                                 "no prefix cache, is an answer the same whatever runs beside it",
                                 flags=("--fixed-batch/--no-fixed-batch",), panel=shared.RUNNING)
+    speculate: str = setting("auto", "Tokens to guess from what is in a prompt and its answer already, and to run at "
+                             "once; auto: as many as pay, none with --fixed-batch",
+                             choices=("auto", "off", "1", "3", "7", "15"), panel=shared.RUNNING)
     device: str = shared.device()
     provider: str = shared.provider()
     kernels: str = shared.kernels()

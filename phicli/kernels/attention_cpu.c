@@ -2,7 +2,7 @@
  *
  * Queries, and the weights of values, are rounded to int16, so that all products are of whole numbers; what that changes
  * is less than fp32's own rounding of a long sum. Of tokens a tile at a time is read, with a running maximum, after
- * FlashAttention (arXiv:2205.14135); a single query's tokens are split between threads, after Flash-Decoding.
+ * FlashAttention (arXiv:2205.14135); tokens that few queries read are split between threads, after Flash-Decoding.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -13,6 +13,7 @@
 #define TILE 64 /* tokens */
 #define ROWS 32 /* of queries that read a tile together */
 #define SPLIT 512 /* tokens that a thread takes of a single query; a result does not depend on how many threads there are */
+#define FEW 16 /* tokens of a run whose queries are split too: guesses of a row round as they do one by one */
 #define LARGEST_INT16 32767
 #define MAGIC 12582912.f /* 1.5 * 2^23: what is added to it is rounded to a whole number, in the lowest bits */
 
@@ -241,7 +242,7 @@ Status attend_all(Handle context, Work *work) {
   work->group = work->kernel->heads / work->kernel->kv_heads;
   work->rows = work->tokens * work->group;
   work->blocks = (work->rows + ROWS - 1) / ROWS;
-  work->splits = work->tokens == 1 ? (work->room + SPLIT - 1) / SPLIT : 1;
+  work->splits = work->tokens <= FEW ? (work->room + SPLIT - 1) / SPLIT : 1;
   const int64_t parts = work->splits > 1 ? queries * work->splits * (work->size + 2) : 0;
   float *scratch = malloc((queries + parts) * sizeof(float) + queries * work->size * sizeof(int16_t));
   if (!scratch) return failure(RUNTIME_EXCEPTION, "not enough memory");

@@ -59,15 +59,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of all choices; a prompt counts once, however many answers it has."""
+    """Tokens of all choices; a prompt counts once, however many answers it has. accepted, rejected: of guesses."""
 
     prompt: int
     cached: int
     completion: int
+    accepted: int
+    rejected: int
 
     @classmethod
     def of(cls, job: Job, choices: list[Choice]) -> "Usage":
         ends = [choice.finish for choice in choices if choice.finish]
         firsts = ends[:: job.asked.choices]
         return cls(sum(end.prompt_tokens for end in firsts), sum(end.cached_tokens for end in firsts),
-                   sum(end.completion_tokens for end in ends))
+                   sum(end.completion_tokens for end in ends), sum(end.accepted_tokens for end in ends),
+                   sum(end.guessed_tokens - end.accepted_tokens for end in ends))

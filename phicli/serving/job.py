@@ -118,7 +118,8 @@ def prompts_job(service: Service, asked: Asked, prompts: Sequence[Sequence[int]]
     limits = [limit for limit in (asked.max_tokens, most) if limit is not None]
     requests = tuple(
         Request(ids, adapter, replace(sampling, seed=(sampling.seed + number) % LARGEST),
-                min(limits) if limits else None, asked.stop, asked.logprobs, grammar, asked.ignore_eos)
+                min(limits) if limits else None, asked.stop, asked.logprobs, grammar, asked.ignore_eos,
+                "seed" in given)
         for ids in prompts for number in range(asked.choices))
     return Job(asked, asked.model or service.models.base, service.engine.codec_of(adapter), requests)
 

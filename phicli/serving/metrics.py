@@ -40,6 +40,8 @@ class Metrics:
         for name, text, count in (("generated_tokens", "Tokens of answers", stats.generated_tokens),
                                   ("prompt_tokens", "Tokens of prompts", stats.prompt_tokens),
                                   ("cached_tokens", "Of these, already there", stats.cached_tokens),
+                                  ("guessed_tokens", "Run before they were drawn", stats.guessed_tokens),
+                                  ("accepted_tokens", "Of these, drawn", stats.accepted_tokens),
                                   ("steps", "Steps of all running answers", stats.steps),
                                   ("step_seconds", "Spent in steps", stats.step_seconds),
                                   ("prompt_seconds", "Spent in prompts", stats.prompt_seconds)):

@@ -102,7 +102,8 @@ def opened(config: ServeConfig, tell: Callable[[str], None] | None = None) -> It
     folder = Path(config.path or config.root_folder / ONNX_FOLDER)
     with contextlib.closing(_listen(config)) as listening, Engine(
             folder, config.runs_on, config.kernels, config.max_batch, config.context, config.max_queue,
-            config.prefix_cache, template_options(config.chat_template_kwargs), config.fixed_batch) as engine:
+            config.prefix_cache, template_options(config.chat_template_kwargs), config.fixed_batch,
+            speculate=config.speculate) as engine:
         root = Path(config.adapter_root or config.root_folder / FINETUNED)
         models = Models(engine, base_name(config), config.adapters, root)
         yield Ready(Service(engine, models, config, Metrics(engine), tell), keys, listening)

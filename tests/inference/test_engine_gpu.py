@@ -6,7 +6,7 @@ from test_engine_batch import requests, together, tokens
 
 from phicli import Session, optimize
 from phicli.hardware.driver import gpu_count
-from phicli.inference.engine import Engine
+from phicli.inference.engine import Engine, Request
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")]
 LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -29,6 +29,20 @@ def test_rows_get_what_they_get_alone(folder, kernels):
         asked = requests(engine, 24, 1)
         alone = [tokens(engine.generate(request)) for request in asked]
         assert together(engine, asked, 1) == alone
+
+
+def test_guesses_run_as_graphs_too(folder):
+    """Products of several tokens round in fp16 otherwise than those of one."""
+    with Engine(folder, max_batch=2, speculate=7) as guessing, Engine(folder, max_batch=2, speculate="off") as plain:
+        for adapter in (None, "travel"):
+            text = "the old temple near the sea, " * 9
+            ids = plain.codec_of(adapter).encode_chat([{"role": "user", "content": text}])
+            request = Request(ids, adapter, max_tokens=250, ignore_eos=True)
+            own = [*guessing.generate(request)]
+            assert tokens(own)[:8] == tokens(plain.generate(request))[:8]
+            assert own[-1].accepted_tokens > 50 and own[-1].completion_tokens == 250
+        rows = guessing._scheduler._rows
+        assert not rows._captures or any(tokens_of_run == 8 for _, _, tokens_of_run, *_ in rows._graphs)
 
 
 @pytest.mark.parametrize("kernels", ["onnxruntime", "phicli"])

@@ -184,6 +184,20 @@ def test_a_row_rounds_the_same_alone_as_beside_others():
         assert (alone[0] == together[row]).all()
 
 
+def test_tokens_of_a_run_round_as_they_do_one_by_one():
+    attention, rng = Attention(turned=32), np.random.default_rng(3)
+    session, _ = sessions(attention)
+    past = tuple(rng.integers(-127, 128, (1, 2, 1300, 34)).astype(np.int8) for _ in range(2))
+    for cached in past:
+        cached[..., -2:] = np.array([0, 60], np.int8)
+    new = tuple(rng.standard_normal((1, 8, n, 32)).astype(np.float32) for n in (4, 2, 2))
+    together, *_ = session.run(None, attention.feeds(new, past, [1028], 1300))
+    for token in range(8):
+        one, *past = session.run(None, attention.feeds(tuple(x[:, token : token + 1] for x in new), past,
+                                                       [1021 + token], 1300))
+        assert (one[:, 0] == together[:, token]).all()
+
+
 @pytest.mark.parametrize("attention", [KINDS[1], Attention(turned=32, window=5)], ids=str)
 def test_without_the_library_the_function_does_the_same(attention):
     """Each goes on from the other's cache."""

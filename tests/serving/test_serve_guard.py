@@ -26,6 +26,7 @@ def test_open_paths_and_headers(served):
     numbers = served.ask("/metrics").body.decode()
     assert 'phicli_requests_total{path="/v1/chat/completions",status="200"}' in numbers
     assert "phicli_time_to_first_token_seconds_bucket" in numbers and "phicli_slots 8.0" in numbers
+    assert "phicli_guessed_tokens_total" in numbers and "phicli_accepted_tokens_total" in numbers
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""])

@@ -37,6 +37,7 @@ def test_each_model_answers_as_the_engine_does(client, served, model):
     choice, = found.choices
     assert choice.message.content == wanted and found.model == model and choice.logprobs is None
     assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+    assert 0 <= found.usage.completion_tokens_details.accepted_prediction_tokens < 20
     chunks = list(client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == wanted
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices == []

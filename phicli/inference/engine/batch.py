@@ -1,6 +1,5 @@
 """Rows that share their runs: one onnxruntime session, and slots in which it keeps the keys and values of all."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,20 +13,23 @@ from phicli.inference.engine.memory import MEMORIES, CpuMemory, Memory
 from phicli.inference.engine.opening import Served
 from phicli.inference.engine.row import Row, Scores
 from phicli.inference.engine.slots import Slots
+from phicli.inference.engine.speculation import SIZES, size_of
 
 PLAIN = -1  # a run that is no CUDA graph, as onnxruntime calls it
 FIRST_STEPS = 8  # with the same adapters, before they become a CUDA graph
 MOST_GRAPHS = 64  # onnxruntime keeps all that it ever captured
+Shape = tuple[int, int, int, int]  # the arguments of a Run
 
 
 class Run:
     """A session's inputs and outputs for one shape, at addresses that stay: a run only changes what lies there.
 
     Args:
-        rows: of the batch. first: number of the slot of the first one. tokens: of each row.
+        rows: of the batch. first: number of the slot of the first one. tokens: of each row. wanted: how many of them
+            have logits.
     """
 
-    def __init__(self, served: "Batch", rows: int, first: int, tokens: int):
+    def __init__(self, served: "Batch", rows: int, first: int, tokens: int, wanted: int):
         import onnxruntime
 
         self._binding = binding = served.session.io_binding()
@@ -35,7 +37,7 @@ class Run:
         self._on_gpu: dict[str, tuple[Any, np.ndarray]] = {}
         values: dict[str, np.ndarray] = {
             served.tokens: np.zeros((rows, tokens), np.int64), LENGTHS: np.zeros(rows, np.int32),
-            LONGEST: np.zeros((), np.int32), LAST: np.zeros(1, np.int64), ID: np.zeros(rows, np.int64)}
+            LONGEST: np.zeros((), np.int32), LAST: np.arange(wanted), ID: np.zeros(rows, np.int64)}
         self.values = {name: value for name, value in values.items() if name in served.inputs}
         for name, value in self.values.items():
             if device == "cpu" or name in (LONGEST, ID):
@@ -51,8 +53,8 @@ class Run:
             binding.bind_output(cache.present, device, 0, dtype, shape, place)
         for name, (memory, matrix, value) in served.held.items():
             binding.bind_input(name, memory.device, 0, value.dtype, value.shape, memory.address(matrix))
-        self.logits = np.zeros((rows, 1, served.vocab_size), served.dtype)
-        self.best = np.zeros((rows, 1), np.int64)
+        self.logits = np.zeros((rows, wanted, served.vocab_size), served.dtype)
+        self.best = np.zeros((rows, wanted), np.int64)
         self._session, self._results = served.session, dict[str, Any]()
         for name, value in ((served.outputs[0], self.logits), (BEST, self.best)):
             if name not in served.outputs:
@@ -110,10 +112,12 @@ class Batch:
         self._fixed = slots if fixed else 0
         if fixed:
             self.slots.grow(served.context)
-        self._runs: dict[tuple[int, int, int], Run] = {}
+        self._runs: dict[Shape, Run] = {}
         self._captures = served.captures
-        self._steps: Counter[tuple[Any, ...]] = Counter()  # taken with these adapters
-        self._graphs: dict[tuple[Any, ...], int] = {}  # the CUDA graph of each such step
+        self.warming = FIRST_STEPS + 3 if served.captures else 0  # onnxruntime's own first run, and the capture
+        self.alters = self.memory.device == "cpu" and any(dtype != np.int8 for dtype in self.slots.dtypes)
+        self._steps: dict[Shape, tuple[list[int], int]] = {}  # adapters of the last one, and how many had them
+        self._graphs: dict[tuple[int, ...], int] = {}  # shape and adapters of a step -> its CUDA graph
         self._captured = 0
         self._rows: dict[int, Row] = {}  # by number of slot: all that have one
 
@@ -127,7 +131,7 @@ class Batch:
         tokens = row.tokens[row.ran : row.ran + self.memory.chunk]
         padded = len(tokens) + (len(tokens) % 2 if self.memory.even else 0)
         self._make_room(row.ran + padded)
-        run = self._run(1, row.place.number, padded)
+        run = self._run((1, row.place.number, padded, 1))
         values = run.values
         values[self.tokens][0, : len(tokens)] = tokens
         values[LENGTHS][0] = row.ran + padded - 1
@@ -148,13 +152,13 @@ class Batch:
         self._close_ranks(rows)
         count = self._fixed or max(row.place.number for row in rows) + 1
         count += count % 2 if self.memory.even else 0
-        run = self._run(count, 0, 1)
+        run = self._run((count, 0, 1, 1))
         values, at = run.values, {row.place.number: row for row in rows}
         for number in range(count):  # a slot between rows that run gets a token too, behind what is in it
             values[LENGTHS][number] = len(self.slots.all[number].tokens)
             values[self.tokens][number, 0] = at[number].tokens[-1] if number in at else 0
         self._set_adapters(run, [at.get(number) for number in range(count)])
-        graph = self._graph_of(count, run)
+        graph = self._graph_of((count, 0, 1, 1), run)
         steady = self._fixed or graph != PLAIN
         values[LONGEST][...] = self.slots.room if steady else values[LENGTHS].max() + 1
         fetch = BEST not in self.outputs or not all(row.greedy for row in rows)
@@ -164,6 +168,28 @@ class Batch:
         if not fetch:
             return [int(run.best[row.place.number, 0]) for row in rows]
         return [run.logits[row.place.number, 0].astype(np.float32, copy=False) for row in rows]
+
+    def prove(self, row: Row, guess: Sequence[int]) -> Sequence[Scores]:
+        size = size_of(guess)
+        self._make_room(row.ran + size)
+        self._close_ranks([row])
+        shape = 1, row.place.number, size, size
+        run = self._run(shape)
+        values, tokens = run.values, [row.tokens[-1], *guess]
+        values[self.tokens][0] = tokens + [0] * (size - len(tokens))
+        values[LENGTHS][0] = row.ran + size - 1
+        self._set_adapters(run, [row])
+        graph = self._graph_of(shape, run)
+        values[LONGEST][...] = self.slots.room if graph != PLAIN else row.ran + size
+        fetch = BEST not in self.outputs or not row.greedy
+        run.run(fetch, graph)
+        self._ran(row, tokens[:1])
+        if not fetch:
+            return [int(token) for token in run.best[0, : len(tokens)]]
+        return list(run.logits[0, : len(tokens)].astype(np.float32, copy=False))
+
+    def settle(self, row: Row) -> None:
+        self._ran(row, row.tokens[row.ran : -1])
 
     def leave(self, row: Row) -> None:
         if row.place is not None:
@@ -177,24 +203,24 @@ class Batch:
             memory.free(place)
         self.held, self.session = {}, None
 
-    def _run(self, rows: int, first: int, tokens: int) -> Run:
+    def _run(self, shape: Shape) -> Run:
         """The run of this shape, which is kept where it comes again and again."""
         self._adopt()
-        key = rows, first, tokens
-        run = self._runs.get(key) or Run(self, *key)
-        if tokens in (1, self.memory.chunk):
-            self._runs[key] = run
+        run = self._runs.get(shape) or Run(self, *shape)
+        if shape[2] in (1, *SIZES, self.memory.chunk):
+            self._runs[shape] = run
         return run
 
-    def _graph_of(self, count: int, run: Run) -> int:
-        """The CUDA graph of a step with so many rows and these adapters, once there were some: capturing takes time."""
-        key = count, *(run.values[ID].tolist() if ID in run.values else ())
+    def _graph_of(self, shape: Shape, run: Run) -> int:
+        """The CUDA graph of a step of this shape and these adapters, once there were some: capturing takes time."""
+        adapters = run.values[ID].tolist() if ID in run.values else []
+        key = *shape, *adapters
         if not self._captures or key in self._graphs or self._captured == MOST_GRAPHS:
             return self._graphs.get(key, PLAIN)
-        if key not in self._steps:
-            self._steps.clear()  # of other adapters: only a batch that stays is worth capturing
-        self._steps[key] += 1
-        if self._steps[key] > FIRST_STEPS:
+        before, steps = self._steps.get(shape, (adapters, 0))
+        steps = steps + 1 if before == adapters else 1  # only a batch that stays is worth capturing
+        self._steps[shape] = adapters, steps
+        if steps > FIRST_STEPS:
             self._captured += 1
             self._graphs[key] = self._captured
         return self._graphs.get(key, PLAIN)

@@ -1,6 +1,6 @@
 """Drawing one row's tokens from its logits: the same seed and request give the same tokens, whoever runs beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -51,6 +51,10 @@ class Drawing:
         if self._matcher is not None:
             self._matcher.take(token)
         return token
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of these, from the first on, the grammar allows to come next, if there is one."""
+        return len(tokens) if self._matcher is None else self._matcher.allowed(tokens)
 
     @property
     def complete(self) -> bool:

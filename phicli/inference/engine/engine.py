@@ -11,7 +11,7 @@ from typing import Any
 from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.reading import read_text
 from phicli.checkpoints.peft_folder import read_peft
-from phicli.config.commands import ChatConfig
+from phicli.config.commands import ChatConfig, ServeConfig
 from phicli.config.setting import LARGEST, checked
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export.graph_file import REBUILD
@@ -27,6 +27,7 @@ from phicli.inference.engine.request import Busy, EngineStats, Finish, Piece, Re
 from phicli.inference.engine.row import Row
 from phicli.inference.engine.rows import Rows
 from phicli.inference.engine.scheduler import Scheduler
+from phicli.inference.engine.speculation import Speculation
 from phicli.inference.generator import translated
 from phicli.inference.model_folder import ModelFolder
 from phicli.inference.session import Session
@@ -58,7 +59,8 @@ class Engine:
             wait for their turn. prefix_cache: keep what prompts have in common. fixed_batch: every step runs
             max_batch rows, if need be empty ones; on a GPU only this, without a prefix cache, gives a row the tokens
             that it gets alone. session_options: further entries of onnxruntime's session configuration. alone: whether
-            rows that cannot share their runs run one by one.
+            rows that cannot share their runs run one by one. speculate: how many tokens of a row are guessed, from what
+            came before in it, and run at once; "auto" as many as pay, none with fixed_batch; "off" none.
 
     Raises:
         Missing, BadInput: as `Session` does. Unfit: rows of this model run `alone` or not at all.
@@ -68,8 +70,9 @@ class Engine:
     def __init__(self, folder: str | Path, device: str = "auto", kernels: str = "auto", max_batch: int = 8,
                  context: int | None = None, max_queue: int = 256, prefix_cache: bool = True,
                  chat_template_kwargs: Mapping[str, Any] | None = None, fixed_batch: bool = False,
-                 session_options: Mapping[str, str] | None = None, alone: bool = True):
+                 session_options: Mapping[str, str] | None = None, alone: bool = True, speculate: int | str = "auto"):
         device, kernels = checked_device(device), checked(ChatConfig, "kernels", kernels)
+        guessed: str = checked(ServeConfig, "speculate", str(speculate))
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("context", context or 1)):
             if not 1 <= value <= LARGEST:
                 raise UsageError("must be at least 1", where=name)
@@ -102,7 +105,10 @@ class Engine:
 
         rows = of_one_generation(self.model.folder, open_rows)
         self.vocab_size, self.sampling = self.model.vocab_size, self.model.sampling
-        self._scheduler = Scheduler(rows, max_batch, max_queue)
+        speculation = None
+        if isinstance(rows, Batch) and guessed != "off" and not (guessed == "auto" and fixed_batch):
+            speculation = Speculation(rows, None if guessed == "auto" else int(guessed))
+        self._scheduler = Scheduler(rows, max_batch, max_queue, speculation)
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter, or for the model itself."""

@@ -73,6 +73,10 @@ class Matcher:
         scores[: len(allowed)][allowed == 0] = -np.inf
         scores[len(allowed) :] = -np.inf
 
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of these, from the first on, could come next; raises nothing, the next method does."""
+        return 0 if self._matcher.is_error() else self._matcher.validate_tokens(list(tokens))
+
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)
         self._check()

@@ -1,7 +1,7 @@
 """The graph that a batch runs: a model's own, with lengths of rows as inputs, and logits of one token of each row.
 
 The builder's graph counts ones in a mask to know how long rows are, and gives logits of all tokens of a prompt. Here
-the lengths come as they are, and only the token that an answer goes on from is multiplied with the vocabulary.
+the lengths come as they are, and only tokens that an answer may go on from are multiplied with the vocabulary.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,8 +15,8 @@ from phicli.inference.long_rope import COMPARISONS
 
 LENGTHS = "phicli.lengths"  # int32 (rows,): of each row, tokens that are there before this run's last one
 LONGEST = "phicli.longest"  # int32 (): the longest row with this run's tokens
-LAST = "phicli.last"  # int64 (1,): number of the token whose logits are wanted
-BEST = "phicli.best"  # int64 (rows, 1): the likeliest token
+LAST = "phicli.last"  # int64 (wanted,): numbers of the tokens whose logits are wanted
+BEST = "phicli.best"  # int64 (rows, wanted): the likeliest tokens
 ATTENTIONS = (kv_cache.ATTENTION, token_cache.ATTENTION)
 PAST, PRESENT = (3, 4), (1, 2)  # inputs and outputs of keys and values
 OF_LENGTHS = (5, 6)
@@ -88,9 +88,9 @@ def serve(graph: Any, best: bool, more: Collection[str]) -> None:
     graph.node.insert(next(i for i, node in enumerate(graph.node) if node.name == head.name), gather)
     if best:
         graph.node.append(helper.make_node("ArgMax", [logits], [BEST], "/phicli/best", axis=2, keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(BEST, TensorProto.INT64, ["batch_size", 1]))
+        graph.output.append(helper.make_tensor_value_info(BEST, TensorProto.INT64, ["batch_size", "wanted"]))
     for name, kind, dims in ((LENGTHS, TensorProto.INT32, ["batch_size"]), (LONGEST, TensorProto.INT32, []),
-                             (LAST, TensorProto.INT64, [1])):
+                             (LAST, TensorProto.INT64, ["wanted"])):
         graph.input.append(helper.make_tensor_value_info(name, kind, dims))
     for tensor in [tensor for tensor in graph.initializer if tensor.name == ID]:
         graph.initializer.remove(tensor)  # which made that input one that need not be given

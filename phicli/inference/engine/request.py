@@ -24,7 +24,8 @@ class Request:
     ids: of the prompt, not empty. adapter: who answers; None for the model itself. max_tokens: None is as many as the
     context holds. stop: texts, or control tokens such as "<|end|>", that the answer ends before. logprobs: how many of
     the likeliest tokens are told beside each drawn one; None for no probabilities at all. grammar: what the answer has
-    to be. ignore_eos: go on after the tokens that end an answer.
+    to be. ignore_eos: go on after the tokens that end an answer. repeatable: the same request is to get the same answer
+    at another time, so nothing is guessed where that rounds otherwise; on a GPU it takes `fixed_batch`, see `Engine`.
 
     Raises:
         BadInput: no prompt, an empty stop text, or numbers that make no sense; `where` is the field.
@@ -38,6 +39,7 @@ class Request:
     logprobs: int | None = None
     grammar: Grammar | None = None
     ignore_eos: bool = False
+    repeatable: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.ids):
@@ -81,6 +83,7 @@ class Finish:
     reason: "stop" (the model ended it, a stop text came, or its grammar is complete), "length" (max_tokens, or the
         context is full), "cancelled", "error". "tool_calls" is for those who read tools out of the text.
     cached_tokens: of the prompt, which did not run again. completion_tokens: all that were drawn, the end token too.
+    guessed_tokens: that were run before they were drawn, accepted_tokens of them rightly.
     """
 
     reason: Literal["stop", "length", "tool_calls", "cancelled", "error"]
@@ -89,6 +92,8 @@ class Finish:
     completion_tokens: int
     stop_text: str | None = None
     error: PhicliError | None = None
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class EngineStats:
     """Numbers since the engine was opened; running, waiting and kept are of now.
 
     slots: rows that can run at once. prompt_tokens: of all prompts that ran; cached_tokens of them were there already.
-    steps: in which running rows got a token each; step_seconds, prompt_seconds: spent in the model.
+    steps: in which running rows got a token each, or more; step_seconds, prompt_seconds: spent in the model.
+    guessed_tokens: that were run before they were drawn, accepted_tokens of them rightly.
     """
 
     running: int
@@ -109,3 +115,5 @@ class EngineStats:
     steps: int
     step_seconds: float
     prompt_seconds: float
+    guessed_tokens: int
+    accepted_tokens: int

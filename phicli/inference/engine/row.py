@@ -1,6 +1,6 @@
 """One request on its way through an engine: its tokens, its text, and how it ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from phicli.errors import PhicliError
 from phicli.inference.endings import StopText
 from phicli.inference.engine.drawing import Drawing, logprob_of
+from phicli.inference.engine.lookup import Lookup
 from phicli.inference.engine.request import Finish, Piece, Request, TokenLogprob
 from phicli.text import TextCodec
 
@@ -22,7 +23,8 @@ class Row:
 
     adapter: key of the one that answers, 0 for none. ends: ids that end the answer. most: tokens that it may have in
     all, prompt and answer. tokens: these; the last one may not have run yet. place: what keeps its keys and values.
-    ran: tokens that have run, `cached` of them for others.
+    ran: tokens that have run, `cached` of them for others. lookup: what guesses its tokens, where anything does.
+    guessed: tokens that were run before they were drawn, `accepted` of them rightly.
     """
 
     request: Request
@@ -36,6 +38,9 @@ class Row:
     place: Any = None
     ran: int = 0
     cached: int = 0
+    lookup: Lookup | None = None
+    guessed: int = 0
+    accepted: int = 0
     cancelled: bool = False
     finished: bool = False
 
@@ -75,6 +80,17 @@ class Row:
         elif len(self.tokens) >= self.most:
             self.finish("length")
 
+    def take_proved(self, scores: Sequence[Scores], guess: Sequence[int]) -> None:
+        """Draw tokens for as long as those before were guessed rightly. Raises as `take`."""
+        self.guessed += len(guess)
+        for own, guessed in zip(scores, [*guess, None], strict=True):
+            self.take(own)
+            if self.tokens[-1] != guessed:
+                return
+            self.accepted += 1
+            if self.finished or self.cancelled:
+                return
+
     def finish(self, reason: Literal["stop", "length", "cancelled", "error"], error: PhicliError | None = None) -> None:
         """Deliver what was held back of the text, and the end; once."""
         if self.finished:
@@ -85,7 +101,8 @@ class Row:
             whole = self.codec.decode([token for token in drawn if token not in self.ends])
             if whole.startswith(self._text.given) and (rest := whole[len(self._text.given) :]):
                 self._send(Piece(rest, ()))
-        self._send(Finish(reason, self.prompt_tokens, self.cached, len(drawn), self._text.found or None, error))
+        self._send(Finish(reason, self.prompt_tokens, self.cached, len(drawn), self._text.found or None, error,
+                          self.guessed, self.accepted))
 
     def _send(self, event: Piece | Finish) -> None:
         try:

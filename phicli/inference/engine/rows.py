@@ -29,3 +29,20 @@ class Rows(Protocol):
 
     def close(self) -> None:
         """Give all memory back."""
+
+
+class ProvingRows(Rows, Protocol):
+    """Rows that also run tokens that are only guessed.
+
+    warming: runs of a shape that take longer than all later ones. alters: whether scores round otherwise than those of
+    `step`, which are the same whatever runs beside a row.
+    """
+
+    warming: int
+    alters: bool
+
+    def prove(self, row: Row, guess: Sequence[int]) -> Sequence[Scores]:
+        """Run the last token of a row and a guess of what comes after it; the scores after each of them."""
+
+    def settle(self, row: Row) -> None:
+        """Keep what has run of a row's tokens, now that those after `prove` are drawn."""

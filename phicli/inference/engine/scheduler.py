@@ -9,6 +9,7 @@ from phicli.errors import PhicliError
 from phicli.inference.engine.request import Busy, EngineStats
 from phicli.inference.engine.row import Row
 from phicli.inference.engine.rows import Rows
+from phicli.inference.engine.speculation import Speculation
 
 
 class Scheduler:
@@ -16,14 +17,15 @@ class Scheduler:
 
     Args:
         rows: what runs them. slots: rows that run at once. most_waiting: further ones that may wait.
+        speculation: what runs some of them with guesses of their next tokens.
     """
 
-    def __init__(self, rows: Rows, slots: int, most_waiting: int):
-        self._rows, self._most_waiting = rows, most_waiting
+    def __init__(self, rows: Rows, slots: int, most_waiting: int, speculation: Speculation | None = None):
+        self._rows, self._most_waiting, self._speculation = rows, most_waiting, speculation
         self._wake = threading.Condition()  # of what is below
         self._waiting: OrderedDict[str | None, deque[Row]] = OrderedDict()
         self._closed = False
-        self._stats = EngineStats(0, 0, slots, 0, 0, 0, 0, 0, 0.0, 0.0)
+        self._stats = EngineStats(0, 0, slots, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0)
         self._begun: deque[Row] = deque()  # of the thread alone: rows whose prompts run
         self._running: list[Row] = []
         self._thread = threading.Thread(target=self._run, name="phicli-engine", daemon=True)
@@ -129,10 +131,16 @@ class Scheduler:
             self._end(row, "stop")
 
     def _step(self) -> None:
-        """A token for each row that runs."""
-        rows, begun = list(self._running), time.perf_counter()
-        if not rows:
-            return
+        """A token for each row that runs, or more."""
+        rows = list(self._running)
+        guesses = self._speculation.guesses(rows) if self._speculation and rows else {}
+        for row, guess in guesses.items():
+            self._run_guess(row, guess)
+        if plain := [row for row in rows if row not in guesses]:
+            self._step_together(plain)
+
+    def _step_together(self, rows: list[Row]) -> None:
+        begun = time.perf_counter()
         try:
             logits = self._rows.step(rows)
         except Exception as e:
@@ -140,7 +148,10 @@ class Scheduler:
                 row.finish("error", _told(e))
                 self._end(row, "error")
             return
-        self._count(steps=1, step_seconds=time.perf_counter() - begun, generated_tokens=len(rows))
+        seconds = time.perf_counter() - begun
+        if self._speculation:
+            self._speculation.times.add(len(rows), 1, seconds)
+        self._count(steps=1, step_seconds=seconds, generated_tokens=len(rows))
         for row, own in zip(rows, logits, strict=True):
             try:
                 row.take(own)
@@ -148,6 +159,18 @@ class Scheduler:
                 row.finish("error", _told(e))
             if row.finished:
                 self._end(row, "stop")
+
+    def _run_guess(self, row: Row, guess: list[int]) -> None:
+        assert self._speculation
+        begun, tokens, accepted = time.perf_counter(), len(row.tokens), row.accepted
+        try:
+            self._speculation.run(row, guess)
+        except Exception as e:
+            row.finish("error", _told(e))
+        self._count(steps=1, step_seconds=time.perf_counter() - begun, generated_tokens=len(row.tokens) - tokens,
+                    guessed_tokens=len(guess), accepted_tokens=row.accepted - accepted)
+        if row.finished:
+            self._end(row, "stop")
 
     def _end(self, row: Row, reason: str) -> None:
         """Give the place of a row back, and tell its client unless it knows."""

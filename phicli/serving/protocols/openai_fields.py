@@ -55,7 +55,9 @@ class Drawn(Body):
 def usage_of(usage: Usage) -> dict[str, Any]:
     return {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion,
             "total_tokens": usage.prompt + usage.completion,
-            "prompt_tokens_details": {"cached_tokens": usage.cached}}
+            "prompt_tokens_details": {"cached_tokens": usage.cached},
+            "completion_tokens_details": {"accepted_prediction_tokens": usage.accepted,
+                                          "rejected_prediction_tokens": usage.rejected}}
 
 
 def logprob_of(codec: TextCodec, found: TokenLogprob) -> dict[str, Any]:
