@@ -40,7 +40,7 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     own = deepcopy(dict(settings))
     open_border(graph, own)
     provider = choose_provider(own, device)
-    library, joins = ops_of(graph, own, provider, kernels)
+    library, joins, _ = ops_of(graph, own, provider, kernels)
     if joins:
         join(graph)
     with within_devices(provider):

@@ -1,7 +1,7 @@
 """Which ops of ours a model runs with."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from phicli.errors import BadInput, Missing
 from phicli.export import fused, token_cache
@@ -10,9 +10,19 @@ from phicli.kernels.build import matmul_measured, matmul_missing, ops_library
 BLOCKS = {4: (32, 64, 128), 8: (16, 32, 64, 128)}  # bits of a weight -> sizes of blocks that nbits_op.c knows
 
 
-def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> tuple[Path | None, bool]:
-    """The library of the ops of ours that a graph needs or can use, None where it runs with onnxruntime's; and whether
-    the library has those that `join` puts into a graph, and the graph has places for them.
+class Ops(NamedTuple):
+    """library: of the ops of ours that a graph needs or can use; None where it runs with onnxruntime's. joins: whether
+    it has those that `join` puts into a graph, and the graph has places for them. products: whether a CPU computes all
+    products of quantized weights with ours, where a row is the same whatever rows are beside it.
+    """
+
+    library: Path | None
+    joins: bool = False
+    products: bool = False
+
+
+def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "auto") -> Ops:
+    """Which ops of ours a graph runs with.
 
     Code that lies in a model's folder is never loaded. Where the library cannot be built, onnxruntime's ops run: a
     graph of ours brings functions for it (`portable`, `portable_cache`); of those no CUDA graph is captured, as the
@@ -34,15 +44,15 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
     wanted = kernels == "phicli" or (kernels == "auto" and matmul_measured())
     matmul = provider == "cpu" and wanted and not matmul_missing() and matmul_fits(model.graph)
     if not ours and not matmul:
-        return None, False
+        return Ops(None)
     try:
-        return ops_library(provider, matmul), fused.DOMAIN in ours and matmul
+        return Ops(ops_library(provider, matmul), fused.DOMAIN in ours and matmul, matmul)
     except Missing:
         if ours - {function.domain for function in model.functions}:
             raise
         if ours and provider == "cuda":
             settings["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {"enable_cuda_graph": "0"}}]
-        return None, False
+        return Ops(None)
 
 
 def matmul_fits(graph: Any) -> bool:

@@ -119,7 +119,7 @@ def prompts_job(service: Service, asked: Asked, prompts: Sequence[Sequence[int]]
     requests = tuple(
         Request(ids, adapter, replace(sampling, seed=(sampling.seed + number) % LARGEST),
                 min(limits) if limits else None, asked.stop, asked.logprobs, grammar, asked.ignore_eos,
-                "seed" in given)
+                "seed" in given or not sampling.temperature)
         for ids in prompts for number in range(asked.choices))
     return Job(asked, asked.model or service.models.base, service.engine.codec_of(adapter), requests)
 

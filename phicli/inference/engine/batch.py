@@ -106,7 +106,8 @@ class Batch:
         self.caches = served.caches
         self.held: dict[str, tuple[Memory, Any, np.ndarray]] = {}  # matrices of adapters
         self._adapters, self._set = served.adapters, AdapterSet({n: n for n in range(1, len(served.names) + 1)}, {})
-        slots += slots % 2 if self.memory.even else 0
+        self._even = self.memory.even and not served.exact
+        slots += slots % 2 if self._even else 0
         kept = max(2, round(slots * self.memory.kept)) if keep else 0
         self.slots = Slots(self.caches, slots, kept, served.context, self.memory)
         self._fixed = slots if fixed else 0
@@ -151,7 +152,7 @@ class Batch:
             return [next(found) if row in there else e for row in rows]
         self._close_ranks(rows)
         count = self._fixed or max(row.place.number for row in rows) + 1
-        count += count % 2 if self.memory.even else 0
+        count += count % 2 if self._even else 0
         run = self._run((count, 0, 1, 1))
         values, at = run.values, {row.place.number: row for row in rows}
         for number in range(count):  # a slot between rows that run gets a token too, behind what is in it

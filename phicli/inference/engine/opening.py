@@ -31,7 +31,8 @@ class Served:
     """A model that runs in batches: an onnxruntime.InferenceSession, and its inputs for keys and values.
 
     context: most tokens of a row. names: of the adapters that it was built with. adapters: what they consist of, which
-    may change while it runs; None where the graph holds them itself. captures: whether runs become CUDA graphs.
+    may change while it runs; None where the graph holds them itself. captures: whether runs become CUDA graphs. exact:
+    whether a row's products are the same whatever rows are beside it.
     """
 
     session: Any
@@ -41,6 +42,7 @@ class Served:
     names: list[str]
     adapters: Adapters | None
     captures: bool
+    exact: bool
 
 
 def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: str, context: int | None,
@@ -68,7 +70,7 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
     if provider not in PROVIDERS:
         raise Unfit(f"it is for {provider}")
     data = settle_data(model, path)
-    library, joins = ops_of(model, own, provider, kernels)
+    library, joins, exact = ops_of(model, own, provider, kernels)
     names, adapters = installed(properties, path) if LAYOUT_KEY in properties else [], None
     if library:
         del model.functions[:]  # which know no adapters that come and go
@@ -96,4 +98,4 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
                                            providers=[(EXECUTION_PROVIDERS[provider], of_provider)])
     of_rows = caches(model.graph, settings["model"]["decoder"]["head_size"])
     return Served(session, of_rows, provider, min(context or most, border or most, most), names, adapters,
-                  of_provider.get("enable_cuda_graph") == "1")
+                  of_provider.get("enable_cuda_graph") == "1", exact)
