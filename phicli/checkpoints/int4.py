@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HELD = torch.float8_e4m3fn  # what bytes are called as parameters, see `hold_as_parameters`
+
 
 def dequantize(packed: Tensor, scales: Tensor, zeros: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """The weight (q - zero) * scale, computed in float32 and rounded once.
@@ -24,6 +26,8 @@ def dequantize(packed: Tensor, scales: Tensor, zeros: Tensor, bits: int, dtype: 
     Returns:
         dtype (out, in).
     """
+    if packed.dtype == HELD:
+        packed, zeros = packed.view(torch.uint8), zeros.view(torch.uint8)
     if bits == 4 and packed.is_cuda and (kernel := _fused_kernel()):
         return kernel(packed, scales, zeros, dtype)
     integers = unpack(packed, bits).unflatten(1, (scales.shape[1], -1))
@@ -94,11 +98,15 @@ class Int4Linear(nn.Linear):
         self.dense = self.weight
 
     def hold_as_parameters(self) -> None:
-        """Let the packed tensors be parameters without gradients, as FSDP shares out parameters only."""
+        """Let the packed tensors be parameters without gradients, as FSDP shares out parameters only.
+
+        Bytes are called float8 for it: before torch 2.13 FSDP makes parameters only of what could have a gradient.
+        """
         for name in ("qweight", "scales", "qzeros"):
             tensor = self._buffers.pop(name)
             assert tensor is not None  # after `settle`
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+            held = tensor if tensor.is_floating_point() else tensor.view(HELD)
+            self.register_parameter(name, nn.Parameter(held, requires_grad=False))
 
     @property
     def weight(self) -> Tensor | None:  # type: ignore[override]
