@@ -47,7 +47,7 @@ FILES = {
     "tools.jsonl": lines({"messages": chat, "tools": [TOOL]} for chat in CHATS),
     "azure.jsonl": lines({"messages": [*chat[:2], {**chat[2], "weight": 0}, *chat[3:]]} for chat in CHATS),
     "sharegpt.json": json.dumps(SHAREGPT, indent=2).encode(),
-    "sharegpt.jsonl.gz": gzip.compress(lines(SHAREGPT)),
+    "sharegpt.jsonl.gz": gzip.compress(lines(SHAREGPT), mtime=0),
     "alpaca.json": json.dumps([{"instruction": q, "input": None if i % 2 else "", "output": a}
                                for i, (q, a) in enumerate(PAIRS)]).encode(),
     "dolly.jsonl": lines({"instruction": q, "context": "", "response": a, "category": "qa"} for q, a in PAIRS),
