@@ -5,8 +5,9 @@
 
 Both servers stay up, and each case is asked of one after the other, --rounds times; ratios are of neighbours. Clients
 ask one completion after another of --input-len random tokens and --output-len to come. Cases: no adapter; one, the same
-in all requests; all adapters there are and none, at random. The GGUF is the model by llama.cpp's convert_hf_to_gguf.py
-and llama-quantize, an adapter is one by its convert_lora_to_gguf.py; for each there has to be one in the ONNX folder.
+in all requests; all adapters there are and none, at random. llama-server keeps no prompts, as cases have them in common.
+The GGUF is the model by llama.cpp's convert_hf_to_gguf.py and llama-quantize, an adapter is one by its
+convert_lora_to_gguf.py; for each there has to be one in the ONNX folder.
 
 tok/s: tokens of answers a second, prompts included in the time. TTFT, ITL: medians in ms. CPU: seconds of the processor
 for 1,000 tokens of answers, which other programs disturb less.
@@ -59,7 +60,7 @@ def llama_server(args: argparse.Namespace) -> Iterator[Contender]:
         asyncio.run(_until_ready(place, started))
         scales: list[list[int]] = [[], *([n] for n in range(len(args.lora)))]
         yield Contender("llama-server", place, started.pid,
-                        [{"lora": [{"id": n, "scale": 1.0} for n in on]} for on in scales])
+                        [{"lora": [{"id": n, "scale": 1.0} for n in on], "cache_prompt": False} for on in scales])
     finally:
         started.terminate()
         started.wait(60)
