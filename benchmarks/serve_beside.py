@@ -60,7 +60,8 @@ def llama_server(args: argparse.Namespace) -> Iterator[Contender]:
         asyncio.run(_until_ready(place, started))
         scales: list[list[int]] = [[], *([n] for n in range(len(args.lora)))]
         yield Contender("llama-server", place, started.pid,
-                        [{"lora": [{"id": n, "scale": 1.0} for n in on], "cache_prompt": False} for on in scales])
+                        [{"lora": [{"id": n, "scale": 1.0} for n in on], "cache_prompt": False}
+                         for on in scales])
     finally:
         started.terminate()
         started.wait(60)
