@@ -5,7 +5,7 @@
 
 Both servers stay up, and each case is asked of one after the other, --rounds times; ratios are of neighbours. Clients
 ask one completion after another of --input-len random tokens and --output-len to come. Cases: no adapter; one, the same
-in all requests; all adapters there are and none, at random. llama-server keeps no prompts, as cases have them in common.
+in all requests; all adapters there are and none, at random. llama-server keeps no prompts, which cases share.
 The GGUF is the model by llama.cpp's convert_hf_to_gguf.py and llama-quantize, an adapter is one by its
 convert_lora_to_gguf.py; for each there has to be one in the ONNX folder.
 
