@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from phicli.training.recipe import Recipe
 from phicli.training.recompute import WORDS, Recompute
 from phicli.training.reporting import NoReporter, Reporter
 from phicli.training.rows import Rows
+from phicli.training.saving import Saver
 from phicli.training.state import TrainingState, mean
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 CLIP = 1.0  # largest norm of the gradient
 BETAS = (0.9, 0.999)
 BUSY = 2048  # tokens that keep a GPU busy when they go through at once
-WRITING_SHARE = 0.05  # of the time that writing checkpoints may take
 
 
 class Trainer:
@@ -64,8 +63,7 @@ class Trainer:
             self._recompute(self.recompute.highest)
             progress.note(f"{WORDS[self.state.recompute]} is computed twice, to save memory")
         self.best: Weights | None = None  # where they are not the model's own
-        self.saved = 0  # the step that the checkpoint is of
-        self.last_write, self.write_seconds = time.monotonic(), 0.0
+        self.saver = Saver(checkpoint if self.ranks.first else None, model, self.optimizer, recipe)
         if self.cuda:
             for module in model.modules():
                 if hasattr(module, "cast_input_dtype_enabled"):
@@ -87,7 +85,7 @@ class Trainer:
             self._load()
             self.state.log = self.reporter.open(self.state.log, self.state.step)
             try:
-                with keeping(self._kept):
+                with keeping(self.saver.kept):
                     self._begin()
                     self._steps()
                 finished = True
@@ -102,7 +100,8 @@ class Trainer:
         if self.cuda:
             figures["gpu_bytes"] = torch.cuda.max_memory_allocated()
         if after is not None and not after < self.state.held_out_before:  # type: ignore[operator]
-            self._save()  # it may not be published, and need not be trained again when that is decided otherwise
+            # It may not be published, and need not be trained again when that is decided otherwise.
+            self.saver.save(self.state, self.best)
         return figures
 
     def evaluate(self, held_out: Sequence[Encoded]) -> float | None:
@@ -136,7 +135,7 @@ class Trainer:
         if saved is None:
             return
         self.state, self.best = TrainingState(**saved[0]), saved[1]
-        self.saved = self.state.step
+        self.saver.saved = self.state.step
         if self.state.recompute:
             self._recompute(self.state.recompute)
         done = self.state.step == self.recipe.max_steps
@@ -166,7 +165,7 @@ class Trainer:
                 self.reporter.add(state.step, loss=loss, learning_rate=rate, tokens_per_second=state.speed)
                 if state.step % recipe.between_evaluations == 0 or state.step == recipe.max_steps:
                     self._watch(task)
-                self._save_if_due(stop.is_set() if self.ranks.alone else stopping)
+                self.saver.save_if_due(state, self.best, stop.is_set() if self.ranks.alone else stopping)
 
     def _watch(self, task: Task | None = None) -> None:
         """A point of the curve; the best weights so far are kept."""
@@ -260,27 +259,6 @@ class Trainer:
         self.recompute.set(level)
         if not self.recompute.exact:
             self.gradients.drop()
-
-    def _save_if_due(self, stopping: bool) -> None:
-        """Save from time to time, and when somebody wants to stop. Raises KeyboardInterrupt then."""
-        state = self.state
-        due = state.step % self.recipe.checkpoint_steps == 0 and state.step < self.recipe.max_steps
-        if stopping:
-            self._save()
-            raise KeyboardInterrupt
-        if due and self.write_seconds <= WRITING_SHARE * (time.monotonic() - self.last_write):
-            before = time.monotonic()
-            self._save()
-            self.last_write = time.monotonic()
-            self.write_seconds = self.last_write - before
-
-    def _save(self) -> None:
-        if self.checkpoint and self.ranks.first:
-            self.checkpoint.save(self.model, self.optimizer, asdict(self.state), self.best)
-            self.saved = self.state.step
-
-    def _kept(self) -> str:
-        return f"step {self.saved} is kept, and the same command goes on from there" if self.saved else ""
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """On CUDA the float32 adapter weights compute in bfloat16, as the base does."""
