@@ -145,6 +145,7 @@ static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
   });
 }
 
+#include "nbits_widen.cu"
 #include "nbits.cu"
 
 static void enter() {

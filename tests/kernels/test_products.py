@@ -27,7 +27,8 @@ def compiled(output: Path, *flags: str, planted: tuple[str, str] | None = None) 
         assert source.count(planted[0]) == 1
         source = source.replace(*planted)
     (output.parent / "nbits.cu").write_text(source)
-    command = ["g++", "-std=gnu++17", "-O1", *flags, "-I", output.parent, HERE / "nbits_emulated.cpp", "-o", output]
+    folders = "-I", output.parent, "-I", build.HERE
+    command = ["g++", "-std=gnu++17", "-O1", *flags, *folders, HERE / "nbits_emulated.cpp", "-o", output]
     subprocess.run(command, check=True)
     return output
 
