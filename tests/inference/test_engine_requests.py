@@ -127,7 +127,7 @@ def test_cancelling_ends_at_once_and_a_full_queue_says_so(engine):
     endless = Request(ids, max_tokens=240, ignore_eos=True)
     handles = [engine.submit(endless, deliver)]
     assert running.acquire(timeout=30)
-    handles += [engine.submit(endless, deliver) for _ in range(3)]
+    handles += [engine.submit(endless, deliver) for _ in range(4)]  # a place is free
     with pytest.raises(Busy, match="3 requests are waiting"):
         engine.submit(endless, deliver)
     for handle in handles:
@@ -135,10 +135,17 @@ def test_cancelling_ends_at_once_and_a_full_queue_says_so(engine):
         handle.cancel()
     held.set()
     end = ask(engine, max_tokens=4)[2]
-    assert end.completion_tokens == 4 and [end.reason for end in ends] == ["cancelled"] * 4
-    assert sorted(end.completion_tokens for end in ends)[:3] == [0, 0, 0] and ends[0].completion_tokens < 20
+    assert end.completion_tokens == 4 and [end.reason for end in ends] == ["cancelled"] * 5
+    assert sorted(end.completion_tokens for end in ends)[:4] == [0] * 4 and ends[0].completion_tokens < 20
     for _ in engine.generate(endless):
         break  # leaving is cancelling
+    assert ask(engine, max_tokens=2)[2].completion_tokens == 2
+    with engine._scheduler._wake:  # so that none gets its place yet, of which two are free
+        handles = [engine.submit(endless, ends.append) for _ in range(5)]
+        with pytest.raises(Busy, match="3 requests are waiting"):
+            engine.submit(endless, ends.append)
+    for handle in handles:
+        handle.cancel()
     assert ask(engine, max_tokens=2)[2].completion_tokens == 2
 
 

@@ -24,7 +24,7 @@ class Scheduler:
         self._rows, self._most_waiting, self._speculation = rows, most_waiting, speculation
         self._wake = threading.Condition()  # of what is below
         self._waiting: OrderedDict[str | None, deque[Row]] = OrderedDict()
-        self._closed = False
+        self._closed, self._free = False, slots  # free: places that no row has
         self._stats = EngineStats(0, 0, slots, 0, 0, 0, 0, 0, 0.0, 0.0, 0, 0)
         self._begun: deque[Row] = deque()  # of the thread alone: rows whose prompts run
         self._running: list[Row] = []
@@ -36,7 +36,8 @@ class Scheduler:
         with self._wake:
             if self._closed:
                 raise Busy("the engine is closed")
-            if sum(not row.cancelled for queue in self._waiting.values() for row in queue) >= self._most_waiting:
+            waiting = sum(not row.cancelled for queue in self._waiting.values() for row in queue)
+            if waiting >= self._most_waiting + self._free:  # some get a place as soon as the thread looks
                 raise Busy(f"{self._most_waiting} requests are waiting already", hint="ask again later")
             self._waiting.setdefault(row.request.adapter, deque()).append(row)
             self._wake.notify()
@@ -83,14 +84,14 @@ class Scheduler:
             gone = [row for queue in self._waiting.values() for row in queue if row.cancelled]
             for row in gone:
                 self._waiting[row.request.adapter].remove(row)
-            free = self._stats.slots - len(self._begun) - len(self._running)
-            new = [self._first() for _ in range(free)]
+            new = [row for _ in range(self._free) if (row := self._first())]
+            self._free -= len(new)
             closed = self._closed
         for row in gone:
             row.finish("cancelled")
         for row in [row for row in [*self._begun, *self._running] if row.cancelled]:
             self._end(row, "cancelled")
-        for row in filter(None, new):
+        for row in new:
             try:
                 self._rows.place(row)
             except Exception as e:
@@ -179,6 +180,8 @@ class Scheduler:
         if row in self._running:
             self._running.remove(row)
         self._rows.leave(row)
+        with self._wake:
+            self._free += 1
         row.finish(reason)  # type: ignore[arg-type]
 
     def _count(self, **more: float) -> None:
