@@ -10,6 +10,8 @@ from phicli import Conversation, Engine, Session, optimize
 
 pytest.importorskip("onnxruntime_ep_openvino")
 IDS = list(range(40, 72))
+INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else True
+on_intel = pytest.mark.skipif(not INTEL, reason="OpenVINO's package offers processors of Intel only")
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,7 @@ def made(two_graphs, tmp_path_factory):
                     activations="fp32", provider="OpenVINOExecutionProvider", adapters=adapters).folder
 
 
+@on_intel
 def test_the_logits_are_those_of_the_cpu(made):
     with Session(made) as session, Session(made, "cpu") as usual:  # both in fp32
         assert (session.provider, usual.provider) == ("openvino", "cpu")
@@ -28,6 +31,7 @@ def test_the_logits_are_those_of_the_cpu(made):
             assert (found.argmax(-1) == wanted.argmax(-1)).all()
 
 
+@on_intel
 def test_answers_and_a_second_turn(made):
     answers = []
     for device in ("auto", "cpu"):
@@ -37,6 +41,7 @@ def test_answers_and_a_second_turn(made):
     assert answers[0] == answers[1] and all(answers[0])
 
 
+@on_intel
 def test_a_cpu_folder_runs_on_it_at_the_command(cli, two_graphs):
     done = cli("chat", "Where should I go?", "--path", two_graphs / "onnx-ao", "--adapter", "cooking",
                "--max-new-tokens", "8", "--json", "--provider", "openvino")
@@ -47,6 +52,7 @@ def test_a_cpu_folder_runs_on_it_at_the_command(cli, two_graphs):
         assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()  # bf16, where the processor has it
 
 
+@on_intel
 def test_the_engine_takes_its_rows_one_by_one(two_graphs):
     with Engine(two_graphs / "onnx-ao", "openvino") as engine:
         assert engine.why_alone == "it is for openvino"
@@ -60,3 +66,9 @@ def test_a_model_for_intels_gpu_is_built_and_says_that_there_is_none(cli, two_gr
     assert done.code == 0
     chat = cli("chat", "Hello", "--path", tmp_path / "onnx-ao")
     assert chat.code == 4 and "finds no device" in chat.err and "--device cpu" in chat.err
+
+
+@pytest.mark.skipif(INTEL, reason="a processor of Intel")
+def test_on_another_processor_it_says_that_it_finds_no_device(cli, two_graphs):
+    chat = cli("chat", "Hello", "--path", two_graphs / "onnx-ao", "--provider", "openvino")
+    assert chat.code == 4 and "openvino finds no device" in chat.err and "--device cpu" in chat.err
