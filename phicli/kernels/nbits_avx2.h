@@ -212,6 +212,7 @@ INLINE void lanes_of_rows(const Matrix *m, const Rounded *x, int64_t rows, int64
       __m256i w[4], products[8];
       if (b % 8 == 0) _mm256_storeu_si256((__m256i *)points, zeros_of(m, n, b, bits));
       unpack(weights, block, bits, w);
+      _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0);
       for (int i = 0; i < lanes; i++) products[i] = block_product(w, ints + i * block, block, bits);
       sums[b % 8] = scaled(totals(products, lanes), _mm256_set1_epi32(points[b % 8]),
                            load_ints(x->sums + b * lanes, lanes),

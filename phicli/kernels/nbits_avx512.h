@@ -73,15 +73,19 @@ static int by_tiles(int64_t rows, int64_t bits) { return (void)rows, (void)bits,
 #endif
 
 #define TOGETHER 8 /* outputs: what hides how long a sum takes */
+#define NEAR 16384 /* bytes of their weights that may wait in the nearest cache */
 
-/* Some outputs of as many rows as there are lanes: one block. */
+/* Some outputs of as many rows as there are lanes: one block. Weights `ahead` bytes behind are fetched: a processor does not
+ * see how so many lines of memory at once go on.
+ */
 INLINE void block_of_outputs(const Rounded *x, int64_t b, const uint8_t *const *weights, const Eight *eight, int lanes,
-                             int block, int bits, __m512 sums[TOGETHER][SUMS]) {
+                             int block, int bits, int64_t ahead, __m512 sums[TOGETHER][SUMS]) {
   uint8_t bytes[TOGETHER][128];
   const uint8_t *from[TOGETHER];
   __m512i found[TOGETHER];
   for (int o = 0; o < TOGETHER; o++) {
     from[o] = bits == 8 ? weights[o] + b * block : bytes[o];
+    _mm_prefetch((const char *)weights[o] + b * block * bits / 8 + ahead, _MM_HINT_T0);
     if (bits == 4) unpack_64(weights[o] + b * block / 2, block, bytes[o]);
     found[o] = _mm512_setzero_si512();
   }
@@ -100,6 +104,7 @@ INLINE void block_of_outputs(const Rounded *x, int64_t b, const uint8_t *const *
 /* As many rows as there are lanes, of which the first `rows` are wanted. */
 INLINE void lanes_of_rows(const Matrix *m, const Rounded *x, int64_t rows, int64_t begin, int64_t end, float *out,
                          int lanes, int block, int bits) {
+  const int64_t next = TOGETHER * m->blocks * (block * bits / 8), ahead = next <= NEAR ? next : AHEAD;
   for (int64_t n = begin; n < end; n += TOGETHER) {
     const int64_t outputs = end - n < TOGETHER ? end - n : TOGETHER;
     const uint8_t *weights[TOGETHER];
@@ -113,7 +118,7 @@ INLINE void lanes_of_rows(const Matrix *m, const Rounded *x, int64_t rows, int64
       if (b % SUMS == 0)
         for (int64_t o = 0; o < TOGETHER; o++)
           read_eight(m, n + (o < outputs ? o : outputs - 1), b, bits, &eight[o]);
-      block_of_outputs(x, b, weights, eight, lanes, block, bits, sums);
+      block_of_outputs(x, b, weights, eight, lanes, block, bits, ahead, sums);
     }
     for (int64_t o = 0; o < outputs; o++) {
       float found[16];
