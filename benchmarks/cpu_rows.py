@@ -66,7 +66,7 @@ def opened(folder: Path, kind: str, library: Path | None, most: int) -> Engine:
         ops.ops_library = lambda *args, **kwargs: library.resolve()
     try:
         return Engine(folder, "cpu", "onnxruntime" if kind == "onnxruntime" else "phicli", max_batch=most,
-                      prefix_cache=False)
+                      prefix_cache=False, speculate="off")
     finally:
         ops.ops_library = own
 

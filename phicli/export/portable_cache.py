@@ -8,26 +8,29 @@ from typing import Any
 
 import numpy as np
 
+BEHIND = 2  # bytes of a scale
 BITS = 7  # of bfloat16's fraction; its exponent has 127 added
 SMALLEST = 2.0**-120  # a scale, so that no token's is 0
 
 
-def function(domain: str, name: str, attributes: Sequence[str], opset: int, size: int) -> Any:
+def function(domain: str, name: str, attributes: Sequence[str], opset: int, size: int, behind: int) -> Any:
     """A FunctionProto. attributes: GroupQueryAttention has them too. opset: version of ONNX's ops in the model.
-    size: of a head.
+    size: of a head. behind: bytes of a token behind its numbers, 2 for a CPU, 4 for CUDA, where the rest is in fp16.
     """
     from onnx import helper, numpy_helper, parser
 
-    types = {"scale": "float", "softcap": "float"}
+    types, half = {"scale": "float", "softcap": "float"}, behind > BEHIND
     handed_on = ", ".join(f"{name}: {types.get(name, 'int')} = @{name}" for name in attributes)
     lines = [
         f'<domain: "{domain}", opset_import: ["": {opset}, "com.microsoft": 1]>',
         f"{name} <{', '.join(attributes)}> (q, k, v, past_key, past_value, lengths, total, cosines, sines)"
-        " => (y, present_key, present_value)", "{",
-        *_room(), *_floats("key", "key_before"), *_floats("value", "value_before"),
+        f" => (y, present_key, present_value{', queries, parts' if half else ''})", "{",
+        *_room(), *_floats("key", "key_before", behind), *_floats("value", "value_before", behind),
         f"y, keys, values = com.microsoft.GroupQueryAttention <{handed_on}>"
         " (q, k, v, key, value, lengths, total, cosines, sines)",
-        *_bytes("present_key", "keys", "key_before"), *_bytes("present_value", "values", "value_before"), "}"]
+        *_bytes("present_key", "keys", "key_before", behind),
+        *_bytes("present_value", "values", "value_before", behind),
+        *(("queries = Identity(y)", "parts = Cast <to = 1> (y)") if half else ()), "}"]
     found = parser.parse_function("\n".join(lines))
     found.node.insert(0, helper.make_node("Constant", [], ["mix"], value=numpy_helper.from_array(mixing(size))))
     return found
@@ -42,11 +45,11 @@ def mixing(size: int) -> np.ndarray:
     return np.kron(np.eye(size // width), block / width**0.5).astype(np.float32)
 
 
-def _floats(out: str, cached: str) -> Iterator[str]:
-    """What a cache (…, size + 2) holds, float (…, size)."""
-    yield from _sliced(f"{out}_bytes", cached, 0, -2)
-    yield from _sliced(f"{out}_low", cached, -2, -1)
-    yield from _sliced(f"{out}_high", cached, -1, 2**62)
+def _floats(out: str, cached: str, behind: int) -> Iterator[str]:
+    """What a cache (…, size + behind) holds, (…, size)."""
+    yield from _sliced(f"{out}_bytes", cached, 0, -behind)
+    yield from _sliced(f"{out}_low", cached, -behind, 1 - behind)
+    yield from _sliced(f"{out}_high", cached, 1 - behind, 2 - behind or 2**62)
     for half in ("low", "high"):
         yield f"{out}_{half}_wide = Cast <to = 7> ({out}_{half})"
     yield from (_int(f"{out}_byte", 256), f"{out}_low_bits = Mod({out}_low_wide, {out}_byte)")  # of the divisor's sign
@@ -58,7 +61,8 @@ def _floats(out: str, cached: str) -> Iterator[str]:
     yield from (f"{out}_float = Cast <to = 1> ({out}_significand)", f"{out}_power = Cast <to = 1> ({out}_exponent)")
     yield from (_float(f"{out}_two", 2), f"{out}_factor = Pow({out}_two, {out}_power)")
     yield from (f"{out}_scale = Mul({out}_float, {out}_factor)", f"{out}_numbers = Cast <to = 1> ({out}_bytes)")
-    yield from (f"{out}_mixed = Mul({out}_numbers, {out}_scale)", f"{out} = MatMul({out}_mixed, mix)")
+    yield from (f"{out}_mixed = Mul({out}_numbers, {out}_scale)", f"{out}_single = MatMul({out}_mixed, mix)")
+    yield f"{out} = Cast <to = {1 if behind == BEHIND else 10}> ({out}_single)"
 
 
 def _room() -> Iterator[str]:
@@ -77,9 +81,9 @@ def _room() -> Iterator[str]:
     yield from ("key_before = Pad(past_key, grown)", "value_before = Pad(past_value, grown)")
 
 
-def _bytes(out: str, floats: str, before: str) -> Iterator[str]:
+def _bytes(out: str, floats: str, before: str, behind: int) -> Iterator[str]:
     """A cache, of what is new in `floats` and old in the cache before."""
-    yield f"{out}_mixed = MatMul({floats}, mix)"
+    yield from (f"{out}_single = Cast <to = 1> ({floats})", f"{out}_mixed = MatMul({out}_single, mix)")
     yield from (f"{out}_sizes = Abs({out}_mixed)", f"{out}_axis = Constant <value_ints = [-1]> ()")
     yield from (f"{out}_top = ReduceMax({out}_sizes, {out}_axis)", _float(f"{out}_most", 127))
     yield from (f"{out}_exact = Div({out}_top, {out}_most)", _float(f"{out}_smallest", SMALLEST))
@@ -96,7 +100,9 @@ def _bytes(out: str, floats: str, before: str) -> Iterator[str]:
     yield from (_int(f"{out}_byte", 256), f"{out}_high_wide = Div({out}_half, {out}_byte)")
     yield from (f"{out}_low_wide = Mod({out}_half, {out}_byte)", f"{out}_high = Cast <to = 3> ({out}_high_wide)")
     yield from (f"{out}_low_byte = Cast <to = 2> ({out}_low_wide)", f"{out}_low = Cast <to = 3> ({out}_low_byte)")
-    yield f"{out}_new = Concat <axis = -1> ({out}_numbers, {out}_low, {out}_high)"
+    yield from (f"{out}_nought = Sub({out}_fraction, {out}_fraction)", f"{out}_none = Cast <to = 3> ({out}_nought)")
+    rest = "".join(f", {out}_none" for _ in range(behind - BEHIND))
+    yield f"{out}_new = Concat <axis = -1> ({out}_numbers, {out}_low, {out}_high{rest})"
     yield f"{out} = Where(old, {before}, {out}_new)"
 
 

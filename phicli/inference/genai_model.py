@@ -14,6 +14,7 @@ from phicli.errors import BadInput
 from phicli.export.genai_config import GENAI_NAMES
 from phicli.export.graph_file import REBUILD, read_model, settle_data
 from phicli.hardware.devices import usable_cores
+from phicli.inference.attending import attend
 from phicli.inference.devices import select_provider, within_devices
 from phicli.inference.joined import join
 from phicli.inference.long_rope import open_border
@@ -40,9 +41,11 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     own = deepcopy(dict(settings))
     open_border(graph, own)
     provider = choose_provider(own, device)
-    library, joins, _ = ops_of(graph, own, provider, kernels)
+    library, joins, products = ops_of(graph, own, provider, kernels)
     if joins:
         join(graph)
+    if products:
+        attend(graph, own["model"]["decoder"]["head_size"])
     with within_devices(provider):
         return _load(own, graph, data, library), provider
 

@@ -36,11 +36,13 @@ def ops_of(model: Any, settings: dict[str, Any], provider: str, kernels: str = "
 
     Raises:
         Missing: the graph has ops of ours and no functions for them, and the library cannot be built.
-        BadInput: a cache for a CPU, on another device.
+        BadInput: a cache for another device.
     """
     ours = {node.domain for node in model.graph.node} & {fused.DOMAIN, token_cache.DOMAIN}
-    if token_cache.DOMAIN in ours and provider != "cpu":
-        raise BadInput("its key/value cache in int8 is for a CPU", hint=f"phicli optimize --device {provider} --force")
+    made_for = token_cache.device_of(model.graph)
+    if made_for and provider != made_for:
+        raise BadInput(f"its key/value cache in int8 is for {made_for}",
+                       hint=f"phicli optimize --device {provider} --force")
     wanted = kernels == "phicli" or (kernels == "auto" and matmul_measured())
     matmul = provider == "cpu" and wanted and not matmul_missing() and matmul_fits(model.graph)
     if not ours and not matmul:

@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 AMPERE = (8, 0)
 AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_avx2.h, which asks for F16C too,
 DOTPROD = {"asimddp"}  # or of one of ARM's, for which adapters ask for nothing
-SOURCES = ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c")
+SOURCES = ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c",
+           "attention_gpu.c")
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
 _troubles: list[Missing] = []
@@ -73,7 +74,7 @@ def find_library(device: str, matmul: bool = False) -> tuple[Path, Missing | Non
         digest.update(source.read_bytes())
 
     def build(scratch: Path) -> bytes:
-        names = ("lora.cu", *(("nbits_widen.cu", "nbits.cu") if matmul else ()))
+        names = ("device.cu", "lora.cu", "attention.cu", *(("nbits_widen.cu", "nbits.cu") if matmul else ()))
         source = b"".join((HERE / name).read_bytes() for name in names)
         cubin = _compile_kernels(source, capability) if capability else b""
         return _compile_library(cubin, matmul, scratch)
@@ -161,7 +162,7 @@ def _compile_kernels(source: bytes, capability: tuple[int, int]) -> bytes:
     nvrtc, program, size = _nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
     assert nvrtc is not None  # `missing` has looked
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}".encode()]
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"lora.cu", 0, None, None)
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None)
     try:
         if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)):
             nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))

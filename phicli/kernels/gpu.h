@@ -2,7 +2,8 @@
 #pragma once
 #include "ort_api.h"
 
-enum { LORA_KERNELS = 10, NBITS_KERNELS = 11, KERNELS = LORA_KERNELS + NBITS_KERNELS };
+enum { LORA_KERNELS = 10, NBITS_KERNELS = 11, ATTENTION_KERNELS = 13,
+       KERNELS = LORA_KERNELS + NBITS_KERNELS + ATTENTION_KERNELS };
 
 extern const unsigned char lora_cubin[];
 extern const size_t lora_cubin_size;

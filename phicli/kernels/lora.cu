@@ -2,30 +2,14 @@
 // of one adapter; fp16 matrices, fp32 sums. Those that end in `one` take one row, those in `many` any number, those in
 // `each` rows that have an adapter each.
 //
-// No header is included, so that NVRTC alone can compile it. fp16 numbers travel as 16-bit integers; sums of products of
-// many rows go through mma.sync (m16n8k16, see the PTX ISA for which thread holds what).
+// What they share with others is in device.cu. Sums of products of many rows go through mma.sync (m16n8k16, see the PTX
+// ISA for which thread holds what).
 //
 // A is (rank, inputs) and B (outputs, rank): both products run along contiguous memory. inputs is a multiple of 32,
 // outputs of 8, rank of 16 and at most 1024.
 //
 // h is (rows, parts, rank): the inputs of many rows are summed in up to 8 parts, which the second kernel adds in their
 // order, so that the same input always gives the same output.
-
-typedef unsigned short half_bits;
-
-__device__ __forceinline__ float2 floats(unsigned pair) {
-  float2 f;
-  asm("{ .reg .f16 lo, hi; mov.b32 {lo, hi}, %2; cvt.f32.f16 %0, lo; cvt.f32.f16 %1, hi; }"
-      : "=f"(f.x), "=f"(f.y) : "r"(pair));
-  return f;
-}
-
-__device__ __forceinline__ unsigned pack_fp16(float lo, float hi) {
-  unsigned pair;
-  asm("{ .reg .f16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }"
-      : "=r"(pair) : "f"(lo), "f"(hi));
-  return pair;
-}
 
 __device__ __forceinline__ float dot2(unsigned a, unsigned b, float sum) {
   const float2 x = floats(a), y = floats(b);
@@ -34,12 +18,6 @@ __device__ __forceinline__ float dot2(unsigned a, unsigned b, float sum) {
 
 __device__ __forceinline__ float dot8(uint4 a, uint4 b, float sum) {
   return dot2(a.x, b.x, dot2(a.y, b.y, dot2(a.z, b.z, dot2(a.w, b.w, sum))));
-}
-
-__device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                                    unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }

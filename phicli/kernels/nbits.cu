@@ -1,8 +1,8 @@
 // Kernels of the op MatMulNBitsRows: y = x W of 4- or 8-bit integers, in the layout of MatMulNBits, for up to 64 rows at
 // once near the speed of memory. After Marlin (arXiv:2408.11743), but for weights as they lie in the file.
 //
-// No header is included, so that NVRTC alone can compile it, behind lora.cu, whose `half_bits`, `pack_fp16` and `mma` it
-// takes, and nbits_widen.cu. Weights are the left side of the tensor cores' m16n8k16, so that 8 rows of x are a whole tile.
+// It is compiled behind device.cu and nbits_widen.cu. Weights are the left side of the tensor cores' m16n8k16, so that 8
+// rows of x are a whole tile. Until it has waited for the kernel before, one may read W, but nothing else.
 //
 // A step is 128 inputs. Of an output's 128 weights the thread with number `quad` of four takes 32 neighbours, and of all
 // rows of x the same 32: which input is which of a product does not matter, as long as both sides agree. So it loads 16
@@ -14,33 +14,6 @@
 // inputs is a multiple of 32 and of group, a power of two; outputs of 8; W and x begin at multiples of 16 bytes.
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS, STEP = 128, M = 2;  // a warp makes 16 M outputs
-
-#ifndef EMULATED
-__device__ __forceinline__ void copy16(void* shared, const void* from, bool there) {  // zeros where it is not there
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-__device__ __forceinline__ uint4 load16(const void* from) {  // what is read once
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-  return v;
-}
-// A kernel is launched before the one that it follows is done: it may read W, but nothing else, until it has waited.
-__device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-extern __shared__ uint4 dynamic_shared[];
-#endif
 
 struct Matrices {
   const half_bits* x;

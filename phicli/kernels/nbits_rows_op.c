@@ -15,7 +15,7 @@
 enum { THREADS = 256, STEP = 128, OUTPUTS = 256 }; /* as in nbits.cu; outputs of a block */
 #define FEW 64
 #define MAX_ROWS (1 << 21)
-#define SUM_KERNEL (KERNELS - 1)
+#define SUM_KERNEL (LORA_KERNELS + NBITS_KERNELS - 1)
 
 typedef struct { int64_t outputs, inputs, block, bits, parts; Handle many; } Kernel; /* many: FusedMatMul, or NULL */
 typedef struct { /* in nbits.cu: Matrices */

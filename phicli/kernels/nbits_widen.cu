@@ -1,23 +1,5 @@
 // Integers of 4 and 8 bits, as they lie in the weights of MatMulNBits, as pairs of fp16: for nbits.cu.
 
-#ifndef EMULATED
-__device__ __forceinline__ unsigned sub2(unsigned a, unsigned b) {
-  unsigned d;
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-__device__ __forceinline__ unsigned mul2(unsigned a, unsigned b) {
-  unsigned d;
-  asm("mul.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-__device__ __forceinline__ unsigned fma2(unsigned a, unsigned b, unsigned c) {
-  unsigned d;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-#endif
-
 // What 8 inputs of an output are, as 4 pairs; exact but for the product with the scale. A number below 1024 in the low
 // bits of fp16's 1024 makes their sum, in bits 4 to 7 that with 16 times the number.
 struct Scaling { unsigned scale, zero, zero16; };  // pairs of: the scale, 1024 + zero point, -(64 + zero point)

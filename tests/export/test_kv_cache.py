@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto
 from onnx_checkpoints import random_adapter
@@ -14,6 +15,7 @@ from onnx_checkpoints import random_adapter
 from phicli import Conversation, Session, optimize
 from phicli.errors import BadInput, UsageError
 from phicli.evaluation.figures import Agreement, log_softmax
+from phicli.export.genai_config import read_config
 from phicli.export.kv_cache import Ranges
 from phicli.export.slots import MODEL
 from phicli.export.token_cache import has_scales
@@ -24,6 +26,7 @@ from phicli.kernels.build import missing
 
 pytestmark = pytest.mark.skipif(bool(missing("cpu")), reason=f"{missing('cpu')}")
 KEYS = "present.0.key"
+QUESTION = "Where should I eat in Rome, and what should I see there in spring?"
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_without_a_compiler_the_same_folder_runs(two_graphs, rounded, data_file)
 
 
 def test_it_is_not_for_a_gpu(rounded):
-    with pytest.raises(BadInput, match="its key/value cache in int8 is for a CPU"):
+    with pytest.raises(BadInput, match="its key/value cache in int8 is for cpu"):
         ops_of(onnx.load(rounded / MODEL, load_external_data=False), {}, "cuda")
 
 
@@ -123,13 +126,17 @@ def test_rows_share_runs_with_scales_of_tokens(rounded, by_channel, two_graphs):
     with Engine(rounded, max_batch=3) as engine:
         assert engine.why_alone is None
         engine.add_adapter("late", two_graphs / "cooking")
-        ids = engine.codec_of(None).encode_text("Where should I eat in Rome, and what should I see there in spring?")
-        asked = [Request(ids[: 6 + 3 * n], name, max_tokens=20) for n, name in enumerate((None, "travel", "late"))]
-        alone = [[t for e in engine.generate(request) if isinstance(e, Piece) for t in e.ids] for request in asked]
-        found, done = [[] for _ in asked], threading.Semaphore(0)
-        for request, own in zip(asked, found, strict=True):
-            engine.submit(request, lambda e, own=own: own.extend(e.ids) if isinstance(e, Piece) else done.release())
-        assert all(done.acquire(timeout=60) for _ in asked) and found == alone and alone[1] != alone[0]
+        ids = engine.codec_of(None).encode_text(QUESTION)
+        check_together(engine, [Request(ids[: 6 + 3 * n], name, max_tokens=20)
+                                for n, name in enumerate((None, "travel", "late"))])
+
+
+def check_together(engine: Engine, asked: list[Request]) -> None:
+    alone = [[t for e in engine.generate(request) if isinstance(e, Piece) for t in e.ids] for request in asked]
+    found, done = [[] for _ in asked], threading.Semaphore(0)
+    for request, own in zip(asked, found, strict=True):
+        engine.submit(request, lambda e, own=own: own.extend(e.ids) if isinstance(e, Piece) else done.release())
+    assert all(done.acquire(timeout=60) for _ in asked) and found == alone and alone[1] != alone[0]
 
 
 def test_a_conversation_goes_on_from_the_cache(rounded):
@@ -163,13 +170,52 @@ def test_only_where_onnxruntime_has_it(two_graphs, tmp_path):
         optimize(root=tmp_path, base=str(two_graphs / "awq"), device="dml", kv_cache="int8")
 
 
+def for_cuda(two_graphs: Path, root: Path, cache: str, adapters: list[str]) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("phicli.steps.optimize.DEVICES", ("cuda",))
+        return optimize(root=root / cache, base=str(two_graphs / "awq"), device="cuda", kv_cache=cache,
+                        adapters=adapters).folder
+
+
+def test_a_folder_for_cuda_runs_by_the_function_that_the_graph_brings(two_graphs, monkeypatch, tmp_path):
+    """In onnxruntime alone, a prompt and then a token."""
+    monkeypatch.setattr("phicli.steps.optimize.missing", lambda device: None)
+    plain, rounded = (for_cuda(two_graphs, tmp_path, cache, []) for cache in ("float", "int8"))
+    sizes = [read_config(folder)["model"]["decoder"]["head_size"] for folder in (plain, rounded)]
+    assert sizes == [64, 68]
+    ids, found = np.arange(40)[None] * 7 % 1000, []
+    for folder, size, dtype in zip((plain, rounded), sizes, (np.float16, np.int8), strict=True):
+        session = onnxruntime.InferenceSession(folder / MODEL, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        empty = np.zeros((1, session.get_inputs()[-1].shape[1], 0, size), dtype)
+        past = {value.name: empty for value in session.get_inputs() if value.name.startswith("past")}
+        first = dict(zip(names, session.run(None, {
+            "input_ids": ids[:, :39], "attention_mask": np.ones((1, 39), np.int64), **past}), strict=True))
+        past = {name: first[name.replace("past_key_values", "present")] for name in past}
+        last = session.run(None, {"input_ids": ids[:, 39:], "attention_mask": np.ones((1, 40), np.int64), **past})[0]
+        found.append(np.concatenate([first[names[0]], last], 1)[0].astype(np.float32))
+    assert past["past_key_values.0.key"].dtype == np.int8 and 0 < agreement(*found).kl < 2e-3
+    with pytest.raises(BadInput, match="its key/value cache in int8 is for cuda"):
+        ops_of(onnx.load(rounded / MODEL, load_external_data=False), {}, "cpu")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")
-def test_on_a_gpu(two_graphs, data_file, tmp_path):
-    plain, rounded = (optimize(root=tmp_path / kind, base=str(two_graphs / "awq"), device="cuda", kv_cache=kind,
-                               adapters=[f"travel={two_graphs / 'travel'}"]).folder for kind in ("float", "int8"))
-    assert changed(plain, rounded, data_file, None).kl < 1e-2
-    assert changed(plain, rounded, data_file, "travel").kl < 3e-2
+@pytest.mark.parametrize("by_token", [True, False])
+def test_on_a_gpu(two_graphs, data_file, tmp_path, by_token):
+    adapters = [f"travel={two_graphs / 'travel'}"]
+    plain, rounded = (
+        for_cuda(two_graphs, tmp_path, cache, adapters) if by_token else
+        optimize(root=tmp_path / cache, base=str(two_graphs / "awq"), device="cuda", kv_cache=cache,
+                 adapters=adapters).folder for cache in ("float", "int8"))
+    for adapter, most in ((None, 2e-3 if by_token else 1e-2), ("travel", 6e-3 if by_token else 3e-2)):
+        assert changed(plain, rounded, data_file, adapter).kl < most
+    if by_token:
+        with Engine(rounded, device="cuda", max_batch=3, fixed_batch=True, prefix_cache=False) as engine:
+            assert engine.why_alone is None
+            ids = engine.codec_of(None).encode_text(QUESTION)
+            check_together(engine, [Request(ids[: 6 + 3 * n], name, max_tokens=20)
+                                    for n, name in enumerate((None, "travel", "travel"))])
     with Session(rounded) as session:
         conversation = Conversation(session, adapter="travel", max_new_tokens=8)
         conversation.ask("Where should I eat in Rome?")

@@ -87,7 +87,7 @@ class Case:
             self.inputs.append(np.ones(3, np.float32))
 
     def _ids(self, rng: random.Random) -> None:
-        if self.op == "Int8CacheAttention":
+        if self.domain == "phicli.cache":
             place = rng.choice((5, 6))  # lengths of rows, and of all
             if len(self.inputs) > place and (value := self.inputs[place]) is not None:
                 self.inputs[place] = np.full(value.shape, rng.choice([n for n in NUMBERS if abs(n) < 2**31]), np.int32)
@@ -177,11 +177,12 @@ def product(rng: random.Random, numbers: np.random.Generator) -> Case:
 
 
 def attention(rng: random.Random, numbers: np.random.Generator) -> Case:
-    """A right Int8CacheAttention."""
+    """A right Int8CacheAttention or FloatCacheAttention."""
     kv_heads, group, size, batch = rng.choice((1, 2)), rng.choice((1, 3)), rng.choice((16, 48)), rng.choice((1, 2))
     tokens, before, spare = rng.choice((1, 2, 40)), rng.choice((0, 1, 70, 600)), rng.choice((0, 50))
     width, room = kv_heads * size, before + rng.choice((0, tokens + spare))
-    past = [numbers.integers(-127, 128, (batch, kv_heads, room, size + 2)).astype(np.int8) for _ in range(2)]
+    op, behind, kind = rng.choice((("Int8CacheAttention", 2, np.int8), ("FloatCacheAttention", 0, np.float32)))
+    past = [numbers.integers(-127, 128, (batch, kv_heads, room, size + behind)).astype(kind) for _ in range(2)]
     parts = [numbers.standard_normal((batch, tokens, n)).astype(np.float32) for n in (group * width, width, width)]
     lengths, total = np.full(batch, before + tokens - 1, np.int32), np.array(before + tokens, np.int32)
     query = parts if rng.random() < 0.5 else [np.concatenate(parts, -1), None, None]
@@ -191,7 +192,7 @@ def attention(rng: random.Random, numbers: np.random.Generator) -> Case:
     if rng.random() < 0.5:
         attributes |= {"do_rotary": 1, "rotary_interleaved": rng.choice((0, 1))}
         inputs += [numbers.standard_normal((before + tokens, rng.choice((4, size // 2)))).astype(np.float32)] * 2
-    return Case("Int8CacheAttention", "phicli.cache", inputs, {7, 8}, attributes, np.float32, np.int8, np.int8)
+    return Case(op, "phicli.cache", inputs, {7, 8}, attributes, np.float32, kind, kind)
 
 
 def joined(rng: random.Random, numbers: np.random.Generator) -> Case:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from emulated import SANITIZED, compiled, with_driver
 from onnx import TensorProto, helper
 from products_here import PRODUCTS, difference, product
 
@@ -20,22 +21,9 @@ HERE = Path(__file__).parent
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 
 
-def compiled(output: Path, *flags: str, planted: tuple[str, str] | None = None) -> Path:
-    """The emulation; planted: a text of nbits.cu, and what takes its place."""
-    source = (build.HERE / "nbits.cu").read_text()
-    if planted:
-        assert source.count(planted[0]) == 1
-        source = source.replace(*planted)
-    (output.parent / "nbits.cu").write_text(source)
-    folders = "-I", output.parent, "-I", build.HERE
-    command = ["g++", "-std=gnu++17", "-O1", *flags, *folders, HERE / "nbits_emulated.cpp", "-o", output]
-    subprocess.run(command, check=True)
-    return output
-
-
 @needs_compiler
 def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path):
-    program = compiled(tmp_path / "emulated", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = compiled("nbits", tmp_path / "emulated", *SANITIZED)
     done = subprocess.run([program, "1", "12"], capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 12
@@ -48,23 +36,14 @@ def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path
     ("  wait_for_previous();\n  load_x", "  load_x"),  # or before it is there
 ])
 def test_a_kernel_that_waits_for_too_little_is_found(planted, tmp_path):
-    program = compiled(tmp_path / "emulated", planted=planted)
+    program = compiled("nbits", tmp_path / "emulated", planted=planted)
     assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1  # a wrong sum
 
 
 @needs_compiler
 @pytest.mark.skipif(bool(build.missing("cpu")), reason=f"{build.missing('cpu')}")
 def test_the_op_launches_them_with_what_they_ask_for(tmp_path):
-    driver = compiled(tmp_path / "libcuda.so.1", "-DDRIVER", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
-    sources = shutil.copytree(build.HERE, tmp_path / "native", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    op = sources / "nbits_rows_op.c"
-    assert op.read_text().count('"CUDAExecutionProvider"') == 1
-    op.write_text(op.read_text().replace('"CUDAExecutionProvider"', "NULL"))
-    (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 0))
-    library = tmp_path / "libops.so"
-    subprocess.run(["gcc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-DMATMUL_ROWS",
-                    *(sources / name for name in (*build.SOURCES, "nbits_rows_op.c", "cubin.c")), "-o", library,
-                    "-ldl", "-lm"], check=True)
+    library, driver = with_driver("nbits", "nbits_rows_op.c", tmp_path, "-DMATMUL_ROWS")
     done = subprocess.run([sys.executable, HERE / "products_here.py", library, driver], capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     found = json.loads(done.stdout)

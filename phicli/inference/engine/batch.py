@@ -50,7 +50,7 @@ class Batch:
         self._runs: dict[Shape, Run] = {}
         self._captures = served.captures
         self.warming = FIRST_STEPS + 3 if served.captures else 0  # onnxruntime's own first run, and the capture
-        self.alters = self.memory.device == "cpu" and any(dtype != np.int8 for dtype in self.slots.dtypes)
+        self.alters = served.alters
         self._steps: dict[Shape, tuple[list[int], int]] = {}  # adapters of the last one, and how many had them
         self._graphs: dict[tuple[int, ...], int] = {}  # shape and adapters of a step -> its CUDA graph
         self._captured = 0

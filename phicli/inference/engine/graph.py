@@ -17,7 +17,7 @@ LENGTHS = "phicli.lengths"  # int32 (rows,): of each row, tokens that are there 
 LONGEST = "phicli.longest"  # int32 (): the longest row with this run's tokens
 LAST = "phicli.last"  # int64 (wanted,): numbers of the tokens whose logits are wanted
 BEST = "phicli.best"  # int64 (rows, wanted): the likeliest tokens
-ATTENTIONS = (kv_cache.ATTENTION, token_cache.ATTENTION)
+ATTENTIONS = (kv_cache.ATTENTION, *token_cache.ATTENTION.values())
 PAST, PRESENT = (3, 4), (1, 2)  # inputs and outputs of keys and values
 OF_LENGTHS = (5, 6)
 

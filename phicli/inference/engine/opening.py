@@ -10,7 +10,9 @@ from phicli.export.adapters import qkv_sizes
 from phicli.export.graph_file import read_model, settle_data
 from phicli.export.resident import installed
 from phicli.export.slots import LAYOUT_KEY
+from phicli.export.token_cache import ATTENTION
 from phicli.hardware.devices import EXECUTION_PROVIDERS
+from phicli.inference.attending import attend
 from phicli.inference.engine.adapters import Adapters
 from phicli.inference.engine.graph import CacheInput, caches, serve, unfit
 from phicli.inference.genai_model import FATAL, check_sizes, choose_provider
@@ -32,7 +34,8 @@ class Served:
 
     context: most tokens of a row. names: of the adapters that it was built with. adapters: what they consist of, which
     may change while it runs; None where the graph holds them itself. captures: whether runs become CUDA graphs. exact:
-    whether a row's products are the same whatever rows are beside it.
+    whether a row's products are the same whatever rows are beside it. alters: whether those of several tokens of a row
+    round otherwise than one by one.
     """
 
     session: Any
@@ -43,6 +46,7 @@ class Served:
     adapters: Adapters | None
     captures: bool
     exact: bool
+    alters: bool
 
 
 def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: str, context: int | None,
@@ -81,6 +85,9 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
         raise Unfit(str(e) or "its graph ends in something else than a product with the vocabulary") from None
     if joins:
         join(model)
+    size = settings["model"]["decoder"]["head_size"]
+    of_rows = caches(model.graph, size)
+    steady = any(node.op_type in ATTENTION.values() for node in model.graph.node) or (exact and attend(model, size))
     library = rows_library(model, provider, kernels) or library
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
@@ -96,6 +103,5 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
                    for name, value in entry.get(provider, {}).items()}
     session = onnxruntime.InferenceSession(model.SerializeToString(), options,
                                            providers=[(EXECUTION_PROVIDERS[provider], of_provider)])
-    of_rows = caches(model.graph, settings["model"]["decoder"]["head_size"])
     return Served(session, of_rows, provider, min(context or most, border or most, most), names, adapters,
-                  of_provider.get("enable_cuda_graph") == "1", exact)
+                  of_provider.get("enable_cuda_graph") == "1", exact, provider == "cpu" and not steady)

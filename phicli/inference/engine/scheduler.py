@@ -84,7 +84,7 @@ class Scheduler:
             gone = [row for queue in self._waiting.values() for row in queue if row.cancelled]
             for row in gone:
                 self._waiting[row.request.adapter].remove(row)
-            new = [row for _ in range(self._free) if (row := self._first())]
+            new = [found for _ in range(self._free) if (found := self._first())]
             self._free -= len(new)
             closed = self._closed
         for row in gone:

@@ -1,0 +1,38 @@
+"""Kernels in CUDA C, compiled to run on a CPU (emulator.h), alone or behind their op in onnxruntime."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from phicli.kernels import build
+
+HERE = Path(__file__).parent
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def compiled(name: str, output: Path, *flags: str, planted: tuple[str, str] | None = None) -> Path:
+    """The emulation of NAME.cu; planted: a text of it, and what takes its place."""
+    source = (build.HERE / f"{name}.cu").read_text()
+    if planted:
+        assert source.count(planted[0]) == 1
+        source = source.replace(*planted)
+    (output.parent / f"{name}.cu").write_text(source)
+    folders = "-I", output.parent, "-I", build.HERE
+    command = ["g++", "-std=gnu++17", "-O1", *flags, *folders, HERE / f"{name}_emulated.cpp", "-o", output]
+    subprocess.run(command, check=True)
+    return output
+
+
+def with_driver(name: str, op: str, folder: Path, *flags: str) -> tuple[Path, Path]:
+    """The library with the op of a file in C for a CPU, though its kernels are CUDA's, and the driver of those."""
+    driver = compiled(name, folder / "libcuda.so.1", "-DDRIVER", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
+    sources = shutil.copytree(build.HERE, folder / "native", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    text = (sources / op).read_text()
+    assert text.count('"CUDAExecutionProvider"') == 1
+    (sources / op).write_text(text.replace('"CUDAExecutionProvider"', "NULL"))
+    (sources / "cubin.c").write_text(build.EMBEDDED % ("0", 1))
+    library = folder / "libops.so"
+    files = dict.fromkeys((*build.SOURCES, op, "cubin.c"))
+    subprocess.run(["gcc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *flags,
+                    *(sources / file for file in files), "-o", library, "-ldl", "-lm"], check=True)
+    return library, driver
