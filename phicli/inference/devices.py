@@ -20,7 +20,7 @@ PLUGINS = {"openvino": ("onnxruntime_ep_openvino", "'phicli[openvino]'"),
            "webgpu": ("onnxruntime_ep_webgpu", "onnxruntime-ep-webgpu"),
            "tensorrt": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx")}
 
-NO_DEVICE = ("device", "not supported in this build")  # genai's words; the second where a plugin offers no device at all
+NO_DEVICE = ("device", "not supported in this build")  # in what genai says; the second where a plugin offers none
 
 
 def checked_device(device: str) -> str:

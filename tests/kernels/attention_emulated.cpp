@@ -8,6 +8,7 @@
 // should hold, and each result with float64's of what the cache holds.
 #include "emulator.h"
 
+#include "attention_rows.cu"
 #include "attention.cu"
 
 struct Kind { const char* name; int size, threads; void (*kernel)(const Attending&); };

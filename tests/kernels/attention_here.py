@@ -84,7 +84,8 @@ class Attention:
             options.register_custom_ops_library(str(library))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         if not self.floats:
-            model.functions.append(function(DOMAIN, ATTENTION[self.device], ATTRIBUTES, 21, self.size, self.line - self.size))
+            op, behind = ATTENTION[self.device], BEHIND[self.device]
+            model.functions.append(function(DOMAIN, op, ATTRIBUTES, 21, self.size, behind))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
 
     def feeds(self, new: tuple[np.ndarray, ...], past: tuple[np.ndarray, np.ndarray], lengths: list[int],
@@ -138,7 +139,8 @@ def check(attention: Attention, ours: onnxruntime.InferenceSession, own: onnxrun
 
     own: with onnxruntime's attention, on a cache in floats. rough: what `ours` does on its way rounds to fp16.
     """
-    rng, mixed, most = np.random.default_rng(0), mixing(attention.size), (5e-2 if rough else 4e-3) if attention.cuda else 2e-4
+    rng, mixed = np.random.default_rng(0), mixing(attention.size)
+    most = 5e-2 if rough else 4e-3 if attention.cuda else 2e-4
     kind, share = (np.float32, 1e-6) if attention.floats else (np.int8, (0.65 if rough else 0.51) / 127)
     for parts, batch in (((70, 33, 1, 1), 1), ((1, 600, 1), 1), ((5, 1, 1), 3)):
         room = sum(parts) + 7 if in_place else 0

@@ -10,15 +10,16 @@ HERE = Path(__file__).parent
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def compiled(name: str, output: Path, *flags: str, planted: tuple[str, str] | None = None) -> Path:
-    """The emulation of NAME.cu; planted: a text of it, and what takes its place."""
-    source = (build.HERE / f"{name}.cu").read_text()
+def compiled(name: str, output: Path, *flags: str, planted: tuple[str, str, str] | None = None) -> Path:
+    """The emulation of NAME.cu; planted: a file of kernels, a text of it, and what takes its place."""
+    sources = {file.name: file.read_text() for file in build.HERE.glob("*.cu")}
     if planted:
-        assert source.count(planted[0]) == 1
-        source = source.replace(*planted)
-    (output.parent / f"{name}.cu").write_text(source)
-    folders = "-I", output.parent, "-I", build.HERE
-    command = ["g++", "-std=gnu++17", "-O1", *flags, *folders, HERE / f"{name}_emulated.cpp", "-o", output]
+        file, *texts = planted
+        assert sources[file].count(texts[0]) == 1
+        sources[file] = sources[file].replace(*texts)
+    for file, text in sources.items():
+        (output.parent / file).write_text(text)
+    command = ["g++", "-std=gnu++17", "-O1", *flags, "-I", output.parent, HERE / f"{name}_emulated.cpp", "-o", output]
     subprocess.run(command, check=True)
     return output
 

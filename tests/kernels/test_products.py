@@ -36,7 +36,7 @@ def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path
     ("  wait_for_previous();\n  load_x", "  load_x"),  # or before it is there
 ])
 def test_a_kernel_that_waits_for_too_little_is_found(planted, tmp_path):
-    program = compiled("nbits", tmp_path / "emulated", planted=planted)
+    program = compiled("nbits", tmp_path / "emulated", planted=("nbits.cu", *planted))
     assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1  # a wrong sum
 
 
