@@ -7,7 +7,7 @@
 // of m16n8k16. Few rows share the tokens out to warps that know nothing of each other, after Flash-Decoding; of many the
 // warps of a block take 16 each, and read the same tokens from shared memory. `finish` adds what the warps found.
 
-constexpr int ATTEND_WARPS = 4, TAKE_WARPS = 8;
+constexpr int ATTEND_WARPS = 4, TAKE_WARPS = 8, FINISH_WARPS = 2;
 constexpr int SPLIT = 64;  // tokens that a warp takes at least, where they are shared out
 
 // Walsh-Hadamard transform of a head, of which a lane has the channels lane, lane + 32, ...
@@ -71,7 +71,10 @@ __device__ __forceinline__ void take(const Attending& of) {
   for (int i = 0; i < SIZE / 32; i++) top = fmaxf(top, fabsf(x[i]));
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) top = fmaxf(top, of_lane(top, step));
-  const unsigned scale = (__float_as_uint(top / 127) + 0xffff) >> 16;  // up: nothing is more than 127
+  float all = 0.f;  // what is no number has gone into all channels that were mixed with it, of which each lane has one
+#pragma unroll
+  for (int i = 0; i < SIZE / 32; i++) all += x[i];
+  const unsigned scale = all != all ? 0x7fc0 : (__float_as_uint(top / 127) + 0xffff) >> 16;  // up: nothing is more than 127
   const float wide = __uint_as_float(scale << 16), inverse = wide > 0.f ? 1.f / wide : 0.f;
   unsigned* line = of.present[side - 1] + (((size_t)b * of.kv_heads + head) * of.room + place) * (SIZE / 4 + 1);
 #pragma unroll
@@ -79,32 +82,33 @@ __device__ __forceinline__ void take(const Attending& of) {
   if (lane == 0) line[SIZE / 4] = scale;
 }
 
-// Tokens from the first that the first of these rows sees to the last that the last sees.
+// Tokens from the first that the first of these rows sees to the last that the last sees, and how they are shared out: a
+// power of two times SPLIT each.
 struct Seen {
-  int begin, end;
+  int begin, end, each;
   __device__ __forceinline__ Seen(const Attending& of, int head, int first, int count) {
     const int group = of.heads / of.kv_heads, past = past_of(of, head / of.kv_heads);
-    begin = of.window > 0 ? max(past + first / group + 1 - of.window, 0) : 0;
+    begin = of.window > 0 ? max(past + first / group + 1 - of.window, 0) / LINES * LINES : 0;
     end = past + (min(first + count, of.tokens * group) - 1) / group + 1;
+    for (each = SPLIT; each * of.splits < end - begin;) each *= 2;
   }
+  __device__ __forceinline__ int used() const { return (end - begin + each - 1) / each; }
 };
 
-// A warp for 16 rows and a split of the tokens. A split is a power of two times SPLIT tokens.
+// A warp for 16 rows and a split of the tokens.
 template <int SIZE>
 __device__ __forceinline__ void attend_few(const Attending& of) {
   const int head = blockIdx.z, first = blockIdx.y * 16, split = blockIdx.x * ATTEND_WARPS + threadIdx.x / 32;
   let_next_start();
   wait_for_previous();
-  if (split >= of.splits) return;
   const Seen seen(of, head, first, 16);
-  int each = SPLIT;
-  while (each * of.splits < seen.end) each *= 2;
+  if (split >= of.splits || split >= seen.used()) return;
   Rows<SIZE> rows;
   rows.load(of, head, first);
-  const int stop = min((split + 1) * each, seen.end);
-  const size_t begin = (size_t)head * of.room;
-  for (int at = max(split * each, seen.begin / LINES * LINES); at < stop; at += LINES)
-    rows.add(of, of.present[0] + (begin + at) * (SIZE / 4 + 1), of.present[1] + (begin + at) * (SIZE / 4 + 1), SIZE / 4 + 1,
+  const int start = seen.begin + split * seen.each, stop = min(start + seen.each, seen.end);
+  const size_t line = (size_t)head * of.room;
+  for (int at = start; at < stop; at += LINES)
+    rows.add(of, of.present[0] + (line + at) * (SIZE / 4 + 1), of.present[1] + (line + at) * (SIZE / 4 + 1), SIZE / 4 + 1,
              at, stop);
   rows.store(of, head, first, split);
 }
@@ -128,9 +132,8 @@ __device__ __forceinline__ void attend_many(const Attending& of) {
             of.present[side] + ((size_t)head * of.room + (there ? at + j : 0)) * WORDS + word, there);
     }
   };
-  const int start = seen.begin / LINES * LINES;
-  fetch(start, 0);
-  for (int at = start, place = 0; at < seen.end; at += LINES, place ^= 1) {
+  fetch(seen.begin, 0);
+  for (int at = seen.begin, place = 0; at < seen.end; at += LINES, place ^= 1) {
     wait_for_copies();
     __syncthreads();
     if (at + LINES < seen.end) fetch(at + LINES, place ^ 1);
@@ -140,30 +143,36 @@ __device__ __forceinline__ void attend_many(const Attending& of) {
   rows.store(of, head, first, 0);
 }
 
-// A warp for each head of queries of a token: the sum of its splits, each multiplied by its share, mixed back.
+// A warp for each head of queries of a token: the sum of its splits, each multiplied by its share, mixed back. Several are
+// read at once, whether they are there or not, so that one does not wait for the one before.
 template <int SIZE>
 __device__ __forceinline__ void finish(const Attending& of) {
-  const int lane = threadIdx.x % 32, query = blockIdx.x * TAKE_WARPS + threadIdx.x / 32;
+  constexpr int AT_ONCE = 8;
+  const int lane = threadIdx.x % 32, query = blockIdx.x * FINISH_WARPS + threadIdx.x / 32;
   let_next_start();
   wait_for_previous();
   if (query >= of.batch * of.tokens * of.heads) return;
-  const float* part = of.parts + (size_t)query * of.splits * (SIZE + 4);
+  const int group = of.heads / of.kv_heads, token = query / of.heads, n = query % of.heads;
+  const int row = token % of.tokens * group + n % group;
+  const int splits = of.splits == 1 ? 1 : Seen(of, token / of.tokens * of.kv_heads + n / group, row / 16 * 16, 16).used();
+  const float* parts = of.parts + (size_t)query * of.splits * (SIZE + 4);
   float top = NOTHING, total = 0.f, x[SIZE / 32] = {};
-  for (int s = lane; s < of.splits; s += 32) top = fmaxf(top, part[(size_t)s * (SIZE + 4) + SIZE]);
+  for (int s = lane; s < splits; s += 32) top = fmaxf(top, parts[(size_t)s * (SIZE + 4) + SIZE]);
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) top = fmaxf(top, of_lane(top, step));
-#pragma unroll 4
-  for (int s = 0; s < of.splits; s++, part += SIZE + 4) {
-    if (part[SIZE] == NOTHING) continue;
-    const float share = exp2_of(part[SIZE] - top);
-    total += share * part[SIZE + 1];
+  for (int first = 0; first < splits; first += AT_ONCE)
 #pragma unroll
-    for (int i = 0; i < SIZE / 32; i++) x[i] += share * part[i * 32 + lane];
-  }
+    for (int s = first; s < first + AT_ONCE; s++) {
+      const float* part = parts + (size_t)min(s, splits - 1) * (SIZE + 4);
+      const float share = s < splits ? exp2_of(part[SIZE] - top) : 0.f;
+      total += share * part[SIZE + 1];
+#pragma unroll
+      for (int i = 0; i < SIZE / 32; i++) x[i] += share * part[i * 32 + lane];
+    }
   mix<SIZE>(x);
 #pragma unroll
   for (int i = 0; i < SIZE / 32; i++)
-    of.out[(size_t)query * SIZE + i * 32 + lane] = (half_bits)pack_fp16(x[i] / (total * LIFT), 0.f);
+    of.out[(size_t)query * SIZE + i * 32 + lane] = (half_bits)pack_fp16(x[i] / total, 0.f);
 }
 
 // What was there before, where it does not stay in its place; zeros behind it.
@@ -181,7 +190,7 @@ __device__ __forceinline__ void copy_past(const Attending& of, int words) {
   }
 #define ATTENTIONS(SIZE)                                                                                        \
   ATTENTION(take, SIZE, 32 * TAKE_WARPS) ATTENTION(attend_few, SIZE, 32 * ATTEND_WARPS)                         \
-  ATTENTION(attend_many, SIZE, 32 * ATTEND_WARPS) ATTENTION(finish, SIZE, 32 * TAKE_WARPS)
+  ATTENTION(attend_many, SIZE, 32 * ATTEND_WARPS) ATTENTION(finish, SIZE, 32 * FINISH_WARPS)
 ATTENTIONS(64) ATTENTIONS(96) ATTENTIONS(128)
 extern "C" __global__ void __launch_bounds__(256) attention_copy(const __grid_constant__ Attending of, int words) {
   copy_past(of, words);

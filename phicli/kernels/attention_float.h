@@ -73,10 +73,14 @@ static inline float total_of(Vector v) {
 #endif
 }
 
-static inline float dot_of(const float *x, const float *y, int64_t count) {
-  Vector sum = {0};
-  for (int64_t i = 0; i < count; i += WIDTH) sum += *(const Vector *)(x + i) * *(const Vector *)(y + i);
-  return total_of(sum);
+/* Products of some rows of x with y, TILE numbers apart. Each is summed the same whatever rows are beside it. */
+ALWAYS void dots_of(const float *x, int rows, const float *y, int64_t size, float *out) {
+  Vector sums[4] = {{0}};
+  for (int64_t i = 0; i < size; i += WIDTH) {
+    const Vector own = *(const Vector *)(y + i);
+    for (int r = 0; r < rows; r++) sums[r] += *(const Vector *)(x + r * size + i) * own;
+  }
+  for (int r = 0; r < rows; r++) out[r * TILE] = total_of(sums[r]);
 }
 
 /* Scores of a tile. Of few rows a product is cheaper than turning the keys over would be. */
@@ -85,7 +89,10 @@ static void score_floats(const float *queries, int64_t rows, int64_t size, const
   if (few) {
     for (int64_t j = 0; j < tokens; j++) {
       for (int64_t c = 0; c < size; c += WIDTH) __builtin_prefetch(values + j * size + c); /* read next, and as many */
-      for (int64_t r = 0; r < rows; r++) scores[r * TILE + j] = dot_of(queries + r * size, keys + j * size, size);
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) dots_of(queries + r * size, 4, keys + j * size, size, scores + r * TILE + j);
+      for (; r + 3 <= rows; r += 3) dots_of(queries + r * size, 3, keys + j * size, size, scores + r * TILE + j);
+      for (; r < rows; r++) dots_of(queries + r * size, 1, keys + j * size, size, scores + r * TILE + j);
     }
     return;
   }

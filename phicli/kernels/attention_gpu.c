@@ -5,9 +5,9 @@
 #include "gpu.h"
 
 enum { TAKE, ATTEND_FEW, ATTEND_MANY, FINISH, OF_SIZE }; /* kernels for a size of heads */
-enum { WARPS = 4, TAKE_WARPS = 8, TILE = 16, LINES = 32, SPLIT = 64 }; /* as in attention.cu; TILE: rows of a warp */
-#define FEW 64 /* rows of a head of keys whose tokens are shared out to warps */
-#define WARPS_OF_SM 32 /* so many are wanted */
+enum { WARPS = 4, TAKE_WARPS = 8, FINISH_WARPS = 2, TILE = 16, LINES = 32, SPLIT = 64 }; /* as in attention.cu; TILE: rows of a warp */
+#define FEW 64 /* rows of a head of keys whose tokens are shared out to warps; more, where blocks of all their rows are few */
+#define WARPS_OF_SM 12 /* whose registers it has */
 #define COPY_KERNEL (KERNELS - 1)
 #define MOST_OF_GRID 65535
 
@@ -30,7 +30,7 @@ static Status launch(const Work *work, int kernel, int64_t x, int64_t y, int64_t
   while (sizes[at] != work->size) at++;
   snprintf(name, sizeof name, "attention_%s_%d", names[kernel], (int)work->size);
   const int64_t grid[3] = {x, y, z};
-  const unsigned threads = 32 * (kernel == TAKE || kernel == FINISH ? TAKE_WARPS : WARPS);
+  const unsigned threads = 32 * (kernel == TAKE ? TAKE_WARPS : kernel == FINISH ? FINISH_WARPS : WARPS);
   const unsigned shared = kernel == ATTEND_MANY ? 4 * LINES * ((unsigned)work->size + 16) : 0; /* two of keys and values */
   void *arguments[] = {of};
   return gpu_launch(LORA_KERNELS + NBITS_KERNELS + at * OF_SIZE + kernel, name, grid, threads, shared, 1, arguments, stream);
@@ -43,14 +43,13 @@ static Status copy_past(const Work *work, Attending *of, void *stream) {
   return gpu_launch(COPY_KERNEL, "attention_copy", grid, 256, 0, 1, arguments, stream);
 }
 
-/* So many splits of the tokens that all multiprocessors have work. */
-static Status plan_splits(Work *work, int64_t heads) {
+/* Whether rows share their tokens out, and then so many splits of them that all multiprocessors have work. */
+static Status plan_splits(Work *work, int64_t heads, int *few) {
   Gpu gpu;
   TRY(gpu_here(&gpu));
-  work->splits = 1;
-  if (work->rows > FEW) return NULL;
+  *few = work->rows <= FEW || heads * ceil_div(work->rows, TILE * WARPS) < gpu.multiprocessors;
   const int64_t wanted = ceil_div((int64_t)gpu.multiprocessors * WARPS_OF_SM, heads * ceil_div(work->rows, TILE));
-  work->splits = most(1, least(wanted, ceil_div(work->room, SPLIT)));
+  work->splits = *few ? least(wanted, ceil_div(work->room, SPLIT)) : 1;
   return NULL;
 }
 
@@ -60,11 +59,12 @@ Status attend_on_gpu(Handle context, Work *work) {
   void *stream = NULL;
   if (work->size != 64 && work->size != 96 && work->size != 128)
     return failure(INVALID_ARGUMENT, "attention: on CUDA heads have 64, 96 or 128 channels");
-  if (heads > MOST_OF_GRID || work->rows > MOST_OF_GRID * TILE || work->room > INT32_MAX ||
+  if (heads > MOST_OF_GRID || work->rows > MOST_OF_GRID * TILE * WARPS || work->room > INT32_MAX ||
       queries + 2 * heads * work->tokens > INT32_MAX || work->positions > INT32_MAX / most(work->turned, 1))
     return failure(INVALID_ARGUMENT, "attention: more than it can take at once");
   const int there = heads && work->tokens;
-  if (there) TRY(plan_splits(work, heads));
+  int few = 0;
+  if (there) TRY(plan_splits(work, heads, &few));
   Tensor rows = {.dims = {work->batch, kernel->kv_heads, work->rows, work->size}, .rank = 4};
   Tensor parts = {.dims = {queries, work->splits, work->size + 4}, .rank = 3};
   TRY(output(context, 3, &rows));
@@ -82,8 +82,8 @@ Status attend_on_gpu(Handle context, Work *work) {
       .splits = (int)work->splits, .scale = kernel->scale, .softcap = kernel->softcap};
   if (work->past[0] != work->present[0]) TRY(copy_past(work, &of, stream));
   TRY(launch(work, TAKE, ceil_div(queries + 2 * heads * work->tokens, TAKE_WARPS), 1, 1, &of, stream));
-  TRY(work->rows <= FEW
+  TRY(few
           ? launch(work, ATTEND_FEW, ceil_div(work->splits, WARPS), ceil_div(work->rows, TILE), heads, &of, stream)
           : launch(work, ATTEND_MANY, 1, ceil_div(work->rows, TILE * WARPS), heads, &of, stream));
-  return launch(work, FINISH, ceil_div(queries, TAKE_WARPS), 1, 1, &of, stream);
+  return launch(work, FINISH, ceil_div(queries, FINISH_WARPS), 1, 1, &of, stream);
 }

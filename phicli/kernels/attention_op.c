@@ -57,7 +57,8 @@ static Status take_lengths(Handle context, Work *work) {
   if (total.count != 1 || lengths.count != work->batch) REFUSE("a length for each row and one for all are wanted");
   const int64_t all = *(const int32_t *)total.data;
   if (all < work->tokens || all > work->past_room + work->tokens) REFUSE("a length that the cache does not have");
-  work->lengths = all == work->tokens ? NULL : lengths.data;
+  /* A CUDA graph that is captured now runs again with other lengths. */
+  work->lengths = all == work->tokens && !work->kernel->cuda ? NULL : lengths.data;
   work->room = most(work->past_room, all);
   if (work->kernel->cuda) return NULL; /* the kernels keep to the cache */
   for (int64_t b = 0; b < work->batch; b++)

@@ -7,7 +7,7 @@
 constexpr int LINES = 32;  // tokens at a time
 constexpr unsigned MIDDLE = 0x64806480;  // a pair of 1024 + 128
 #define NOTHING (-__int_as_float(0x7f800000))  // of scores: minus infinity
-constexpr float LIFT = 16.f, LOG2_E = 1.44269504f;  // LIFT: of values, so that small scales are normal numbers in fp16
+constexpr float LOG2_E = 1.44269504f, LIFT = 8.f;  // 2^LIFT: of weights and their total, so that fp16 keeps small ones
 
 struct Attending {
   const half_bits *x[3], *cosines, *sines;  // query, key, value of the first token
@@ -116,7 +116,7 @@ struct Rows {
     for (int i = 0; i < LINES / 8; i++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        scores[i][e] = exp2_of(scores[i][e] - middle[e / 2]);
+        scores[i][e] = exp2_of(scores[i][e] - middle[e / 2] + LIFT);
         total[e / 2] += scores[i][e];
       }
 #pragma unroll
@@ -138,7 +138,7 @@ struct Rows {
       for (int i = 0; i < 4; i++) {
         const int j = s * 16 + own * 2 + i % 2 + i / 2 * 8;
         value[i] = values + j * line, there[i] = at + j < stop;
-        scales[i] = there[i] ? scale_of(value[i][SIZE / 4]) * LIFT : 0.f;
+        scales[i] = there[i] ? scale_of(value[i][SIZE / 4]) : 0.f;
       }
       const unsigned lower = pack_fp16(scales[0], scales[1]), upper = pack_fp16(scales[2], scales[3]);
       unsigned p[4];

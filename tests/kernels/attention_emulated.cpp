@@ -13,7 +13,7 @@
 
 struct Kind { const char* name; int size, threads; void (*kernel)(const Attending&); };
 #define KINDS(SIZE) {"take", SIZE, 256, take<SIZE>}, {"attend_few", SIZE, 128, attend_few<SIZE>}, \
-                    {"attend_many", SIZE, 128, attend_many<SIZE>}, {"finish", SIZE, 256, finish<SIZE>}
+                    {"attend_many", SIZE, 128, attend_many<SIZE>}, {"finish", SIZE, 64, finish<SIZE>}
 static const Kind kinds[] = {KINDS(64), KINDS(96), KINDS(128)};
 static int shared_of(const Kind& kind) { return strcmp(kind.name, "attend_many") ? 0 : 4 * LINES * (kind.size + 16); }
 
@@ -110,7 +110,7 @@ static double difference(const Case& c) {
   launch(kind[0], {(queried + 2 * all * c.tokens + 7) / 8, 1, 1}, of);
   if (c.many) launch(kind[2], {1, (rows + 63) / 64, all}, of);
   else launch(kind[1], {(unsigned)(c.splits + 3) / 4, (rows + 15) / 16, all}, of);
-  launch(kind[3], {(queried + 7) / 8, 1, 1}, of);
+  launch(kind[3], {(queried + 1) / 2, 1, 1}, of);
 
   const auto numbers_of = [&](int b, int t, int side, int head) {  // rotated and mixed
     std::vector<double> own(c.size);
@@ -178,11 +178,11 @@ int main(int count, char** arguments) {
   for (int i = 0; i < atoi(arguments[2]); i++) {
     Case c = {};
     c.size = 64 + 32 * (i % 3), c.many = i % 2, c.batch = any(1, 3), c.kv_heads = any(1, 2), c.group = any(1, 3);
-    c.tokens = c.many ? any(20, 90) : any(0, 2) ? 1 : any(2, 8);
+    c.tokens = c.many ? any(20, 90) : any(0, 2) ? 1 : any(2, 30);
     c.turned = any(0, 2) * c.size / 4, c.interleaved = any(0, 1), c.softcap = !any(0, 3), c.window = any(0, 2) ? -1 : any(1, 100);
-    for (int b = 0; b < c.batch; b++) c.past.push_back(any(0, 2) ? any(0, 300) : 0);
+    for (int b = 0; b < c.batch; b++) c.past.push_back(any(0, 2) ? any(0, c.many ? 300 : 900) : 0);
     c.room = *std::max_element(c.past.begin(), c.past.end()) + c.tokens + any(0, 40);
-    c.splits = c.many ? 1 : any(1, 7);
+    c.splits = c.many ? 1 : any(1, 16);
     late = any(0, 1);
     const double off = difference(c);
     printf("size %d, %d x %d heads of %d, %d tokens after %d, %d turned, window %d, %d splits, %s, %s: %.2e\n", c.size, c.batch,

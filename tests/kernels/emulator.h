@@ -74,7 +74,7 @@ template <class To, class From> static To same_bits(From from) {
 static float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
 static float __int_as_float(int bits) { return same_bits<float>(bits); }
 static unsigned __float_as_uint(float number) { return same_bits<unsigned>(number); }
-static int __float2int_rn(float number) { return (int)std::nearbyint(number); }
+static int __float2int_rn(float number) { return std::isnan(number) ? 0 : (int)std::nearbyint(number); }
 static float rsqrtf(float x) { return 1 / std::sqrt(x); }
 static float exp2_of(float x) { return std::exp2(x); }
 
