@@ -51,7 +51,7 @@ class Asked:
 
 def measure(folder: str, device: str, rows: list[int], prompt: int, tokens: int) -> Machine:
     """On this machine, through the engine: each row has another prompt, adapters take turns."""
-    with Engine(folder, device, max_batch=max(rows), prefix_cache=False) as engine:
+    with Engine(folder, device, max_batch=max(rows), prefix_cache=False, speculate="off") as engine:
         adapters: list[str | None] = [None, *engine.adapter_names()]
         words = engine.codec_of(None).encode_text(" the harbour lies below an old town and boats leave at nine")
         chance, steps, prompts = random.Random(0), {}, (0.0, 0)
