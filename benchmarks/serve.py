@@ -70,7 +70,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rows = [int(count) for count in args.rows.split(",")]
     begun = time.perf_counter()
     with Engine(folder, args.device, args.kernels, max_batch=max(*rows, 8), prefix_cache=False,
-                fixed_batch=args.fixed, session_options=args.options) as engine:
+                fixed_batch=args.fixed, speculate="off", session_options=args.options) as engine:
         print(f"{folder}: open in {time.perf_counter() - begun:.1f} s, {engine.vocab_size} tokens, adapters "
               f"{', '.join(engine.adapter_names())}; {engine.why_alone or 'rows share their runs'}", flush=True)
         bench = Bench(engine, args)
