@@ -16,8 +16,9 @@ from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export import graph_inputs, resident
 from phicli.export.genai_config import read_config
+from phicli.export.graph_file import read_model
 from phicli.export.matching import assemble, match
-from phicli.export.slots import LAYOUT_KEY, Slot, read_graph, read_slots
+from phicli.export.slots import LAYOUT_KEY, MODEL, Slot, read_graph, read_slots
 from phicli.export.token_cache import channels
 
 
@@ -117,7 +118,8 @@ def _slots(folder: Path) -> list[Slot]:
 def qkv_sizes(folder: Path) -> tuple[int, int, int]:
     """Outputs of q, k and v, which the graph may hold as one projection."""
     decoder = read_config(folder)["model"]["decoder"]
-    size = channels(decoder["head_size"])
+    path = next(path for path in (folder / resident.BASE, folder / MODEL) if path.is_file() or path.name == MODEL)
+    size = channels(decoder["head_size"], read_model(path).graph)
     q, kv = (decoder[f"num_{kind}_heads"] * size for kind in ("attention", "key_value"))
     return q, kv, kv
 

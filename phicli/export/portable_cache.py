@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-BEHIND = 2  # bytes of a scale
+SCALE = 2  # bytes
 BITS = 7  # of bfloat16's fraction; its exponent has 127 added
 SMALLEST = 2.0**-120  # a scale, so that no token's is 0
 
@@ -19,7 +19,7 @@ def function(domain: str, name: str, attributes: Sequence[str], opset: int, size
     """
     from onnx import helper, numpy_helper, parser
 
-    types, half = {"scale": "float", "softcap": "float"}, behind > BEHIND
+    types, half = {"scale": "float", "softcap": "float"}, behind > SCALE
     handed_on = ", ".join(f"{name}: {types.get(name, 'int')} = @{name}" for name in attributes)
     lines = [
         f'<domain: "{domain}", opset_import: ["": {opset}, "com.microsoft": 1]>',
@@ -62,7 +62,7 @@ def _floats(out: str, cached: str, behind: int) -> Iterator[str]:
     yield from (_float(f"{out}_two", 2), f"{out}_factor = Pow({out}_two, {out}_power)")
     yield from (f"{out}_scale = Mul({out}_float, {out}_factor)", f"{out}_numbers = Cast <to = 1> ({out}_bytes)")
     yield from (f"{out}_mixed = Mul({out}_numbers, {out}_scale)", f"{out}_single = MatMul({out}_mixed, mix)")
-    yield f"{out} = Cast <to = {1 if behind == BEHIND else 10}> ({out}_single)"
+    yield f"{out} = Cast <to = {1 if behind == SCALE else 10}> ({out}_single)"
 
 
 def _room() -> Iterator[str]:
@@ -101,7 +101,7 @@ def _bytes(out: str, floats: str, before: str, behind: int) -> Iterator[str]:
     yield from (f"{out}_low_wide = Mod({out}_half, {out}_byte)", f"{out}_high = Cast <to = 3> ({out}_high_wide)")
     yield from (f"{out}_low_byte = Cast <to = 2> ({out}_low_wide)", f"{out}_low = Cast <to = 3> ({out}_low_byte)")
     yield from (f"{out}_nought = Sub({out}_fraction, {out}_fraction)", f"{out}_none = Cast <to = 3> ({out}_nought)")
-    rest = "".join(f", {out}_none" for _ in range(behind - BEHIND))
+    rest = "".join(f", {out}_none" for _ in range(behind - SCALE))
     yield f"{out}_new = Concat <axis = -1> ({out}_numbers, {out}_low, {out}_high{rest})"
     yield f"{out} = Where(old, {before}, {out}_new)"
 

@@ -25,20 +25,21 @@ MULTIPLE, LARGEST = 16, 512  # of channels of a head, on a CPU
 ON_CUDA = (64, 96, 128)
 
 
-def channels(size: int) -> int:
-    """Channels of a head whose size in genai_config.json is `size`, with such a cache or without."""
-    return size - size % MULTIPLE if size > MULTIPLE and size % MULTIPLE in BEHIND.values() else size
-
-
-def has_scales(graph: Any) -> bool:
-    """Whether a GraphProto has such a cache."""
-    return any(node.domain == DOMAIN for node in graph.node)
-
-
 def device_of(graph: Any) -> str | None:
     """What a GraphProto's cache is for, if it is such a one: "cpu" or "cuda"."""
     found = {node.op_type for node in graph.node if node.domain == DOMAIN}
     return next((device for device, op in ATTENTION.items() if op in found), None)
+
+
+def has_scales(graph: Any) -> bool:
+    """Whether a GraphProto has such a cache."""
+    return device_of(graph) is not None
+
+
+def channels(size: int, graph: Any) -> int:
+    """Channels of a head whose size in genai_config.json is `size`, in a GraphProto with such a cache or without."""
+    device = device_of(graph)
+    return size - BEHIND[device] if device else size
 
 
 def takes_scales(path: Path, folder: Path, device: str) -> bool:

@@ -15,6 +15,7 @@ from onnx_checkpoints import random_adapter
 from phicli import Conversation, Session, optimize
 from phicli.errors import BadInput, UsageError
 from phicli.evaluation.figures import Agreement, log_softmax
+from phicli.export.adapters import qkv_sizes
 from phicli.export.genai_config import read_config
 from phicli.export.kv_cache import Ranges
 from phicli.export.slots import MODEL
@@ -117,6 +118,16 @@ def test_without_a_compiler_the_same_folder_runs(two_graphs, rounded, data_file)
 def test_it_is_not_for_a_gpu(rounded):
     with pytest.raises(BadInput, match="its key/value cache in int8 is for cpu"):
         ops_of(onnx.load(rounded / MODEL, load_external_data=False), {}, "cuda")
+
+
+def test_heads_are_as_large_as_without(two_graphs, rounded, tmp_path):
+    """Also where their number of channels is one that heads with a scale have in genai_config.json."""
+    wanted = qkv_sizes(two_graphs / "onnx-ao")
+    assert qkv_sizes(rounded) == wanted
+    folder = shutil.copytree(two_graphs / "onnx-ao", tmp_path / "onnx-ao")
+    config = (folder / "genai_config.json").read_text()
+    (folder / "genai_config.json").write_text(config.replace('"head_size": 64', '"head_size": 100'))
+    assert [64 * size for size in qkv_sizes(folder)] == [100 * size for size in wanted]
 
 
 def test_rows_share_runs_with_scales_of_tokens(rounded, by_channel, two_graphs):

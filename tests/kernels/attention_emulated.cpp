@@ -23,15 +23,7 @@ static void launch(const Kind& kind, Dim grid, const Attending& of) {
 }
 
 #ifdef DRIVER
-#define DRIVEN extern "C" __attribute__((visibility("default"))) int
 static const Kind copy_kind = {"copy", 0, 256, nullptr};
-struct Launch { unsigned grid[3], block[3], shared; void* stream; const int* attributes; unsigned attribute_count; };
-DRIVEN cuCtxGetCurrent(void** context) { return *context = &scheduler, 0; }
-DRIVEN cuModuleLoadData(void** module, const void*) { return *module = &scheduler, 0; }
-DRIVEN cuCtxGetDevice(int* device) { return *device = 0; }
-DRIVEN cuDeviceGetAttribute(int* value, int attribute, int) {  // an H100's
-  return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 232448 : -1, *value < 0;
-}
 DRIVEN cuModuleGetFunction(void** function, void*, const char* name) {
   char own[40];
   if (!strcmp(name, "attention_copy")) return *function = (void*)&copy_kind, 0;
@@ -46,8 +38,7 @@ DRIVEN cuLaunchKernelEx(const Launch* launched, void* function, void** arguments
   const Kind& kind = *(const Kind*)function;
   const Attending& of = *(const Attending*)arguments[0];
   const Dim grid = {launched->grid[0], launched->grid[1], launched->grid[2]};
-  const bool early = launched->attribute_count == 1 && launched->attributes[0] == 6 && launched->attributes[2] == 1;
-  if ((int)launched->block[0] != kind.threads || !early || (int)launched->shared != shared_of(kind)) return 1;
+  if ((int)launched->block[0] != kind.threads || !starts_early(launched) || (int)launched->shared != shared_of(kind)) return 1;
   count = kind.threads;
   if (kind.kernel) launch(kind, grid, of);
   else run_grid(grid, 16, [&] { copy_past(of, *(int*)arguments[1]); });

@@ -207,3 +207,17 @@ template <class T> static std::unique_ptr<T[], void (*)(void*)> numbers(size_t c
   memset(place, 255, count * sizeof(T));
   return {(T*)place, free};
 }
+
+#ifdef DRIVER  // what gpu.c asks of CUDA's driver, where it is the same for all kernels
+#define DRIVEN extern "C" __attribute__((visibility("default"))) int
+struct Launch { unsigned grid[3], block[3], shared; void* stream; const int* attributes; unsigned attribute_count; };
+static bool starts_early(const Launch* launch) {
+  return launch->attribute_count == 1 && launch->attributes[0] == 6 && launch->attributes[2] == 1;
+}
+DRIVEN cuCtxGetCurrent(void** context) { return *context = &scheduler, 0; }
+DRIVEN cuModuleLoadData(void** module, const void*) { return *module = &scheduler, 0; }
+DRIVEN cuCtxGetDevice(int* device) { return *device = 0; }
+DRIVEN cuDeviceGetAttribute(int* value, int attribute, int) {  // an H100's
+  return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 232448 : -1, *value < 0;
+}
+#endif

@@ -67,16 +67,8 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
 }
 
 #ifdef DRIVER
-#define DRIVEN extern "C" __attribute__((visibility("default"))) int
 static const Kind sum_kind = {};
 static std::map<void*, int> most_shared;  // where it is more than each has
-struct Launch { unsigned grid[3], block[3], shared; void* stream; const int* attributes; unsigned attribute_count; };
-DRIVEN cuCtxGetCurrent(void** context) { return *context = &scheduler, 0; }
-DRIVEN cuModuleLoadData(void** module, const void*) { return *module = &scheduler, 0; }
-DRIVEN cuCtxGetDevice(int* device) { return *device = 0; }
-DRIVEN cuDeviceGetAttribute(int* value, int attribute, int) {  // an H100's
-  return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 232448 : -1, *value < 0;
-}
 DRIVEN cuModuleGetFunction(void** function, void*, const char* name) {
   char own[32];
   if (!strcmp(name, "nbits_sum")) return *function = (void*)&sum_kind, 0;
@@ -91,9 +83,8 @@ DRIVEN cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 DRIVEN cuLaunchKernelEx(const Launch* launch, void* function, void** arguments, void**) {
   const Kind* kind = (const Kind*)function;
-  const bool early = launch->attribute_count == 1 && launch->attributes[0] == 6 && launch->attributes[2] == 1;
   const int shared = launch->shared;
-  if (launch->block[0] != MOST || !early || shared > std::max(49152, most_shared[function])) return 1;
+  if (launch->block[0] != MOST || !starts_early(launch) || shared > std::max(49152, most_shared[function])) return 1;
   if (kind->kernel && shared != ((const Matrices*)arguments[0])->steps * kind->n * 8 * STEP * 2) return 1;
   run_grid({launch->grid[0], launch->grid[1], launch->grid[2]}, shared ? shared : 16, [=] {
     if (kind->kernel) kind->kernel(*(const Matrices*)arguments[0]);

@@ -1,6 +1,5 @@
 """Attention of our own with a cache in int8: what it computes, beside float64 and onnxruntime's own op."""
 
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from attention_here import ON_CUDA, Attention, check
-from emulated import SANITIZED, compiled, with_driver
+from emulated import check_alone, check_found, needs_compiler, with_driver
 
 from phicli.export.portable_cache import mixing
 from phicli.hardware.driver import gpu_count
@@ -110,15 +109,9 @@ def test_channels_are_mixed_evenly_and_back(size):
     assert (np.count_nonzero(mixed, axis=0) == size & -size).all() and len(np.unique(np.abs(mixed[mixed != 0]))) == 1
 
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-
-
 @needs_compiler
 def test_kernels_of_cuda_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path):
-    program = compiled("attention", tmp_path / "emulated", *SANITIZED)
-    done = subprocess.run([program, "1", "12"], capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    check_alone("attention", tmp_path)
 
 
 @needs_compiler
@@ -129,8 +122,7 @@ def test_kernels_of_cuda_give_the_sums_of_float64_and_touch_only_what_is_theirs(
     ("attention.cu", "each * of.splits < end - begin;", "false;"),  # tokens that no warp takes
 ])
 def test_a_kernel_of_cuda_that_is_wrong_is_found(planted, tmp_path):
-    program = compiled("attention", tmp_path / "emulated", planted=planted)
-    assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1
+    check_found("attention", tmp_path, planted)
 
 
 @needs_compiler

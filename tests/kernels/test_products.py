@@ -1,7 +1,6 @@
 """MatMulNBitsRows without a GPU: its kernels, their threads emulated, alone and behind the op in onnxruntime."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from emulated import SANITIZED, compiled, with_driver
+from emulated import check_alone, check_found, needs_compiler, with_driver
 from onnx import TensorProto, helper
 from products_here import PRODUCTS, difference, product
 
@@ -18,15 +17,11 @@ from phicli.inference.products import take_rows
 from phicli.kernels import build
 
 HERE = Path(__file__).parent
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 
 
 @needs_compiler
 def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path):
-    program = compiled("nbits", tmp_path / "emulated", *SANITIZED)
-    done = subprocess.run([program, "1", "12"], capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    check_alone("nbits", tmp_path)
 
 
 @needs_compiler
@@ -36,8 +31,7 @@ def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path
     ("  wait_for_previous();\n  load_x", "  load_x"),  # or before it is there
 ])
 def test_a_kernel_that_waits_for_too_little_is_found(planted, tmp_path):
-    program = compiled("nbits", tmp_path / "emulated", planted=("nbits.cu", *planted))
-    assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1  # a wrong sum
+    check_found("nbits", tmp_path, ("nbits.cu", *planted))
 
 
 @needs_compiler
