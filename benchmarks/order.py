@@ -1,7 +1,7 @@
 """Quantize then tune, or tune then quantize: which gives the better int4 model, seed by seed.
 
     python benchmarks/order.py MODEL ROOT                          # five seeds, 60 steps
-    python benchmarks/order.py MODEL ROOT --device cuda --steps 200
+    python benchmarks/order.py MODEL ROOT --device cuda --steps 200 --jobs 5
 
 MODEL: a folder or an id. Both orders have the same rows, steps, learning rate, calibration and seed:
 
@@ -17,6 +17,9 @@ import argparse
 import json
 import math
 import statistics
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at once, each in a process")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--data", default=str(DATA / "data_sample_travel.jsonl"))
     parser.add_argument("--eval-data", default=str(DATA / "data_eval_travel.jsonl"))
@@ -44,12 +48,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found = []
-    for seed in range(args.seeds):
-        found.append(one_seed(args, seed))
-        print(f"seed {seed}: " + ", ".join(f"{way} {found[-1]['perplexity'][way]:.3f}" for way in WAYS), flush=True)
-        low, high = found[-1]["interval"]
-        print(f"  tune, quantize has {found[-1]['ratio']:.4f} of the perplexity of quantize, tune ({low:.4f} to "
-              f"{high:.4f}, 95 % of resamples of the rows)", flush=True)
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        for one in pool.map(partial(one_seed, args), range(args.seeds)):
+            found.append(one)
+            print(f"seed {one['seed']}: " + ", ".join(f"{way} {one['perplexity'][way]:.3f}" for way in WAYS))
+            low, high = one["interval"]
+            print(f"  tune, quantize has {one['ratio']:.4f} of the perplexity of quantize, tune ({low:.4f} to "
+                  f"{high:.4f}, 95 % of resamples of the rows)", flush=True)
     report(found)
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from quantizers import Work, quantize
+from quantizers import Work, quantize, with_generated
 from safetensors.torch import load_file, save_file
 from synthetic import random_phi
 from torch import Tensor
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
     parser.add_argument("--methods", default=",".join(METHODS),
                         help="and ours-refine-STEPS, autoround-STEPS, gguf-TYPE of llama-quantize, which is on PATH; "
-                        "ours@32: with that group size")
+                        "ours-generated: calibrated on what the model writes too; ours@32: with that group size")
     parser.add_argument("--converter", help="convert_hf_to_gguf.py of llama.cpp")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--shuffle", action="store_true",
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="text or JSONL instead of the package's text")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--generated", type=int, default=0, help="sequences that the model writes, for all methods")
     parser.add_argument("--test", type=int, default=8, help="sequences to judge on, of each text")
     parser.add_argument("--test-text", type=Path, nargs="*", help="texts or rows to judge on, in place of travel rows, "
                         "pages of docs/ and code of Python's")
@@ -76,13 +77,14 @@ def run(args: argparse.Namespace, seed: int, scratch: Path) -> list[dict]:
     if args.shuffle:
         folder = shuffled(folder, scratch / "shuffled")
     tokens, tests = random_tokens(args, seed) if random else real_tokens(folder, args, seed, scratch)
+    whole = with_generated(Work(folder, tokens, device, args.group_size, seed, args.converter), args.generated)
     original = load_base(folder, device)
     before = {name: log_probabilities(original, test) for name, test in tests.items()}
     del original
     found = []
     for method in args.methods.split(","):
         name, _, group = method.partition("@")
-        work = Work(folder, tokens, device, int(group or args.group_size), seed, args.converter)
+        work = whole._replace(group_size=int(group or args.group_size))
         out = scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()

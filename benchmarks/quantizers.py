@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from phicli.export.gguf import convert_to_gguf, find_converter
+from phicli.quantization.generated import generated_tokens
 from phicli.quantization.grid import GridShape
 from phicli.quantization.quantize import quantize_checkpoint
+from phicli.resources.estimates import GENERATED
 
 
 class Work(NamedTuple):
@@ -36,10 +38,19 @@ def quantize(method: str, work: Work, out: Path) -> dict[str, float]:
 
 
 def ours(work: Work, out: Path, detail: str) -> dict[str, float]:
-    steps = int(detail.partition("refine-")[2] or 0)
-    rounding = "nearest" if detail == "nearest" else "gptq"
-    return quantize_checkpoint(work.folder, out, work.tokens, shape=GridShape(4, work.group_size), rounding=rounding,
-                               device=work.device, refine=steps, seed=work.seed).phase_seconds
+    parts = detail.split("-")  # nearest, refine and a number, generated
+    steps = int(parts[parts.index("refine") + 1]) if "refine" in parts else 0
+    tokens = with_generated(work, GENERATED[work.device]).tokens if "generated" in parts else work.tokens
+    return quantize_checkpoint(work.folder, out, tokens, shape=GridShape(4, work.group_size),
+                               rounding="nearest" if "nearest" in parts else "gptq", device=work.device, refine=steps,
+                               seed=work.seed).phase_seconds
+
+
+def with_generated(work: Work, count: int) -> Work:
+    """So many sequences that the model writes besides, as `phicli quantize --generated` has it."""
+    written = generated_tokens(work.folder, count, work.tokens.shape[1], work.device, work.seed)
+    tokens = torch.cat([work.tokens, written])
+    return work._replace(tokens=tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(work.seed))])
 
 
 def autoawq(work: Work, out: Path, _: str) -> None:

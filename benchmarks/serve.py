@@ -4,26 +4,40 @@
     python benchmarks/serve.py --device cuda --rows 1,8,32               # 3.8 B random integers, three adapters
     python benchmarks/serve.py --device cuda --rows 1,8,32 --set ep.cuda.fpa_intb_gemm=1
     python benchmarks/serve.py --device cuda --rows 8 --fixed           # the only one whose answers must be equal there
+    python benchmarks/serve.py --device cuda --rows 1,8,32 --beside     # and genai's own batch, and chat, in turns
 
 Speed: all rows are submitted at once and decode --new tokens after a prompt of --prompt; tokens a second from when the
 last row has its first token until the first row is done, everything included. Batches without adapters and with all
 mixed (none too) take turns, and each ratio is of neighbours. Equality: --clients submit at random moments, and each
 greedy answer is compared with the one it gets alone; the one through `Session` too (--session). Newcomer: time to the
 first token of a prompt while all other rows run, beside the same prompt alone.
+
+--beside: onnxruntime-genai's Generator with as many rows (the folder's base.onnx, nothing of ours, without CUDA graphs,
+as it takes no prompt of several rows with them) and, for one row, `Session`, which is what `phicli chat` runs.
 """
 
 import argparse
+import contextlib
+import functools
 import json
+import os
 import random
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import GENAI_CONFIG
+from phicli.benchmark.turn import Case
+from phicli.benchmark.turn import measure as timed
+from phicli.export.resident import BASE
+from phicli.export.slots import MODEL
+from phicli.hardware.devices import usable_cores
 from phicli.inference.engine import Engine, Finish, Piece, Request
+from phicli.inference.runners import GenaiRunner, Runner, SessionRunner
 from phicli.inference.session import Session
 
 
@@ -41,6 +55,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32, help="0: leave equality out")
     parser.add_argument("--fixed", action="store_true", help="steps of as many rows as there can be, see Engine")
     parser.add_argument("--session", action="store_true", help="compare with Session too")
+    parser.add_argument("--beside", action="store_true", help="measure genai's batch and chat too")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of onnxruntime's session")
     parser.add_argument("--json", action="store_true", help="everything as one document at the end")
     args = parser.parse_args()
@@ -69,11 +84,12 @@ def random_model(scratch: Path, args: argparse.Namespace) -> Path:
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rows = [int(count) for count in args.rows.split(",")]
     begun = time.perf_counter()
-    with Engine(folder, args.device, args.kernels, max_batch=max(*rows, 8), prefix_cache=False,
-                fixed_batch=args.fixed, speculate="off", session_options=args.options) as engine:
+    with contextlib.ExitStack() as stack, Engine(
+            folder, args.device, args.kernels, max_batch=max(*rows, 8), prefix_cache=False, fixed_batch=args.fixed,
+            speculate="off", session_options=args.options) as engine:
         print(f"{folder}: open in {time.perf_counter() - begun:.1f} s, {engine.vocab_size} tokens, adapters "
               f"{', '.join(engine.adapter_names())}; {engine.why_alone or 'rows share their runs'}", flush=True)
-        bench = Bench(engine, args)
+        bench = Bench(engine, args, stack.enter_context(others(folder, args)) if args.beside else {})
         found: dict[str, Any] = {"speed": [bench.speed(count) for count in rows]}
         if args.clients:
             found["equal"] = bench.equality(folder)
@@ -81,9 +97,25 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+@contextlib.contextmanager
+def others(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Runner]]:
+    """What else decodes on this folder: genai's Generator on the graph without adapters, and chat's way."""
+    with tempfile.TemporaryDirectory(prefix="phicli-genai-", dir=folder.parent) as plain, \
+            Session(folder, args.device, args.kernels) as session:
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in (MODEL, GENAI_CONFIG):
+                os.link(path, Path(plain) / (MODEL if path.name == BASE else path.name))
+        settings = json.loads((folder / GENAI_CONFIG).read_text())
+        for entry in settings["model"]["decoder"]["session_options"]["provider_options"]:
+            for options in entry.values():
+                options["enable_cuda_graph"] = "0"
+        (Path(plain) / GENAI_CONFIG).write_text(json.dumps(settings))
+        yield {"genai": GenaiRunner(Path(plain), usable_cores()), "chat": SessionRunner(session, endless=True)}
+
+
 class Bench:
-    def __init__(self, engine: Engine, args: argparse.Namespace):
-        self.engine, self.args, self.random = engine, args, random.Random(0)
+    def __init__(self, engine: Engine, args: argparse.Namespace, others: Mapping[str, Runner]):
+        self.engine, self.args, self.others, self.random = engine, args, others, random.Random(0)
 
     def request(self, adapter: str | None, prompt: int, new: int) -> Request:
         top = min(4000, self.engine.vocab_size)
@@ -94,18 +126,25 @@ class Bench:
         """Tokens a second of `count` rows, without adapters and with all of them and none mixed."""
         names: list[str | None] = [*self.engine.adapter_names(), None]
         mixed = [names[number % len(names)] for number in range(count)]
-        self.decode([None] * count)
-        self.decode(mixed)
-        base, of_mixed = [], []
-        for _ in range(self.args.rounds):
-            base.append(self.decode([None] * count))
-            of_mixed.append(self.decode(mixed))
-        ratios = [b / a for a, b in zip(base, of_mixed, strict=True)]
-        found = {"rows": count, "base": statistics.median(base), "mixed": statistics.median(of_mixed),
-                 "ratio": statistics.median(ratios)}
-        print(f"{count:3} rows: base {found['base']:8.1f} tokens/s, mixed {found['mixed']:8.1f}, ratio "
-              f"{found['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+        ways = {"base": lambda: self.decode([None] * count), "mixed": lambda: self.decode(mixed)}
+        ways |= {name: functools.partial(self.rate_of, runner, count) for name, runner in self.others.items()
+                 if name != "chat" or count == 1}
+        for way in ways.values():
+            way()
+        turns = [{name: way() for name, way in ways.items()} for _ in range(self.args.rounds)]
+        found: dict[str, Any] = {"rows": count, "base": statistics.median(turn["base"] for turn in turns)}
+        print(f"{count:3} rows: base {found['base']:8.1f} tokens/s", end="")
+        for name in list(ways)[1:]:
+            ratios = [turn[name] / turn["base"] for turn in turns]
+            found |= {name: statistics.median(turn[name] for turn in turns),
+                      "ratio" if name == "mixed" else f"{name}_ratio": statistics.median(ratios)}
+            print(f", {name} {found[name]:8.1f}, {statistics.median(ratios):.2f} of it ({min(ratios):.2f} to "
+                  f"{max(ratios):.2f})", end="")
+        print(flush=True)
         return found
+
+    def rate_of(self, runner: Runner, count: int) -> float:
+        return count * timed(runner, Case(self.args.prompt, self.args.new, rows=count)).rate
 
     def decode(self, adapters: Sequence[str | None]) -> float:
         times: list[list[float]] = [[] for _ in adapters]

@@ -9,6 +9,7 @@ import pytest
 from phicli import BadInput, PhicliError, Sampling, UsageError
 from phicli.inference.engine import Busy, Engine, Finish, Grammar, Piece, Request
 from phicli.inference.engine.drawing import Drawing, logprob_of
+from phicli.inference.engine.memory import CpuMemory
 from phicli.inference.engine.slots import Slot
 from phicli.kernels.build import missing
 
@@ -18,9 +19,12 @@ CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength":
         "required": ["city", "days"], "additionalProperties": False}
 
 
-@pytest.fixture(scope="module")
-def engine(two_graphs):
-    with Engine(two_graphs / "onnx-ao", max_batch=2, context=256, max_queue=3) as opened:
+@pytest.fixture(scope="module", params=[False, True], ids=["at once", "told by a thread of its own"])
+def engine(two_graphs, request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuMemory, "apart", request.param)  # as a GPU's is
+        opened = Engine(two_graphs / "onnx-ao", max_batch=2, context=256, max_queue=3)
+    with opened:
         yield opened
 
 

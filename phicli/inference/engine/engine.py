@@ -106,9 +106,10 @@ class Engine:
         rows = of_one_generation(self.model.folder, open_rows)
         self.vocab_size, self.sampling = self.model.vocab_size, self.model.sampling
         speculation = None
+        aside = isinstance(rows, Batch) and rows.memory.apart
         if isinstance(rows, Batch) and guessed != "off" and not (guessed == "auto" and fixed_batch):
             speculation = Speculation(rows, None if guessed == "auto" else int(guessed))
-        self._scheduler = Scheduler(rows, max_batch, max_queue, speculation)
+        self._scheduler = Scheduler(rows, max_batch, max_queue, speculation, aside)
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter, or for the model itself."""
@@ -157,7 +158,7 @@ class Engine:
             del self._names[name]
 
     def submit(self, request: Request, deliver: Callable[[Piece | Finish], None]) -> Handle:
-        """Queue a request. `deliver` gets its pieces and one Finish, on the engine's thread, which it must not hold up.
+        """Queue a request. `deliver` gets its pieces and one Finish, on a thread that it must not hold up.
 
         Raises:
             BadInput: longer than the context, an unknown adapter or token, a grammar that is too costly.

@@ -14,10 +14,12 @@ class Memory(Protocol):
     """Numbers (slots, heads, tokens, size) by their address, which the functions below are given again.
 
     device: as onnxruntime's bindings call it. chunk: tokens of a prompt that run at once. even: whether runs of an odd
-    number of rows round differently. kept: slots for beginnings, for each that runs.
+    number of rows round differently. kept: slots for beginnings, for each that runs. apart: whether a run leaves the
+    processor free.
     """
 
     device: str
+    apart: bool
     chunk: int
     even: bool
     kept: float
@@ -43,7 +45,7 @@ class Memory(Protocol):
 class CpuMemory:
     """Pages of the system, which are there only once something is written to them."""
 
-    device, chunk, even, kept = "cpu", 64, True, 1.0
+    device, apart, chunk, even, kept = "cpu", False, 64, True, 1.0
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.zeros(shape, dtype)
@@ -76,7 +78,7 @@ class _Copy2D(ctypes.Structure):
 class CudaMemory:
     """Memory of the first GPU, through CUDA's driver (https://docs.nvidia.com/cuda/cuda-driver-api)."""
 
-    device, chunk, even, kept = "cuda", 512, False, 0.25
+    device, apart, chunk, even, kept = "cuda", True, 512, False, 0.25
     ON_DEVICE, OUT_OF_MEMORY = 2, 2  # CU_MEMORYTYPE_DEVICE, CUDA_ERROR_OUT_OF_MEMORY
 
     def __init__(self) -> None:

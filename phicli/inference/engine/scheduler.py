@@ -5,11 +5,11 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import replace
 
-from phicli.errors import PhicliError
 from phicli.inference.engine.request import Busy, EngineStats
-from phicli.inference.engine.row import Row
+from phicli.inference.engine.row import Row, as_error
 from phicli.inference.engine.rows import Rows
 from phicli.inference.engine.speculation import Speculation
+from phicli.inference.engine.teller import Teller
 
 
 class Scheduler:
@@ -17,11 +17,14 @@ class Scheduler:
 
     Args:
         rows: what runs them. slots: rows that run at once. most_waiting: further ones that may wait.
-        speculation: what runs some of them with guesses of their next tokens.
+        speculation: what runs some of them with guesses of their next tokens. aside: whether clients are told by a
+            thread of its own, which pays where a run leaves this processor free.
     """
 
-    def __init__(self, rows: Rows, slots: int, most_waiting: int, speculation: Speculation | None = None):
+    def __init__(self, rows: Rows, slots: int, most_waiting: int, speculation: Speculation | None = None,
+                 aside: bool = False):
         self._rows, self._most_waiting, self._speculation = rows, most_waiting, speculation
+        self._teller = Teller() if aside else None
         self._wake = threading.Condition()  # of what is below
         self._waiting: OrderedDict[str | None, deque[Row]] = OrderedDict()
         self._closed, self._free = False, slots  # free: places that no row has
@@ -36,6 +39,7 @@ class Scheduler:
         with self._wake:
             if self._closed:
                 raise Busy("the engine is closed")
+            row.later = self._teller or row.later
             waiting = sum(not row.cancelled for queue in self._waiting.values() for row in queue)
             if waiting >= self._most_waiting + self._free:  # some get a place as soon as the thread looks
                 raise Busy(f"{self._most_waiting} requests are waiting already", hint="ask again later")
@@ -67,13 +71,15 @@ class Scheduler:
                 self._prefill()
                 self._step()
         except Exception as e:  # of the places themselves, such as a GPU that is gone: no client waits for ever
-            fault = _told(e)
+            fault = as_error(e)
         with self._wake:
             self._closed = True
             left = [*self._begun, *self._running, *(row for queue in self._waiting.values() for row in queue)]
             self._waiting.clear()
         for row in left:
             row.finish("error" if fault else "cancelled", fault)
+        if self._teller:
+            self._teller.close()
         self._rows.close()
 
     def _next(self) -> bool:
@@ -95,7 +101,7 @@ class Scheduler:
             try:
                 self._rows.place(row)
             except Exception as e:
-                row.finish("error", _told(e))
+                row.finish("error", as_error(e))
                 self._end(row, "error")
                 continue
             self._begun.append(row)
@@ -127,7 +133,7 @@ class Scheduler:
                 row.take(logits)
                 self._count(generated_tokens=1)
         except Exception as e:
-            row.finish("error", _told(e))
+            row.finish("error", as_error(e))
         if row.finished:
             self._end(row, "stop")
 
@@ -146,7 +152,7 @@ class Scheduler:
             logits = self._rows.step(rows)
         except Exception as e:
             for row in rows:
-                row.finish("error", _told(e))
+                row.finish("error", as_error(e))
                 self._end(row, "error")
             return
         seconds = time.perf_counter() - begun
@@ -157,7 +163,7 @@ class Scheduler:
             try:
                 row.take(own)
             except Exception as e:
-                row.finish("error", _told(e))
+                row.finish("error", as_error(e))
             if row.finished:
                 self._end(row, "stop")
 
@@ -167,7 +173,7 @@ class Scheduler:
         try:
             self._speculation.run(row, guess)
         except Exception as e:
-            row.finish("error", _told(e))
+            row.finish("error", as_error(e))
         self._count(steps=1, step_seconds=time.perf_counter() - begun, generated_tokens=len(row.tokens) - tokens,
                     guessed_tokens=len(guess), accepted_tokens=row.accepted - accepted)
         if row.finished:
@@ -188,6 +194,3 @@ class Scheduler:
         with self._wake:
             self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})
 
-
-def _told(error: Exception) -> PhicliError:
-    return error if isinstance(error, PhicliError) else PhicliError(f"the model failed: {' '.join(str(error).split())}")
