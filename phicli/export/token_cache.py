@@ -17,7 +17,6 @@ from phicli.export.portable_cache import function
 DOMAIN = "phicli.cache"
 ATTENTION = {"cpu": "Int8CacheAttention", "cuda": "Int8CacheAttentionCuda"}
 BEHIND = {"cpu": 2, "cuda": 4}  # bytes of a token behind its numbers
-DEVICES = ("cpu",)  # for which `optimize` takes it: CUDA's kernels have run in an emulation only (tests/kernels)
 INPUTS = 9  # of GroupQueryAttention, that ours has too, as it has these attributes
 ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary", "rotary_interleaved")
 OTHER = ("smooth_softmax", "sliding_window_cache", "qk_output")  # that have to be 0

@@ -18,7 +18,7 @@ from phicli.export.kv_cache import restore_cache, round_cache
 from phicli.export.plan import OptimizePlan, plan_optimize
 from phicli.export.slots import MODEL
 from phicli.export.sources import PREFIX, Source, earlier_sources
-from phicli.export.token_cache import DEVICES, has_scales, put_all_scales, takes_scales
+from phicli.export.token_cache import ATTENTION, has_scales, put_all_scales, takes_scales
 from phicli.hardware.driver import gpu_count
 from phicli.kernels.build import missing
 from phicli.libraries import subdued
@@ -143,7 +143,7 @@ def _round_cache(folder: Path, sources: list[Source], settings: dict[str, Any], 
         return
     known = {name: found for path in graphs for name, found in restore_cache(path).items()}
     target = settings["device"]
-    if target in DEVICES and not missing(target) and all(takes_scales(path, folder, target) for path in graphs):
+    if target in ATTENTION and not missing(target) and all(takes_scales(path, folder, target) for path in graphs):
         put_all_scales(graphs, folder, target)
         return
     texts = calibration_texts(TextCodec(folder))
