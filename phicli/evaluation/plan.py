@@ -17,7 +17,7 @@ from phicli.hub.datasets import data_inputs, held_out_sources
 from phicli.progress import SILENT, Progress
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict, difference
 
-WHAT = ("algorithm", "stages")  # settings that say which stages are measured, which are among the inputs
+WHAT = ("algorithm", "stages")  # settings that choose the stages, which are among the inputs
 
 
 @dataclass
@@ -78,6 +78,8 @@ def plan_evaluate(config: EvaluateConfig, progress: Progress = SILENT) -> Evalua
         check_whole(folder)
     settings = {name: value for name, value in config.recorded().items() if name not in WHAT} | {
         "missing": [stage.name for stage in stages if stage.missing]}
+    if config.stages:  # others are compared with the first one
+        settings["stages"] = [stage.name for stage in stages]
     return EvaluationPlan("evaluate", Path(config.output or root / EVALUATION), sources, settings, stages,
                           list(data.values()), stages[0].name, bool(config.output or not config.stages))
 

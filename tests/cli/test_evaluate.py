@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from phicli import evaluate
 from phicli.dataset.contents import RowParser
 from phicli.text import TextCodec
 
@@ -214,6 +215,14 @@ def test_named_stages_on_a_text(named, lab, tiny, tmp_path):
     assert first["perplexity"] == pytest.approx(perplexity, rel=1e-3) and kl == 0
     assert onnx["perplexity"] == pytest.approx(adapter["perplexity"], rel=1e-3) and onnx["kl"] > 1e-3
     assert awq["perplexity_ratio"] == pytest.approx(awq["perplexity"] / first["perplexity"], rel=1e-6)
+
+
+def test_stages_in_another_order_are_compared_with_another_one(lab, tiny, rows_file, tmp_path):
+    pair = [str(tiny), str(lab / "awq")]
+    for stages in (pair, pair[::-1]):
+        document = evaluate("tiny", eval_data=str(rows_file), stages=stages, output=tmp_path / "found.json", device="cpu")
+        assert [stage["stage"] for stage in document["stages"]] == stages and document["reference"] == stages[0]
+        assert document["stages"][0]["kl"] is None and document["stages"][1]["kl"] > 0
 
 
 def test_answers_side_by_side_and_a_metric_of_a_package(cli, named, lab, tiny, rows_file, tmp_path, monkeypatch):
