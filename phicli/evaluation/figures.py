@@ -13,7 +13,6 @@ import numpy as np
 from phicli.artifacts.stages import writing
 from phicli.hardware.devices import usable_cores
 
-
 PART = 1 << 17  # numbers that are worked on at once: in float64 they stay in a core's cache
 
 

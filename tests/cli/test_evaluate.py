@@ -220,7 +220,8 @@ def test_named_stages_on_a_text(named, lab, tiny, tmp_path):
 def test_stages_in_another_order_are_compared_with_another_one(lab, tiny, rows_file, tmp_path):
     pair = [str(tiny), str(lab / "awq")]
     for stages in (pair, pair[::-1]):
-        document = evaluate("tiny", eval_data=str(rows_file), stages=stages, output=tmp_path / "found.json", device="cpu")
+        document = evaluate("tiny", eval_data=str(rows_file), stages=stages, output=tmp_path / "found.json",
+                            device="cpu")
         assert [stage["stage"] for stage in document["stages"]] == stages and document["reference"] == stages[0]
         assert document["stages"][0]["kl"] is None and document["stages"][1]["kl"] > 0
 
