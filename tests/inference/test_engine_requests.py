@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -159,7 +160,28 @@ def test_a_client_that_fails_harms_nobody(engine):
 
     engine.submit(Request(engine.codec_of(None).encode_chat(QUESTION), max_tokens=240, ignore_eos=True), broken)
     assert ask(engine, max_tokens=5)[2].completion_tokens == 5
+    until = time.monotonic() + 10  # the last one is told its end before its place is free
+    while engine.stats().running and time.monotonic() < until:
+        time.sleep(0.01)
     assert engine.stats().running == 0
+
+
+def test_a_tokenizer_that_fails_ends_one_answer(engine, monkeypatch):
+    codec = engine.codec_of(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "decode", lambda ids: 1 / 0)
+        end = ask(engine, max_tokens=3)[2]
+    assert end.reason == "error" and "division by zero" in str(end.error)
+
+    class Broken:
+        def step(self, token):
+            raise ValueError("no such token")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "stream", Broken)
+        pieces, end = ask(engine, max_tokens=3)[1:]
+    assert not pieces and end.reason == "error" and "no such token" in str(end.error)
+    assert ask(engine, max_tokens=3)[2].reason == "length"
 
 
 def test_what_is_refused(engine, two_graphs):
@@ -179,6 +201,24 @@ def test_what_is_refused(engine, two_graphs):
             Sampling(**wrong)
     with pytest.raises(UsageError, match="max_batch"):
         Engine(two_graphs / "onnx-ao", max_batch=0)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_client_may_close_the_engine(two_graphs, monkeypatch, apart):
+    monkeypatch.setattr(CpuMemory, "apart", apart)
+    engine, ends, done = Engine(two_graphs / "onnx-ao", context=64), [], threading.Event()
+
+    def deliver(event):
+        if isinstance(event, Finish):
+            ends.append(event)
+            done.set()
+        else:
+            engine.close()
+
+    engine.submit(Request(engine.codec_of(None).encode_chat(QUESTION), ignore_eos=True), deliver)
+    assert done.wait(30) and ends[0].reason in ("cancelled", "length")
+    engine._scheduler._thread.join(30)
+    assert not engine._scheduler._thread.is_alive()
 
 
 def test_a_closed_engine_ends_what_runs(two_graphs):

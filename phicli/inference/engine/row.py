@@ -136,11 +136,18 @@ class Row:
         if self._text.found:
             reason, drawn = "stop" if reason == "length" else reason, drawn[: self._told]
         elif drawn and reason != "error":
-            whole = self.codec.decode([token for token in drawn if token not in self.ends])
-            if whole.startswith(self._text.given) and (rest := whole[len(self._text.given) :]):
-                self._send(Piece(rest, ()))
+            try:
+                self._send_rest(drawn)
+            except Exception as e:
+                reason, error = "error", as_error(e)
         self._send(Finish(reason, self.prompt_tokens, self.cached, len(drawn), self._text.found or None, error,
                           self.guessed, self.accepted))
+
+    def _send_rest(self, drawn: list[int]) -> None:
+        """What was held back of the text."""
+        whole = self.codec.decode([token for token in drawn if token not in self.ends])
+        if whole.startswith(self._text.given) and (rest := whole[len(self._text.given) :]):
+            self._send(Piece(rest, ()))
 
     def _send(self, event: Piece | Finish) -> None:
         try:

@@ -61,8 +61,8 @@ class Scheduler:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        if not (threading.current_thread() is self._thread or (self._teller and self._teller.here)):
+            self._thread.join()  # which waits for the teller
 
     def _run(self) -> None:
         fault = None

@@ -23,10 +23,15 @@ class Teller:
         self._given.put(work)
 
     def close(self) -> None:
-        """Return when all is done."""
+        """Return when all is done, or at once where this is the thread that does it."""
         self._given.put(None)
-        if threading.current_thread() is not self._thread:
+        if not self.here:
             self._thread.join()
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the thread that does the work."""
+        return threading.current_thread() is self._thread
 
     def _run(self) -> None:
         while work := self._given.get():
