@@ -22,8 +22,10 @@ from phicli.checkpoints.peft_folder import Lora
 from phicli.config.steps import FinetuneConfig
 from phicli.dataset.encoding import RowEncoder
 from phicli.dataset.table import Table
+from phicli.hardware.devices import cpu_takes_bfloat16
 from phicli.hardware.ranks import Ranks
 from phicli.hub.datasets import find_sources
+from phicli.hub.models import read_config
 from phicli.progress import SILENT, Progress
 from phicli.training.checkpoint import Checkpoint
 from phicli.training.continuing import continue_from
@@ -85,7 +87,8 @@ class Int4Base:
         cuda = self.accelerator_spec.accelerator_type == "gpu"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+        half = cuda or cpu_takes_bfloat16(read_config(folder).get("hidden_size", 0))
+        device, dtype = "cuda" if cuda else "cpu", torch.bfloat16 if half else torch.float32
         if job.ranks.sharded:
             from phicli.training.sharding import Shards, load_once  # FSDP takes long to import
 

@@ -53,6 +53,7 @@ class Trainer:
         self.loss = RowLoss(model.get_base_model(), *([shards.drop] if shards else []))
         self.parameters = list(trainable(model).values())
         self.cuda = model.device.type == "cuda"
+        self.half = self.cuda or model.dtype == torch.bfloat16
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0, fused=self.cuda
         )
@@ -64,7 +65,7 @@ class Trainer:
             progress.note(f"{WORDS[self.state.recompute]} is computed twice, to save memory")
         self.best: Weights | None = None  # where they are not the model's own
         self.saver = Saver(checkpoint if self.ranks.first else None, model, self.optimizer, recipe)
-        if self.cuda:
+        if self.half:
             for module in model.modules():
                 if hasattr(module, "cast_input_dtype_enabled"):
                     module.cast_input_dtype_enabled = False  # autocast casts; peft would to float32 and back
@@ -261,8 +262,8 @@ class Trainer:
             self.gradients.drop()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        """On CUDA the float32 adapter weights compute in bfloat16, as the base does."""
-        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if self.cuda else contextlib.nullcontext()
+        """The float32 adapter weights compute in bfloat16 where the base does."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, self.half, cache_enabled=False)
 
     def _figures(self, loss: float) -> dict[str, Any]:
         shown = {"loss": f"{loss:.3f}", "tok/s": round(self.state.speed)}

@@ -93,6 +93,7 @@ def test_methods_and_bases(cli, root, tiny, tmp_path_factory, method, base):
                "--method", method, "--base", folder, "--learning-rate", "0.001", "--target-modules", "o_proj,down_proj",
                "--eval-split", "0.02")
     assert done.code == 0, done.err
+    assert ("cannot be swapped" in done.err) == (method in ("dora", "loha", "lokr"))  # said before it trains
     adapter = Path(done.out.strip())
     kind = json.loads((adapter / "adapter_config.json").read_text())
     assert kind["peft_type"] == {"loha": "LOHA", "lokr": "LOKR"}.get(method, "LORA")
@@ -102,6 +103,19 @@ def test_methods_and_bases(cli, root, tiny, tmp_path_factory, method, base):
     changed = [m for m in adapted.modules() if "default" in (getattr(m, "lora_A", None) or getattr(
         m, "hada_w1_a", None) or getattr(m, "lokr_w1", None) or {})]
     assert len(changed) == 8
+
+
+def test_a_cpu_made_for_bfloat16_trains_in_it(cli, root, monkeypatch):
+    losses = []
+    for half in (False, True):
+        monkeypatch.setattr("phicli.training.passes.cpu_takes_bfloat16", lambda hidden, half=half: half and hidden > 0)
+        done = cli("finetune", "--root", root, "--model", "tiny", *QUICK, "--max-steps", "6", "--name", f"half-{half}",
+                   "--json")
+        assert done.code == 0, done.err
+        losses.append(json.loads(done.out)["quality"]["held_out_loss_after"])
+        adapter = load_file(root / "ft" / f"half-{half}" / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert 0 < abs(losses[0] - losses[1]) < 0.01 * losses[0]
 
 
 def test_loftq_starts_nearer_to_the_original_and_refuses_awq(cli, root, tiny, tmp_path):

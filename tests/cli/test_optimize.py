@@ -3,10 +3,13 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 from onnx_checkpoints import nearest_awq, random_adapter, random_model
@@ -171,13 +174,31 @@ def other_quantization(root):
     stages.write_manifest(root / "awq", stages.Manifest("quantize", {}, {}))
 
 
-def test_what_has_no_slot_is_left_out_by_name(cli, root):
-    shutil.copytree(root / "ft" / "travel", root / "ft" / "dora")
-    path = root / "ft" / "dora" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
-    (root / "ft" / "dora" / stages.MANIFEST).unlink(missing_ok=True)
+def of_the_output_projection(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    rank, hidden = next(tensor for name, tensor in tensors.items() if "q" in name and "lora_A" in name).shape
+    for side, shape in (("A", (rank, hidden)), ("B", (4096, rank))):
+        tensors[f"base_model.model.lm_head.lora_{side}.weight"] = torch.ones(shape)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def of_other_kinds(**settings: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+    return change
+
+
+@pytest.mark.parametrize("change", [of_other_kinds(use_dora=True), of_other_kinds(peft_type="LOHA"),
+                                    of_other_kinds(bias="all"), of_the_output_projection],
+                         ids=["dora", "loha", "bias", "lm_head"])
+def test_what_has_no_slot_is_left_out_by_name(cli, root, change):
+    shutil.copytree(root / "ft" / "travel", root / "ft" / "other")
+    change(root / "ft" / "other")
+    (root / "ft" / "other" / stages.MANIFEST).unlink(missing_ok=True)
     done = cli("optimize", "--root", root, "--device", "cpu")
-    assert done.code == 0 and "adapter dora is left out" in done.err and "phicli merge --adapter" in done.err
+    assert done.code == 0 and "adapter other is left out" in done.err and "phicli merge --adapter" in done.err
     assert [file.name for file in (root / "onnx-ao" / "adapters").glob("*.onnx_adapter")] == ["travel.onnx_adapter"]
     again = cli("optimize", "--root", root, "--device", "cpu")
     assert again.code == 0 and "is up to date" in again.err

@@ -132,3 +132,23 @@ def test_sharded_input_gives_the_same_result(tmp_path):
         results.append(dict(Weights(out).load(sorted(Weights(out).names()))))
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
+
+
+def test_a_cpu_made_for_bfloat16_computes_in_it(tmp_path, monkeypatch):
+    random_model(tmp_path, "llama")
+    model = LayeredModel(tmp_path, torch.device("cpu"))
+    rows, keywords = model.start(torch.randint(3, 96, (4, 40)))
+    layer, x, works = model.load_layer(0), torch.cat(rows), []
+    with torch.no_grad():
+        exact = forward(layer, x, keywords[0])
+        for asked in (lambda hidden: False, lambda hidden: hidden == x.shape[-1]):
+            monkeypatch.setattr("phicli.quantization.layer.cpu_takes_bfloat16", asked)
+            works.append(LayerWork(layer, model.prefix_of(0), GridShape(4, 32), (), Phases(model.device)))
+            works[-1].collect([x], keywords[0])
+        rounded = forward(layer, x, keywords[0])
+    change = (rounded - exact).abs().max() / exact.abs().max()
+    assert rounded.dtype == torch.float32 and 0 < change < 0.01
+    for name, gram in works[0].gram.items():
+        difference = (works[1].gram[name] - gram).abs().max() / gram.abs().max()
+        assert works[1].gram[name].dtype == torch.float32 and difference < 0.01
+    assert torch.equal(forward(layer, x, keywords[0]).detach(), exact)  # what is trained stays exact

@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,11 @@ from phicli.architectures import architecture_of
 from phicli.artifacts import stages
 from phicli.checkpoints.loading import load_base
 from phicli.checkpoints.peft_folder import read_peft
-from phicli.export.gguf import COMMANDS
 from phicli.quantization import CALIBRATION
 from phicli.quantization.scaling import apply_scale, channels
 
 IDS = list(range(40, 72))
+CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
 
 
 def generated(folder: Path, adapter: str | None = None) -> list[int]:
@@ -183,7 +184,7 @@ def test_gguf(cli, tiny, tmp_path, monkeypatch):
         export_as("tiny", to="zip", root=tmp_path, adapter="travel")
 
 
-@pytest.mark.skipif(not any(map(shutil.which, COMMANDS)), reason="llama.cpp's converter is not on PATH")
+@pytest.mark.skipif(not CONVERTER.is_file(), reason="llama.cpp's converter is not where make test puts it")
 def test_gguf_by_llama_cpp(tiny, tmp_path, monkeypatch):
     """A model with an adapter merged into it, opened by the package gguf and, where it is on PATH, by llama.cpp."""
     gguf, spm = pytest.importorskip("gguf"), pytest.importorskip("sentencepiece")
@@ -196,7 +197,7 @@ def test_gguf_by_llama_cpp(tiny, tmp_path, monkeypatch):
         byte_fallback=True, minloglevel=2)
     adapter = random_adapter(model, tmp_path / "travel", r=4, lora_alpha=4, target_modules=["q_proj", "down_proj"])
     given = {"root": tmp_path / "root", "adapter": adapter}
-    file = export_as(model, to="gguf", outtype="f32", **given)
+    file = export_as(model, to="gguf", outtype="f32", converter=str(CONVERTER), **given)
     merged = load_base(merge(model, **given).folder, "cpu", torch.float32)
     reader = gguf.GGUFReader(file)
     assert reader.get_field("general.architecture").contents() == "llama"
