@@ -45,7 +45,7 @@ def cpu_takes_bfloat16(hidden: int) -> bool:
     """
     import torch
 
-    told = getattr(torch.cpu, "get_capabilities", dict)()
+    told: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return hidden >= WIDE and bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
