@@ -41,7 +41,7 @@ def choose_device(wanted: str) -> str:
 
 def cpu_takes_bfloat16(hidden: int) -> bool:
     """Whether a CPU computes a model of this hidden size in bfloat16: where it multiplies that by instructions of its
-    own (AVX-512 BF16, AMX), at twice float32's speed and more.
+    own, AVX-512 BF16 (twice float32's speed on an AMD EPYC) or AMX (not measured).
     """
     import torch
 

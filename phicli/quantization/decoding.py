@@ -19,7 +19,7 @@ PLAIN_STEPS = 2  # before a graph is captured, which must find kernels and libra
 Step = Callable[[Tensor], Tensor]  # tokens, int64 (rows, new) -> logits after the last of each row, (rows, vocabulary)
 
 
-def steps_of(model: Any, length: int) -> Step:
+def step_of(model: Any, length: int) -> Step:
     """What runs the next tokens of rows that begin with nothing, up to so many tokens of each."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)

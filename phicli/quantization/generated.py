@@ -14,7 +14,7 @@ from torch import Tensor
 from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory
 from phicli.progress import SILENT, Progress
-from phicli.quantization.decoding import steps_of
+from phicli.quantization.decoding import step_of
 from phicli.resources import size_of_folder
 from phicli.resources.estimates import GENERATED
 from phicli.text import TextCodec
@@ -93,7 +93,7 @@ def cache_bytes(config: Any, device: str) -> int:
 
 def _continued(model: Any, ids: Tensor, length: int, generator: torch.Generator, task: Any) -> Tensor:
     """ids (rows, begun) and what the model writes after them, int64 (rows, length), on the CPU."""
-    parts, step = [ids], steps_of(model, length)
+    parts, step = [ids], step_of(model, length)
     for _ in range(length - ids.shape[1]):
         chances = step(parts[-1]).float().softmax(-1)
         if not torch.isfinite(chances).all():

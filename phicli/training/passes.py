@@ -87,7 +87,7 @@ class Int4Base:
         cuda = self.accelerator_spec.accelerator_type == "gpu"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        half = cuda or cpu_takes_bfloat16(read_config(folder).get("hidden_size", 0))
+        half = cuda or cpu_takes_bfloat16(read_config(folder).get("hidden_size") or 0)
         device, dtype = "cuda" if cuda else "cpu", torch.bfloat16 if half else torch.float32
         if job.ranks.sharded:
             from phicli.training.sharding import Shards, load_once  # FSDP takes long to import

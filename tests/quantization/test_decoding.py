@@ -5,7 +5,7 @@ import torch
 from family_models import FAMILIES, make
 
 from phicli.checkpoints.loading import load_base
-from phicli.quantization.decoding import Growing, Placed, steps_of
+from phicli.quantization.decoding import Growing, Placed, step_of
 
 LENGTH = 48
 ROWS = torch.randint(10, 4000, (3, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,7 @@ def compare(model, device, dtype):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_keys_in_place_give_the_same_logits(family, tmp_path, tiny):
     model = load_base(make(family, tmp_path / "model", tiny), "cpu", torch.float32)
-    assert isinstance(steps_of(model, LENGTH), Growing)  # a CPU has no graphs
+    assert isinstance(step_of(model, LENGTH), Growing)  # a CPU has no graphs
     _, difference = compare(model, "cpu", torch.float32)
     assert difference < 1e-5
 

@@ -12,6 +12,8 @@ from phicli.inference.session import Session
 class RowsAlone:
     """What `Rows` asks, at the speed of one row."""
 
+    apart = False  # genai holds Python's lock while it runs
+
     def __init__(self, session: Session):
         self._session = session
 

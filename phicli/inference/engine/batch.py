@@ -32,6 +32,7 @@ class Batch:
     def __init__(self, served: Served, slots: int, keep: bool, fixed: bool):
         self.session: Any = served.session
         self.memory: Memory = MEMORIES[served.provider]()
+        self.apart = self.memory.apart
         session = self.session
         self.inputs, self.outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
         self.tokens = self.inputs[0]

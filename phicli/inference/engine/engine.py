@@ -106,10 +106,9 @@ class Engine:
         rows = of_one_generation(self.model.folder, open_rows)
         self.vocab_size, self.sampling = self.model.vocab_size, self.model.sampling
         speculation = None
-        aside = isinstance(rows, Batch) and rows.memory.apart
         if isinstance(rows, Batch) and guessed != "off" and not (guessed == "auto" and fixed_batch):
             speculation = Speculation(rows, None if guessed == "auto" else int(guessed))
-        self._scheduler = Scheduler(rows, max_batch, max_queue, speculation, aside)
+        self._scheduler = Scheduler(rows, max_batch, max_queue, speculation)
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter, or for the model itself."""

@@ -9,7 +9,12 @@ from phicli.inference.engine.row import Row, Scores
 
 
 class Rows(Protocol):
-    """Keys and values of rows, and the runs that bring them forward. One thread uses it."""
+    """Keys and values of rows, and the runs that bring them forward. One thread uses it.
+
+    apart: whether a run leaves the processor free, so that clients can be told meanwhile.
+    """
+
+    apart: bool
 
     def place(self, row: Row) -> None:
         """Reserve what a row needs; sets `place`, and `ran` and `cached` where a beginning is there already.

@@ -17,14 +17,12 @@ class Scheduler:
 
     Args:
         rows: what runs them. slots: rows that run at once. most_waiting: further ones that may wait.
-        speculation: what runs some of them with guesses of their next tokens. aside: whether clients are told by a
-            thread of its own, which pays where a run leaves this processor free.
+        speculation: what runs some of them with guesses of their next tokens.
     """
 
-    def __init__(self, rows: Rows, slots: int, most_waiting: int, speculation: Speculation | None = None,
-                 aside: bool = False):
+    def __init__(self, rows: Rows, slots: int, most_waiting: int, speculation: Speculation | None = None):
         self._rows, self._most_waiting, self._speculation = rows, most_waiting, speculation
-        self._teller = Teller() if aside else None
+        self._teller = Teller() if rows.apart else None
         self._wake = threading.Condition()  # of what is below
         self._waiting: OrderedDict[str | None, deque[Row]] = OrderedDict()
         self._closed, self._free = False, slots  # free: places that no row has
