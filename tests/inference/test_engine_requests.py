@@ -2,37 +2,20 @@
 
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
+from asking import QUESTION, ask
 
 from phicli import BadInput, PhicliError, Sampling, UsageError
-from phicli.inference.engine import Busy, Engine, Finish, Grammar, Piece, Request
+from phicli.inference.engine import Busy, Engine, Finish, Grammar, Request
 from phicli.inference.engine.drawing import Drawing, logprob_of
-from phicli.inference.engine.memory import CpuMemory
 from phicli.inference.engine.slots import Slot
 from phicli.kernels.build import missing
 
 pytestmark = pytest.mark.skipif(bool(missing("cpu")), reason=f"{missing('cpu')}")
-QUESTION = [{"role": "user", "content": "Where should I go in spring?"}]
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"enum": [1, 2, 30]}},
         "required": ["city", "days"], "additionalProperties": False}
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["at once", "told by a thread of its own"])
-def engine(two_graphs, request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuMemory, "apart", request.param)  # as a GPU's is
-        opened = Engine(two_graphs / "onnx-ao", max_batch=2, context=256, max_queue=3)
-    with opened:
-        yield opened
-
-
-def ask(engine: Engine, **settings) -> tuple[str, list[Piece], Finish]:
-    *pieces, end = engine.generate(Request(engine.codec_of(None).encode_chat(QUESTION), **settings))
-    assert isinstance(end, Finish) and all(isinstance(piece, Piece) for piece in pieces)
-    return "".join(piece.text for piece in pieces), pieces, end
 
 
 def test_the_end_of_an_answer(engine):
@@ -154,36 +137,6 @@ def test_cancelling_ends_at_once_and_a_full_queue_says_so(engine):
     assert ask(engine, max_tokens=2)[2].completion_tokens == 2
 
 
-def test_a_client_that_fails_harms_nobody(engine):
-    def broken(event):
-        raise RuntimeError("gone")
-
-    engine.submit(Request(engine.codec_of(None).encode_chat(QUESTION), max_tokens=240, ignore_eos=True), broken)
-    assert ask(engine, max_tokens=5)[2].completion_tokens == 5
-    until = time.monotonic() + 10  # the last one is told its end before its place is free
-    while engine.stats().running and time.monotonic() < until:
-        time.sleep(0.01)
-    assert engine.stats().running == 0
-
-
-def test_a_tokenizer_that_fails_ends_one_answer(engine, monkeypatch):
-    codec = engine.codec_of(None)
-    with monkeypatch.context() as patch:
-        patch.setattr(codec, "decode", lambda ids: 1 / 0)
-        end = ask(engine, max_tokens=3)[2]
-    assert end.reason == "error" and "division by zero" in str(end.error)
-
-    class Broken:
-        def step(self, token):
-            raise ValueError("no such token")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(codec, "stream", Broken)
-        pieces, end = ask(engine, max_tokens=3)[1:]
-    assert not pieces and end.reason == "error" and "no such token" in str(end.error)
-    assert ask(engine, max_tokens=3)[2].reason == "length"
-
-
 def test_what_is_refused(engine, two_graphs):
     for wrong, message in ((lambda: Request([]), "empty"), (lambda: Request([1], max_tokens=0), "max_tokens"),
                            (lambda: Request([1], stop=("",)), "stop text"), (lambda: Request([1], logprobs=99), "logp"),
@@ -201,55 +154,6 @@ def test_what_is_refused(engine, two_graphs):
             Sampling(**wrong)
     with pytest.raises(UsageError, match="max_batch"):
         Engine(two_graphs / "onnx-ao", max_batch=0)
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_client_may_close_the_engine(two_graphs, monkeypatch, apart):
-    monkeypatch.setattr(CpuMemory, "apart", apart)
-    engine, ends, done = Engine(two_graphs / "onnx-ao", context=64), [], threading.Event()
-
-    def deliver(event):
-        if isinstance(event, Finish):
-            ends.append(event)
-            done.set()
-        else:
-            engine.close()
-
-    engine.submit(Request(engine.codec_of(None).encode_chat(QUESTION), ignore_eos=True), deliver)
-    assert done.wait(30) and ends[0].reason in ("cancelled", "length")
-    engine._scheduler._thread.join(30)
-    assert not engine._scheduler._thread.is_alive()
-
-
-def test_a_closed_engine_ends_what_runs(two_graphs):
-    engine = Engine(two_graphs / "onnx-ao", context=64)
-    assert engine.context == 64
-    found, begun = [], threading.Event()
-    ids = engine.codec_of(None).encode_chat(QUESTION)
-    engine.submit(Request(ids, ignore_eos=True), lambda event: (found.append(event), begun.set()))
-    assert begun.wait(30)
-    engine.close()
-    assert isinstance(found[-1], Finish) and found[-1].reason in ("cancelled", "length")
-    with pytest.raises(Busy, match="closed"):
-        engine.submit(Request(ids), print)
-
-
-def test_no_client_waits_for_ever_where_the_engine_fails(two_graphs, monkeypatch):
-    """A GPU that is gone, for one: giving back a place fails."""
-    def gone(self, row):
-        raise RuntimeError("gone")
-
-    with Engine(two_graphs / "onnx-ao", context=64) as engine:
-        monkeypatch.setattr(type(engine._scheduler._rows), "leave", gone)
-        ids, ends = engine.codec_of(None).encode_chat(QUESTION), []
-        done = threading.Semaphore(0)
-        for most in (2, 40):
-            engine.submit(Request(ids, max_tokens=most, ignore_eos=True),
-                          lambda event: (ends.append(event), done.release()) if isinstance(event, Finish) else None)
-        assert done.acquire(timeout=30) and done.acquire(timeout=30)
-        assert [end.reason for end in ends] == ["length", "error"] and "gone" in str(ends[1].error)
-        with pytest.raises(Busy, match="closed"):
-            engine.submit(Request(ids), print)
 
 
 def test_a_model_that_no_batch_is_made_of_answers_too(optimized, two_graphs):
