@@ -16,6 +16,7 @@ made under ROOT before is not made again. Prints a table and, with --json FILE, 
 import argparse
 import json
 import math
+import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from phicli import evaluate, finetune, merge, quantize
 from phicli.uncertainty import Resamples
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at once, each in a process")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at once, each in a process, GPUs in turn")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--data", default=str(DATA / "data_sample_travel.jsonl"))
     parser.add_argument("--eval-data", default=str(DATA / "data_eval_travel.jsonl"))
@@ -47,8 +49,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = []
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+    found, context = [], get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, take_gpu, (context.Value("i"),)) as pool:
         for one in pool.map(partial(one_seed, args), range(args.seeds)):
             found.append(one)
             print(f"seed {one['seed']}: " + ", ".join(f"{way} {one['perplexity'][way]:.3f}" for way in WAYS))
@@ -58,6 +60,15 @@ def main() -> None:
     report(found)
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def take_gpu(taken: Any) -> None:
+    """A process sees one of the GPUs, the next after that of the process before."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    with taken.get_lock():
+        number, taken.value = taken.value, taken.value + 1
+    gpus = shown.split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
 
 
 def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:

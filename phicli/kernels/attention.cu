@@ -1,37 +1,12 @@
-// Kernels of the op Int8CacheAttentionCuda: attention in fp16 over keys and values in 8 bits, each token's with a scale of
-// its own for each head, behind device.cu and attention_rows.cu. What is computed is what attention_cpu.c says; a line of
-// the cache is its numbers, their scale in bfloat16, and two bytes that are 0, so that words are read.
+// Attention in fp16 over a cache whose lines are such as attention_lines.cu says; behind it, device.cu and attention_rows.cu.
 //
-// `take` rotates, mixes and rounds what is new. `attend` goes over the keys and values, after FlashAttention
+// `take` rotates what is new, and puts it into the cache. `attend` goes over the keys and values, after FlashAttention
 // (arXiv:2205.14135), with tensor cores: 16 rows of queries, which are those of a head of keys, of all tokens, are a tile
 // of m16n8k16. Few rows share the tokens out to warps that know nothing of each other, after Flash-Decoding; of many the
 // warps of a block take 16 each, and read the same tokens from shared memory. `finish` adds what the warps found.
 
 constexpr int ATTEND_WARPS = 4, TAKE_WARPS = 8, FINISH_WARPS = 2;
 constexpr int SPLIT = 64;  // tokens that a warp takes at least, where they are shared out
-
-// Walsh-Hadamard transform of a head, of which a lane has the channels lane, lane + 32, ...
-template <int SIZE>
-__device__ __forceinline__ void mix(float (&x)[SIZE / 32]) {
-  constexpr int WIDTH = SIZE & -SIZE;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2)
-#pragma unroll
-    for (int i = 0; i < SIZE / 32; i++) {
-      const float other = of_lane(x[i], step);
-      x[i] = threadIdx.x & step ? other - x[i] : x[i] + other;
-    }
-#pragma unroll
-  for (int step = 1; step < WIDTH / 32; step *= 2)
-#pragma unroll
-    for (int i = 0; i < SIZE / 32; i++)
-      if (!(i & step)) {
-        const float one = x[i], two = x[i + step];
-        x[i] = one + two, x[i + step] = one - two;
-      }
-#pragma unroll
-  for (int i = 0; i < SIZE / 32; i++) x[i] *= rsqrtf((float)WIDTH);
-}
 
 // The channel c of a query or key, rotated.
 __device__ __forceinline__ float rotated(const Attending& of, const half_bits* x, int c, int place) {
@@ -45,8 +20,9 @@ __device__ __forceinline__ float rotated(const Attending& of, const half_bits* x
 }
 
 // A warp for each head of a new token.
-template <int SIZE>
+template <class Line>
 __device__ __forceinline__ void take(const Attending& of) {
+  constexpr int SIZE = Line::SIZE;
   const int lane = threadIdx.x % 32, each = of.heads + 2 * of.kv_heads;
   const int number = blockIdx.x * TAKE_WARPS + threadIdx.x / 32, token = number / each, n = number % each;
   let_next_start();
@@ -54,32 +30,19 @@ __device__ __forceinline__ void take(const Attending& of) {
   if (token >= of.batch * of.tokens) return;
   const int side = n < of.heads ? 0 : n < of.heads + of.kv_heads ? 1 : 2;
   const int head = side == 0 ? n : (n - of.heads) % of.kv_heads, b = token / of.tokens, t = token % of.tokens;
-  const int place = past_of(of, b) + t, group = of.heads / of.kv_heads;
+  const int place = past_of(of, b) + t, group = of.group;
   const half_bits* from = of.x[side] + token * of.strides[side] + head * SIZE;
   float x[SIZE / 32];
 #pragma unroll
   for (int i = 0; i < SIZE / 32; i++) x[i] = side < 2 ? rotated(of, from, i * 32 + lane, place) : floats(from[i * 32 + lane]).x;
-  mix<SIZE>(x);
+  if (Line::MIXED) mix<SIZE>(x);
   if (side == 0) {
     const size_t row = ((size_t)b * of.kv_heads + head / group) * of.tokens * group + t * group + head % group;
 #pragma unroll
     for (int i = 0; i < SIZE / 32; i++) of.queries[row * SIZE + i * 32 + lane] = (half_bits)pack_fp16(x[i], 0.f);
     return;
   }
-  float top = 0.f;
-#pragma unroll
-  for (int i = 0; i < SIZE / 32; i++) top = fmaxf(top, fabsf(x[i]));
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) top = fmaxf(top, of_lane(top, step));
-  float all = 0.f;  // what is no number has gone into all channels that were mixed with it, of which each lane has one
-#pragma unroll
-  for (int i = 0; i < SIZE / 32; i++) all += x[i];
-  const unsigned scale = all != all ? 0x7fc0 : (__float_as_uint(top / 127) + 0xffff) >> 16;  // up: nothing is more than 127
-  const float wide = __uint_as_float(scale << 16), inverse = wide > 0.f ? 1.f / wide : 0.f;
-  unsigned* line = of.present[side - 1] + (((size_t)b * of.kv_heads + head) * of.room + place) * (SIZE / 4 + 1);
-#pragma unroll
-  for (int i = 0; i < SIZE / 32; i++) ((signed char*)line)[i * 32 + lane] = (signed char)__float2int_rn(x[i] * inverse);
-  if (lane == 0) line[SIZE / 4] = scale;
+  Line::put(of.present[side - 1] + (((size_t)b * of.kv_heads + head) * of.room + place) * Line::WORDS, x);
 }
 
 // Tokens from the first that the first of these rows sees to the last that the last sees, and how they are shared out: a
@@ -87,7 +50,7 @@ __device__ __forceinline__ void take(const Attending& of) {
 struct Seen {
   int begin, end, each;
   __device__ __forceinline__ Seen(const Attending& of, int head, int first, int count) {
-    const int group = of.heads / of.kv_heads, past = past_of(of, head / of.kv_heads);
+    const int group = of.group, past = past_of(of, head / of.kv_heads);
     begin = of.window > 0 ? max(past + first / group + 1 - of.window, 0) / LINES * LINES : 0;
     end = past + (min(first + count, of.tokens * group) - 1) / group + 1;
     for (each = SPLIT; each * of.splits < end - begin;) each *= 2;
@@ -96,63 +59,67 @@ struct Seen {
 };
 
 // A warp for 16 rows and a split of the tokens.
-template <int SIZE>
+template <class Line>
 __device__ __forceinline__ void attend_few(const Attending& of) {
   const int head = blockIdx.z, first = blockIdx.y * 16, split = blockIdx.x * ATTEND_WARPS + threadIdx.x / 32;
   let_next_start();
   wait_for_previous();
   const Seen seen(of, head, first, 16);
   if (split >= of.splits || split >= seen.used()) return;
-  Rows<SIZE> rows;
+  Rows<Line> rows;
   rows.load(of, head, first);
   const int start = seen.begin + split * seen.each, stop = min(start + seen.each, seen.end);
-  const size_t line = (size_t)head * of.room;
-  for (int at = start; at < stop; at += LINES)
-    rows.add(of, of.present[0] + (line + at) * (SIZE / 4 + 1), of.present[1] + (line + at) * (SIZE / 4 + 1), SIZE / 4 + 1,
-             at, stop);
+  for (int at = start; at < stop; at += LINES) {
+    const size_t from = ((size_t)head * of.room + at) * Line::WORDS;
+    rows.add(of, of.present[0] + from, Line::WORDS, of.present[1] + from, Line::WORDS, at, stop);
+  }
   rows.store(of, head, first, split);
 }
 
-// A block for 16 rows of each of its warps. Lines lie in shared memory so that no two threads need the same bank at once.
-template <int SIZE>
+// A block for 16 rows of each of its warps.
+template <class Line>
 __device__ __forceinline__ void attend_many(const Attending& of) {
-  constexpr int WORDS = SIZE / 4 + 1, LINE = SIZE / 4 + 4, ROWS = 16 * ATTEND_WARPS;
+  constexpr int ROWS = 16 * ATTEND_WARPS, PIECES = Line::WORDS / Line::COPIED;
   const int head = blockIdx.z, block = (gridDim.y - 1 - blockIdx.y) * ROWS, first = block + threadIdx.x / 32 * 16;
   unsigned* shared = (unsigned*)dynamic_shared;
   let_next_start();
   wait_for_previous();
-  const Seen seen(of, head, block, ROWS);
-  Rows<SIZE> rows;
+  const Seen seen(of, head, block, ROWS), own(of, head, first, 16);
+  Rows<Line> rows;
   rows.load(of, head, first);
-  const auto fetch = [&](int at, int place) {
-    for (int i = threadIdx.x; i < 2 * LINES * WORDS; i += 32 * ATTEND_WARPS) {
-      const int side = i / (LINES * WORDS), j = i / WORDS % LINES, word = i % WORDS;
+  const auto fetch = [&](int at, unsigned* keys) {
+    for (int i = threadIdx.x; i < 2 * LINES * PIECES; i += 32 * ATTEND_WARPS) {
+      const int side = i / (LINES * PIECES), j = i / PIECES % LINES, word = i % PIECES * Line::COPIED;
       const bool there = at + j < seen.end;
-      copy4(shared + ((place * 2 + side) * LINES + j) * LINE + word,
-            of.present[side] + ((size_t)head * of.room + (there ? at + j : 0)) * WORDS + word, there);
+      unsigned* to = keys + (side ? LINES * Line::KEYS + j * Line::VALUES : j * Line::KEYS) + word;
+      const unsigned* from = of.present[side] + ((size_t)head * of.room + (there ? at + j : 0)) * Line::WORDS + word;
+      if (Line::COPIED == 4) copy16(to, from, there);
+      else copy4(to, from, there);
     }
   };
-  fetch(seen.begin, 0);
-  for (int at = seen.begin, place = 0; at < seen.end; at += LINES, place ^= 1) {
+  fetch(seen.begin, shared);
+  for (int at = seen.begin, turn = 0; at < seen.end; at += LINES, turn ^= 1) {
+    unsigned *keys = shared + turn * LINES * (Line::KEYS + Line::VALUES),
+             *others = shared + (turn ^ 1) * LINES * (Line::KEYS + Line::VALUES);
     wait_for_copies();
     __syncthreads();
-    if (at + LINES < seen.end) fetch(at + LINES, place ^ 1);
-    const unsigned* keys = shared + place * 2 * LINES * LINE;
-    rows.add(of, keys, keys + LINES * LINE, LINE, at, seen.end);
+    if (at + LINES < seen.end) fetch(at + LINES, others);
+    if (at >= own.begin && at < own.end)
+      rows.add(of, keys, Line::KEYS, keys + LINES * Line::KEYS, Line::VALUES, at, seen.end);
   }
   rows.store(of, head, first, 0);
 }
 
 // A warp for each head of queries of a token: the sum of its splits, each multiplied by its share, mixed back. Several are
 // read at once, whether they are there or not, so that one does not wait for the one before.
-template <int SIZE>
+template <class Line>
 __device__ __forceinline__ void finish(const Attending& of) {
-  constexpr int AT_ONCE = 8;
+  constexpr int AT_ONCE = 8, SIZE = Line::SIZE;
   const int lane = threadIdx.x % 32, query = blockIdx.x * FINISH_WARPS + threadIdx.x / 32;
   let_next_start();
   wait_for_previous();
   if (query >= of.batch * of.tokens * of.heads) return;
-  const int group = of.heads / of.kv_heads, token = query / of.heads, n = query % of.heads;
+  const int group = of.group, token = query / of.heads, n = query % of.heads;
   const int row = token % of.tokens * group + n % group;
   const int splits = of.splits == 1 ? 1 : Seen(of, token / of.tokens * of.kv_heads + n / group, row / 16 * 16, 16).used();
   const float* parts = of.parts + (size_t)query * of.splits * (SIZE + 4);
@@ -169,7 +136,7 @@ __device__ __forceinline__ void finish(const Attending& of) {
 #pragma unroll
       for (int i = 0; i < SIZE / 32; i++) x[i] += share * part[i * 32 + lane];
     }
-  mix<SIZE>(x);
+  if (Line::MIXED) mix<SIZE>(x);
 #pragma unroll
   for (int i = 0; i < SIZE / 32; i++)
     of.out[(size_t)query * SIZE + i * 32 + lane] = (half_bits)pack_fp16(x[i] / total, 0.f);
@@ -184,14 +151,16 @@ __device__ __forceinline__ void copy_past(const Attending& of, int words) {
 }
 
 #ifndef EMULATED
-#define ATTENTION(NAME, SIZE, COUNT)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(COUNT) attention_##NAME##_##SIZE(const __grid_constant__ Attending of) { \
-    NAME<SIZE>(of);                                                                                                    \
+#define ATTENTION(NAME, KIND, SIZE, COUNT)                                                                            \
+  extern "C" __global__ void __launch_bounds__(COUNT, SIZE < 128 ? 3 : 2) attention_##NAME##_##KIND##_##SIZE(                             \
+      const __grid_constant__ Attending of) {                                                                         \
+    NAME<KIND##Line<SIZE>>(of);                                                                                       \
   }
-#define ATTENTIONS(SIZE)                                                                                        \
-  ATTENTION(take, SIZE, 32 * TAKE_WARPS) ATTENTION(attend_few, SIZE, 32 * ATTEND_WARPS)                         \
-  ATTENTION(attend_many, SIZE, 32 * ATTEND_WARPS) ATTENTION(finish, SIZE, 32 * FINISH_WARPS)
-ATTENTIONS(64) ATTENTIONS(96) ATTENTIONS(128)
+#define ATTENTIONS(KIND, SIZE)                                                                                        \
+  ATTENTION(take, KIND, SIZE, 32 * TAKE_WARPS) ATTENTION(attend_few, KIND, SIZE, 32 * ATTEND_WARPS)                   \
+  ATTENTION(attend_many, KIND, SIZE, 32 * ATTEND_WARPS) ATTENTION(finish, KIND, SIZE, 32 * FINISH_WARPS)
+ATTENTIONS(Int8, 64) ATTENTIONS(Int8, 96) ATTENTIONS(Int8, 128) ATTENTIONS(Fp16, 64) ATTENTIONS(Fp16, 96)
+ATTENTIONS(Fp16, 128)
 extern "C" __global__ void __launch_bounds__(256) attention_copy(const __grid_constant__ Attending of, int words) {
   copy_past(of, words);
 }

@@ -74,7 +74,7 @@ def find_library(device: str, matmul: bool = False) -> tuple[Path, Missing | Non
         digest.update(source.read_bytes())
 
     def build(scratch: Path) -> bytes:
-        names = ("device.cu", "lora.cu", "attention_rows.cu", "attention.cu",
+        names = ("device.cu", "lora.cu", "attention_lines.cu", "attention_rows.cu", "attention.cu",
                  *(("nbits_widen.cu", "nbits.cu") if matmul else ()))
         source = b"".join((HERE / name).read_bytes() for name in names)
         cubin = _compile_kernels(source, capability) if capability else b""
