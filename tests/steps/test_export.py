@@ -1,6 +1,7 @@
 """What export writes opens in the program that it is for."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from onnx_checkpoints import TEXT_FILES, nearest_awq, random_adapter, random_model
 
-from phicli import BadInput, Missing, UsageError, export_as, merge
+from phicli import BadInput, Conversation, Missing, Session, UsageError, export_as, merge
 from phicli.architectures import architecture_of
 from phicli.artifacts import stages
 from phicli.checkpoints.loading import load_base
@@ -25,6 +26,7 @@ from phicli.quantization.scaling import apply_scale, channels
 
 IDS = list(range(40, 72))
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
+FOUNDRY = Path(sys.prefix) / "foundry"
 
 
 def generated(folder: Path, adapter: str | None = None) -> list[int]:
@@ -46,8 +48,6 @@ def generated(folder: Path, adapter: str | None = None) -> list[int]:
 
 
 def test_a_zip(two_graphs, tmp_path):
-    from phicli import Session
-
     file = export_as("tiny", to="zip", root=two_graphs, output=tmp_path / "a.zip")
     again = export_as("tiny", to="zip", root=two_graphs, output=tmp_path / "b.zip")
     assert file.read_bytes() == again.read_bytes()
@@ -72,6 +72,17 @@ def test_a_folder_for_foundry_local(two_graphs, tmp_path):
         "assistant": "<|assistant|>\n{Content}<|end|>\n", "system": "<|system|>\n{Content}<|end|>\n"}}
     assert generated(folder) == generated(two_graphs / "onnx-ao")
     assert not [*folder.rglob("*adapter*")]
+
+
+@pytest.mark.skipif(not FOUNDRY.is_dir(), reason="Foundry Local is not where make test puts it")
+def test_foundry_local_answers_as_chat_does(two_graphs, tmp_path):
+    folder, question = export_as("tiny", to="foundry-local", root=two_graphs, output=tmp_path / "own"), "Where is Rome?"
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("foundry_here.py"), folder, tmp_path / "files", question],
+        env={**os.environ, "PYTHONPATH": str(FOUNDRY)}, capture_output=True, text=True)
+    with Session(folder) as session:
+        answer = Conversation(session, max_new_tokens=24).ask(question)
+    assert done.stdout.strip() == answer.text.strip() != "", done.stderr[-2000:]
 
 
 def test_a_model_package(two_graphs, tmp_path):
