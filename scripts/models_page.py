@@ -9,7 +9,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "models.md"
 sys.path.insert(0, str(REPOSITORY / "tests"))
-COLUMNS = ("family", "`model_type`", "what is special", "KL on rows", "length", "KL there", "KL one by one", "by default")
+COLUMNS = ("family", "`model_type`", "what is special", "KL on rows", "length", "KL there", "KL one by one",
+           "by default")
 BEFORE = """# Models
 
 Made by `python scripts/models_page.py` ({date}, two CPU cores): a small random model with the flags of each family's
