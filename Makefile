@@ -50,7 +50,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-# llama.cpp's converter brings a gguf of its own, and Foundry Local wants one version of onnxruntime, so they lie apart.
+# llama.cpp's converter brings a gguf of its own, Foundry Local wants one version of onnxruntime, and torch another NVRTC, so
+# they lie apart.
 # autoawq imports torch while it is built, so it cannot be built apart from it; on Linux only, as its Triton is.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -58,6 +59,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	if [ "$$(uname)" = Linux ]; then \
 		$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/foundry foundry-local-sdk==2.2.1 onnxruntime==1.31.0 \
 			onnxruntime-genai-core==0.18.0 && \
+		$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/nvrtc nvidia-cuda-nvrtc==13.0.88 && \
 		$(PIP) install --quiet --constraint constraints.txt setuptools wheel && \
 		$(PIP) install --quiet --constraint constraints.txt --no-build-isolation autoawq; fi
 	touch $@

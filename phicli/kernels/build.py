@@ -24,6 +24,8 @@ AVX2 = {"avx2", "fma"}  # flags of a processor that nbits_op.c is for, and lora_
 DOTPROD = {"asimddp"}  # or of one of ARM's, for which adapters ask for nothing
 SOURCES = ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c",
            "attention_gpu.c")
+KERNELS = ("device.cu", "lora.cu", "attention_lines.cu", "attention_rows.cu", "attention.cu")
+MATMUL_KERNELS = ("nbits_widen.cu", "nbits.cu")
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
 _troubles: list[Missing] = []
@@ -74,10 +76,7 @@ def find_library(device: str, matmul: bool = False) -> tuple[Path, Missing | Non
         digest.update(source.read_bytes())
 
     def build(scratch: Path) -> bytes:
-        names = ("device.cu", "lora.cu", "attention_lines.cu", "attention_rows.cu", "attention.cu",
-                 *(("nbits_widen.cu", "nbits.cu") if matmul else ()))
-        source = b"".join((HERE / name).read_bytes() for name in names)
-        cubin = _compile_kernels(source, capability) if capability else b""
+        cubin = compile_kernels(matmul, capability) if capability else b""
         return _compile_library(cubin, matmul, scratch)
 
     try:
@@ -149,17 +148,20 @@ def _compiler() -> str | None:
 @functools.cache
 def _nvrtc() -> ctypes.CDLL | None:
     """NVRTC, from the loader's path or from NVIDIA's wheels."""
-    wheels = [str(p) for entry in sys.path for p in sorted(Path(entry or ".").glob("nvidia/*/lib/libnvrtc.so.*"))]
-    for name in ["libnvrtc.so.13", "libnvrtc.so.12", *wheels]:
+    wheels = [p for entry in sys.path for p in sorted(Path(entry or ".").glob("nvidia/*/lib/libnvrtc.so.*"))]
+    for name in [Path("libnvrtc.so.13"), Path("libnvrtc.so.12"), *wheels]:
         try:
-            return ctypes.CDLL(name)
+            for part in name.parent.glob("libnvrtc-builtins.so.*") if name in wheels else ():
+                ctypes.CDLL(str(part))  # which it asks the loader for by its name
+            return ctypes.CDLL(str(name))
         except OSError:
             continue
     return None
 
 
-def _compile_kernels(source: bytes, capability: tuple[int, int]) -> bytes:
+def compile_kernels(matmul: bool, capability: tuple[int, int]) -> bytes:
     """Machine code for one kind of GPU (https://docs.nvidia.com/cuda/nvrtc). Raises Missing: NVRTC failed."""
+    source = b"".join((HERE / name).read_bytes() for name in KERNELS + (MATMUL_KERNELS if matmul else ()))
     nvrtc, program, size = _nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
     assert nvrtc is not None  # `missing` has looked
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}".encode()]
