@@ -51,12 +51,13 @@ def takes_scales(path: Path, folder: Path, device: str) -> bool:
     graph = read_model(path).graph
     size = _decoder(folder)[1]["head_size"]
     kind = TensorProto.FLOAT16 if device == "cuda" else TensorProto.FLOAT
-    return takes_size(size, device) and all(computes(node, graph, kind) for node in attentions(graph, path))
+    return ((device != "cuda" or size in ON_CUDA) and takes_size(size)
+            and all(computes(node, graph, kind) for node in attentions(graph, path)))
 
 
-def takes_size(size: int, device: str) -> bool:
-    """Whether attention of ours takes heads of this size."""
-    return size in ON_CUDA if device == "cuda" else size % MULTIPLE == 0 and size <= LARGEST
+def takes_size(size: int) -> bool:
+    """Whether attention of ours on a CPU takes heads of this size."""
+    return size % MULTIPLE == 0 and size <= LARGEST
 
 
 def computes(node: Any, graph: Any, kind: int) -> bool:
@@ -68,7 +69,7 @@ def computes(node: Any, graph: Any, kind: int) -> bool:
             and not any(given.get(name) for name in OTHER))
 
 
-def put_ours(node: Any, op: str, size: int, device: str) -> None:
+def put_ours(node: Any, op: str, size: int) -> None:
     """Make attention of ours out of a GroupQueryAttention that it `computes`."""
     from onnx import helper
 
@@ -77,8 +78,6 @@ def put_ours(node: Any, op: str, size: int, device: str) -> None:
     given |= {"scale": given.get("scale") or size ** -0.5, "softcap": given.get("softcap", 0.0)}
     del node.attribute[:], node.input[INPUTS:]
     node.attribute.extend(helper.make_attribute(name, given[name]) for name in ATTRIBUTES if name in given)
-    if device == "cuda":
-        node.output.extend(f"{node.output[0]}.{memory}" for memory in ("queries", "parts"))
 
 
 def put_scales(path: Path, size: int, device: str) -> None:
@@ -88,10 +87,12 @@ def put_scales(path: Path, size: int, device: str) -> None:
     model = read_model(path)
     values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
     for node in attentions(model.graph, path):
-        put_ours(node, ATTENTION[device], size, device)
+        put_ours(node, ATTENTION[device], size)
         for name in (*node.output[KEY : VALUE + 1], *node.input[PAST : PAST + 2]):
             values[name].elem_type = TensorProto.INT8
             values[name].shape.dim[3].dim_value = size + BEHIND[device]
+        if device == "cuda":
+            node.output.extend(f"{node.output[0]}.{memory}" for memory in ("queries", "parts"))
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     model.functions.append(function(DOMAIN, ATTENTION[device], ATTRIBUTES, opset, size, BEHIND[device]))

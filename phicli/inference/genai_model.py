@@ -45,7 +45,7 @@ def open_graph(settings: Mapping[str, Any], path: Path, device: str = "auto", ke
     if joins:
         join(graph)
     if products:
-        attend(graph, own["model"]["decoder"]["head_size"], provider)
+        attend(graph, own["model"]["decoder"]["head_size"])
     with within_devices(provider):
         return _load(own, graph, data, library), provider
 

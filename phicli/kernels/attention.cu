@@ -1,6 +1,7 @@
-// Attention in fp16 over a cache whose lines are such as attention_lines.cu says; behind it, device.cu and attention_rows.cu.
+// Kernels of the op Int8CacheAttentionCuda: attention in fp16 over a cache in int8, behind device.cu, attention_lines.cu and
+// attention_rows.cu. What is computed is what attention_cpu.c says.
 //
-// `take` rotates what is new, and puts it into the cache. `attend` goes over the keys and values, after FlashAttention
+// `take` rotates, mixes and rounds what is new. `attend` goes over the keys and values, after FlashAttention
 // (arXiv:2205.14135), with tensor cores: 16 rows of queries, which are those of a head of keys, of all tokens, are a tile
 // of m16n8k16. Few rows share the tokens out to warps that know nothing of each other, after Flash-Decoding; of many the
 // warps of a block take 16 each, and read the same tokens from shared memory. `finish` adds what the warps found.
@@ -20,9 +21,8 @@ __device__ __forceinline__ float rotated(const Attending& of, const half_bits* x
 }
 
 // A warp for each head of a new token.
-template <class Line>
+template <int SIZE>
 __device__ __forceinline__ void take(const Attending& of) {
-  constexpr int SIZE = Line::SIZE;
   const int lane = threadIdx.x % 32, each = of.heads + 2 * of.kv_heads;
   const int number = blockIdx.x * TAKE_WARPS + threadIdx.x / 32, token = number / each, n = number % each;
   let_next_start();
@@ -35,14 +35,14 @@ __device__ __forceinline__ void take(const Attending& of) {
   float x[SIZE / 32];
 #pragma unroll
   for (int i = 0; i < SIZE / 32; i++) x[i] = side < 2 ? rotated(of, from, i * 32 + lane, place) : floats(from[i * 32 + lane]).x;
-  if (Line::MIXED) mix<SIZE>(x);
+  mix<SIZE>(x);
   if (side == 0) {
     const size_t row = ((size_t)b * of.kv_heads + head / group) * of.tokens * group + t * group + head % group;
 #pragma unroll
     for (int i = 0; i < SIZE / 32; i++) of.queries[row * SIZE + i * 32 + lane] = (half_bits)pack_fp16(x[i], 0.f);
     return;
   }
-  Line::put(of.present[side - 1] + (((size_t)b * of.kv_heads + head) * of.room + place) * Line::WORDS, x);
+  Line<SIZE>::put(of.present[side - 1] + (((size_t)b * of.kv_heads + head) * of.room + place) * Line<SIZE>::WORDS, x);
 }
 
 // Tokens from the first that the first of these rows sees to the last that the last sees, and how they are shared out: a
@@ -59,62 +59,58 @@ struct Seen {
 };
 
 // A warp for 16 rows and a split of the tokens.
-template <class Line>
+template <int SIZE>
 __device__ __forceinline__ void attend_few(const Attending& of) {
   const int head = blockIdx.z, first = blockIdx.y * 16, split = blockIdx.x * ATTEND_WARPS + threadIdx.x / 32;
   let_next_start();
   wait_for_previous();
   const Seen seen(of, head, first, 16);
   if (split >= of.splits || split >= seen.used()) return;
-  Rows<Line> rows;
+  Rows<SIZE> rows;
   rows.load(of, head, first);
   const int start = seen.begin + split * seen.each, stop = min(start + seen.each, seen.end);
   for (int at = start; at < stop; at += LINES) {
-    const size_t from = ((size_t)head * of.room + at) * Line::WORDS;
-    rows.add(of, of.present[0] + from, Line::WORDS, of.present[1] + from, Line::WORDS, at, stop);
+    const size_t from = ((size_t)head * of.room + at) * Line<SIZE>::WORDS;
+    rows.add(of, of.present[0] + from, of.present[1] + from, Line<SIZE>::WORDS, at, stop);
   }
   rows.store(of, head, first, split);
 }
 
-// A block for 16 rows of each of its warps.
-template <class Line>
+// A block for 16 rows of each of its warps. Lines lie in shared memory so that no two threads need the same bank at once.
+template <int SIZE>
 __device__ __forceinline__ void attend_many(const Attending& of) {
-  constexpr int ROWS = 16 * ATTEND_WARPS, PIECES = Line::WORDS / Line::COPIED;
+  constexpr int WORDS = Line<SIZE>::WORDS, LINE = SIZE / 4 + 4, ROWS = 16 * ATTEND_WARPS;
   const int head = blockIdx.z, block = (gridDim.y - 1 - blockIdx.y) * ROWS, first = block + threadIdx.x / 32 * 16;
   unsigned* shared = (unsigned*)dynamic_shared;
   let_next_start();
   wait_for_previous();
   const Seen seen(of, head, block, ROWS), own(of, head, first, 16);
-  Rows<Line> rows;
+  Rows<SIZE> rows;
   rows.load(of, head, first);
-  const auto fetch = [&](int at, unsigned* keys) {
-    for (int i = threadIdx.x; i < 2 * LINES * PIECES; i += 32 * ATTEND_WARPS) {
-      const int side = i / (LINES * PIECES), j = i / PIECES % LINES, word = i % PIECES * Line::COPIED;
+  const auto fetch = [&](int at, int place) {
+    for (int i = threadIdx.x; i < 2 * LINES * WORDS; i += 32 * ATTEND_WARPS) {
+      const int side = i / (LINES * WORDS), j = i / WORDS % LINES, word = i % WORDS;
       const bool there = at + j < seen.end;
-      unsigned* to = keys + (side ? LINES * Line::KEYS + j * Line::VALUES : j * Line::KEYS) + word;
-      const unsigned* from = of.present[side] + ((size_t)head * of.room + (there ? at + j : 0)) * Line::WORDS + word;
-      if (Line::COPIED == 4) copy16(to, from, there);
-      else copy4(to, from, there);
+      copy4(shared + ((place * 2 + side) * LINES + j) * LINE + word,
+            of.present[side] + ((size_t)head * of.room + (there ? at + j : 0)) * WORDS + word, there);
     }
   };
-  fetch(seen.begin, shared);
-  for (int at = seen.begin, turn = 0; at < seen.end; at += LINES, turn ^= 1) {
-    unsigned *keys = shared + turn * LINES * (Line::KEYS + Line::VALUES),
-             *others = shared + (turn ^ 1) * LINES * (Line::KEYS + Line::VALUES);
+  fetch(seen.begin, 0);
+  for (int at = seen.begin, place = 0; at < seen.end; at += LINES, place ^= 1) {
     wait_for_copies();
     __syncthreads();
-    if (at + LINES < seen.end) fetch(at + LINES, others);
-    if (at >= own.begin && at < own.end)
-      rows.add(of, keys, Line::KEYS, keys + LINES * Line::KEYS, Line::VALUES, at, seen.end);
+    if (at + LINES < seen.end) fetch(at + LINES, place ^ 1);
+    const unsigned* keys = shared + place * 2 * LINES * LINE;
+    if (at >= own.begin && at < own.end) rows.add(of, keys, keys + LINES * LINE, LINE, at, seen.end);
   }
   rows.store(of, head, first, 0);
 }
 
 // A warp for each head of queries of a token: the sum of its splits, each multiplied by its share, mixed back. Several are
 // read at once, whether they are there or not, so that one does not wait for the one before.
-template <class Line>
+template <int SIZE>
 __device__ __forceinline__ void finish(const Attending& of) {
-  constexpr int AT_ONCE = 8, SIZE = Line::SIZE;
+  constexpr int AT_ONCE = 8;
   const int lane = threadIdx.x % 32, query = blockIdx.x * FINISH_WARPS + threadIdx.x / 32;
   let_next_start();
   wait_for_previous();
@@ -136,7 +132,7 @@ __device__ __forceinline__ void finish(const Attending& of) {
 #pragma unroll
       for (int i = 0; i < SIZE / 32; i++) x[i] += share * part[i * 32 + lane];
     }
-  if (Line::MIXED) mix<SIZE>(x);
+  mix<SIZE>(x);
 #pragma unroll
   for (int i = 0; i < SIZE / 32; i++)
     of.out[(size_t)query * SIZE + i * 32 + lane] = (half_bits)pack_fp16(x[i] / total, 0.f);
@@ -151,16 +147,15 @@ __device__ __forceinline__ void copy_past(const Attending& of, int words) {
 }
 
 #ifndef EMULATED
-#define ATTENTION(NAME, KIND, SIZE, COUNT)                                                                            \
-  extern "C" __global__ void __launch_bounds__(COUNT, SIZE < 128 ? 3 : 2) attention_##NAME##_##KIND##_##SIZE(                             \
-      const __grid_constant__ Attending of) {                                                                         \
-    NAME<KIND##Line<SIZE>>(of);                                                                                       \
+#define ATTENTION(NAME, SIZE, COUNT)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(COUNT, SIZE < 128 ? 3 : 2) attention_##NAME##_##SIZE(                   \
+      const __grid_constant__ Attending of) {                                                                          \
+    NAME<SIZE>(of);                                                                                                    \
   }
-#define ATTENTIONS(KIND, SIZE)                                                                                        \
-  ATTENTION(take, KIND, SIZE, 32 * TAKE_WARPS) ATTENTION(attend_few, KIND, SIZE, 32 * ATTEND_WARPS)                   \
-  ATTENTION(attend_many, KIND, SIZE, 32 * ATTEND_WARPS) ATTENTION(finish, KIND, SIZE, 32 * FINISH_WARPS)
-ATTENTIONS(Int8, 64) ATTENTIONS(Int8, 96) ATTENTIONS(Int8, 128) ATTENTIONS(Fp16, 64) ATTENTIONS(Fp16, 96)
-ATTENTIONS(Fp16, 128)
+#define ATTENTIONS(SIZE)                                                                                        \
+  ATTENTION(take, SIZE, 32 * TAKE_WARPS) ATTENTION(attend_few, SIZE, 32 * ATTEND_WARPS)                         \
+  ATTENTION(attend_many, SIZE, 32 * ATTEND_WARPS) ATTENTION(finish, SIZE, 32 * FINISH_WARPS)
+ATTENTIONS(64) ATTENTIONS(96) ATTENTIONS(128)
 extern "C" __global__ void __launch_bounds__(256) attention_copy(const __grid_constant__ Attending of, int words) {
   copy_past(of, words);
 }

@@ -1,4 +1,4 @@
-/* What attention is given, and what computes it. */
+/* What Int8CacheAttention is given, and what computes it. */
 #pragma once
 #include <math.h>
 #include <string.h>

@@ -1,11 +1,10 @@
-/* Attention on CUDA, see attention_op.c: launches the kernels of attention.cu. */
+/* Attention over a cache in int8 on CUDA, see attention_op.c: launches the kernels of attention.cu. */
 #include <stdio.h>
 
 #include "attention.h"
 #include "gpu.h"
 
 enum { TAKE, ATTEND_FEW, ATTEND_MANY, FINISH, OF_SIZE }; /* kernels for a size of heads */
-enum { SIZES = 3 };
 enum { WARPS = 4, TAKE_WARPS = 8, FINISH_WARPS = 2, TILE = 16, LINES = 32, SPLIT = 64 }; /* as in attention.cu; TILE: rows of a warp */
 #define FEW 64 /* rows of a head of keys whose tokens are shared out to warps; more, where blocks of all their rows are few */
 #define WARPS_OF_SM 12 /* whose registers it has */
@@ -13,7 +12,7 @@ enum { WARPS = 4, TAKE_WARPS = 8, FINISH_WARPS = 2, TILE = 16, LINES = 32, SPLIT
 #define MOST_OF_GRID 65535
 
 static const char *const names[] = {"take", "attend_few", "attend_many", "finish"};
-static const int sizes[SIZES] = {64, 96, 128};
+static const int sizes[] = {64, 96, 128};
 
 typedef struct { /* in attention.cu */
   const void *x[3], *cosines, *sines, *past[2];
@@ -25,38 +24,33 @@ typedef struct { /* in attention.cu */
   float scale, softcap;
 } Attending;
 
-/* Bytes of two times LINES keys and values, KEYS and VALUES of attention_lines.cu apart. */
-static unsigned shared_of(const Work *work) {
-  const unsigned size = (unsigned)work->size;
-  return 4 * LINES * (work->kernel->behind ? size + 16 : 2 * (size + 4 + (size % 64 ? 0 : 16)));
-}
-
 static Status launch(const Work *work, int kernel, int64_t x, int64_t y, int64_t z, Attending *of, void *stream) {
   int at = 0;
   char name[40];
   while (sizes[at] != work->size) at++;
-  const int floats = !work->kernel->behind;
-  snprintf(name, sizeof name, "attention_%s_%s_%d", names[kernel], floats ? "Fp16" : "Int8", (int)work->size);
+  snprintf(name, sizeof name, "attention_%s_%d", names[kernel], (int)work->size);
   const int64_t grid[3] = {x, y, z};
   const unsigned threads = 32 * (kernel == TAKE ? TAKE_WARPS : kernel == FINISH ? FINISH_WARPS : WARPS);
+  const unsigned shared = kernel == ATTEND_MANY ? 4 * LINES * ((unsigned)work->size + 16) : 0; /* two of keys and values */
   void *arguments[] = {of};
-  return gpu_launch(LORA_KERNELS + NBITS_KERNELS + (floats * SIZES + at) * OF_SIZE + kernel, name, grid, threads,
-                    kernel == ATTEND_MANY ? shared_of(work) : 0, 1, arguments, stream);
+  return gpu_launch(LORA_KERNELS + NBITS_KERNELS + at * OF_SIZE + kernel, name, grid, threads, shared, 1, arguments, stream);
 }
 
 static Status copy_past(const Work *work, Attending *of, void *stream) {
-  int words = (int)(work->kernel->behind ? work->size + work->kernel->behind : 2 * work->size) / 4;
+  int words = (int)(work->size + work->kernel->behind) / 4;
   const int64_t grid[3] = {least(ceil_div(work->room * words, 256), 256), work->batch * work->kernel->kv_heads, 2};
   void *arguments[] = {of, &words};
   return gpu_launch(COPY_KERNEL, "attention_copy", grid, 256, 0, 1, arguments, stream);
 }
 
-/* Whether rows share their tokens out, and then so many splits of them that all multiprocessors have work. */
+/* Whether rows share their tokens out, and then so many splits of them that all multiprocessors have work; of many warps
+   twice as many, so that the last ones are not waited for long. */
 static Status plan_splits(Work *work, int64_t heads, int *few) {
   Gpu gpu;
   TRY(gpu_here(&gpu));
   *few = work->rows <= FEW || heads * ceil_div(work->rows, TILE * WARPS) < gpu.multiprocessors;
-  const int64_t wanted = ceil_div((int64_t)gpu.multiprocessors * WARPS_OF_SM, heads * ceil_div(work->rows, TILE));
+  const int64_t tiles = heads * ceil_div(work->rows, TILE), rounds = tiles < gpu.multiprocessors ? 1 : 2;
+  const int64_t wanted = ceil_div(rounds * gpu.multiprocessors * WARPS_OF_SM, tiles);
   work->splits = *few ? least(wanted, ceil_div(work->room, SPLIT)) : 1;
   return NULL;
 }
@@ -74,8 +68,7 @@ Status attend_on_gpu(Handle context, Work *work) {
   int few = 0;
   if (there) TRY(plan_splits(work, heads, &few));
   Tensor rows = {.dims = {work->batch, kernel->kv_heads, work->rows, work->size}, .rank = 4};
-  const int whole = !kernel->behind && work->splits == 1; /* nothing is left to be done by `finish` */
-  Tensor parts = {.dims = {whole ? 0 : queries, work->splits, work->size + 4}, .rank = 3};
+  Tensor parts = {.dims = {queries, work->splits, work->size + 4}, .rank = 3};
   TRY(output(context, 3, &rows));
   TRY(output(context, 4, &parts));
   if (!there) return NULL;
@@ -83,7 +76,7 @@ Status attend_on_gpu(Handle context, Work *work) {
   Attending of = {
       .x = {work->x[0], work->x[1], work->x[2]}, .cosines = work->cosines, .sines = work->sines,
       .past = {work->past[0], work->past[1]}, .present = {work->present[0], work->present[1]}, .lengths = work->lengths,
-      .queries = rows.data, .out = work->out, .parts = whole ? NULL : parts.data,
+      .queries = rows.data, .out = work->out, .parts = parts.data,
       .strides = {work->strides[0], work->strides[1], work->strides[2]}, .batch = (int)work->batch,
       .heads = (int)kernel->heads, .kv_heads = (int)kernel->kv_heads, .group = (int)work->group, .tokens = (int)work->tokens,
       .turned = (int)work->turned, .interleaved = (int)kernel->interleaved, .positions = (int)work->positions,
@@ -94,5 +87,5 @@ Status attend_on_gpu(Handle context, Work *work) {
   TRY(few
           ? launch(work, ATTEND_FEW, ceil_div(work->splits, WARPS), ceil_div(work->rows, TILE), heads, &of, stream)
           : launch(work, ATTEND_MANY, 1, ceil_div(work->rows, TILE * WARPS), heads, &of, stream));
-  return whole ? NULL : launch(work, FINISH, ceil_div(queries, FINISH_WARPS), 1, 1, &of, stream);
+  return launch(work, FINISH, ceil_div(queries, FINISH_WARPS), 1, 1, &of, stream);
 }

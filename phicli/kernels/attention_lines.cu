@@ -1,8 +1,9 @@
-// Lines of the cache, for attention.cu: what a token's key or value of a head looks like, and how tensor cores take it.
+// Lines of the cache of Int8CacheAttentionCuda, for attention.cu: a token's key or value of a head, as attention_op.c says,
+// and how tensor cores take it.
 //
-// Of a key a thread takes neighbouring channels as they lie, of four values the same channels: which channel or token is
-// which of a product does not matter, as long as both sides agree. A key comes in products of 16 channels, values in such
-// of 16 tokens, of which a thread has four, and of 8 channels, which become a pair of two tokens for each.
+// Integers become fp16 exactly: 1024 + number + 128 in its bits. Of a key a thread takes 4 neighbouring channels, as one
+// word, of 4 values the same 4 channels: which channel or token is which of a product does not matter, as long as both
+// sides agree.
 
 constexpr int LINES = 32;  // tokens at a time
 
@@ -29,18 +30,15 @@ __device__ __forceinline__ void mix(float (&x)[SIZE / 32]) {
   for (int i = 0; i < SIZE / 32; i++) x[i] *= rsqrtf((float)WIDTH);
 }
 
-// Bytes, their scale in bfloat16, and two bytes that are 0. Integers become fp16 exactly: 1024 + number + 128 in its bits.
-template <int CHANNELS>
-struct Int8Line {
-  static constexpr int SIZE = CHANNELS, WORDS = SIZE / 4 + 1, COPIED = 1;  // COPIED: words at once
-  static constexpr int KEYS = SIZE / 4 + 4, VALUES = KEYS;  // words from line to line, so that no two threads need a bank
-  static constexpr bool MIXED = true;
+template <int SIZE>
+struct Line {
+  static constexpr int WORDS = SIZE / 4 + 1;
   static constexpr unsigned MIDDLE = 0x64806480;  // a pair of 1024 + 128
 
   static __device__ __forceinline__ float scale_of(unsigned word) { return __uint_as_float(word << 16); }
   static __device__ __forceinline__ float factor(const unsigned* key) { return scale_of(key[SIZE / 4]); }
 
-  // What a lane has of a mixed head, into a line of the cache.
+  // What a lane has of a mixed head, into the cache.
   static __device__ __forceinline__ void put(unsigned* line, const float (&x)[SIZE / 32]) {
     const int lane = threadIdx.x % 32;
     float top = 0.f;
@@ -102,65 +100,6 @@ struct Int8Line {
       for (int i = 0; i < 4; i++) {
         const unsigned both = __byte_perm(one, two, i < 2 ? 0x5140 : 0x7362);
         pairs[i] = mul2(sub2(__byte_perm(both, 0x64646464, i % 2 ? 0x4342 : 0x4140), MIDDLE), scales);
-      }
-    }
-  };
-};
-
-// Numbers in fp16, as they are.
-template <int CHANNELS>
-struct Fp16Line {
-  static constexpr int SIZE = CHANNELS, WORDS = SIZE / 2, COPIED = 4;
-  static constexpr int KEYS = WORDS + (WORDS % 32 ? 0 : 16), VALUES = WORDS + 4;
-  static constexpr bool MIXED = false;
-
-  static __device__ __forceinline__ float factor(const unsigned*) { return 1.f; }
-
-  static __device__ __forceinline__ void put(unsigned* line, const float (&x)[SIZE / 32]) {
-#pragma unroll
-    for (int i = 0; i < SIZE / 32; i++) ((half_bits*)line)[i * 32 + threadIdx.x % 32] = (half_bits)pack_fp16(x[i], 0.f);
-  }
-
-  static __device__ __forceinline__ void query(const half_bits* row, int side, unsigned (&query)[SIZE / 16][4]) {
-#pragma unroll
-    for (int j = 0; j < SIZE / 32; j++) {
-      const uint4 eight = *(const uint4*)(row + 32 * j + threadIdx.x % 4 * 8);
-      query[2 * j][side] = eight.x, query[2 * j][2 + side] = eight.y;
-      query[2 * j + 1][side] = eight.z, query[2 * j + 1][2 + side] = eight.w;
-    }
-  }
-
-  static __device__ __forceinline__ void score(const unsigned* key, bool there, const unsigned (&query)[SIZE / 16][4],
-                                               float (&score)[4]) {
-    uint4 words[SIZE / 32];
-#pragma unroll
-    for (int j = 0; j < SIZE / 32; j++)
-      words[j] = there ? *(const uint4*)(key + 16 * j + threadIdx.x % 4 * 4) : uint4{0, 0, 0, 0};
-#pragma unroll
-    for (int j = 0; j < SIZE / 32; j++) {
-      const unsigned(&one)[4] = query[2 * j], (&two)[4] = query[2 * j + 1];
-      mma(score, one[0], one[1], one[2], one[3], words[j].x, words[j].y);
-      mma(score, two[0], two[1], two[2], two[3], words[j].z, words[j].w);
-    }
-  }
-
-  struct Values {
-    uint2 words[SIZE / 32][4];
-
-    __device__ __forceinline__ void load(const unsigned* (&value)[4], const bool (&there)[4]) {
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int m = 0; m < SIZE / 32; m++)
-          words[m][i] = there[i] ? *(const uint2*)(value[i] + 16 * m + threadIdx.x % 32 / 4 * 2) : uint2{0, 0};
-    }
-    __device__ __forceinline__ void pairs(int m, unsigned (&lower)[4], unsigned (&upper)[4]) const {
-      const uint2(&w)[4] = words[m];
-#pragma unroll
-      for (int c = 0; c < 4; c++) {
-        const unsigned which = c % 2 ? 0x7632 : 0x5410;
-        lower[c] = c < 2 ? __byte_perm(w[0].x, w[1].x, which) : __byte_perm(w[0].y, w[1].y, which);
-        upper[c] = c < 2 ? __byte_perm(w[2].x, w[3].x, which) : __byte_perm(w[2].y, w[3].y, which);
       }
     }
   };

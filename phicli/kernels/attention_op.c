@@ -1,8 +1,8 @@
-/* FloatCacheAttention and Int8CacheAttention in fp32 on a CPU, and in fp16 as FloatCacheAttentionCuda and
- * Int8CacheAttentionCuda: inputs, outputs and attributes are the first ones of onnxruntime's GroupQueryAttention
+/* FloatCacheAttention and Int8CacheAttention in fp32 on a CPU, Int8CacheAttentionCuda in fp16: inputs, outputs and attributes
+ * are the first ones of onnxruntime's GroupQueryAttention
  * (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md), but for a cache in int8, (batch, heads,
- * tokens, size + 2): the numbers of a token, see `mix`, then their scale in bfloat16. On CUDA two bytes more, which are 0. On
- * CUDA both have two outputs more, which are memory for the kernels.
+ * tokens, size + 2): the numbers of a token, see `mix`, then their scale in bfloat16. On CUDA two bytes more, which are 0, and
+ * two outputs more, which are memory for the kernels.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,7 @@
 #define REFUSE(message) return failure(INVALID_ARGUMENT, "attention: " message)
 
 static int type_of(const Kernel *kernel) { return kernel->cuda ? FLOAT16 : FLOAT; }
-static int cache_type_of(const Kernel *kernel) { return kernel->behind ? INT8 : type_of(kernel); }
+static int cache_type_of(const Kernel *kernel) { return kernel->behind ? INT8 : FLOAT; }
 
 /* Query, key and value, which may lie in one tensor. */
 static Status take_inputs(Handle context, Work *work) {
@@ -127,18 +127,16 @@ static Status create(const Op *op, const void *api, Handle info, void **made) {
 }
 
 static const char *name(const Op *op) { /* onnxruntime wants ops of a name to have the same outputs */
-  return op->cuda ? (op->int8 ? "Int8CacheAttentionCuda" : "FloatCacheAttentionCuda")
-                  : op->int8 ? "Int8CacheAttention" : "FloatCacheAttention";
+  return op->cuda ? "Int8CacheAttentionCuda" : op->int8 ? "Int8CacheAttention" : "FloatCacheAttention";
 }
 static const char *provider(const Op *op) { return op->cuda ? "CUDAExecutionProvider" : NULL; }
-static int cache_type(const Op *op) { return op->int8 ? INT8 : op->cuda ? FLOAT16 : FLOAT; }
 static int input_type(const Op *op, size_t i) {
-  if (i == 3 || i == 4) return cache_type(op);
-  return i == 5 || i == 6 ? INT32 : op->cuda ? FLOAT16 : FLOAT;
+  static const int types[] = {FLOAT, FLOAT, FLOAT, INT8, INT8, INT32, INT32, FLOAT, FLOAT};
+  return types[i] == FLOAT && op->cuda ? FLOAT16 : types[i] == INT8 && !op->int8 ? FLOAT : types[i];
 }
 static int output_type(const Op *op, size_t i) {
-  if (i == 1 || i == 2) return cache_type(op);
-  return op->cuda && i < 4 ? FLOAT16 : FLOAT;
+  static const int types[] = {FLOAT16, INT8, INT8, FLOAT16, FLOAT};
+  return op->int8 && (i || op->cuda) ? types[i] : FLOAT;
 }
 static size_t input_count(const Op *op) { return (void)op, 9; }
 static size_t output_count(const Op *op) { return op->cuda ? 5 : 3; }
@@ -147,9 +145,9 @@ static int input_memory(const Op *op, size_t i) { return op->cuda && i == 6 ? CP
 
 #define OP(cuda, int8) {16, NULL, name, provider, input_type, input_count, output_type, output_count, NULL, free, input_kind, \
                   required, input_memory, {none, none, none, none}, create, compute, NULL, {0}, 0, cuda, 0, int8}
-static const Op attention[] = {OP(0, 0), OP(0, 1), OP(1, 0), OP(1, 1)};
+static const Op attention[] = {OP(0, 0), OP(0, 1), OP(1, 1)};
 
 Status register_attention(Handle options) {
   static Handle domain;
-  return add_ops(options, "phicli.cache", &domain, attention, lora_cubin_size ? 4 : 2);
+  return add_ops(options, "phicli.cache", &domain, attention, lora_cubin_size ? 3 : 2);
 }

@@ -8,8 +8,8 @@ struct Attending {
   const unsigned* past[2];
   unsigned* present[2];
   const int* lengths;  // of rows, less one; or null: nothing is there before
-  half_bits *queries, *out;  // queries (batch, kv_heads, rows, size): rotated, and mixed where the cache is
-  float* parts;  // (batch, tokens, heads, splits, size + 4): sums of a split, its largest score and total weight; or null
+  half_bits *queries, *out;  // queries (batch, kv_heads, rows, size): rotated and mixed
+  float* parts;  // (batch, tokens, heads, splits, size + 4): sums of a split, its largest score and total weight
   long long strides[3];  // numbers from a token to the next
   int batch, heads, kv_heads, group, tokens, turned, interleaved, positions, window, past_room, room, splits;
   float scale, softcap;
@@ -20,9 +20,8 @@ __device__ __forceinline__ int past_of(const Attending& of, int b) {
 }
 
 // 16 rows of queries, and what they have found so far: two rows of a thread, `quad` and `quad` + 8.
-template <class Line>
+template <int SIZE>
 struct Rows {
-  static constexpr int SIZE = Line::SIZE;
   unsigned query[SIZE / 16][4];
   float sums[SIZE / 8][4], top[2], total[2];
   int begin[2], end[2];  // tokens that each sees
@@ -35,7 +34,7 @@ struct Rows {
       top[side] = NOTHING, total[side] = 0.f;
       end[side] = row < rows ? past_of(of, head / of.kv_heads) + row / group + 1 : 0;
       begin[side] = of.window > 0 ? max(end[side] - of.window, 0) : 0;
-      Line::query(of.queries + ((size_t)head * rows + min(row, rows - 1)) * SIZE, side, query);
+      Line<SIZE>::query(of.queries + ((size_t)head * rows + min(row, rows - 1)) * SIZE, side, query);
     }
 #pragma unroll
     for (int i = 0; i < SIZE / 8; i++)
@@ -43,16 +42,15 @@ struct Rows {
       for (int e = 0; e < 4; e++) sums[i][e] = 0.f;
   }
 
-  // LINES tokens from `at` on, of which those before `stop` are there. keys, values: of the first one; words from one to
-  // the next.
-  __device__ __forceinline__ void add(const Attending& of, const unsigned* keys, int key_line, const unsigned* values,
-                                      int value_line, int at, int stop) {
+  // LINES tokens from `at` on, of which those before `stop` are there. keys, values: of the first one, `line` words apart.
+  __device__ __forceinline__ void add(const Attending& of, const unsigned* keys, const unsigned* values, int line, int at,
+                                      int stop) {
     const int quad = threadIdx.x % 32 / 4, own = threadIdx.x % 4;
     float scores[LINES / 8][4] = {};
 #pragma unroll
     for (int i = 0; i < LINES / 8; i++)
-      Line::score(keys + (i * 8 + quad) * key_line, at + i * 8 + quad < stop, query, scores[i]);
-    typename Line::Values taken[LINES / 16];  // on their way while weights are computed
+      Line<SIZE>::score(keys + (i * 8 + quad) * line, at + i * 8 + quad < stop, query, scores[i]);
+    typename Line<SIZE>::Values taken[LINES / 16];  // on their way while weights are computed
 #pragma unroll
     for (int s = 0; s < LINES / 16; s++) {
       const unsigned* value[4];
@@ -60,11 +58,11 @@ struct Rows {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int j = s * 16 + own * 2 + i % 2 + i / 2 * 8;
-        value[i] = values + j * value_line, there[i] = at + j < stop;
+        value[i] = values + j * line, there[i] = at + j < stop;
       }
       taken[s].load(value, there);
     }
-    weigh(of, keys, key_line, at, stop, scores);
+    weigh(of, keys, line, at, stop, scores);
 #pragma unroll
     for (int s = 0; s < LINES / 16; s++) {
       unsigned p[4];
@@ -89,7 +87,7 @@ struct Rows {
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const int j = i * 8 + threadIdx.x % 4 * 2 + e;
-        const float factor = at + j < stop ? Line::factor(keys + j * line) * of.scale : 0.f;
+        const float factor = at + j < stop ? Line<SIZE>::factor(keys + j * line) * of.scale : 0.f;
         scores[i][e] *= factor, scores[i][e + 2] *= factor;
       }
     if (of.softcap > 0.f)
@@ -126,7 +124,7 @@ struct Rows {
       for (int e = 0; e < 4; e++) sums[i][e] *= kept[e / 2];
   }
 
-  // As parts, or at once what comes out. A thread's sums of a row are 4 neighbouring channels of 32, twice.
+  // A thread's sums of a row are 4 neighbouring channels of 32, twice.
   __device__ __forceinline__ void store(const Attending& of, int head, int first, int split) {
     const int own = threadIdx.x % 4, group = of.group, b = head / of.kv_heads, h = head % of.kv_heads;
 #pragma unroll
@@ -138,16 +136,11 @@ struct Rows {
       const size_t query = ((size_t)b * of.tokens + row / group) * of.heads + h * group + row % group;
       float* part = of.parts + (query * of.splits + split) * (SIZE + 4);
 #pragma unroll
-      for (int i = 0; i < SIZE / 16; i++) {
-        const int place = i / 2 * 32 + own * 8 + i % 2 * 4;
-        float four[4];
-#pragma unroll
-        for (int c = 0; c < 4; c++) four[c] = sums[i / 2 * 4 + c][side * 2 + i % 2];
-        if (of.parts) *(float4*)(part + place) = float4{four[0], four[1], four[2], four[3]};
-        else *(uint2*)(of.out + query * SIZE + place) = uint2{pack_fp16(four[0] / total[side], four[1] / total[side]),
-                                                              pack_fp16(four[2] / total[side], four[3] / total[side])};
-      }
-      if (of.parts && own == 0) part[SIZE] = top[side], part[SIZE + 1] = total[side];
+      for (int i = 0; i < SIZE / 16; i++)
+        *(float4*)(part + i / 2 * 32 + own * 8 + i % 2 * 4) = float4{
+            sums[i / 2 * 4][side * 2 + i % 2], sums[i / 2 * 4 + 1][side * 2 + i % 2], sums[i / 2 * 4 + 2][side * 2 + i % 2],
+            sums[i / 2 * 4 + 3][side * 2 + i % 2]};
+      if (own == 0) part[SIZE] = top[side], part[SIZE + 1] = total[side];
     }
   }
 };

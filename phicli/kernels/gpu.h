@@ -2,7 +2,7 @@
 #pragma once
 #include "ort_api.h"
 
-enum { LORA_KERNELS = 10, NBITS_KERNELS = 11, ATTENTION_KERNELS = 25,
+enum { LORA_KERNELS = 10, NBITS_KERNELS = 11, ATTENTION_KERNELS = 13,
        KERNELS = LORA_KERNELS + NBITS_KERNELS + ATTENTION_KERNELS };
 
 extern const unsigned char lora_cubin[];

@@ -1,4 +1,4 @@
-"""Attention of our own: what it computes, beside float64 and onnxruntime's own op."""
+"""Attention of our own with a cache in int8: what it computes, beside float64 and onnxruntime's own op."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from attention_here import FLOATS_ON_CUDA, ON_CUDA, Attention, check
+from attention_here import ON_CUDA, Attention, check
 from emulated import check_alone, check_found, needs_compiler, with_driver
 
 from phicli.export.portable_cache import mixing
@@ -120,6 +120,7 @@ def test_kernels_of_cuda_give_the_sums_of_float64_and_touch_only_what_is_theirs(
     ("attention.cu", "    __syncthreads();\n", ""),  # or that others have not loaded yet
     ("attention_rows.cu", "total[side] *= kept[side]", "total[side] *= 1.f"),  # weights beside another largest score
     ("attention.cu", "each * of.splits < end - begin;", "false;"),  # tokens that no warp takes
+    ("attention.cu", "at < own.end)", "at < own.end - LINES)"),  # or that a warp of a block leaves out
 ])
 def test_a_kernel_of_cuda_that_is_wrong_is_found(planted, tmp_path):
     check_found("attention", tmp_path, planted)
@@ -134,7 +135,7 @@ def test_the_op_of_cuda_launches_them_with_what_they_ask_for(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpu_count(), reason="no NVIDIA GPU")
-@pytest.mark.parametrize("attention", [*ON_CUDA, *FLOATS_ON_CUDA], ids=str)
+@pytest.mark.parametrize("attention", ON_CUDA, ids=str)
 @pytest.mark.parametrize("in_place", [True, False])
 def test_attention_on_a_gpu_is_what_it_says(attention, in_place):
     onnxruntime.preload_dlls()

@@ -87,10 +87,8 @@ def open_served(settings: Mapping[str, Any], path: Path, device: str, kernels: s
         join(model)
     size = settings["model"]["decoder"]["head_size"]
     of_rows = caches(model.graph, size)
-    rows = rows_library(model, provider, kernels)
-    steady = any(node.op_type in ATTENTION.values() for node in model.graph.node) or (
-        bool(exact or rows) and attend(model, size, provider))
-    library = rows or library
+    steady = any(node.op_type in ATTENTION.values() for node in model.graph.node) or (exact and attend(model, size))
+    library = rows_library(model, provider, kernels) or library
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     given = own["model"]["decoder"]["session_options"]
