@@ -1,7 +1,9 @@
 """Reading an adapter's folder (PEFT's or mlx-lm's) into plain LoRA matrices; what is not plain LoRA is named."""
 
+import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,13 +204,23 @@ def check_patterns(folder: Path, names: Sequence[str] = PATTERNS) -> None:
             check_pattern(str(pattern), f"{path}: {name}", most=2)
 
 
+def _conversion(path: Path) -> str:
+    """The command that writes pickled weights again in safetensors form. path: of those."""
+    old, new = json.dumps(str(path.with_suffix(".bin"))), json.dumps(str(path))
+    code = (f"import torch; from safetensors.torch import save_file; "
+            f"save_file(torch.load({old}, map_location='cpu', weights_only=True), {new})")
+    return f"python -c {shlex.quote(code)}"
+
+
 def check_weights(folder: Path) -> dict[str, Any]:
     """The header of an adapter's weights. Raises BadInput: damaged, or there are none in safetensors form."""
     check_patterns(folder, OWN_PATTERNS)
     path = weights_path(folder)
     if not path.is_file():
         pickled = path.with_suffix(".bin").is_file()
-        raise BadInput(f"no {WEIGHTS}" + ("; pickled weights (.bin) are not opened" if pickled else ""), where=folder)
+        more = "; pickled weights (.bin) are not opened" if pickled else ""
+        raise BadInput(f"no {WEIGHTS}{more}", where=folder,
+                       hint=f"if you trust them: {_conversion(path)}" if pickled else None)
     header = check_safetensors(path)
     names: dict[str, str] = {}
     for name in header:

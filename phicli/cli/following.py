@@ -8,6 +8,7 @@ from typing import Any
 
 from phicli.config.azure import UploadConfig
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
+from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.layers import Settings
 from phicli.config.measuring import BenchmarkConfig, GateConfig, ReportConfig, SearchConfig, VerifyConfig
 from phicli.config.setting import Setting, StepConfig, settings_of
@@ -19,7 +20,7 @@ CONFIGS: Mapping[str, type[StepConfig]] = {
     **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
                                           ServeConfig, EvaluateConfig, GateConfig, LabConfig, DoctorConfig,
                                           LogsConfig, BenchmarkConfig, ReportConfig, SearchConfig, VerifyConfig,
-                                          UploadConfig)}, "status": LabConfig}
+                                          UploadConfig, MergeConfig, ExportConfig)}, "status": LabConfig}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from phicli.artifacts.reading import open_regular, read_json, read_text
+from phicli.artifacts.reading import open_regular, read_text
 from phicli.config.steps import EvaluateConfig
 from phicli.dataset import load_rows
 from phicli.dataset.encoding import RowEncoder, row_parser
@@ -16,7 +15,7 @@ from phicli.dataset.formats import ending
 from phicli.dataset.understood import Content
 from phicli.errors import BadInput
 from phicli.text import Conversation, Encoded, TextCodec
-from phicli.text.layout import USER
+from phicli.text.layout import USER, ends_said
 
 TEXTS = (".txt", ".md", ".rst", ".text")
 
@@ -122,12 +121,8 @@ def _question(content: Content, row: Encoded, codec: TextCodec) -> Question | No
 
 def _ends(codec: TextCodec) -> frozenset[int]:
     """By the model's settings, its tokenizer's and its chat template."""
-    named: list[Any] = [*codec.end_of_text]
-    for name in ("config.json", "generation_config.json"):
-        with suppress(FileNotFoundError, BadInput):
-            found = read_json(codec.folder / name).get("eos_token_id")
-            named += found if isinstance(found, list) else [found]
+    named = [*codec.end_of_text, *ends_said(codec.folder)]
     with suppress(BadInput):
         end = codec.turns.end
         named += [codec.special[end][0]] if end else []
-    return frozenset(ident for ident in named if isinstance(ident, int))
+    return frozenset(named)

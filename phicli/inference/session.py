@@ -191,7 +191,8 @@ class Session(ModelFolder):
             BadInput: longer than the context, or an adapter that does not fit.
         """
         if len(ids) > self.context:
-            raise BadInput(f"{len(ids)} tokens are more than the context of {self.context}", where=self.folder)
+            raise BadInput(f"{len(ids)} tokens are more than the context of {self.context}", where=self.folder,
+                           hint="a shorter text; of evaluate --seq-len")
         generator = self.generator(len(ids), adapter)
         generator.append_tokens(ids)
         found = generator.logits()

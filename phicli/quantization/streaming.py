@@ -220,4 +220,5 @@ def check_all(finite: dict[str, Tensor]) -> None:
     flags = torch.stack([*finite.values()]).tolist() if finite else []
     for name, good in zip(finite, flags, strict=True):
         if not good:
-            raise BadInput(f"NaN or infinity in {name}: the model is damaged, or float16 is too narrow for it")
+            raise BadInput(f"NaN or infinity in {name}: the model is damaged, or float16 is too narrow for it",
+                           hint="its files fetched again, or the model in bfloat16 or float32")

@@ -52,7 +52,8 @@ def as_chat_template(codec: TextCodec, template: TextTemplate) -> str:
 
 def plain_chat(codec: TextCodec) -> str:
     """A chat template for a model that has none, with what its tokenizer puts before a text."""
-    return "{{ " + _quoted(_as_text(codec, codec.tokens.begin)) + " }}" + PLAIN_CHAT
+    begin, end = (_quoted(_as_text(codec, ids)) for ids in (codec.tokens.begin, codec.end_of_text))
+    return "{{ " + begin + " }}" + PLAIN_CHAT.replace("eos_token", end)
 
 
 def _as_text(codec: TextCodec, ids: list[int]) -> str:

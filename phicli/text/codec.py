@@ -10,7 +10,7 @@ from phicli.errors import BadInput
 from phicli.text.conversation import Conversation
 from phicli.text.encoded import Encoded
 from phicli.text.foreign import Alphabet
-from phicli.text.layout import USER, ChatLayout, Message, special_names
+from phicli.text.layout import USER, ChatLayout, Message, ends_said, special_names
 from phicli.text.template import TextTemplate
 from phicli.text.tokens import Tokens
 from phicli.text.turns import Span, Turns, marked
@@ -133,10 +133,10 @@ class TextCodec:
 
     @cached_property
     def end_of_text(self) -> list[int]:
-        """The token that ends a text, if the tokenizer's settings name one that it has."""
-        found = special_names(self.folder).get("eos_token")
-        ident = self.tokens.decoder.token_to_id(found) if found else None
-        return [] if ident is None else [ident]
+        """The token that ends a text: by the tokenizer's settings, or else the first that the model's name."""
+        found, said = special_names(self.folder).get("eos_token"), ends_said(self.folder)
+        ident = self.tokens.decoder.token_to_id(found) if found else said[0] if said else None
+        return [] if ident is None or self.tokens.decoder.id_to_token(ident) is None else [ident]
 
     def _laid_out(self, messages: Sequence[Message], add_generation_prompt: bool,
                   tools: Sequence[Any] | None) -> tuple[str, Alphabet]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import GENAI_CONFIG
 from phicli.artifacts.reading import parse_json, read_text
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.text.foreign import Alphabet
@@ -128,7 +129,8 @@ def _templates(folder: Path) -> dict[str, str]:
     found = {name: source for name in ("default", TOOL_USE) if isinstance(source := found.get(name), str) and source}
     if "default" not in found:
         raise BadInput("the model has no chat template", where=folder,
-                       hint="--chat-template FILE, or the tokenizer_config.json of the same model beside its weights")
+                       hint=f"a {TEMPLATE_FILE} there, or the tokenizer_config.json of the same model; finetune and "
+                       "inspect take --chat-template FILE too")
     if max(map(len, found.values())) > LONGEST:
         raise BadInput(f"chat template: more than {LONGEST:,} characters are not read", where=folder)
     return found
@@ -163,6 +165,18 @@ def special_names(folder: Path) -> dict[str, str]:
     named = {name: settings.get(name) for name in NAMES}
     contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: value for name, value in contents.items() if isinstance(value, str)}
+
+
+def ends_said(folder: Path) -> list[int]:
+    """Ids of tokens that end an answer, by the settings of a model or of an ONNX folder beside its tokenizer's."""
+    found: list[Any] = []
+    for name in ("generation_config.json", "config.json", GENAI_CONFIG):
+        with contextlib.suppress(FileNotFoundError, BadInput):
+            said = parse_json(read_text(folder / name), folder / name)
+            said = said.get("model") if name == GENAI_CONFIG and isinstance(said, dict) else said
+            ends = said.get("eos_token_id") if isinstance(said, dict) else None
+            found += ends if isinstance(ends, list) else [ends]
+    return [ident for ident in dict.fromkeys(found) if type(ident) is int]
 
 
 def template_options(given: Sequence[str]) -> dict[str, Any]:

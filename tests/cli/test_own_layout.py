@@ -64,6 +64,21 @@ def test_a_base_model_chats_as_its_adapter_was_trained(cli, plain_lab):
     assert told == ["<|endoftext|>", "User: Where is 1?\nAssistant: "]
 
 
+def test_a_model_with_nothing_but_config_and_tokenizer_ends_its_answers_as_config_says(cli, tiny, tmp_path):
+    model, root = copy_of(tiny, tmp_path / "model", None), tmp_path / "root"
+    for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        (model / name).unlink(missing_ok=True)
+    assert TextCodec(model).end_of_text == [json.loads((model / "config.json").read_text())["eos_token_id"]]
+    done = cli("inspect", rows(tmp_path / "rows.jsonl"), "--model", model)
+    assert done.code == 0 and "it gets a plain one" in done.err, done.err
+    done = cli("optimize", "--base", model, "--root", root, "--device", "cpu")
+    assert done.code == 0 and "chat lays it out plainly" in done.err, done.err
+    template = (root / "onnx-ao" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert TextCodec(root / "onnx-ao").turns.end == TextCodec(model, template).turns.end == "<|endoftext|>"
+    done = cli("chat", "--root", root, "-p", "Where is 1?", "--max-new-tokens", "4", "--device", "cpu")
+    assert done.code == 0 and done.out.strip(), done.err
+
+
 def test_a_text_template_is_what_a_base_model_chats_under(cli, plain_lab, tmp_path):
     model, root, _ = plain_lab
     data = tmp_path / "pairs.jsonl"
