@@ -208,7 +208,7 @@ def _conversion(path: Path) -> str:
     """The command that writes pickled weights again in safetensors form. path: of those."""
     old, new = json.dumps(str(path.with_suffix(".bin"))), json.dumps(str(path))
     code = (f"import torch; from safetensors.torch import save_file; "
-            f"save_file(torch.load({old}, map_location='cpu', weights_only=True), {new})")
+            f"save_file(torch.load({old}, map_location=\"cpu\", weights_only=True), {new})")
     return f"python -c {shlex.quote(code)}"
 
 
