@@ -171,12 +171,12 @@ def ends_said(folder: Path) -> list[int]:
     """Ids of tokens that end an answer, by the settings of a model or of an ONNX folder beside its tokenizer's."""
     found: list[Any] = []
     for name in ("generation_config.json", "config.json", GENAI_CONFIG):
-        with contextlib.suppress(FileNotFoundError, BadInput):
+        with contextlib.suppress(OSError, BadInput):
             said = parse_json(read_text(folder / name), folder / name)
             said = said.get("model") if name == GENAI_CONFIG and isinstance(said, dict) else said
             ends = said.get("eos_token_id") if isinstance(said, dict) else None
             found += ends if isinstance(ends, list) else [ends]
-    return [ident for ident in dict.fromkeys(found) if type(ident) is int]
+    return list(dict.fromkeys(ident for ident in found if type(ident) is int and 0 <= ident < 1 << 31))
 
 
 def template_options(given: Sequence[str]) -> dict[str, Any]:

@@ -79,6 +79,16 @@ def test_a_model_with_nothing_but_config_and_tokenizer_ends_its_answers_as_confi
     assert done.code == 0 and done.out.strip(), done.err
 
 
+@pytest.mark.parametrize("ends", ["-1", "[[0], true, 3.5, 1e99]", "99999999999", '"x"', "null"])
+def test_ends_that_no_token_is_are_none(tiny, tmp_path, ends):
+    model = copy_of(tiny, tmp_path / "model", None)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (model / name).unlink()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "eos_token_id": json.loads(ends)}))
+    assert TextCodec(model).end_of_text == []
+
+
 def test_a_text_template_is_what_a_base_model_chats_under(cli, plain_lab, tmp_path):
     model, root, _ = plain_lab
     data = tmp_path / "pairs.jsonl"
