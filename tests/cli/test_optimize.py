@@ -198,7 +198,7 @@ def test_what_has_no_slot_is_left_out_by_name(cli, root, change):
     change(root / "ft" / "other")
     (root / "ft" / "other" / stages.MANIFEST).unlink(missing_ok=True)
     done = cli("optimize", "--root", root, "--device", "cpu")
-    assert done.code == 0 and "adapter other is left out" in done.err and "phicli merge --adapter" in done.err
+    assert done.code == 0 and "adapter other is left out" in done.err and "phicli merge --root" in done.err
     assert [file.name for file in (root / "onnx-ao" / "adapters").glob("*.onnx_adapter")] == ["travel.onnx_adapter"]
     again = cli("optimize", "--root", root, "--device", "cpu")
     assert again.code == 0 and "is up to date" in again.err
@@ -215,7 +215,7 @@ def test_what_has_no_slot_is_left_out_by_name(cli, root, change):
     (None, ("--adapter", "travel", "--adapter", "travel"), 2, "there twice"),
     (break_config, ("--adapter", "travel={root}/ft/travel"), 3, "no adapter_config.json"),
     (truncate_adapter, (), 3, "truncated"),
-    (make_dora, ("--adapter", "travel"), 3, "phicli merge --adapter"),
+    (make_dora, ("--adapter", "travel"), 3, "phicli merge --root"),
     (None, ("--device", "npu"), 4, "static shapes"),
     (None, ("--device", "qnn"), 4, "EPContextBinaryGenerator"),
     (None, ("--device", "cud"), 2, "did you mean 'cuda'?"),
