@@ -62,7 +62,7 @@ class NoSlot(BadInput):
 
     def __init__(self, message: str, folder: Path):
         super().__init__(f"{message}, which the model's slots cannot hold", where=folder,
-                         hint=f"phicli merge --adapter {folder}")
+                         hint=f"phicli merge --adapter {shlex.quote(str(folder))}")
 
 
 @dataclass(frozen=True)

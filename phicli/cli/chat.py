@@ -133,8 +133,7 @@ def no_model(config: OfModel, command: str) -> Missing:
 
     here = [one.model for one in kept_models(Settings()) if one.model and one.chats]
     begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
-    where = ["--root", str(config.root)] if config.root_chosen else []
-    own = shlex.join(["phicli", "optimize" if begun else "run", "--model", config.model, *where])
+    own = shlex.join(["phicli", "optimize" if begun else "run", *config.as_options])
     others = [f"phicli {command} --model {shlex.quote(model)}" for model in here]
     return Missing("no optimized model here yet", where=config.root_folder / ONNX_FOLDER,
                    hint=f"{', or '.join(others)} (here already); or {own}" if others else own)

@@ -38,6 +38,11 @@ class OfModel(StepConfig):
         return str(getattr(self, "device", "auto") if provider in (None, "auto") else provider)
 
     @property
+    def as_options(self) -> list[str]:
+        """The options that name model and root to another command."""
+        return ["--model", self.model, *(["--root", str(self.root)] if self.root_chosen else [])]
+
+    @property
     def root_folder(self) -> Path:
         """The folder of all results."""
         return Path(str(self.root))

@@ -1,6 +1,7 @@
 """What `optimize` would make, and how much of it is there: the model and its adapters are judged apart."""
 
 import contextlib
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def plan_optimize(config: OptimizeConfig, progress: Progress = SILENT) -> Optimi
     if config.adapters and not held:
         raise next(iter(refused.values()))
     for name, error in refused.items():
-        progress.warn(f"adapter {name} is left out: {error}: {error.hint}")
+        cure = shlex.join(["phicli", "merge", *config.as_options, "--adapter", str(error.where)])
+        progress.warn(f"adapter {name} is left out: {error}: {cure}")
     for source in held:
         plan.add(source)
     return plan

@@ -136,7 +136,7 @@ def _held_out_given(config: InspectConfig, overlap: Any) -> bool:
 
 def _given(config: InspectConfig, without: Sequence[str] = ()) -> list[str]:
     """The options, shared with finetune, that differ from their defaults; the model always."""
-    parts = ["--model", config.model] + (["--root", str(config.root)] if config.root_chosen else [])
+    parts = config.as_options
     for name in ("format", "columns", "text_template", "chat_template", "chat_template_kwargs"):
         setting, value = settings_of(FinetuneConfig)[name], getattr(config, name)
         flag = (setting.flags or ("--" + name.replace("_", "-"),))[0]

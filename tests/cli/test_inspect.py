@@ -97,7 +97,7 @@ def test_stdin(cli, rows, monkeypatch):
 def test_a_model_that_is_not_here_is_not_fetched(rows, tmp_path):
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-m", "phicli", "inspect", str(rows), "--json"], env=environment,
-                          capture_output=True, text=True, timeout=30)
+                          capture_output=True, text=True, timeout=30, cwd=tmp_path)  # where no model was used last
     assert done.returncode == 0
     assert json.loads(done.stdout)["tokens"] is None
     assert "tokens are left out" in done.stderr and "--model tiny" in done.stderr
