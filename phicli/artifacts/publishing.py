@@ -77,22 +77,27 @@ def beside(target: Path) -> Iterator[Path]:
         Missing: no space or no permission.
     """
     place = real(target)
-    with writing(target):
+    with writing(target), _taking_files(target):
         place.parent.mkdir(parents=True, exist_ok=True)
         settle(place)
         scratch = place.with_name(f".{place.name}.new-{secrets.token_hex(8)}")
     try:  # an interrupt may come as soon as the folder is there
-        with writing(target):
-            try:
-                scratch.mkdir(mode=0o700)
-            except FileNotFoundError:  # the folder is there: a file system that takes no files, like /proc
-                raise Missing("cannot be written: its folder takes no files", where=target,
-                              hint="name another") from None
+        with writing(target), _taking_files(target):
+            scratch.mkdir(mode=0o700)
         with writing(target), create_file(scratch / MARKER) as marker:
             marker.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield scratch
     finally:
         _undo(scratch, place)
+
+
+@contextlib.contextmanager
+def _taking_files(target: Path) -> Iterator[None]:
+    """Raises Missing where a folder cannot be made in one that is there: in a file system like /proc."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Missing("cannot be written: its folder takes no files", where=target, hint="name another") from None
 
 
 def settle(target: Path, alone: bool = False) -> None:

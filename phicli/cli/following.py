@@ -67,10 +67,12 @@ class Following:
     def complete(self, error: PhicliError, command: str) -> None:
         """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""
         def completed(match: re.Match[str]) -> str:
-            own = {"--model", "-m", "--root"} & set(match[2].split())
+            flags = set(match[2].split())
+            own = {"--model", "-m", "--root"} & flags
             if match[1] == command == GateConfig.STEP:  # of other rows it would accept another build
                 return self.line(command) + match[2]
-            return self.line(match[1], only=("device",) if own else WHERE) + match[2]
+            taken = {"device"} if own else set(WHERE)
+            return self.line(match[1], only=taken - {"device"} if "--device" in flags else taken) + match[2]
 
         if error.hint:
             error.hint = CALL.sub(completed, error.hint)

@@ -1,12 +1,15 @@
 """`phicli merge`: an adapter into the weights of a model."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from phicli.cli import console, options
+from phicli.cli.following import Next
 from phicli.config.exporting import MergeConfig
 
 
-def merge(config: MergeConfig, json: options.Json = False) -> None:
+def merge(config: MergeConfig, json: options.Json = False) -> Sequence[Next]:
     """Merge an adapter into a model's weights: gives a folder that every step takes as --model or --base.
 
     Examples:
@@ -18,11 +21,15 @@ def merge(config: MergeConfig, json: options.Json = False) -> None:
         from phicli.steps.merge import merge as merge_adapter
 
         folder, manifest = merge_adapter(config, progress)
+    after: list[Next] = [shlex.join(["phicli", "run", "--model", str(folder)])]
+    if config.precision == "int4":
+        after = [("optimize", "--base", str(folder), "--output", f"{folder}-onnx")]
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return
+        return after
     console.result(str(folder))
     line = f"{console.size(manifest.bytes)} in {console.duration(manifest.seconds)}"
     if errors := manifest.quality.get("layer_errors"):
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
     console.note(line)
+    return after

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import OptimizeConfig
@@ -26,7 +27,7 @@ def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryR
 
         folder, manifest = build(config, progress)
     adapters = sorted(manifest.quality["adapters"])
-    place = ["--path", str(folder)] if config.output else []
+    place = ["--path", str(folder)] if folder != config.root_folder / ONNX_FOLDER else []
     after = [("chat", *(["--adapter", adapters[-1]] if adapters else []), *place), *([] if place else [("evaluate",)])]
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})

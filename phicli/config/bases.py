@@ -22,6 +22,8 @@ class OfModel(StepConfig):
         object.__setattr__(self, "root_chosen", self.root is not None)
         if self.root is None:
             object.__setattr__(self, "root", shared.default_root(self.model))
+        if self.root_folder.is_file():
+            raise UsageError(f"{self.root} is a file", where="--root", hint="--root FOLDER")
         output = getattr(self, "output", None)
         if output and Path(output).resolve() == self.root_folder.resolve():
             raise UsageError("is the root itself, which holds the results of all steps", where="--output")

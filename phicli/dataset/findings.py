@@ -74,7 +74,8 @@ KINDS: dict[str, Kind] = {
     "duplicate_row": Kind("the same row as an earlier one", "it trains twice; --fix OUT keeps the first"),
     "duplicate_prompt": Kind("the prompt of an earlier row with another response", "fine if meant; "
                              "if not, keep the better one", remark=True),
-    "not_laid_out": Kind("the model's chat template refuses them", "roles must alternate in some templates", bad=True),
+    "not_laid_out": Kind("the model's chat template refuses them", "roles must alternate in some templates; "
+                          "for a model without one --chat-template FILE", bad=True),
     "no_end_of_turn": Kind("the answer does not end in a token that ends a turn", "the model would not learn to stop: "
                            "leave --text-template out, or --chat-template FILE"),
     "near_duplicate": Kind("nearly the same row as an earlier one", "keep one of them, unless the difference matters"),

@@ -42,7 +42,9 @@ def copy_text_files(model: Path, folder: Path, sources: Sequence[Source], progre
             (folder / TEMPLATE_FILE).write_text(plain_chat(codec), encoding="utf-8")
             progress.note("the model has no chat template: chat lays it out plainly (User: … Assistant: …)")
     _take_over_settings(model, folder, progress)
-    complete_ends(folder, progress)
+    if not complete_ends(folder, progress):
+        raise BadInput("no token ends an answer: its settings, its tokenizer's and its chat template name none",
+                       where=model, hint='"eos_token_id" in config.json, or the model\'s tokenizer_config.json')
 
 
 def _without_spaces(path: Path) -> None:
@@ -72,7 +74,7 @@ def _take_over_settings(model: Path, folder: Path, progress: Progress) -> None:
             ends.append(ident)
             progress.note(f"answers end at {codec.tokenizer.id_to_token(ident)}, as tokenizer_config.json says; the "
                           "model's own settings leave it out")
-    known["eos_token_id"] = ends or known["eos_token_id"]
+    known["eos_token_id"] = ends
     path.write_text(json.dumps(document, indent=4), encoding="utf-8")
 
 
@@ -105,8 +107,12 @@ def _search(said: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     return {**silent, "do_sample": bool(sound) or said.get("do_sample") is True, **sound}
 
 
-def complete_ends(folder: Path, progress: Progress) -> None:
-    """Add the tokens that end a turn in the chat templates there to those that end an answer, where one is missing."""
+def complete_ends(folder: Path, progress: Progress) -> list[int]:
+    """Add the tokens that end a turn in the chat templates there to those that end an answer, where one is missing.
+
+    Returns:
+        all of them.
+    """
     codec = TextCodec(folder)
     own = [codec.under(read_text(file, LONGEST)) for file in sorted((folder / ADAPTERS).glob("*" + TEMPLATE_SUFFIX))]
     path = folder / GENAI_CONFIG
@@ -125,3 +131,4 @@ def complete_ends(folder: Path, progress: Progress) -> None:
         document["model"]["eos_token_id"] = known
         path.unlink()  # it may be a link to that of the folder which this one replaces
         path.write_text(json.dumps(document, indent=4), encoding="utf-8")
+    return known

@@ -24,11 +24,12 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # fields of a messag
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no option
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MERGED_SYSTEM = "the chat template takes no system message: it is put before the first question"
-# For a model that has no chat template, as most base models; its turns end with the token that ends its texts.
+# For a model that has no chat template, as most base models; its turns end with the token that ends its texts. An
+# answer has a line of its own: a blank before it would be part of its first token, then neither trained nor asked for.
 PLAIN_CHAT = """{% for message in messages %}{% if message.role == 'system' %}{{ message.content + '\n\n' }}
-{%- elif message.role == 'assistant' %}{{ 'Assistant: ' + message.content + eos_token + '\n' }}
+{%- elif message.role == 'assistant' %}{{ 'Assistant:\n' + message.content + eos_token + '\n' }}
 {%- else %}{{ 'User: ' + message.content + '\n' }}{% endif %}{% endfor %}
-{%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"""
+{%- if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"""
 
 
 class ChatLayout:
@@ -147,9 +148,9 @@ def has_template(folder: Path) -> bool:
     return (folder / TEMPLATE_FILE).is_file() or bool(tokenizer_settings(folder).get("chat_template"))
 
 
-def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says; nothing where there is none. Raises BadInput: it is damaged."""
-    path = folder / "tokenizer_config.json"
+def tokenizer_settings(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]:
+    """What this file says; nothing where there is none. Raises BadInput: it is damaged."""
+    path = folder / name
     try:
         found = parse_json(read_text(path), path)
     except FileNotFoundError:
@@ -160,8 +161,11 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
 
 
 def special_names(folder: Path) -> dict[str, str]:
-    """What a template knows as bos_token, eos_token and so on. Raises as `tokenizer_settings`."""
-    settings = tokenizer_settings(folder)
+    """What a template knows as bos_token, eos_token and so on; special_tokens_map.json has them in older folders.
+
+    Raises as `tokenizer_settings`.
+    """
+    settings = tokenizer_settings(folder, "special_tokens_map.json") | tokenizer_settings(folder)
     named = {name: settings.get(name) for name in NAMES}
     contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: value for name, value in contents.items() if isinstance(value, str)}

@@ -44,6 +44,8 @@ def test_settings_go_along_where_the_next_command_has_them(following, monkeypatc
      "phicli optimize --model tiny --root 'my lab' --device cpu --force"),
     (BadInput("more than matrices", hint="phicli merge --adapter dora"),
      "phicli merge --model tiny --root 'my lab' --device cpu --adapter dora"),
+    (Missing("no GPU", hint="phicli optimize --device cpu"),
+     "phicli optimize --model tiny --root 'my lab' --device cpu"),
     (BadInput("another", hint="phicli chat --model big"), "phicli chat --device cpu --model big"),
     (BadInput("bad row", where="rows.jsonl:3"), "phicli inspect --model tiny --root 'my lab' rows.jsonl"),
     (UsageError("two of them"), "phicli finetune --help"),

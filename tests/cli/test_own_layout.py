@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from phicli.config.steps import EvaluateConfig
+from phicli.dataset.encoding import RowEncoder
+from phicli.text import Conversation as Talk
 from phicli.text import TextCodec
 from phicli.text.layout import MERGED_SYSTEM
 
@@ -49,7 +52,7 @@ def plain_lab(tiny, tmp_path_factory):
 def test_a_base_model_chats_as_its_adapter_was_trained(cli, plain_lab):
     model, root, data = plain_lab
     template = (root / "ft" / "travel" / "chat_template.jinja").read_text(encoding="utf-8")
-    assert "Assistant: " in template
+    assert "Assistant:" in template
     assert (root / "onnx-ao" / "chat_template.jinja").read_text(encoding="utf-8") == template
     assert (root / "onnx-ao" / "adapters" / "travel.jinja").read_text(encoding="utf-8") == template
     done = cli("chat", "--root", root, "--adapter", "travel", "-p", "Where is 1?", "--max-new-tokens", "4", "--json",
@@ -61,7 +64,7 @@ def test_a_base_model_chats_as_its_adapter_was_trained(cli, plain_lab):
     assert done.code == 0, done.err
     codec = TextCodec(model, template)
     told = [codec.turns.end, codec.tokenizer.decode(wanted, skip_special_tokens=False)]
-    assert told == ["<|endoftext|>", "User: Where is 1?\nAssistant: "]
+    assert told == ["<|endoftext|>", "User: Where is 1?\nAssistant:\n"]
 
 
 def test_a_model_with_nothing_but_config_and_tokenizer_ends_its_answers_as_config_says(cli, tiny, tmp_path):
@@ -82,8 +85,8 @@ def test_a_model_with_nothing_but_config_and_tokenizer_ends_its_answers_as_confi
 @pytest.mark.parametrize("ends", ["-1", "[[0], true, 3.5, 1e99]", "99999999999", '"x"', "null"])
 def test_ends_that_no_token_is_are_none(tiny, tmp_path, ends):
     model = copy_of(tiny, tmp_path / "model", None)
-    for name in ("tokenizer_config.json", "generation_config.json"):
-        (model / name).unlink()
+    for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        (model / name).unlink(missing_ok=True)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "eos_token_id": json.loads(ends)}))
     assert TextCodec(model).end_of_text == []
@@ -156,3 +159,26 @@ def test_an_adapter_that_is_added_brings_the_end_of_its_own_template(cli, plain_
                 "--device", "cpu")
     wanted = TextCodec(model, CHATML).encode_chat([{"role": "user", "content": "Where?"}])
     assert json.loads(asked.out)["prompt_tokens"] == len(wanted)
+
+
+def test_the_first_token_of_an_answer_is_trained_under_the_plain_template(tiny, tmp_path):
+    model = copy_of(tiny, tmp_path / "model", None)
+    encoder = RowEncoder(model, EvaluateConfig("tiny"))
+    row = encoder.encode(Talk.of({"role": "user", "content": "Where?"},
+                                 {"role": "assistant", "content": "Start here."}))
+    learnt = [ident for ident, counts in zip(row.ids, row.mask, strict=True) if counts]
+    assert encoder.codec.tokenizer.decode(learnt, skip_special_tokens=False) == "Start here.<|endoftext|>"
+
+
+def test_a_model_whose_answers_no_token_ends_is_refused(cli, tiny, tmp_path):
+    model, root = copy_of(tiny, tmp_path / "model", None), tmp_path / "root"
+    for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        (model / name).unlink(missing_ok=True)
+    config = json.loads((model / "config.json").read_text())
+    del config["eos_token_id"]
+    (model / "config.json").write_text(json.dumps(config))
+    done = cli("optimize", "--base", model, "--root", root, "--device", "cpu")
+    assert done.code == 3 and "no token ends an answer" in done.err and "eos_token_id" in done.err, done.err
+    (model / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    done = cli("optimize", "--base", model, "--root", root, "--device", "cpu")
+    assert done.code == 0, done.err

@@ -110,7 +110,7 @@ def test_a_plain_chat_begins_as_a_text_does_and_ends_its_turns(tiny, tmp_path, b
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
                 {"role": "assistant", "content": "b"}]
     text = encoder.codec.render_chat([*messages, *messages[1:]], add_generation_prompt=False)
-    turn = "User: a\nAssistant: b<|endoftext|>\n"
+    turn = "User: a\nAssistant:\nb<|endoftext|>\n"
     assert text == ("<|system|>" if begin else "") + "s\n\n" + turn + turn
     assert encoder.codec.turns.end == "<|endoftext|>"
 
