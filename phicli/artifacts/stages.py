@@ -191,7 +191,7 @@ def check_whole(folder: Path, counts: Callable[[str], bool] = lambda name: True)
     manifest = read_manifest(folder)
     wrong = manifest and damage(folder, manifest, counts)
     if manifest and wrong:
-        raise BadInput(wrong, where=folder, hint=f"phicli {manifest.step} makes it again")
+        raise BadInput(wrong, where=folder, hint=f"phicli {manifest.step}")
 
 
 def fingerprint(path: Path) -> str:

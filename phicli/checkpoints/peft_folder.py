@@ -166,7 +166,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / ADAPTER_CONFIG
     if not folder.is_dir():
-        raise BadInput("no such adapter folder", where=folder, hint="phicli finetune makes one")
+        raise BadInput("no such adapter folder", where=folder, hint="phicli finetune")
     check_regular(folder)
     try:
         config = read_json(path)

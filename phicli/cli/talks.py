@@ -193,7 +193,7 @@ def model_called(name: str, beside: Path) -> Path:
         if (folder / GENAI_CONFIG).is_file():
             return folder
     raise BadInput(f"no model for chat; there are: {', '.join(known) or 'none'}", where=name,
-                   hint="phicli optimize makes one")
+                   hint="phicli optimize")
 
 
 def models_beside(folder: Path) -> dict[str, Path]:

@@ -121,7 +121,7 @@ def _read_file(path: Path) -> dict[str, Any]:
                 raise BadInput(f"a key of more than {LONGEST_KEY} characters", where=f"{path}:{number}")
         document = tomllib.loads(text)
     except FileNotFoundError:
-        raise BadInput("no such settings file", where=path, hint="phicli init makes phicli.toml") from None
+        raise BadInput("no such settings file", where=path, hint="phicli init") from None
     except (ValueError, RecursionError) as e:  # ValueError itself: a number of thousands of digits
         raise BadInput(f"not readable as TOML: {str(e)[:200]}", where=path) from None
     flat: dict[str, Any] = {}

@@ -63,7 +63,7 @@ class ModelFolder:
         known = self.adapter_names()
         if name not in known:
             raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
-                           where=self.folder / ADAPTERS, hint=f"phicli optimize --adapter {name}=FOLDER adds it")
+                           where=self.folder / ADAPTERS, hint=f"phicli optimize --adapter {name}=FOLDER")
         path = self.adapter_path(name)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         check_adapter(self.folder, path)

@@ -108,7 +108,7 @@ def load_plan(file: Path, wanted: dict[str, str], prefixes: Iterable[str]) -> di
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
-        raise BadInput("no such plan", where=file, hint="phicli quantize --save-plan FILE makes one")
+        raise BadInput("no such plan", where=file, hint="phicli quantize --save-plan FILE")
     check_safetensors(file)
     try:
         with safe_open(file, "pt") as opened:
@@ -117,7 +117,7 @@ def load_plan(file: Path, wanted: dict[str, str], prefixes: Iterable[str]) -> di
     except (SafetensorError, OSError) as e:
         raise BadInput(f"not readable: {e}", where=file) from None
     if about.get("kind") != KIND:
-        raise BadInput("not a plan of phicli quantize", where=file, hint="phicli quantize --save-plan FILE makes one")
+        raise BadInput("not a plan of phicli quantize", where=file, hint="phicli quantize --save-plan FILE")
     if about.get("checksum") != _checksum(tensors):
         raise BadInput("damaged: its content does not fit its checksum", where=file, hint="save the plan again")
     if about.get("model") != wanted["model"]:

@@ -148,4 +148,4 @@ def _listen(config: ServeConfig) -> socket.socket:
                                     family=socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     except OSError as e:
         raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{config.host}:{config.port}",
-                      hint="phicli serve --port 0 takes any that is free") from None
+                      hint="another --port (0: any that is free), or a --host of this machine") from None

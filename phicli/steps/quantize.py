@@ -104,7 +104,7 @@ def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
     sources = {"model": folder, "calibration": calibration}
     if config.plan:
         if not Path(config.plan).is_file():
-            raise BadInput("no such plan", where=config.plan, hint="phicli quantize --save-plan FILE makes one")
+            raise BadInput("no such plan", where=config.plan, hint="phicli quantize --save-plan FILE")
         sources["plan"] = Path(config.plan)
     settings = config.recorded() | {"group_size": _group_size(config, folder)[0]}
     if has_rows(calibration):

@@ -18,7 +18,7 @@ from phicli.progress import SILENT, Progress, Task
 from phicli.steps.inventory import Kept
 
 _PLACES = "a root, a stage's folder in it, or evaluation.json; phicli list names the roots"
-_AGAIN = "phicli run makes it again"
+_AGAIN = "phicli run"
 DEEPEST = 50  # links of a chain that are followed
 MANY, MOST_UNTOLD = 1000, 1_000_000  # files beyond those expected; of an input whose files are not told one by one
 

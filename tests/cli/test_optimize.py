@@ -251,3 +251,11 @@ def test_a_warning_where_the_adapter_belongs_to_other_weights(cli, root):
     stages.write_manifest(root / "ft" / "travel", stages.Manifest("finetune", {"base": "something else"}, {}))
     done = cli("optimize", "--root", root, "--device", "cpu")
     assert done.code == 0 and "was trained on another base" in done.err
+
+
+def test_what_follows_a_merge_names_what_was_written(cli, root):
+    done = cli("optimize", "--model", "tiny", "--root", root, "--merge", "travel", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert f"next: phicli chat --model tiny --root {root} --device cpu --path {root / 'onnx-ao-travel'}\n" in done.err
+    done = cli("merge", "--model", "tiny", "--root", root, "--adapter", "travel", "--device", "cpu")
+    assert done.code == 0 and f"next: phicli run --model {root / 'merged' / 'travel'}\n" in done.err, done.err
