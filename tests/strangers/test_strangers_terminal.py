@@ -253,7 +253,7 @@ def test_terminated(tmp_path):
     child = subprocess.Popen([*PHICLI, *QUANTIZE], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
-    while not list(tmp_path.glob("lab/.awq.*")):
+    while not list(tmp_path.glob("lab/.awq.new-*")):
         assert child.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     child.terminate()
