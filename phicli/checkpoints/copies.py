@@ -7,7 +7,8 @@ import numpy as np
 
 from phicli.artifacts.tensors import check_safetensors
 from phicli.checkpoints.adapter_names import COPY, HEADS, plain
-from phicli.checkpoints.peft_folder import NoSlot, check_weights, weights_path
+from phicli.checkpoints.adapter_settings import NoSlot
+from phicli.checkpoints.peft_folder import check_weights, weights_path
 from phicli.checkpoints.tensors import read_tensor
 from phicli.hub.models import weight_files
 

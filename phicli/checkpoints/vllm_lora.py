@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from phicli.artifacts.names import ADAPTER_CONFIG
-from phicli.checkpoints.peft_folder import read_peft, read_peft_config
+from phicli.checkpoints.adapter_settings import read_peft_config
+from phicli.checkpoints.peft_folder import read_peft
 from phicli.errors import BadInput
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that it takes for the largest

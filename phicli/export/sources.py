@@ -9,8 +9,9 @@ from pathlib import Path
 from phicli.architectures import in_layer
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_CONFIG, ADAPTER_SUFFIX, ADAPTERS
+from phicli.checkpoints.adapter_settings import NoSlot
 from phicli.checkpoints.copies import check_copies
-from phicli.checkpoints.peft_folder import Lora, NoSlot, check_plain, read_peft
+from phicli.checkpoints.peft_folder import Lora, check_plain, read_peft
 from phicli.errors import BadInput, UsageError
 from phicli.progress import Progress
 from phicli.text.layout import TEMPLATE_FILE

@@ -35,7 +35,8 @@ def load_torch(folder: Path, device: str, adapter: Path | None = None) -> Any:
 def _with_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
-    from phicli.checkpoints.peft_folder import check_patterns, check_weights
+    from phicli.checkpoints.adapter_settings import check_patterns
+    from phicli.checkpoints.peft_folder import check_weights
 
     check_patterns(folder)
     check_weights(folder)

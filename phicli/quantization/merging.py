@@ -16,18 +16,11 @@ from torch import Tensor
 from phicli.architectures import in_layer
 from phicli.artifacts.names import ADAPTER_CONFIG
 from phicli.checkpoints.adapter_names import COPY, plain
+from phicli.checkpoints.adapter_settings import UNMERGEABLE, check_patterns, read_settings
 from phicli.checkpoints.int4 import Int4Linear
 from phicli.checkpoints.linears import linear_shapes
 from phicli.checkpoints.loading import QUANT_METHODS, check_base, load_base
-from phicli.checkpoints.peft_folder import (
-    UNMERGEABLE,
-    WEIGHTS,
-    Lora,
-    check_patterns,
-    check_weights,
-    read_settings,
-    weights_path,
-)
+from phicli.checkpoints.peft_folder import WEIGHTS, Lora, check_weights, weights_path
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
 from phicli.quantization.quantize import save_metadata

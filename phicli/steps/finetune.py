@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phicli.artifacts.names import FINETUNED
-from phicli.checkpoints.peft_folder import read_peft_config
+from phicli.checkpoints.adapter_settings import read_peft_config
 from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
 from phicli.dataset.table import Table

@@ -9,7 +9,7 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, MERGED
 from phicli.artifacts.origins import still_there
-from phicli.checkpoints.peft_folder import NoSlot, read_settings
+from phicli.checkpoints.adapter_settings import NoSlot, read_settings
 from phicli.config.bases import OfRows
 from phicli.config.exporting import MergeConfig
 from phicli.config.steps import QUANTIZE_ALGORITHMS, QuantizeConfig

@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from phicli.checkpoints.adapter_settings import NoSlot
 from phicli.checkpoints.copies import check_copies
-from phicli.checkpoints.peft_folder import NoSlot, read_peft
+from phicli.checkpoints.peft_folder import read_peft
 from phicli.errors import BadInput
 from phicli.export import graph_inputs
 from phicli.export.adapters import check_adapter, convert_adapter

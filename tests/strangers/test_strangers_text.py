@@ -9,7 +9,8 @@ import time
 import pytest
 from lab_rows import LAB_TEMPLATE
 
-from phicli.checkpoints.peft_folder import check_patterns, check_weights
+from phicli.checkpoints.adapter_settings import check_patterns
+from phicli.checkpoints.peft_folder import check_weights
 from phicli.errors import BadInput
 from phicli.text import TextCodec, TextTemplate
 
