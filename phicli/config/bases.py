@@ -1,5 +1,6 @@
 """What the settings of several steps have in common."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,8 +23,9 @@ class OfModel(StepConfig):
         object.__setattr__(self, "root_chosen", self.root is not None)
         if self.root is None:
             object.__setattr__(self, "root", shared.default_root(self.model))
-        if self.root_folder.is_file():
-            raise UsageError(f"{self.root} is a file", where="--root", hint="--root FOLDER")
+        with contextlib.suppress(OSError, ValueError):  # what cannot be looked at is named where it is used
+            if self.root_folder.is_file():
+                raise UsageError(f"{self.root} is a file", where="--root", hint="--root FOLDER")
         output = getattr(self, "output", None)
         if output and Path(output).resolve() == self.root_folder.resolve():
             raise UsageError("is the root itself, which holds the results of all steps", where="--output")

@@ -192,7 +192,7 @@ class Session(ModelFolder):
         """
         if len(ids) > self.context:
             raise BadInput(f"{len(ids)} tokens are more than the context of {self.context}", where=self.folder,
-                           hint="a shorter text; of evaluate --seq-len")
+                           hint="a shorter text, or a smaller --seq-len of evaluate")
         generator = self.generator(len(ids), adapter)
         generator.append_tokens(ids)
         found = generator.logits()
