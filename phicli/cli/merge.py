@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
@@ -21,9 +22,7 @@ def merge(config: MergeConfig, json: options.Json = False) -> Sequence[Next]:
         from phicli.steps.merge import merge as merge_adapter
 
         folder, manifest = merge_adapter(config, progress)
-    after: list[Next] = [shlex.join(["phicli", "run", "--model", str(folder)])]
-    if config.precision == "int4":
-        after = [("optimize", "--base", str(folder), "--output", f"{folder}-onnx")]
+    after = _after(config, folder)
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return after
@@ -33,3 +32,12 @@ def merge(config: MergeConfig, json: options.Json = False) -> Sequence[Next]:
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
     console.note(line)
     return after
+
+
+def _after(config: MergeConfig, folder: Path) -> list[Next]:
+    if config.precision == "float":
+        return [shlex.join(["phicli", "quantize", "--model", str(folder)])]
+    if config.output:  # where `optimize --merge` does not look
+        return []
+    base = ["--base", config.base] if config.base else []
+    return [("optimize", "--merge", config.adapter or folder.name.removesuffix(f"-{config.precision}"), *base)]
