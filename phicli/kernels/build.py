@@ -25,7 +25,7 @@ DOTPROD = {"asimddp"}  # or of one of ARM's, for which adapters ask for nothing
 SOURCES = ("ops.c", "gpu.c", "lora_op.c", "lora_cpu.c", "attention_op.c", "attention_cpu.c",
            "attention_gpu.c")
 KERNELS = ("device.cu", "lora.cu", "attention_lines.cu", "attention_rows.cu", "attention.cu")
-MATMUL_KERNELS = ("nbits_widen.cu", "nbits.cu")
+MATMUL_KERNELS = ("nbits_weights.cu", "nbits_multiply.cu", "nbits.cu")
 WHERE = "ops of our own"
 HINT = "phicli optimize --force makes a model that needs none of it"
 _troubles: list[Missing] = []
@@ -164,7 +164,8 @@ def compile_kernels(matmul: bool, capability: tuple[int, int]) -> bytes:
     source = b"".join((HERE / name).read_bytes() for name in KERNELS + (MATMUL_KERNELS if matmul else ()))
     nvrtc, program, size = _nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
     assert nvrtc is not None  # `missing` has looked
-    options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}".encode()]
+    own = "a" if capability == (9, 0) else ""  # with what only this kind has: wgmma
+    options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}{own}".encode()]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None)
     try:
         if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)):

@@ -36,10 +36,24 @@ __device__ __forceinline__ unsigned fma2(unsigned a, unsigned b, unsigned c) {
   return d;
 }
 
+// Bits of a word and others, which the compiler makes two instructions of.
+template <unsigned MASK>
+__device__ __forceinline__ unsigned masked_or(unsigned word, unsigned bits) {
+  unsigned d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(word), "n"(MASK), "r"(bits));
+  return d;
+}
+
 __device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                     unsigned b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void load_matrices(unsigned (&b)[4], const void* shared) {  // four of 8 times 8; a row a thread
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+               : "r"((unsigned)__cvta_generic_to_shared(shared)) : "memory");
 }
 
 __device__ __forceinline__ void copy16(void* shared, const void* from, bool there) {  // zeros where it is not there

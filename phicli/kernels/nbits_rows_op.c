@@ -12,13 +12,13 @@
 
 #include "gpu.h"
 
-enum { THREADS = 256, STEP = 128, OUTPUTS = 256 }; /* as in nbits.cu; outputs of a block */
+enum { THREADS = 512, SUM_THREADS = 256, STEP = 128, OUTPUTS = 256 }; /* as in nbits_weights.cu; outputs of a block */
 #define FEW 64
 #define MAX_ROWS (1 << 21)
 #define SUM_KERNEL (LORA_KERNELS + NBITS_KERNELS - 1)
 
 typedef struct { int64_t outputs, inputs, block, bits, parts; Handle many; } Kernel; /* many: FusedMatMul, or NULL */
-typedef struct { /* in nbits.cu: Matrices */
+typedef struct { /* in nbits_weights.cu: Matrices */
   const void *x, *weights, *scales, *zeros;
   void *y, *sums;
   int rows, outputs, inputs, group_bits, steps;
@@ -26,18 +26,19 @@ typedef struct { /* in nbits.cu: Matrices */
 typedef struct { int64_t n, shared, grid[3], steps; } Plan;
 
 /* As many blocks as the GPU has multiprocessors, where there is work for them: the more parts, the more sums there are
-   to add. A part's x has to lie in shared memory. */
+   to add. A part's x has to lie in shared memory. A block asks for half of it at least: two on one multiprocessor leave
+   another without work, when the next product's begin early. */
 static Status plan_for(const Kernel *kernel, int64_t rows, Plan *plan) {
   Gpu gpu;
   TRY(gpu_here(&gpu));
   const int64_t n = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8, steps = ceil_div(kernel->inputs, STEP);
-  const int64_t x_of_step = 8 * n * STEP * 2, tiles = ceil_div(kernel->outputs, OUTPUTS), batches = ceil_div(rows, 8 * n);
+  const int64_t x_of_step = 8 * (n * 256 + 16), tiles = ceil_div(kernel->outputs, OUTPUTS), batches = ceil_div(rows, 8 * n);
   int64_t parts = kernel->parts ? kernel->parts : gpu.multiprocessors / (tiles * batches);
   const int64_t most = kernel->parts ? steps : ceil_div(steps, 3), least = ceil_div(steps, gpu.block_shared / x_of_step);
   if (parts > most) parts = most;
   if (parts < least) parts = least;
-  const int64_t of_part = ceil_div(steps, parts);
-  *plan = (Plan){n, of_part * x_of_step, {tiles, ceil_div(steps, of_part), batches}, of_part};
+  const int64_t of_part = ceil_div(steps, parts), shared = of_part * x_of_step, alone = gpu.block_shared / 2 + 1;
+  *plan = (Plan){n, shared < alone ? alone : shared, {tiles, ceil_div(steps, of_part), batches}, of_part};
   return NULL;
 }
 
@@ -54,9 +55,9 @@ static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, voi
   TRY(launch(kernel, __builtin_ctzll(plan->n), what, plan, of, stream));
   if (plan->grid[1] == 1) return NULL;
   int count = of->rows * of->outputs / 4, parts = (int)plan->grid[1];
-  const int64_t grid[3] = {ceil_div(count, THREADS), 1, 1};
+  const int64_t grid[3] = {ceil_div(count, SUM_THREADS), 1, 1};
   void *of_sum[] = {&of->sums, &of->y, &count, &parts};
-  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, THREADS, 0, 1, of_sum, stream);
+  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, SUM_THREADS, 0, 1, of_sum, stream);
 }
 
 /* x times what lies in the third output. */

@@ -27,17 +27,17 @@ def compiled(name: str, output: Path, *flags: str, planted: tuple[str, str, str]
     return output
 
 
-def check_alone(name: str, folder: Path) -> None:
+def check_alone(name: str, folder: Path, *flags: str) -> None:
     """That it gives float64's sums under sanitizers, in 12 cases."""
-    program = compiled(name, folder / "emulated", *SANITIZED)
+    program = compiled(name, folder / "emulated", *SANITIZED, *flags)
     done = subprocess.run([program, "1", "12"], capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 12
 
 
-def check_found(name: str, folder: Path, planted: tuple[str, str, str]) -> None:
+def check_found(name: str, folder: Path, planted: tuple[str, str, str], *flags: str) -> None:
     """That what is planted gives a wrong sum."""
-    program = compiled(name, folder / "emulated", planted=planted)
+    program = compiled(name, folder / "emulated", *flags, planted=planted)
     assert subprocess.run([program, "1", "12"], capture_output=True).returncode == 1
 
 

@@ -58,6 +58,7 @@ static unsigned mul2(unsigned a, unsigned b) {
 static unsigned fma2(unsigned a, unsigned b, unsigned c) {
   return each_half([=](int s) { return narrowed(std::fma(widened(a >> s), widened(b >> s), widened(c >> s))); });
 }
+template <unsigned MASK> static unsigned masked_or(unsigned word, unsigned bits) { return word & MASK | bits; }
 static unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const unsigned long long both = (unsigned long long)high << 32 | low;
   unsigned found = 0;
@@ -79,7 +80,7 @@ static float rsqrtf(float x) { return 1 / std::sqrt(x); }
 static float exp2_of(float x) { return std::exp2(x); }
 
 // ---- threads ----
-constexpr int MOST = 256, STACK = 1 << 18;
+constexpr int MOST = 512, STACK = 1 << 18;
 static int count = MOST;  // of a block's threads
 static ucontext_t scheduler, contexts[MOST];
 static std::vector<char> stacks(MOST * STACK);
@@ -168,6 +169,56 @@ static void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
   });
 }
 
+// wgmma.mma_async: of each warp of four its own 16 rows. What it reads and writes is late too, until it was waited for.
+#ifndef WARPGROUPS
+#define WARPGROUPS 0
+#endif
+typedef const uint4* Shared;
+template <int> static Shared shared_at(const uint4* x) { return x; }
+struct GroupMma { const unsigned* a[4]; Shared b; float* c; int tiles; };
+static std::vector<std::vector<GroupMma>> groups[MOST];  // the last is not committed
+static void perform_groups(size_t left) {
+  const int first = threadIdx.x / 32 * 32;
+  warps[threadIdx.x / 32].meet(32, [=] {
+    for (auto& own = groups[first]; own.size() > left;) {
+      for (size_t op = 0; op < own[0].size(); op++)
+        for (int tile = 0; tile < own[0][op].tiles; tile++)
+          for (int lane = 0; lane < 32; lane++)
+            for (int i = 0; i < 4; i++) {
+              const GroupMma& mine = groups[first + lane][0][op];
+              const int column = tile * 8 + lane % 4 * 2 + i % 2;
+              for (int k = 0; k < 16; k++) {
+                const GroupMma& row = groups[first + lane / 4 * 4 + k % 8 / 2][0][op];
+                const half_bits* b = (const half_bits*)row.b + (k / 8 * mine.tiles * 8 + column) * 8 + k % 8;
+                mine.c[tile * 4 + i] += widened(*row.a[i / 2 + k / 8 * 2] >> k % 2 * 16) * widened(*b);
+              }
+            }
+      for (int lane = 0; lane < 32; lane++) groups[first + lane].erase(groups[first + lane].begin());
+    }
+  });
+}
+template <int N>
+static void group_mma(float (&c)[N][4], const unsigned& a0, const unsigned& a1, const unsigned& a2, const unsigned& a3,
+                      Shared b) {
+  if (groups[threadIdx.x].empty()) groups[threadIdx.x].emplace_back();
+  groups[threadIdx.x].back().push_back({{&a0, &a1, &a2, &a3}, b, c[0], N});
+}
+static void begin_groups() { groups[threadIdx.x].emplace_back(); }
+static void commit_groups() {
+  if (!late) perform_groups(0);
+}
+template <int LEFT> static void wait_for_groups() { perform_groups(LEFT); }
+static void show_to_groups() {}
+
+static void load_matrices(unsigned (&b)[4], const void* row) {  // ldmatrix.x4
+  static const void* rows[MOST];
+  aligned(row, 16), rows[threadIdx.x] = row;
+  const int lane = threadIdx.x % 32, first = threadIdx.x - lane;
+  warps[threadIdx.x / 32].meet(32, [] {});
+  for (int i = 0; i < 4; i++) b[i] = ((const unsigned*)rows[first + i * 8 + lane / 4])[lane % 4];
+  warps[threadIdx.x / 32].meet(32, [] {});
+}
+
 static void enter() {
   body();
   finished[current] = true;
@@ -178,7 +229,7 @@ static void run_block(size_t shared) {
   std::vector<uint4> memory(shared / 16, uint4{~0u, ~0u, ~0u, ~0u});
   dynamic_shared = memory.data();
   for (int t = 0; t < count; t++) {
-    begun[t].clear(), finished[t] = false;
+    begun[t].clear(), groups[t].clear(), finished[t] = false;
     getcontext(&contexts[t]);
     contexts[t].uc_stack.ss_sp = &stacks[t * STACK], contexts[t].uc_stack.ss_size = STACK;
     makecontext(&contexts[t], enter, 0);

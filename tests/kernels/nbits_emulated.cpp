@@ -2,16 +2,17 @@
 //
 //     c++ -std=gnu++17 -O1 -fsanitize=address,undefined -I phicli/kernels nbits_emulated.cpp && ./a.out SEED PRODUCTS
 //
-// With -DDRIVER -shared -fPIC -Wl,-soname,libcuda.so.1 it is what gpu.c asks of CUDA's driver instead.
+// -DWARPGROUPS=1 takes what Hopper has. With -DDRIVER -shared -fPIC -Wl,-soname,libcuda.so.1 it is what gpu.c asks of CUDA's driver instead.
 //
 // Matrices are exactly as long as they should be, for AddressSanitizer. Each product is compared with float64.
 #include "emulator.h"
 
-#include "nbits_widen.cu"
+#include "nbits_weights.cu"
+#include "nbits_multiply.cu"
 #include "nbits.cu"
 
-struct Kind { int bits, n; void (*kernel)(const Matrices&), (*widen)(const Matrices&); };
-#define KIND(BITS, N) {BITS, N, product<BITS, N, (N < 8 ? 2 : 1)>, widen_all<BITS>}
+struct Kind { int bits, n, step_of_x; void (*kernel)(const Matrices&), (*widen)(const Matrices&); };
+#define KIND(BITS, N) {BITS, N, STEP_OF_X<N>, product<BITS, N>, widen_all<BITS>}
 #define KINDS(BITS) KIND(BITS, 1), KIND(BITS, 2), KIND(BITS, 4), KIND(BITS, 8)
 static const Kind kinds[] = {KINDS(4), KINDS(8)};
 
@@ -30,13 +31,15 @@ static double difference(const Kind& kind, int rows, int outputs, int inputs, in
   const int steps = (inputs + STEP - 1) / STEP, of_part = (steps + parts - 1) / parts;
   const Matrices of = {x.get(), weights.get(), scales.get(), zeros ? points.get() : nullptr, y.get(), sums.get(),
                        rows, outputs, inputs, group_bits, of_part};
-  run_grid({(unsigned)(outputs + 16 * M * WARPS - 1) / (16 * M * WARPS), (unsigned)parts,
-            (unsigned)(rows + 8 * kind.n - 1) / (8 * kind.n)}, of_part * kind.n * 8 * STEP * 2, [&] { kind.kernel(of); });
+  run_grid({(unsigned)(outputs + 16 * WARPS - 1) / (16 * WARPS), (unsigned)parts,
+            (unsigned)(rows + 8 * kind.n - 1) / (8 * kind.n)}, of_part * kind.step_of_x, [&] { kind.kernel(of); });
   const int count = rows * outputs / 4;
+  ::count = SUM_THREADS;
   if (parts > 1)
-    run_grid({(unsigned)(count + THREADS - 1) / THREADS, 1, 1}, 16, [&] {
+    run_grid({(unsigned)(count + SUM_THREADS - 1) / SUM_THREADS, 1, 1}, 16, [&] {
       nbits_sum((const float4*)sums.get(), (uint2*)y.get(), count, parts);
     });
+  ::count = THREADS;
   const auto number = [&](const unsigned char* line, int i) {
     return kind.bits == 8 ? line[i] : line[i / 2] >> i % 2 * 4 & most;
   };
@@ -84,8 +87,9 @@ DRIVEN cuFuncSetAttribute(void* function, int attribute, int value) {
 DRIVEN cuLaunchKernelEx(const Launch* launch, void* function, void** arguments, void**) {
   const Kind* kind = (const Kind*)function;
   const int shared = launch->shared;
-  if (launch->block[0] != MOST || !starts_early(launch) || shared > std::max(49152, most_shared[function])) return 1;
-  if (kind->kernel && shared != ((const Matrices*)arguments[0])->steps * kind->n * 8 * STEP * 2) return 1;
+  count = kind->kernel ? THREADS : SUM_THREADS;
+  if ((int)launch->block[0] != count || !starts_early(launch) || shared > std::max(49152, most_shared[function])) return 1;
+  if (kind->kernel && shared < ((const Matrices*)arguments[0])->steps * kind->step_of_x) return 1;
   run_grid({launch->grid[0], launch->grid[1], launch->grid[2]}, shared ? shared : 16, [=] {
     if (kind->kernel) kind->kernel(*(const Matrices*)arguments[0]);
     else nbits_sum(*(const float4**)arguments[0], *(uint2**)arguments[1], *(int*)arguments[2], *(int*)arguments[3]);

@@ -19,19 +19,24 @@ from phicli.kernels import build
 HERE = Path(__file__).parent
 
 
-@needs_compiler
-def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(tmp_path):
-    check_alone("nbits", tmp_path)
+WARPS, GROUPS = "-DWARPGROUPS=0", "-DWARPGROUPS=1"  # mma.sync, and wgmma, which Hopper has
 
 
 @needs_compiler
-@pytest.mark.parametrize("planted", [
-    ("  __syncthreads();", "  "),  # a warp reads x before the others have loaded it
-    ("  wait_for_copies();", "  "),  # or what it has not waited for
-    ("  wait_for_previous();\n  load_x", "  load_x"),  # or before it is there
+@pytest.mark.parametrize("flag", [WARPS, GROUPS])
+def test_kernels_give_the_sums_of_float64_and_touch_only_what_is_theirs(flag, tmp_path):
+    check_alone("nbits", tmp_path, flag)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("flag", "planted"), [
+    (WARPS, ("nbits_multiply.cu", "  __syncthreads();", "  ")),  # a warp reads x before the others have loaded it
+    (WARPS, ("nbits.cu", "  wait_for_previous();\n  load_x", "  load_x")),  # or before it is there
+    (GROUPS, ("nbits_multiply.cu", "      wait_for_groups<1>();", "  ")),  # weights are replaced that are still read
+    (GROUPS, ("nbits_multiply.cu", "{ wait_for_groups<0>(); }", "{}")),  # sums are read that are not there yet
 ])
-def test_a_kernel_that_waits_for_too_little_is_found(planted, tmp_path):
-    check_found("nbits", tmp_path, ("nbits.cu", *planted))
+def test_a_kernel_that_waits_for_too_little_is_found(flag, planted, tmp_path):
+    check_found("nbits", tmp_path, planted, flag)
 
 
 @needs_compiler
