@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+ROOT_MODEL = "phicli-model.json"  # in the root: which model it is of
 ONNX_FOLDER = "onnx-ao"  # in the root: the model that optimize builds
 FINETUNED = "ft"  # in the root: a folder an adapter, that finetune trains
 MERGED = "merged"  # in the root: a folder a model that an adapter has been merged into

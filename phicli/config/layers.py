@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from phicli.artifacts.names import ROOT_MODEL
 from phicli.artifacts.reading import read_text
 from phicli.config.azure import JobConfig, TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
@@ -17,6 +18,7 @@ from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.measuring import SearchConfig
 from phicli.config.places import find_settings_file, placed
+from phicli.config.root_model import model_from
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput
@@ -96,9 +98,14 @@ class Settings:
         return made
 
     def with_last(self, values: dict[str, Value]) -> dict[str, Value]:
-        """The values by name, with the model used last where neither a model nor a root is given."""
-        if any(name not in values or values[name].origin != "default" for name in ("model", "root")):
+        """The values by name, with the model used last where neither a model nor a root is given, and a root's own
+        where that alone is."""
+        if "root" not in values or "model" not in values or values["model"].origin != "default":
             return values
+        if values["root"].origin != "default":
+            root = Path(values["root"].value)
+            own = model_from(root)
+            return values | {"model": Value(own, str(root / ROOT_MODEL))} if own else values
         return values | {name: Value(placed(SETTINGS[name], value, self.folder), str(self.folder / FILE))
                          for name, value in self.last.items()}
 

@@ -9,6 +9,7 @@ from typing import Any
 from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.artifacts.tensors import check_safetensors
+from phicli.config.root_model import BUILT_IN as BUILT_IN
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hub.converted import needs_conversion, with_fast_tokenizer
@@ -16,8 +17,6 @@ from phicli.hub.fetching import cached_file, fetch_file, fetch_model
 from phicli.hub.fitting import check_config, check_weights_fit
 from phicli.hub.gguf import is_gguf, judge_remote, unpack_gguf, unpacked_gguf
 from phicli.progress import SILENT, Progress
-
-BUILT_IN = Path(__file__).parents[1] / "models"
 
 
 def resolve_model(reference: str, progress: Progress = SILENT) -> Path:

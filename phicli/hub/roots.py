@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.names import ROOT_MODEL
 from phicli.config.bases import OfModel
 from phicli.errors import BadInput, UsageError
-
-FILE = "phicli-model.json"  # in the root
 
 
 def remember_model(root: Path, model: str) -> None:
@@ -17,7 +16,7 @@ def remember_model(root: Path, model: str) -> None:
     from phicli.artifacts.stages import write_sealed
 
     if _known(root) != _names(root, model):
-        write_sealed(root / FILE, {"model": model, "names": _names(root, model)})
+        write_sealed(root / ROOT_MODEL, {"model": model, "names": _names(root, model)})
 
 
 def models_here() -> list[str]:
@@ -25,7 +24,7 @@ def models_here() -> list[str]:
     from phicli.artifacts.stages import read_sealed
 
     found = set()
-    for file in Path("models").glob(f"*/{FILE}"):
+    for file in Path("models").glob(f"*/{ROOT_MODEL}"):
         with contextlib.suppress(BadInput):
             found.add(str((read_sealed(file, "") or {}).get("model", "")))
     return sorted(name for name in found if name and name.isprintable())
@@ -50,19 +49,10 @@ def check_root(root: str | Path, model: str) -> None:
                          hint=f"--root models/{own}")
 
 
-def model_of(root: Path) -> str | None:
-    """The model whose stages lie under a root, as the user called it; None where that is not known."""
-    try:
-        found = (_read(root) or {}).get("model")
-    except BadInput:
-        return None
-    return found if isinstance(found, str) else None
-
-
 def _read(root: Path) -> dict[str, Any] | None:
     from phicli.artifacts.stages import read_sealed
 
-    return read_sealed(root / FILE, "remove it: phicli quantize writes it again")
+    return read_sealed(root / ROOT_MODEL, "remove it: phicli quantize writes it again")
 
 
 def _known(root: Path) -> list[str]:

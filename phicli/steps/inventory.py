@@ -10,10 +10,10 @@ from phicli.artifacts import stages
 from phicli.artifacts.cache import user_cache
 from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place, unpublished_place
 from phicli.config.layers import Settings
-from phicli.config.shared import MODELS
+from phicli.config.root_model import model_of
+from phicli.config.shared import MODELS, default_root
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, PhicliError, UsageError
-from phicli.hub.roots import model_of
 
 SEARCHED = Path(SEARCH).parent.name  # the folder of a search in a root, and what its name ends with
 CACHE = "cache"  # what begins the name of a cache: cache/azure
@@ -81,6 +81,13 @@ def kept_models(settings: Settings) -> list[Kept]:
     roots = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = [Kept(root.name, root, model_of(root)) for root in roots if not root.name.startswith(".")]
     return [one for one in found if one.model or one.made or one.searched]
+
+
+def as_options(settings: Settings, one: Kept) -> list[str]:
+    """The options that name a model and its root to another command."""
+    usual = settings.folder / default_root(one.model) if one.model else None
+    model = ["--model", one.model] if one.model else []
+    return model if usual and usual.resolve() == one.root.resolve() else [*model, "--root", str(one.root)]
 
 
 def find_kept(settings: Settings, name: str) -> tuple[Kept, str | None]:

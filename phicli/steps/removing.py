@@ -16,6 +16,7 @@ from phicli.artifacts.names import (
     CHECKPOINT_FILES,
     FINETUNED,
     ONNX_FOLDER,
+    ROOT_MODEL,
     SEARCH,
     checkpoint_place,
     unpublished_place,
@@ -26,7 +27,6 @@ from phicli.config.last_used import FILE as LAST
 from phicli.config.layers import Settings
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.export.chat_files import TEMPLATE_SUFFIX
-from phicli.hub.roots import FILE as MODEL
 from phicli.progress import SILENT, Progress
 from phicli.steps.inventory import CACHE, SEARCHED, Kept, Made, caches, find_kept, size_on_disk
 
@@ -151,7 +151,7 @@ def _unfinished(adapter: Path) -> Iterator[Path]:
 
 def _of_root(settings: Settings, model: Kept) -> Iterator[Path]:
     """Small files of phicli's in a root, and that which names its model as the last used one."""
-    yield model.root / MODEL
+    yield model.root / ROOT_MODEL
     yield from (model.root / "logs").glob("phicli-*.log")
     yield from (file for file in (model.root / BENCHMARK, model.root / ACCEPTED) if stages.is_sealed(file))
     if settings.last and Path(settings.last.get("root", "")).name in ("", model.name) and (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import hashing, stages
+from phicli.artifacts.names import ROOT_MODEL
 from phicli.artifacts.origins import place_of, told
 from phicli.errors import BadInput, Missing
-from phicli.hub.roots import FILE as MODEL
 from phicli.progress import SILENT, Progress, Task
 from phicli.steps.inventory import Kept
 
@@ -84,9 +84,9 @@ class _Verification:
                 self.others.setdefault(stages.fingerprint_of(_counted(self.contents(made.place))), made.place)
         for made in results:
             yield from self.result(0, made.place.relative_to(root).as_posix(), made.place)
-        if (file := root / MODEL).exists():
+        if (file := root / ROOT_MODEL).exists():
             wrong = list(self.document(file)[1])
-            yield Verified(0, MODEL, "", str(file), _state(wrong), "", wrong)
+            yield Verified(0, ROOT_MODEL, "", str(file), _state(wrong), "", wrong)
 
     def result(self, depth: int, name: str, place: Path, fingerprint: str = "") -> Iterator[Verified]:
         """A stage's folder or evaluation.json, and what it was made from.

@@ -1,14 +1,17 @@
 """Which settings file counts, what its paths mean, and the model used last."""
 
 import json
+import shutil
 
 import pytest
 
+from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.last_used import FILE, read_last, remember_last
 from phicli.config.layers import SETTINGS, Settings
 from phicli.config.steps import FinetuneConfig, OptimizeConfig
 from phicli.config.writing import write_settings
 from phicli.dataset.sources import local_path
+from phicli.hub.roots import remember_model
 
 
 @pytest.fixture
@@ -104,3 +107,31 @@ def test_get_set_and_edit(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("VISUAL", "sed -i s/seed/sead/")
     broken = cli("config", "edit")
     assert broken.code == 3 and "did you mean 'seed'?" in broken.err
+
+
+def test_a_root_that_is_given_alone_has_its_own_model_wherever_it_was_copied(tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+
+    def model_of(root):
+        config = Settings().resolve(OptimizeConfig, {"root": root})
+        assert config.root == root
+        return config.model
+
+    usual = model_of("nowhere")
+    remember_model(tmp_path / "there" / "lab", "tiny")
+    (tmp_path / "there" / "model").mkdir()
+    remember_model(tmp_path / "there" / "own", "there/model")
+    shutil.copytree("there", "here")
+    assert (model_of("here/lab"), model_of("here/own")) == ("tiny", "there/model")
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_of("own") == str(tmp_path / "there" / "model")
+    shutil.rmtree(tmp_path / "there")
+    assert model_of("own") == "own/../model"
+    assert Settings().resolve(OptimizeConfig, {"root": "own", "model": "tiny"}).model == "tiny"
+    (tmp_path / "here" / "own" / "phicli-model.json").write_text('{"model": "a\\u001b"}')
+    assert model_of("own") == usual
+    origins = {"model": {"path": str(tiny)}}
+    write_manifest(tmp_path / "here" / "own", Manifest("optimize", {}, {}))
+    (tmp_path / "here" / "own" / "awq").mkdir()
+    write_manifest(tmp_path / "here" / "own" / "awq", Manifest("quantize", {}, {}, origins=origins))
+    assert model_of("own") == "tiny"
