@@ -129,12 +129,13 @@ def _opened(config: ChatConfig, compare: bool, sample: bool, only: bool) -> "Tal
 
 def no_model(config: OfModel, command: str) -> Missing:
     """What to type where the model has not been made: the models that have, and the steps that make this one."""
-    from phicli.steps.inventory import Kept, kept_models
+    from phicli.steps.inventory import Kept, as_options, kept_models
 
-    here = [one.model for one in kept_models(Settings()) if one.model and one.chats]
+    settings = Settings()
+    here = [as_options(settings, one) for one in kept_models(settings) if one.chats]
     begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
     own = shlex.join(["phicli", "optimize" if begun else "run", *config.as_options])
-    others = [f"phicli {command} --model {shlex.quote(model)}" for model in here]
+    others = list(dict.fromkeys(shlex.join(["phicli", command, *options]) for options in here))
     return Missing("no optimized model here yet", where=config.root_folder / ONNX_FOLDER,
                    hint=f"{', or '.join(others)} (here already); or {own}" if others else own)
 

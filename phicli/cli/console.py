@@ -80,11 +80,11 @@ def warn(text: str) -> None:
     messages.warn(text)
 
 
-def following(command: str) -> None:
-    """A command that comes next, on stderr, on one line that can be pasted."""
+def following(command: str, where: str | None = None) -> None:
+    """A command that comes next, on stderr, on one line that can be pasted; where: on which other machine."""
     from phicli.cli import messages
 
-    messages.following(command)
+    messages.following(command, where)
 
 
 def failure(error: PhicliError) -> None:

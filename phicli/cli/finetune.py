@@ -7,8 +7,6 @@ from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
 from phicli.config.steps import FinetuneConfig
 
-NEXT = [("optimize",)]
-
 
 def finetune(config: FinetuneConfig, flags: options.Flags, dry_run: options.DryRun = False,
              json: options.Json = False) -> Sequence[Next]:
@@ -27,9 +25,10 @@ def finetune(config: FinetuneConfig, flags: options.Flags, dry_run: options.DryR
         from phicli.steps.telling import trained
 
         folder, manifest = train(config, progress)
+    after = [("optimize", *(["--base", config.base] if config.base else []))]
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return NEXT
+        return after
     console.result(str(folder))
     found = manifest.quality
     line = f"loss {found['train_loss_before']:.3f} -> {found['train_loss_after']:.3f}"
@@ -39,4 +38,4 @@ def finetune(config: FinetuneConfig, flags: options.Flags, dry_run: options.DryR
             line += f" (step {found['kept_step']} of {found['steps']})"
     console.note(f"{line}, {found['tokens_per_second']:.0f} tokens/s, {console.duration(manifest.seconds)}")
     console.note(trained(found))
-    return NEXT
+    return after

@@ -4,25 +4,39 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from phicli.config.azure import UploadConfig
+from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
+from phicli.config.deploy import DeployConfig
 from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.layers import Settings
 from phicli.config.measuring import BenchmarkConfig, GateConfig, ReportConfig, SearchConfig, VerifyConfig
 from phicli.config.setting import Setting, StepConfig, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
+from phicli.hardware.driver import gpu_count
 
-Next = tuple[str, ...] | str  # a command and its further arguments, or a line that has all but the settings file
-CONFIGS: Mapping[str, type[StepConfig]] = {
-    **{config.STEP: config for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
-                                          ServeConfig, EvaluateConfig, GateConfig, LabConfig, DoctorConfig,
-                                          LogsConfig, BenchmarkConfig, ReportConfig, SearchConfig, VerifyConfig,
-                                          UploadConfig, MergeConfig, ExportConfig)}, "status": LabConfig}
+CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
+    **{config.STEP: (config,) for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
+                                             ServeConfig, EvaluateConfig, GateConfig, LabConfig, DoctorConfig,
+                                             LogsConfig, BenchmarkConfig, ReportConfig, SearchConfig, VerifyConfig,
+                                             MergeConfig, ExportConfig)},
+    "status": (LabConfig,), "upload": (UploadConfig, WorkspaceConfig), "deploy": (DeployConfig, WorkspaceConfig),
+    **dict.fromkeys(("download", "jobs list", "jobs show", "jobs logs"), (WorkspaceConfig,))}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
+BUILDERS = ("optimize",)  # which need none of the hardware that they are told
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
+
+
+class Elsewhere(NamedTuple):
+    """A command that this machine cannot run. where: on which machine it can, in words."""
+
+    where: str
+    command: tuple[str, ...]
+
+
+Next = tuple[str, ...] | str | Elsewhere  # a command and its further arguments, or a line that has all but the settings
 
 
 class Following:
@@ -39,10 +53,20 @@ class Following:
         """A command line; `more` are arguments beside those taken along, `only` names the settings to take."""
         config = os.environ.get("PHICLI_CONFIG")
         parts = ["phicli", *(["--config", config] if config else []), *command.split()]
-        for name, setting in settings_of(CONFIGS[command]).items() if command in CONFIGS else ():
+        known = [pair for config in CONFIGS.get(command, ()) for pair in settings_of(config).items()]
+        for name, setting in known:
             if setting.key and (only is None or name in only) and not _has(more, name, setting):
                 parts += self._spelt(name, setting)
         return shlex.join([*parts, *more])
+
+    def told(self, one: Next) -> tuple[str, str | None]:
+        """A command line for people, and on which machine it runs, if not on this one."""
+        if isinstance(one, Elsewhere):
+            return self.line(*one.command), one.where
+        line = self.whole(one) if isinstance(one, str) else self.line(*one)
+        builds = not isinstance(one, str) and one[0] in BUILDERS
+        lacks = not builds and " --device cuda" in line and not gpu_count()
+        return line, "on a machine with an NVIDIA GPU" if lacks else None
 
     def whole(self, line: str) -> str:
         """A command line that has all its settings already, with the present settings file."""

@@ -15,9 +15,10 @@ def list(json: options.Json = False) -> Sequence[Next]:
       phicli list --json
     More: docs/housekeeping.md
     """
-    from phicli.steps.inventory import SEARCHED, caches, kept_models, size_on_disk
+    from phicli.steps.inventory import SEARCHED, as_options, caches, kept_models, size_on_disk
 
-    models = kept_models(Settings())
+    settings = Settings()
+    models = kept_models(settings)
     kept = {name: sum(map(size_on_disk, places)) for name, places in caches()}
     if json:
         console.result_json({"caches": kept, "models": [
@@ -37,4 +38,4 @@ def list(json: options.Json = False) -> Sequence[Next]:
             rows += [(f"{one.name}/{name}", "training that was not finished", "", "") for name in one.unfinished]
         rows += [(name, "what phicli can make or fetch again", "", console.size(size)) for name, size in kept.items()]
         console.result_table(("name", "what", "made", "size"), rows)
-    return [("chat", "--model", one.model) for one in models if one.model and one.chats][:1] or [("run",)]
+    return [("chat", *as_options(settings, one)) for one in models if one.chats][:1] or [("run",)]

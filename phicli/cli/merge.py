@@ -36,7 +36,8 @@ def merge(config: MergeConfig, json: options.Json = False) -> Sequence[Next]:
 
 def _after(config: MergeConfig, folder: Path) -> list[Next]:
     if config.precision == "float":
-        return [shlex.join(["phicli", "quantize", "--model", str(folder)])]
+        device = [] if config.device == "auto" else ["--device", config.device]
+        return [shlex.join(["phicli", "quantize", "--model", str(folder), *device])]
     if config.output:  # where `optimize --merge` does not look
         return []
     base = ["--base", config.base] if config.base else []

@@ -27,10 +27,11 @@ def warn(text: str, console: Console | None = None) -> None:
         _show(Text.assemble(("warning: ", "yellow"), set_in(text)), console)
 
 
-def following(command: str) -> None:
-    """A command that comes next, on one line that can be pasted."""
-    if not manner().quiet and not event("next", None, command=command):
-        stderr().print(Text.assemble(("next: ", "cyan"), set_in(command)), soft_wrap=True)
+def following(command: str, where: str | None = None) -> None:
+    """A command that comes next, on one line that can be pasted; where: on which machine, if not on this one."""
+    if not manner().quiet and not event("next", None, command=command, **({"where": where} if where else {})):
+        label = f"next, {where}: " if where else "next: "
+        stderr().print(Text.assemble((label, "cyan"), set_in(command)), soft_wrap=True)
 
 
 def failure(error: PhicliError) -> None:

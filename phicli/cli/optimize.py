@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from phicli.artifacts.names import ONNX_FOLDER
 from phicli.cli import console, forecasts, options
-from phicli.cli.following import Next
+from phicli.cli.following import Elsewhere, Next
 from phicli.config.steps import OptimizeConfig
 
 
@@ -28,7 +28,12 @@ def optimize(config: OptimizeConfig, flags: options.Flags, dry_run: options.DryR
         folder, manifest = build(config, progress)
     adapters = sorted(manifest.quality["adapters"])
     place = ["--path", str(folder)] if folder != config.root_folder / ONNX_FOLDER else []
-    after = [("chat", *(["--adapter", adapters[-1]] if adapters else []), *place), *([] if place else [("evaluate",)])]
+    commands = [("chat", *(["--adapter", adapters[-1]] if adapters else []), *place),
+                *([] if place else [("evaluate",)])]
+    from phicli.inference.devices import lacking
+
+    lacks = lacking(manifest.settings["device"])
+    after: list[Next] = [Elsewhere(lacks, one) if lacks else one for one in commands]
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
         return after

@@ -101,7 +101,7 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
             following.complete(e, title)
             raise
         for one in after or ():
-            console.following(following.line(*one) if isinstance(one, tuple) else following.whole(one))
+            console.following(*following.told(one))
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     run.__wrapped__ = function  # type: ignore[attr-defined]

@@ -5,9 +5,7 @@ from dataclasses import asdict
 
 from phicli.cli import console, forecasts, options
 from phicli.cli.following import Next
-from phicli.config.steps import QuantizeConfig
-
-NEXT = [("finetune",)]
+from phicli.config.steps import QUANTIZE_ALGORITHMS, QuantizeConfig
 
 
 def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryRun = False,
@@ -27,9 +25,11 @@ def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryR
         from phicli.steps.telling import quantized
 
         folder, manifest = quantize_model(config, progress)
+    usual = folder == config.root_folder / QUANTIZE_ALGORITHMS[0]  # which finetune looks for first
+    after = [("finetune", *([] if usual else ["--base", str(folder)]))]
     if json:
         console.result_json({"folder": str(folder), **asdict(manifest)})
-        return NEXT
+        return after
     console.result(str(folder))
     errors = manifest.quality.get("layer_errors")
     line = f"{quantized(folder, manifest)}; {console.duration(manifest.seconds)}"
@@ -39,4 +39,4 @@ def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryR
         before, after = manifest.quality["refined"]
         line += f"; refining left {after / before:.0%} of a layer's squared error" if before else ""
     console.note(line)
-    return NEXT
+    return after

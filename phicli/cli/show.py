@@ -23,9 +23,10 @@ def show(name: Name, json: options.Json = False) -> Sequence[Next]:
       phicli show tiny/travel --json
     More: docs/housekeeping.md
     """
-    from phicli.steps.inventory import find_kept
+    from phicli.steps.inventory import as_options, find_kept
 
-    model, adapter = find_kept(Settings(), name)
+    settings = Settings()
+    model, adapter = find_kept(settings, name)
     made = [one for one in model.made if adapter is None or (one.is_adapter and one.place.name == adapter)]
     if json:
         console.result_json({"name": name, "root": str(model.root), "model": model.model, "made": [
@@ -34,7 +35,7 @@ def show(name: Name, json: options.Json = False) -> Sequence[Next]:
         for one in made:
             facts = [("made", f"{one.created}, {console.size(one.bytes)}"), *_facts(one.about)]
             console.result_list(facts, title=f"{one.step}: {one.place}")
-    where = ["--model", model.model] if model.model else []
+    where = as_options(settings, model)
     return [("chat", *where, *(["--adapter", adapter] if adapter else []))] if model.chats else [("run", *where)]
 
 

@@ -1,12 +1,15 @@
 """`phicli verify`: whether results are what their steps wrote, and what they were made from."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from phicli.artifacts.names import ROOT_MODEL
 from phicli.cli import console, options
 from phicli.cli.following import Next
 from phicli.config.measuring import VerifyConfig
@@ -42,19 +45,26 @@ def verify(
             if not config.place:  # nothing was named wrongly
                 e.hint = "phicli run"
             raise
+    root = _root_of(Path(config.place)) if config.place else []
     if json:
         console.result_json([asdict(one) for one in found])
     else:
         console.result_table(("what", "made by", "state", "what is wrong", "fingerprint", "where"), map(_row, found))
     changed = [one for one in found if one.wrong]
     if changed:
-        raise BadInput(changed[0].wrong[0], where=changed[0].place, hint="phicli run")
+        raise BadInput(changed[0].wrong[0], where=changed[0].place, hint=shlex.join(["phicli", "run", *root]))
     if away := [one for one in found if one.state == Found.ELSEWHERE]:
         text = f"{len({one.fingerprint for one in away})} inputs are not on this machine; the table has their hashes"
         if strict:
             raise Missing(text, where=away[0].place or away[0].name, hint="--input PATH, where they are now")
         console.note(text)
-    return [("status",)]
+    return [("status", *root)]
+
+
+def _root_of(place: Path) -> list[str]:
+    """The option that names the root that a place is, or is in; none where that is not known."""
+    roots = (folder for folder in (place, *place.parents[:3]) if (folder / ROOT_MODEL).is_file())
+    return [part for root in islice(roots, 1) for part in ("--root", str(root))]
 
 
 def _row(one: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from phicli.config.commands import ChatConfig
@@ -62,6 +63,25 @@ def select_provider(settings: dict[str, Any], device: str) -> str:
             chosen = json.loads(given.get("load_config", "{}")).get(hardware, {})
             given["load_config"] = json.dumps({hardware: chosen | {"INFERENCE_NUM_THREADS": str(usable_cores())}})
     return provider
+
+
+def lacking(provider: str) -> str | None:
+    """On which other machine a model for a provider runs, in words; None where nothing that is looked at is lacking.
+
+    What a plugin finds to run on, only a session tells.
+    """
+    if provider in ("cuda", "tensorrt") and not gpu_count():
+        return "on a machine with an NVIDIA GPU"
+    if provider in ("cpu", "cuda"):
+        return None
+    import onnxruntime
+
+    if EXECUTION_PROVIDERS[provider] in onnxruntime.get_available_providers():
+        return None
+    if provider not in PLUGINS:
+        return "on Windows, with onnxruntime-genai-directml"
+    module, package = PLUGINS[provider]
+    return None if find_spec(module) else f"after pip install {package}"
 
 
 @cache

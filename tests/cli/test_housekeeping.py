@@ -51,12 +51,12 @@ def test_list_and_show(cli, root):
     done = cli("list", "--json")
     found = json.loads(done.out)
     assert [(one["name"], one["model"], len(one["made"])) for one in found["models"]] == [("mine", "tiny", 5)]
-    assert found["caches"] == {"cache/kernels": 4} and "next: phicli chat --model tiny" in done.err
+    assert found["caches"] == {"cache/kernels": 4} and "next: phicli chat --model tiny --root models/mine\n" in done.err
     table = cli("list").out
     assert "mine/travel" in table and "mine/food" in table and "cache/kernels" in table
     shown = cli("show", "mine/food")
     assert "held_out_loss_after 4.5" in shown.out and "seed 0" in shown.out and "travel" not in shown.out
-    assert "next: phicli chat --model tiny --adapter food" in shown.err
+    assert "next: phicli chat --model tiny --root models/mine --adapter food" in shown.err  # not models/tiny
     assert len(json.loads(cli("show", root, "--json").out)["made"]) == 5
     unknown = cli("show", "yours")
     assert unknown.code == 2 and "there are: mine, mine/food, mine/travel" in unknown.err

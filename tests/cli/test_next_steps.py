@@ -11,7 +11,11 @@ from phicli.config.layers import Settings
 from phicli.config.setting import settings_of
 from phicli.config.steps import FinetuneConfig
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
+from phicli.hardware.driver import gpu_count
 from phicli.hub.roots import remember_model
+
+no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
+ELSEWHERE = "next, on a machine with an NVIDIA GPU: "
 
 
 def after(done):
@@ -31,6 +35,11 @@ def test_settings_go_along_where_the_next_command_has_them(following, monkeypatc
     assert following.line("optimize") == "phicli optimize --model tiny --root 'my lab' --device cpu"
     assert shlex.split(following.line("chat", "--adapter", "trip"))[2:] == [
         "--model", "tiny", "--root", "my lab", "--stop", "a, b", "--device", "cpu", "--adapter", "trip"]
+    assert following.line("deploy", "--to", "kubernetes") == (
+        "phicli deploy --model tiny --root 'my lab' --to kubernetes")
+    monkeypatch.setenv("PHICLI_AZURE_WORKSPACE_NAME", "w")
+    for command in ("upload", "jobs show", "download"):
+        assert "--workspace-name w" in following.line(command)
     assert "--no-mask-prompt" in following.line("finetune") and "--name trip" in following.line("finetune")
     assert following.line("inspect") == "phicli inspect --model tiny --root 'my lab' rows.jsonl"
     monkeypatch.setenv("PHICLI_CONFIG", "my.toml")
@@ -86,3 +95,42 @@ def test_quantize_leads_on_and_is_the_last_model(cli, tmp_path, monkeypatch):
     assert "last time" in table.out and "not made" in table.out and "models/tiny/ft/travel" in table.err
     refused = cli("finetune", "--base", "nowhere/at/all", "--dry-run")
     assert refused.code == 3 and not (tmp_path / "models" / "tiny" / "ft").exists()
+
+
+def test_deploy_to_docker_leads_on_with_its_model_and_root(cli, optimized, tmp_path):
+    done = cli("deploy", "--to", "docker", "--model", "tiny", "--root", optimized, "--output", tmp_path / "image")
+    assert after(done) == [f"phicli deploy --model tiny --root {optimized} --to kubernetes"]
+
+
+@no_gpu
+def test_what_cannot_run_here_is_said_to_run_elsewhere(cli, tmp_path, tiny):
+    for command in ("finetune --base tiny --device cuda", "run --model tiny --device cuda"):
+        done = cli(*command.split(), "--dry-run")
+        assert not after(done) and done.err.endswith(f"{ELSEWHERE}phicli {command}\n")
+    built = cli("optimize", "--base", tiny, "--root", tmp_path, "--device", "gpu")
+    assert [line for line in built.err.splitlines() if line.startswith("next")] == [
+        f"{ELSEWHERE}phicli {command} --root {tmp_path}" for command in ("chat", "evaluate")]
+    again = cli("optimize", "--base", tiny, "--root", tmp_path, "--device", "cuda", "--dry-run", "--progress", "json")
+    assert [json.loads(line) for line in again.err.splitlines() if '"next"' in line] == [
+        {"event": "next", "command": f"phicli optimize --root {tmp_path} --base {tiny} --device cuda"}]
+
+
+def test_a_result_in_a_folder_of_its_own_is_named_to_the_next_step(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = cli("quantize", "--model", "tiny", "--algorithm", "rtn", "--output", "mine", "--device", "cpu")
+    assert after(done) == ["phicli finetune --model tiny --device cpu --base mine"]
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Where to?", "response": "To the sea."}\n' * 8)
+    trained = cli("finetune", "--model", "tiny", "--base", "mine", "--data", "rows.jsonl", "--max-steps", "1",
+                  "--device", "cpu", "--lora-r", "2", "--eval-split", "0")
+    assert after(trained) == ["phicli optimize --model tiny --device cpu --base mine"]
+
+
+def test_verify_leads_to_the_root_of_what_was_named(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab" / "awq").mkdir(parents=True)
+    write_manifest(tmp_path / "lab" / "awq", Manifest("quantize", {}, {}))
+    remember_model(tmp_path / "lab", "tiny")
+    for place in ("lab", "lab/awq"):
+        assert after(cli("verify", place)) == ["phicli status --root lab"]
+    (tmp_path / "lab" / "phicli-model.json").write_text("{}")
+    assert after(cli("verify", "lab/awq")) == ["phicli status --root lab"]
