@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from phicli.cli.rebuilding import named_folder, sources_of
 from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
 from phicli.config.deploy import DeployConfig
@@ -26,6 +28,7 @@ CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
     **dict.fromkeys(("download", "jobs list", "jobs show", "jobs logs"), (WorkspaceConfig,))}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
+OTHERS = {"--merge", "--device", "--output", "--model", "--root"}  # with these a hint's command means another result
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
 
 
@@ -96,7 +99,9 @@ class Following:
             if match[1] == command == GateConfig.STEP:  # of other rows it would accept another build
                 return self.line(command) + match[2]
             taken = {"device"} if own else set(WHERE)
-            return self.line(match[1], only=taken - {"device"} if "--device" in flags else taken) + match[2]
+            folder = None if flags & OTHERS else named_folder(error, self.given, match[1])
+            again = self._again(folder) if folder else []
+            return self.line(match[1], *again, only=taken - {"device"} if "--device" in flags else taken) + match[2]
 
         if error.hint:
             error.hint = CALL.sub(completed, error.hint)
@@ -106,6 +111,11 @@ class Following:
             data = self._data_of(error)
             error.hint = self.line("inspect", data) if data and command != "inspect" else f"phicli {command} --help"
         error.see = self.line("doctor", only=WHERE)  # type: ignore[attr-defined]
+
+    def _again(self, folder: Path) -> list[str]:
+        """The options with which a step makes a folder again that was named to this command."""
+        named = any(self._spelt(name, setting) for name, setting in settings_of(LabConfig).items() if name in WHERE[:2])
+        return [*([] if named else sources_of(folder)), "--output", str(folder)]
 
     def _data_of(self, error: PhicliError) -> str | None:
         """The file of rows in which an error was found."""

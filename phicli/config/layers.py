@@ -18,7 +18,7 @@ from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.measuring import SearchConfig
 from phicli.config.places import find_settings_file, placed
-from phicli.config.root_model import model_from
+from phicli.config.root_model import model_from, root_around
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput
@@ -99,9 +99,12 @@ class Settings:
 
     def with_last(self, values: dict[str, Value]) -> dict[str, Value]:
         """The values by name, with the model used last where neither a model nor a root is given, and a root's own
-        where that alone is."""
+        where that alone is, or a folder in it (`path`)."""
         if "root" not in values or "model" not in values or values["model"].origin != "default":
             return values
+        path = values.get("path")
+        if values["root"].origin == "default" and path and path.value and (around := root_around(Path(path.value))):
+            values = values | {"root": Value(str(around), path.origin)}
         if values["root"].origin != "default":
             root = Path(values["root"].value)
             own = model_from(root)

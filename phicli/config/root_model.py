@@ -39,6 +39,12 @@ def model_from(root: Path) -> str | None:
     return None
 
 
+def root_around(folder: Path) -> Path | None:
+    """The root that a stage's folder lies in; None where it lies elsewhere."""
+    found = folder.parent if folder.name not in ("", "..") else folder / ".."
+    return found if (found / ROOT_MODEL).is_file() else None
+
+
 def _model_quantized(root: Path) -> str | None:
     """The folder of the model that a quantized one under the root was made from, if it is still there."""
     from phicli.artifacts.origins import place_of

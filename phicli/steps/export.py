@@ -9,6 +9,7 @@ from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EXPORTED, FINETUNED
 from phicli.artifacts.publishing import beside, publishing_file
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.exporting import ExportConfig, MergeConfig
+from phicli.config.root_model import root_around
 from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.export import packages
@@ -50,9 +51,13 @@ def _onnx(config: ExportConfig) -> Path:
 
 
 def _name(config: ExportConfig) -> str:
-    """What the model is called: by its root, and by the folder of the ONNX model where that is not the usual one."""
-    own = _onnx(config).name
-    return config.root_folder.resolve().name + (own.removeprefix(ONNX_FOLDER) if own != ONNX_FOLDER else "")
+    """What the model is called: by the root that its ONNX folder is in, and by that folder where it is not the usual
+    one; by that alone where it has a name of its own."""
+    folder = Path(config.path).resolve() if config.path else config.root_folder.resolve() / ONNX_FOLDER
+    if folder.name.startswith(ONNX_FOLDER):
+        return (folder.parent.name or "model") + folder.name.removeprefix(ONNX_FOLDER)
+    root = root_around(folder)
+    return f"{root.name}-{folder.name}" if root else folder.name or "model"
 
 
 def _place(config: ExportConfig, name: str) -> Path:

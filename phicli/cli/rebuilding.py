@@ -1,0 +1,50 @@
+"""What makes a folder again that was named to a command: its step, with what the folder was made from."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from phicli.artifacts.names import ROOT_MODEL
+from phicli.config.root_model import BUILT_IN
+from phicli.errors import BadInput, PhicliError
+
+NAMED = ("path", "base", "stages", "against")  # settings that name folders of results, or NAME=FOLDER
+MAKERS = ("quantize", "optimize", "merge")  # commands which put their result where --output says
+
+
+def named_folder(error: PhicliError, given: Mapping[str, Any], step: str) -> Path | None:
+    """The folder that an error is about and that a step is to make again, if it was named by a flag."""
+    if step not in MAKERS:
+        return None
+    if step == "optimize" and given.get("path"):  # whatever of it is wrong
+        return Path(given["path"])
+    where = Path(str(error.where or ""))
+    return next((folder for folder in _folders(given) if where in (folder, folder.resolve())
+                 or {folder, folder.resolve()} & set(where.parents)), None)
+
+
+def _folders(given: Mapping[str, Any]) -> Iterator[Path]:
+    for name in NAMED:
+        values = given.get(name) or ()
+        for value in [values] if isinstance(values, str) else values:
+            for text in (value, value.partition("=")[2]):
+                if Path(text).is_dir() and text.strip("./"):
+                    yield Path(text)
+
+
+def sources_of(folder: Path) -> list[str]:
+    """The options that name to its step what a result was made from, as far as its manifest tells and it is there."""
+    from phicli.artifacts.origins import place_of
+    from phicli.artifacts.stages import read_manifest
+
+    with contextlib.suppress(BadInput, KeyError, TypeError, ValueError, OSError):
+        if manifest := read_manifest(folder):
+            name = "model" if "model" in manifest.origins else "base"
+            place = place_of(manifest.origins[name], folder)
+            if name == "base" and (place.parent / ROOT_MODEL).is_file():
+                beside = folder.parent.resolve() == place.parent
+                return ["--root", str(folder.parent if beside else place.parent)]
+            called = place.name if place.parent == BUILT_IN.resolve() else str(place)
+            return [f"--{name}", called] if place.is_dir() else []
+    return []

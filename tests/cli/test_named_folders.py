@@ -1,0 +1,76 @@
+"""A folder that is named to a command, not found under the model's root: what it is called, and what makes it again."""
+
+import shutil
+
+import pytest
+
+from phicli.artifacts.stages import Manifest, write_manifest
+from phicli.config.layers import Settings
+from phicli.config.measuring import BenchmarkConfig
+from phicli.hub.roots import remember_model
+
+
+def stage(folder, step, **origins):
+    """A result of a step whose only file has been cut since."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_text("graph")
+    write_manifest(folder, Manifest(step, {}, {}, origins={name: {"path": path} for name, path in origins.items()}))
+    (folder / "model.onnx").write_text("")
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The root `lab` in the working folder, with a damaged model, which lies in `copy` too."""
+    monkeypatch.chdir(tmp_path)
+    stage(tmp_path / "lab" / "awq", "quantize", model="/nowhere")
+    stage(tmp_path / "lab" / "onnx-ao", "optimize", base="../awq")
+    for folder in ("lab/onnx-ao", "nothing"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / "lab" / "onnx-ao" / "genai_config.json").write_text("{}")
+    shutil.copytree(tmp_path / "lab" / "onnx-ao", tmp_path / "copy")
+    remember_model(tmp_path / "lab", "tiny")
+    return tmp_path / "lab"
+
+
+@pytest.mark.parametrize("command", ["chat -p Hello", "benchmark", "export --output x.zip", "serve"])
+@pytest.mark.parametrize(("named", "hint"), [
+    ("copy", "--output copy"),
+    ("nothing", "--output nothing"),
+    ("copy --root lab", "--root lab --output copy"),
+    ("lab/onnx-ao", "--root lab --output lab/onnx-ao"),
+])
+def test_what_makes_a_model_again_puts_it_where_it_was_named(cli, lab, command, named, hint):
+    done = cli(*command.split(), "--path", *named.split())
+    (tried,) = (line for line in done.err.splitlines() if line.startswith("  try: "))
+    assert done.code in (3, 4) and tried.removesuffix(" --force") == f"  try: phicli optimize {hint}"
+
+
+def test_what_is_named_otherwise_is_made_again_there_too(cli, lab, tiny):
+    judged = cli("evaluate", "--stage", "lab/onnx-ao")
+    assert "  try: phicli optimize --root lab --output lab/onnx-ao\n" in judged.err
+    assert "  try: phicli quantize --output lab/awq\n" in cli("optimize", "--base", "lab/awq").err
+    shutil.rmtree(lab / "awq")
+    stage(lab / "awq", "quantize", model=str(tiny))
+    assert "  try: phicli quantize --model tiny --output lab/awq\n" in cli("optimize", "--base", "lab/awq").err
+    assert "  try: phicli quantize --root lab\n" in cli("optimize", "--root", "lab").err  # found, not named
+
+
+def test_a_folder_of_a_root_is_of_that_root_s_model(lab, tmp_path, monkeypatch):
+    config = Settings().resolve(BenchmarkConfig, {"path": "lab/onnx-ao"})
+    assert (config.root, config.model) == ("lab", "tiny")
+    assert Settings().resolve(BenchmarkConfig, {"path": "lab/onnx-ao", "root": "r"}).root == "r"
+    assert Settings().resolve(BenchmarkConfig, {"path": "copy"}).root == "models/phi"
+    monkeypatch.chdir(lab / "onnx-ao")
+    assert Settings().resolve(BenchmarkConfig, {"path": "."}).root == ".."
+
+
+def test_an_export_is_called_as_the_folder_that_it_is_of(cli, two_graphs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab").mkdir()
+    remember_model(tmp_path / "lab", "tiny")
+    for place in ("lab/onnx-ao", "lab/onnx-ao-travel", "lab/mine", "my model"):
+        shutil.copytree(two_graphs / "onnx-ao", tmp_path / place)
+        exported = cli("export", "--path", place)
+        assert exported.code == 0, exported.err
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.zip")) == [
+        "lab/export/lab-mine.zip", "lab/export/lab-travel.zip", "lab/export/lab.zip", "models/phi/export/my model.zip"]
