@@ -57,7 +57,7 @@ class Recompute:
         while self.wrapped:
             module, forward = self.wrapped.pop()
             module.forward = forward
-        for layer in self.layers:
+        for layer in self.layers if level else ():
             self._wrap(getattr(layer, "mlp", layer) if level == MLP else layer)
 
     def _wrap(self, module: Any) -> None:
