@@ -61,7 +61,7 @@ def subdued() -> Iterator[None]:
                 if _before.pop("frozen", False):
                     gc.unfreeze()
                 _restore(_before["environment"])
-                _set_hub_offline(_user_is_offline())
+                _set_hub_offline(user_is_offline())
                 _set_verbosity(_before["verbosity"] or 30)
                 with contextlib.suppress(ValueError):  # the program has put its own filters in place of all
                     warnings.filters.remove(_before["warnings"])  # type: ignore[attr-defined]
@@ -93,9 +93,8 @@ def spare_garbage_collection() -> None:
 def online() -> Iterator[None]:
     """While the block runs, the hub is asked, as far as the user's own HF_HUB_OFFLINE lets it."""
     with _lock:
-        own = _before["environment"][OFFLINE] if _depth else os.environ.get(OFFLINE)
-        _restore({OFFLINE: own})
-        _set_hub_offline(_user_is_offline())
+        _restore({OFFLINE: _own_offline()})
+        _set_hub_offline(user_is_offline())
     try:
         yield
     finally:
@@ -113,8 +112,15 @@ def _restore(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _user_is_offline() -> bool:
-    return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads it
+def user_is_offline() -> bool:
+    """Whether the user's own HF_HUB_OFFLINE keeps everything away from the hub."""
+    return (_own_offline() or "").upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads it
+
+
+def _own_offline() -> str | None:
+    with _lock:
+        own: str | None = _before["environment"][OFFLINE] if _depth else os.environ.get(OFFLINE)
+        return own
 
 
 def _set_hub_offline(value: bool) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from phicli.artifacts.names import ROOT_MODEL
-from phicli.config.root_model import BUILT_IN
+from phicli.artifacts.names import GENAI_CONFIG, ROOT_MODEL
+from phicli.config.root_model import called
 from phicli.errors import BadInput, PhicliError
 
 NAMED = ("path", "base", "stages", "against")  # settings that name folders of results, or NAME=FOLDER
@@ -15,10 +15,14 @@ MAKERS = ("quantize", "optimize", "merge")  # commands which put their result wh
 
 def named_folder(error: PhicliError, given: Mapping[str, Any], step: str) -> Path | None:
     """The folder that an error is about and that a step is to make again, if it was named by a flag."""
+    from phicli.artifacts.stages import MANIFEST
+
     if step not in MAKERS:
         return None
-    if step == "optimize" and given.get("path"):  # whatever of it is wrong
-        return Path(given["path"])
+    if step == "optimize" and given.get("path"):  # whatever of it is wrong, unless it is a model of another kind
+        path = Path(given["path"])
+        other = (path / "config.json").exists() and not any((path / name).exists() for name in (MANIFEST, GENAI_CONFIG))
+        return None if other else path
     where = Path(str(error.where or ""))
     return next((folder for folder in _folders(given) if where in (folder, folder.resolve())
                  or {folder, folder.resolve()} & set(where.parents)), None)
@@ -45,6 +49,5 @@ def sources_of(folder: Path) -> list[str]:
             if name == "base" and (place.parent / ROOT_MODEL).is_file():
                 beside = folder.parent.resolve() == place.parent
                 return ["--root", str(folder.parent if beside else place.parent)]
-            called = place.name if place.parent == BUILT_IN.resolve() else str(place)
-            return [f"--{name}", called] if place.is_dir() else []
+            return [f"--{name}", called(place)] if place.is_dir() else []
     return []

@@ -29,7 +29,7 @@ def model_from(root: Path) -> str | None:
         found = read_sealed(root / ROOT_MODEL, "") or {}
         model, names = found.get("model"), found.get("names")
         if not isinstance(model, str) or not model.strip() or not model.isprintable():
-            return _model_quantized(root)
+            return next(filter(None, map(_quantized_from, (root / name for name in QUANTIZE_ALGORITHMS))), None)
         if not isinstance(names, list) or len(names) != 2:  # no folder
             return model
         top, near = Path(str(names[0])), root / str(names[1])
@@ -45,14 +45,24 @@ def root_around(folder: Path) -> Path | None:
     return found if (found / ROOT_MODEL).is_file() else None
 
 
-def _model_quantized(root: Path) -> str | None:
-    """The folder of the model that a quantized one under the root was made from, if it is still there."""
+def original_of(folder: Path) -> str | None:
+    """The model that a result was quantized from, as the root around it calls it, else by its folder; None where it is
+    no such result, or the model is gone."""
+    made_from, around = _quantized_from(folder), root_around(folder)
+    return ((model_from(around) if around else None) or made_from) if made_from else None
+
+
+def _quantized_from(folder: Path) -> str | None:
     from phicli.artifacts.origins import place_of
     from phicli.artifacts.stages import read_manifest
 
-    for folder in (root / algorithm for algorithm in QUANTIZE_ALGORITHMS):
-        with contextlib.suppress(BadInput, KeyError, TypeError):
-            manifest = read_manifest(folder)
-            if manifest and (place := place_of(manifest.origins["model"], folder)).is_dir():
-                return place.name if place.parent == BUILT_IN.resolve() else str(place)
+    with contextlib.suppress(BadInput, KeyError, TypeError):
+        manifest = read_manifest(folder)
+        if manifest and (place := place_of(manifest.origins["model"], folder)).is_dir():
+            return called(place)
     return None
+
+
+def called(model: Path) -> str:
+    """A model's folder, or the name of a built-in one."""
+    return model.name if model.parent == BUILT_IN.resolve() else str(model)

@@ -8,8 +8,8 @@ from pathlib import Path
 from phicli.azure.login import on_azure
 from phicli.azure.target import QUESTIONS, find_target
 from phicli.config.azure import TransferConfig
-from phicli.doctor.capacity import hub_home, local_here
 from phicli.doctor.check_result import CheckResult, Light, Subject
+from phicli.doctor.reach import hub_home, local_here
 from phicli.errors import Missing, PhicliError
 from phicli.libraries import online
 
@@ -26,7 +26,7 @@ def hugging_face(subject: Subject) -> CheckResult:
         return _ask_hugging_face(place)
     if place:
         return CheckResult(Light.GREEN, f"a token in {place}" + ("" if subject.online else ", not tried (--online)"))
-    if local_here(subject) or subject.model.startswith(("azureml:", *OPEN)):
+    if local_here(subject.model) or subject.model.startswith(("azureml:", *OPEN)):
         return CheckResult(Light.GREEN, "not signed in, and not needed for this model")
     return CheckResult(Light.YELLOW, f"not signed in; {subject.model} may be private or gated", HF_LOGIN)
 

@@ -1,6 +1,5 @@
 """The model, and whether memory, disk and permissions do for each step with it."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 from phicli.azure.target import cache_folder
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.needs import UNCERTAIN
+from phicli.doctor.reach import cached, cached_config, hub_cache, local_here
 from phicli.hardware.devices import available_memory, total_memory
-from phicli.hub.fetching import cached_file
 from phicli.hub.gguf import is_gguf, judge_gguf
-from phicli.hub.models import check_model, local_model, local_tokenizer
+from phicli.hub.models import check_model, check_not_quantized, local_model, local_tokenizer, read_config
 from phicli.resources import Estimate, existing, free_disk, step_estimates
 from phicli.units import size
 
@@ -27,9 +26,17 @@ def model(subject: Subject) -> CheckResult:
         return CheckResult(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
     here = local_model(subject.model)
     if here:
-        judge_gguf(here) if here.is_file() else check_model(here)
+        if here.is_file():
+            judge_gguf(here)
+        else:
+            check_not_quantized(check_model(here), here)
         return CheckResult(Light.GREEN, f"{here}: {about}", figures=figures)
-    place = "in the hub's cache" if cached(subject.model) else "fetched from huggingface.co when first used"
+    if error := subject.out_of_reach:
+        return CheckResult(Light.RED, str(error), error.hint, figures)
+    if config := cached_config(subject.model):
+        check_not_quantized(read_config(config.parent), subject.model)
+    fetched = "fetched from huggingface.co when first used" + ("" if subject.asks_hub else ", not asked for (--online)")
+    place = "in the hub's cache" if cached(subject.model) else fetched
     return CheckResult(Light.GREEN, f"{subject.model}, {place}: {about or 'of unknown size'}", figures=figures)
 
 
@@ -84,7 +91,7 @@ def write_access(subject: Subject) -> CheckResult:
     if reason:
         return CheckResult(Light.RED, f"the root ({existing(subject.root)}): {reason}", "--root FOLDER")
     if refused:
-        needed = "temporary" in refused[0] or not local_here(subject)
+        needed = "temporary" in refused[0] or not local_here(subject.model)
         return CheckResult(Light.RED if needed else Light.YELLOW, "; ".join(refused),
                        "TMPDIR=FOLDER, HF_HOME=FOLDER, PHICLI_AZURE_CACHE=FOLDER")
     return CheckResult(Light.GREEN, f"root {existing(subject.root)}, the temporary folder and the caches")
@@ -97,40 +104,14 @@ def step_needs(subject: Subject) -> dict[str, Estimate]:
     return step_estimates(subject.size, subject.computes_on, subject.settings.resolve, subject.row_tokens)
 
 
-def local_here(subject: Subject) -> bool:
-    """Whether nothing has to be fetched."""
-    if subject.model.startswith("azureml:"):
-        return False
-    return local_model(subject.model) is not None or cached(subject.model)
-
-
 def before(subject: Subject) -> dict[str, int]:
     """What has to be done before the first step, and the bytes that it brings, as far as they are known."""
     if not subject.size:
         return {}
-    if not local_here(subject):
+    if not local_here(subject.model):
         return {"download": subject.size.weight_bytes}
     unpack = is_gguf(subject.model) and local_tokenizer(subject.model) is None
     return {"unpack": subject.size.weight_bytes} if unpack else {}
-
-
-def cached(reference: str) -> bool:
-    """Whether the hub's cache has the model's config and weights, or its GGUF file."""
-    if is_gguf(reference):
-        return cached_file(reference) is not None
-    folder = hub_cache() / ("models--" + reference.replace("/", "--")) / "snapshots"
-    return any(folder.glob("*/config.json")) and any(folder.glob("*/*.safetensors"))
-
-
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it fetches; told without importing it."""
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(given).expanduser() if given else hub_home() / "hub"
-
-
-def hub_home() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{base}/huggingface").expanduser()
 
 
 def _count(number: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from phicli.config.layers import Settings
 from phicli.doctor.needs import longest_row
 from phicli.doctor.probes import Probes
+from phicli.doctor.reach import asks_hub, out_of_reach
+from phicli.errors import PhicliError
 from phicli.hardware.driver import gpu_count
 from phicli.resources import ModelSize, size_of_model
 
@@ -59,7 +61,17 @@ class Subject:
     @cached_property
     def size(self) -> ModelSize | None:
         """Of the model, whose config.json is fetched if need be; None where nothing is known of it. Raises BadInput."""
-        return size_of_model(self.model, fetch=True)
+        return size_of_model(self.model, fetch=self.out_of_reach is None)
+
+    @cached_property
+    def asks_hub(self) -> bool:
+        """Whether the hub is asked for the model, see `reach.asks_hub`."""
+        return asks_hub(self.model, self.online)
+
+    @cached_property
+    def out_of_reach(self) -> PhicliError | None:
+        """Why the model can be had neither here nor from the hub, as far as that is asked."""
+        return out_of_reach(self.model) if self.asks_hub else None
 
     @cached_property
     def row_tokens(self) -> int:

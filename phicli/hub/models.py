@@ -10,13 +10,17 @@ from phicli.artifacts.reading import check_regular, read_json
 from phicli.artifacts.stages import check_whole, read_manifest
 from phicli.artifacts.tensors import check_safetensors
 from phicli.config.root_model import BUILT_IN as BUILT_IN
+from phicli.config.root_model import original_of
 from phicli.config.steps import QUANTIZE_ALGORITHMS
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hub.converted import needs_conversion, with_fast_tokenizer
 from phicli.hub.fetching import cached_file, fetch_file, fetch_model
 from phicli.hub.fitting import check_config, check_weights_fit
 from phicli.hub.gguf import is_gguf, judge_remote, unpack_gguf, unpacked_gguf
+from phicli.hub.whole import A_MODEL, cured
 from phicli.progress import SILENT, Progress
+
+TRAINED_ON = ("awq", "olive")  # quantized models that finetune and optimize take
 
 
 def resolve_model(reference: str, progress: Progress = SILENT) -> Path:
@@ -90,6 +94,7 @@ def _inside(folder: Path) -> Path:
     return found[0].parent if found else folder
 
 
+@cured
 def check_model(folder: Path) -> dict[str, Any]:
     """Check that the folder holds a complete Hugging Face model; returns its config.
 
@@ -105,6 +110,18 @@ def check_model(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_not_quantized(config: dict[str, Any], where: str | Path) -> None:
+    """Raise BadInput where a model's config says that it is quantized: quantize takes no such model."""
+    if "quantization_config" not in config:
+        return
+    method, original = (config["quantization_config"] or {}).get("quant_method"), original_of(Path(where))
+    hint = shlex.join(["phicli", "quantize", "--model", original]) if original else "--model with its original"
+    if method in TRAINED_ON:
+        hint += f", or without quantize: {shlex.join(['phicli', 'finetune', '--base', str(where)])}"
+    raise BadInput(f"is quantized already ({method}), and quantize takes no such model", where=where, hint=hint)
+
+
+@cured
 def judge_config(folder: Path) -> dict[str, Any]:
     """The config of a model that phicli can work with, whatever else lies beside it. Raises BadInput otherwise."""
     config = read_config(folder)
@@ -114,6 +131,7 @@ def judge_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+@cured
 def read_headers(folder: Path) -> dict[str, Any]:
     """What the weights' headers say, by tensor, as `check_safetensors` gives it.
 
@@ -143,6 +161,7 @@ def check_no_code(config: dict[str, Any], folder: Path) -> None:
                        where=folder / "config.json", hint="a model of an architecture that transformers knows")
 
 
+@cured
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises BadInput if it is missing or broken."""
     path = folder / "config.json"
@@ -151,12 +170,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         packed = min(folder.glob("*.gguf"), default=None)
         raise BadInput("no config.json: not a Hugging Face model folder", where=folder,
-                       hint=f"--model {shlex.quote(str(packed))}" if packed else None) from None
+                       hint=f"--model {shlex.quote(str(packed))}" if packed else A_MODEL) from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput("no model_type in it", where=path)
     return config
 
 
+@cured
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model: those the index names, else all.
 

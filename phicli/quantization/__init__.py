@@ -9,3 +9,4 @@ olive_pass its Olive form, stage the step.
 from pathlib import Path
 
 CALIBRATION = Path(__file__).with_name("calibration.txt")  # where the user gives none
+CALIBRATE_ON = "--calibration FILE with plain text or rows; without it a built-in text is taken"

@@ -11,11 +11,11 @@ from phicli.dataset.formats import has_rows
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.hardware.devices import check_gpus, choose_device, count_gpus
 from phicli.hub.datasets import data_inputs, find_sources
-from phicli.hub.models import read_config, read_headers, resolve_model, weight_files
+from phicli.hub.models import check_not_quantized, read_config, read_headers, resolve_model, weight_files
 from phicli.hub.roots import remember_model
 from phicli.libraries import subdued
 from phicli.progress import SILENT, Progress
-from phicli.quantization import CALIBRATION
+from phicli.quantization import CALIBRATE_ON, CALIBRATION
 from phicli.quantization.algorithms import algorithm_of, awq
 from phicli.quantization.groups import AWQ_SIZES, choose_group_size
 from phicli.quantization.warmup import warm_up
@@ -96,11 +96,10 @@ def plan_quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Plan:
     """What `quantize` would make of the same settings; raises what it raises for options, model and calibration."""
     check_options(config)
     folder = resolve_model(config.model, progress)
-    if "quantization_config" in read_config(folder):
-        raise BadInput("already quantized", where=folder, hint="start from the original model")
+    check_not_quantized(read_config(folder), folder)
     calibration = Path(config.calibration) if config.calibration else CALIBRATION
     if not calibration.is_file():
-        raise BadInput("no such calibration file", where=calibration)
+        raise BadInput("no such calibration file", where=calibration, hint=CALIBRATE_ON)
     sources = {"model": folder, "calibration": calibration}
     if config.plan:
         if not Path(config.plan).is_file():

@@ -15,6 +15,7 @@ from phicli.artifacts.reading import read_json
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
+from phicli.libraries import user_is_offline
 from phicli.progress import SILENT
 from phicli.steps.lab import Lab
 from phicli.units import since
@@ -118,6 +119,7 @@ class _Stages:
 def as_local(config: Config) -> Config:
     """The settings with models by their folders: nothing is fetched to tell a state. Raises Missing; see NOT_HERE."""
     from phicli.hub.datasets import find_sources
+    from phicli.hub.fetching import offline
     from phicli.hub.models import local_tokenizer
 
     found: dict[str, Any] = {}
@@ -128,6 +130,8 @@ def as_local(config: Config) -> Config:
     for name in ("model", "base"):
         if reference := getattr(config, name, None):
             folder = local_tokenizer(reference)
+            if folder is None and user_is_offline():
+                raise offline(reference)
             if folder is None:
                 raise Missing(f"{reference} {NOT_HERE}")
             found[name] = str(folder)

@@ -1,13 +1,16 @@
 """`phicli doctor` on this machine as it is, and with things broken that can be broken here."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from onnx_checkpoints import nearest_awq
 
+from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.layers import Settings
 from phicli.doctor import CHECKS, Light, accounts, software
 from phicli.doctor.gpu import why_not_cuda
@@ -148,6 +151,41 @@ def test_a_damaged_model_and_a_root_that_cannot_be_written(cli, tmp_path, tiny):
     assert done.code == 4
     assert found["model"]["light"] == "red" and "model.safetensors" in found["model"]["found"]
     assert found["write access"]["light"] == "red" and "/proc" in found["write access"]["found"]
+
+
+def test_a_model_that_cannot_be_had_is_red(tmp_path, tiny):
+    """Offline by the user's will, whatever is known of the model; and where the hub does not answer, if it is asked."""
+    def looked_at(model, *options, offline="0"):
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9",
+                       "HF_HUB_OFFLINE": offline}
+        done = subprocess.run([sys.executable, "-m", "phicli", "doctor", "--model", model, "--root", tmp_path / "root",
+                               "--device", "cpu", "--json", *options], text=True, env=environment, capture_output=True)
+        found = {c["check"]: c for c in json.loads(done.stdout)["checks"]}["model"]
+        assert (done.returncode == 4, "next: " in done.stderr) == (found["light"] == "red", found["light"] == "green")
+        return found["light"], found["found"], found["cure"]
+
+    published, other = "microsoft/Phi-3.5-mini-instruct", "owner/served"
+    for model in (published, other):
+        light, found, cure = looked_at(model, offline="1")
+        assert light == "red" and "HF_HUB_OFFLINE keeps it from being fetched" in found
+        assert cure == f"online: hf download {model}"
+    assert looked_at(other)[0] == "red" and looked_at(published)[1].startswith(
+        f"{published}, fetched from huggingface.co when first used, not asked for (--online): 3.82 billion")
+    light, found, cure = looked_at(published, "--online")
+    assert light == "red" and found.startswith(f"{published}: huggingface.co: ") and "--model tiny" in cure
+
+
+def test_a_quantized_model_is_red_and_its_original_is_named(cli, tmp_path, tiny):
+    folder = nearest_awq(tiny, tmp_path / "model")
+    for named, original in ((False, "--model with its original"), (True, "phicli quantize --model tiny")):
+        if named:
+            write_manifest(folder, Manifest("quantize", {}, {}, origins={"model": {"path": str(tiny)}}))
+        done = cli("doctor", "--model", folder, "--root", tmp_path / "root", "--device", "cpu", "--json")
+        found = lights(done)["model"]
+        assert (done.code, found["light"]) == (4, "red") and "is quantized already (awq)" in found["found"]
+        assert found["cure"] == f"{original}, or without quantize: phicli finetune --base {folder}"
+    refused = cli("quantize", "--model", folder, "--root", tmp_path / "root")
+    assert refused.code == 3 and "  try: phicli quantize --model tiny, or without quantize: phicli" in refused.err
 
 
 def test_a_full_disk_is_red(tmp_path):

@@ -19,11 +19,12 @@ WEIGHTS = {"model.safetensors": b"0" * 1000, "pytorch_model.bin": b"0", "modelin
 CALL = """
 import json, sys
 from phicli.errors import PhicliError
+from phicli.doctor.reach import asks_hub, out_of_reach
 from phicli.hub.models import local_tokenizer, resolve_model
 from phicli.resources import size_of_model
 for name, reference in json.loads(sys.argv[1]):
     call = {"resolve": resolve_model, "size": lambda r: size_of_model(r, fetch=True).source,
-            "local": local_tokenizer}[name]
+            "local": local_tokenizer, "asks": lambda r: asks_hub(r, online=False), "reach": out_of_reach}[name]
     try:
         print(call(reference))
     except PhicliError as e:
@@ -115,3 +116,17 @@ def test_a_size_takes_a_gguf_file_s_header_and_factors_alone(call, tiny, tmp_pat
         assert call(("size", "owner/served/llama.gguf"), HF_ENDPOINT=endpoint) == ["its header"]
     ranges = [tuple(map(int, name.partition("=")[2].split("-"))) for name in fetched(asked)]
     assert sorted(last + 1 - first for first, last in ranges) == [4 * 32, 1 << 20, 1 << 20, 2 << 20]
+
+
+def test_the_hub_is_asked_without_fetching_for_what_is_not_here(call, tiny):
+    files = {path.name: path.read_bytes() for path in tiny.iterdir() if path.is_file()}
+    named = ("owner/served", "owner/served/lost.gguf", "owner/none", "tiny", "microsoft/Phi-3.5-mini-instruct")
+    with served("models", files) as (endpoint, asked):
+        asks = call(*(("asks", name) for name in named), HF_ENDPOINT=endpoint)
+        told = call(*(("reach", name) for name in named[:3]), HF_ENDPOINT=endpoint)
+        assert not fetched(asked)
+        call(("resolve", "owner/served"), HF_ENDPOINT=endpoint)
+        here = call(("asks", "owner/served"), HF_HUB_OFFLINE="1")
+    assert asks == ["True", "True", "True", "False", "False"] and here == ["False"]
+    assert told[0] == "None" and told[1].startswith("BadInput the repository has no such file")
+    assert told[2].startswith("BadInput no such folder, and no such model")
