@@ -1,5 +1,6 @@
 """What to type next, ready to paste: a command with the settings that the present one was given."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phicli.artifacts.names import ADAPTER_CONFIG
 from phicli.cli.rebuilding import named_folder, sources_of
 from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
@@ -17,7 +19,6 @@ from phicli.config.measuring import BenchmarkConfig, GateConfig, ReportConfig, S
 from phicli.config.setting import Setting, StepConfig, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
-from phicli.hardware.driver import gpu_count
 
 CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
     **{config.STEP: (config,) for config in (InspectConfig, QuantizeConfig, FinetuneConfig, OptimizeConfig, ChatConfig,
@@ -30,6 +31,9 @@ WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
 OTHERS = {"--merge", "--device", "--output", "--model", "--root"}  # with these a hint's command means another result
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
+
+
+AN_ADAPTER = f"a folder as PEFT writes it, with {ADAPTER_CONFIG} and adapter_model.safetensors"
 
 
 class Elsewhere(NamedTuple):
@@ -68,8 +72,11 @@ class Following:
             return self.line(*one.command), one.where
         line = self.whole(one) if isinstance(one, str) else self.line(*one)
         builds = not isinstance(one, str) and one[0] in BUILDERS
-        lacks = not builds and " --device cuda" in line and not gpu_count()
-        return line, "on a machine with an NVIDIA GPU" if lacks else None
+        if builds or " --device cuda" not in line:
+            return line, None
+        from phicli.inference.devices import lacking
+
+        return line, lacking("cuda")
 
     def whole(self, line: str) -> str:
         """A command line that has all its settings already, with the present settings file."""
@@ -109,8 +116,20 @@ class Following:
             error.hint = self.line("doctor", "--online", only=WHERE)
         elif isinstance(error, UsageError | BadInput):
             data = self._data_of(error)
-            error.hint = self.line("inspect", data) if data and command != "inspect" else f"phicli {command} --help"
+            named = isinstance(error, BadInput) and error.where and not str(error.where).startswith("-")
+            error.hint = (self.line("inspect", data) if data and command != "inspect" else
+                          self._cure(error) if named else f"phicli {command} --help")
         error.see = self.line("doctor", only=WHERE)  # type: ignore[attr-defined]
+
+    def _cure(self, error: PhicliError) -> str | None:
+        """What helps against a file that is not as it should be, told from where it lies; None: that is not known."""
+        if folder := named_folder(error, self.given, "optimize"):
+            return self.line("optimize", *self._again(folder), only=WHERE)
+        where = Path(str(error.where))
+        with contextlib.suppress(OSError, ValueError):
+            if any((folder / ADAPTER_CONFIG).exists() for folder in (where, *where.parents[:2])):
+                return AN_ADAPTER
+        return None
 
     def _again(self, folder: Path) -> list[str]:
         """The options with which a step makes a folder again that was named to this command."""

@@ -17,7 +17,7 @@ from phicli.errors import BadInput
 from phicli.hub.datasets import find_sources, stdin_as_file
 from phicli.hub.vocabulary import check_vocabulary
 from phicli.progress import SILENT, Progress
-from phicli.quantization import CALIBRATION
+from phicli.quantization import CALIBRATE_ON, CALIBRATION
 
 MOST_ROWS = 20_000  # that are looked at of the user's own
 LONGEST = 256 << 20  # bytes of a calibration text; a hundred times what all samples take
@@ -105,7 +105,7 @@ def _pieces(encoder: RowEncoder, file: Path, settings: CalibrationSettings) -> I
     try:
         text = read_text(file, LONGEST)
     except FileNotFoundError:
-        raise BadInput("no such calibration file", where=file) from None
+        raise BadInput("no such calibration file", where=file, hint=CALIBRATE_ON) from None
     codec = encoder.codec
     for paragraph in text.split("\n\n"):
         if paragraph.strip():

@@ -13,6 +13,7 @@ from phicli.errors import BadInput, Missing, RemoteError
 from phicli.hub.fetching import cached_file, fetch_config, judge_file
 from phicli.hub.gguf import is_gguf, judge_gguf, judge_remote
 from phicli.hub.models import judge_config, local_model, weight_files
+from phicli.hub.whole import cured
 
 PACKED = 8  # int4 in an int32
 
@@ -79,6 +80,7 @@ def size_of_model(reference: str, fetch: bool = False) -> ModelSize | None:
     return _guessed(float(billions[1]) * 1e9) if billions else None
 
 
+@cured
 def size_of_folder(folder: Path) -> ModelSize:
     """From the headers of the weights. Raises BadInput for a damaged file or none."""
     inner: list[tuple[int, int]] = []  # (outputs, inputs) of linears in layers

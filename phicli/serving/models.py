@@ -28,7 +28,8 @@ class Models:
         self.engine, self.base, self.root = engine, base, root
         known = engine.adapter_names()
         if missing := [name for name in only if name not in known]:
-            raise BadInput(f"no adapter '{missing[0]}'; there are: {', '.join(known) or 'none'}", where="--adapter")
+            raise BadInput(f"no adapter '{missing[0]}'; there are: {', '.join(known) or 'none'}", where="--adapter",
+                           hint=f"phicli optimize --adapter {missing[0]}=FOLDER")
         self._served = set(only or known)
         if base in self._served:
             raise UsageError("an adapter has that name too", where="--name", hint="--name ANOTHER")

@@ -95,7 +95,8 @@ def _ours(config: BenchmarkConfig, folder: Path) -> Iterator[Contender]:
     there = adapters_beside(folder)
     for name in (None, *(config.adapters or there)):
         if name is not None and name not in there:
-            raise BadInput(f"no adapter '{name}'; there are: {', '.join(there) or 'none'}", where=folder)
+            raise BadInput(f"no adapter '{name}'; there are: {', '.join(there) or 'none'}", where=folder,
+                           hint=f"phicli optimize --adapter {name}=FOLDER")
         yield Contender(f"phicli + {name}" if name else "phicli", "phicli", str(folder), name, config.runs_on,
                         config.kernels)
 

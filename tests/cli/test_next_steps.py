@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 
@@ -134,3 +135,48 @@ def test_verify_leads_to_the_root_of_what_was_named(cli, tmp_path, monkeypatch):
         assert after(cli("verify", place)) == ["phicli status --root lab"]
     (tmp_path / "lab" / "phicli-model.json").write_text("{}")
     assert after(cli("verify", "lab/awq")) == ["phicli status --root lab"]
+
+
+def test_two_roots_of_one_model_are_told_apart(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "tiny"):
+        (tmp_path / "models" / name / "onnx-ao").mkdir(parents=True)
+        write_manifest(tmp_path / "models" / name / "onnx-ao", Manifest("optimize", {}, {}))
+        remember_model(tmp_path / "models" / name, "tiny")
+    assert ("  try: phicli chat --model tiny --root models/mine, or phicli chat --model tiny (here already); or "
+            "phicli run --model microsoft/") in cli("chat", "-p", "Hello").err
+    assert "next: phicli chat --model tiny --root models/mine\n" in cli("list").err
+
+
+DAMAGES = {  # of a model's folder -> what is tried, FOLDER for the folder
+    "model.safetensors is missing": "hf download OWNER/NAME --local-dir FOLDER",
+    "model.safetensors is cut": "hf download OWNER/NAME --local-dir FOLDER",
+    "tokenizer.json is missing": "hf download OWNER/NAME --local-dir FOLDER",
+    "config.json is cut": "hf download OWNER/NAME --local-dir FOLDER",
+    "config.json is missing": "a folder with config.json, tokenizer.json and *.safetensors, or an id",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("command", ["quantize --model", "finetune --model tiny --base", "doctor --device cpu --model"])
+def test_against_damaged_models_whole_ones_help(cli, tmp_path, tiny, command, damage):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    name, _, what = damage.partition(" is ")
+    (folder / name).unlink() if what == "missing" else (folder / name).write_bytes(b"{")
+    done = cli(*command.split(), folder, "--root", tmp_path / "root")
+    text = done.out if command.startswith("doctor") else done.err
+    tried = text.partition("try: ")[2].splitlines()[0]
+    assert done.code in (3, 4) and DAMAGES[damage].replace("FOLDER", str(folder)) in tried
+
+
+def test_what_helps_is_a_command_or_a_sentence_about_the_fault(cli, tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123"
+    shutil.copytree(tiny, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "  try: hf download owner/name --force-download\n" in cli("quantize", "--model", snapshot).err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{")
+    for command in (("optimize", "--base", tiny, "--adapter", "mine=mine"), ("merge", "--model", "tiny", "-a", "mine")):
+        assert "  try: a folder as PEFT writes it, with adapter_config.json" in cli(*command).err
+    assert "  try: --calibration FILE" in cli("quantize", "--model", "tiny", "--calibration", "none.txt").err
+    assert "--help" not in cli("run", "--workflow", "none.yaml").err

@@ -228,7 +228,8 @@ class Engine:
         """0 for no adapter."""
         if name is not None and name not in self._names:
             known = ", ".join(sorted(self._names))
-            raise BadInput(f"no adapter '{name}'; there are: {known or 'none'}", where=self.model.folder)
+            raise BadInput(f"no adapter '{name}'; there are: {known or 'none'}", where=self.model.folder,
+                           hint=f"phicli optimize --adapter {name}=FOLDER")
         return 0 if name is None else self._names[name]
 
     def _vocabulary_of(self, codec: TextCodec) -> Any:
