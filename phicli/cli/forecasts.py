@@ -6,6 +6,7 @@ from typing import Any
 
 from phicli.cli import console
 from phicli.config.layers import Settings
+from phicli.progress import Silent
 
 COLUMNS = ("step", "would", "why", "time", "memory", "disk")
 
@@ -14,7 +15,14 @@ def show_step(step: str, flags: dict[str, Any], json: bool) -> None:
     """What one step would do with its flags."""
     from phicli.steps.forecast import forecast_step
 
-    _show([forecast_step(Settings(), flags, step)], json)
+    _show([forecast_step(Settings(), flags, step, _Warnings())], json)
+
+
+class _Warnings(Silent):
+    """Says nothing of a plan but what a person should know before it is begun."""
+
+    def warn(self, text: str) -> None:
+        console.warn(text)
 
 
 def show_lab(flags: dict[str, Any], first: str | None, last: str | None, json: bool) -> None:

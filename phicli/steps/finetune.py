@@ -22,7 +22,7 @@ from phicli.libraries import environment, subdued
 from phicli.progress import SILENT, Progress
 from phicli.resources import announce, estimate_finetune, size_of_folder
 from phicli.steps.importing import imports
-from phicli.training.defaults import ALL_LINEAR, check_name, default_learning_rate
+from phicli.training.defaults import ALL_LINEAR, check_name, check_rank, default_learning_rate
 from phicli.training.recipe import DEFAULT_STEPS
 from phicli.training.reporting import check_reporter
 from phicli.workflow.plan import Plan, StageResult
@@ -147,6 +147,8 @@ def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
     if config.from_adapter:
         sources["from_adapter"] = find_adapter(config.from_adapter, root / FINETUNED)
         settings |= _continued(config, sources["from_adapter"])
+    else:
+        check_rank(rank, folder, progress)
     return Plan("finetune", root / FINETUNED / config.name, sources, settings)
 
 

@@ -11,7 +11,7 @@ from phicli.config.layers import Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
 from phicli.hardware.driver import gpu_count
-from phicli.progress import SILENT
+from phicli.progress import SILENT, Progress
 from phicli.resources import Estimate, size_of_model, step_estimates
 from phicli.resources.times import products_a_second, seconds_on_cpu
 from phicli.steps.lab import NO_ROWS, STEPS, Lab, check_range
@@ -40,9 +40,9 @@ class Forecast:
     disk: float | None = None
 
 
-def forecast_step(settings: Settings, flags: dict[str, Any], step: str) -> Forecast:
+def forecast_step(settings: Settings, flags: dict[str, Any], step: str, progress: Progress = SILENT) -> Forecast:
     """What one step would do with these settings. Raises what the step raises before it begins to work."""
-    lab = Lab(settings, flags, SILENT)
+    lab = Lab(settings, flags, progress)
     place = _places(lab).get(step, Path())
     if step in ALWAYS:
         data = ", ".join(lab.config(InspectConfig).data)
@@ -94,10 +94,10 @@ def _plan(lab: Lab, step: str) -> Plan:
     from phicli.steps.quantize import plan_quantize
 
     plans: Mapping[str, Callable[[], Plan]] = {
-        "quantize": lambda: plan_quantize(as_local(lab.config(QuantizeConfig))),
-        "finetune": lambda: plan_finetune(as_local(lab.config(FinetuneConfig))),
-        "optimize": lambda: plan_optimize(as_local(lab.config(OptimizeConfig))),
-        "evaluate": lambda: plan_evaluate(as_local(lab.config(EvaluateConfig))),
+        "quantize": lambda: plan_quantize(as_local(lab.config(QuantizeConfig)), lab.progress),
+        "finetune": lambda: plan_finetune(as_local(lab.config(FinetuneConfig)), lab.progress),
+        "optimize": lambda: plan_optimize(as_local(lab.config(OptimizeConfig)), lab.progress),
+        "evaluate": lambda: plan_evaluate(as_local(lab.config(EvaluateConfig)), lab.progress),
     }
     return plans[step]()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from phicli.errors import BadInput
 from phicli.hub.models import read_config
+from phicli.progress import Progress
 
 WITHOUT_SLOTS = ("dora", "loha", "lokr")  # methods whose adapters are more than LoRA's matrices
 ALL_LINEAR = "all-linear"
@@ -23,12 +24,23 @@ def default_learning_rate(folder: Path) -> float:
 
     "LoRA Without Regret" (Schulman et al., 2025): ten times the rate of full training, and hardly dependent on rank.
     """
-    config = read_config(folder)
-    for level in (config, config.get("text_config", {})):
-        for name in ("hidden_size", "n_embd", "d_model"):
-            if isinstance(level.get(name), int):
-                return float(f"{5e-4 * (2000 / level[name]) ** 0.781:.3g}")
+    if width := _width(folder):
+        return float(f"{5e-4 * (2000 / width) ** 0.781:.3g}")
     raise BadInput("no hidden_size in it", where=folder / "config.json", hint="give --learning-rate")
+
+
+def check_rank(rank: int, folder: Path, progress: Progress) -> None:
+    """Warn of a rank that no matrix between vectors of the model's width has."""
+    if (width := _width(folder)) and rank > width:
+        progress.warn(f"--lora-r {rank} is more than the model's hidden size, {width}: no update of its matrices has a "
+                      "higher rank than that, and what is above it only takes time, memory and disk")
+
+
+def _width(folder: Path) -> int | None:
+    config = read_config(folder)
+    levels = [level for level in (config, config.get("text_config")) if isinstance(level, dict)]
+    found = (level.get(name) for level in levels for name in ("hidden_size", "n_embd", "d_model"))
+    return next((width for width in found if isinstance(width, int)), None)
 
 
 def choose_targets(linears: list[str], wanted: list[str]) -> list[str]:

@@ -156,3 +156,11 @@ def test_adapters_that_cannot_be_continued(cli, root, tmp_path):
 def test_the_last_adapter_on_request(tune):
     _, manifest = tune("--max-steps", "3", "--keep", "last")
     assert manifest.quality["kept_step"] == 3 and manifest.settings["keep"] == "last"
+
+
+def test_a_rank_over_the_hidden_size_is_warned_of_before_and_while_training(cli, root):
+    options = ("finetune", "--root", root, *QUICK, "--name", "wide", "--max-steps", "1", "--dry-run", "--lora-r")
+    warning = "warning: --lora-r 257 is more than the model's hidden size, 256: "
+    assert warning in cli(*options, "257").err and "warning" not in cli(*options, "256").err
+    trained = cli(*(option for option in options if option != "--dry-run"), "257", "--publish-anyway")
+    assert trained.code == 0 and trained.err.count(warning) == 1
