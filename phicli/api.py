@@ -230,7 +230,7 @@ def deploy(model: str | Path | DeployConfig | None = None, *, workspace: Workspa
 
     config = _config(DeployConfig, "model", model, settings)
     if config.to != "azureml":
-        return write_deployment(config)
+        return write_deployment(config, progress or automatic())
     return deploy_endpoint(config, _target(workspace or WorkspaceConfig()), transfer or TransferConfig(),
                            progress or automatic())
 

@@ -35,7 +35,8 @@ def deploy(
         raise UsageError("goes with --to azureml; files are yours to remove", where="--delete")
     from phicli.steps.deploy import write_deployment
 
-    place = write_deployment(config)
+    with console.task_log("deploy", config.root_folder) as progress:
+        place = write_deployment(config, progress)
     console.result(str(place))
     if config.to == "docker":
         from phicli.deployment.image import KEYS

@@ -1,22 +1,27 @@
 """The folder that a container image is built from: Dockerfile, phicli, what pip installs, start script, model."""
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 
-from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED, GENAI_CONFIG, ONNX_FOLDER
+from phicli.artifacts.names import GENAI_CONFIG, ONNX_FOLDER
 from phicli.artifacts.package import zip_package
 from phicli.artifacts.places import check_own_place
 from phicli.artifacts.publishing import publishing
-from phicli.artifacts.reading import read_json
-from phicli.checkpoints.vllm_lora import largest_rank
 from phicli.config.deploy import DeployConfig
 from phicli.errors import BadInput, Missing
-from phicli.hub.models import find_base
+from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_rank, write_adapters
+from phicli.export.sources import Source
+from phicli.progress import SILENT, Progress
 from phicli.version import tested_versions
 
 PORT, PLACE = 8000, "model"
 KEYS = "/run/secrets/api-key"  # in the container: a file with keys, one a line
 DOCKERFILE, IGNORED, CODE, NEEDS, START = "Dockerfile", ".dockerignore", "phicli.zip", "requirements.txt", "serve.sh"
+GUARD = Path(__file__).parent.parent / "serving" / "vllm_guard.py"  # goes into vLLM's image, where phicli is not
+MOST_AT_ONCE = 8  # adapters in a batch of vLLM's, each of which takes memory
+BASE = "base"  # the model without an adapter, under vLLM
 MADE_BY = "Made by phicli deploy"  # at the beginning of what it may write anew
 # What `phicli serve` imports, and no more: no torch, no transformers.
 PACKAGES = ("filelock", "jinja2", "llguidance", "ml-dtypes", "numpy", "onnx", "packaging", "prometheus-client",
@@ -50,8 +55,8 @@ CMD ["sh", "/app/{start}"]
 VLLM = """\
 FROM {base}
 WORKDIR /app
-COPY {start} ./
-{model}ENV VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1
+COPY {start} {guard} ./
+{model}ENV PYTHONPATH=/app VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1
 EXPOSE {port}
 ENTRYPOINT ["sh", "/app/{start}"]
 """
@@ -67,40 +72,49 @@ START_VLLM = """\
 #!/bin/sh
 # Azure ML puts the model where AZUREML_MODEL_DIR says, and asks for keys itself. Elsewhere keys are in {keys}.
 set -eu
-config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -path '*/base/config.json' | head -n 1)
+config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -path '*/{base}/config.json' | head -n 1)
 model=$(dirname "$(dirname "$config")")
-if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then VLLM_API_KEY=$(grep -v '^#' {keys} | head -n 1); export VLLM_API_KEY; fi
-exec python3 -m vllm.entrypoints.cli.main serve "$model/base" --served-model-name base --host 0.0.0.0 \\
-  --port {port}{adapters}
+if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then
+  VLLM_API_KEY=$(sed -e 's/^[[:space:]]*//' -e 's/[[:space:]]*$//' -e '/^#/d' -e '/^$/d' {keys})
+  [ "$(printf '%s\\n' "$VLLM_API_KEY" | grep -c .)" = 1 ] || {{ echo 'vLLM needs one key, in {keys}' >&2; exit 1; }}
+  export VLLM_API_KEY
+fi
+exec python3 -m vllm.entrypoints.cli.main serve "$model/{base}" --served-model-name {base} --host 0.0.0.0 \\
+  --port {port} --middleware {guard}.Guard --allowed-origins '[]'{adapters}
 """
 
 
-def build_context(config: DeployConfig, output: Path, model: bool = True) -> Path:
+def build_context(config: DeployConfig, output: Path, model: bool = True, progress: Progress = SILENT) -> Path:
     """Write the folder; nothing of it is a link. model: with the model in it, else it is mounted where it runs.
 
     Raises:
-        Missing: no model to serve. BadInput: an adapter that vLLM does not take, or a folder with other things there.
+        Missing: no model to serve. BadInput: as `choose_checkpoint` and `choose_adapters`, or a folder with other
+            things there.
     """
     _check_output(output)
+    adapters = _adapters(config, progress)
     with publishing(output) as fresh:
         copied = f"COPY {PLACE} {PLACE}\n" if model else ""
         (fresh / DOCKERFILE).write_text(f"# {MADE_BY}\n{_dockerfile(config, copied)}")
-        (fresh / START).write_text(_start(config))
+        (fresh / START).write_text(_start(config, adapters))
         names = [DOCKERFILE, START, *([PLACE] if model else [])]
-        if config.engine == "phicli":
+        if config.engine == "vllm":
+            shutil.copyfile(GUARD, fresh / GUARD.name)
+            names.append(GUARD.name)
+        else:
             (fresh / NEEDS).write_text("\n".join(requirements(config.processor)) + "\n")
             zip_package(fresh / CODE)
             names += [NEEDS, CODE]
         (fresh / IGNORED).write_text("\n".join(["*", *(f"!{name}" for name in names)]) + "\n")
         if model:
-            collect_model(config, fresh / PLACE)
+            _collect(config, adapters, fresh / PLACE)
     return output
 
 
 def _check_output(output: Path) -> None:
     """Raise BadInput unless a folder that is replaced has nothing in it but what was made here."""
     check_own_place(output / DOCKERFILE, MADE_BY, "Dockerfile")
-    own = (DOCKERFILE, IGNORED, START, NEEDS, CODE, PLACE)
+    own = (DOCKERFILE, IGNORED, START, NEEDS, CODE, PLACE, GUARD.name)
     strange = [path.name for path in sorted(output.iterdir()) if path.name not in own] if output.is_dir() else []
     if strange:
         raise BadInput(f"'{strange[0]}' there is not of phicli deploy, and would be lost", where=output,
@@ -114,31 +128,32 @@ def requirements(processor: str) -> list[str]:
             for name in sorted((*PACKAGES, *RUNTIMES[processor]))]
 
 
-def collect_model(config: DeployConfig, target: Path) -> Path:
+def collect_model(config: DeployConfig, target: Path, progress: Progress = SILENT) -> Path:
     """A copy of what is served: the ONNX model with its adapters, or for vLLM the checkpoint and PEFT folders.
 
     Raises:
-        Missing: there is none.
+        Missing: there is none. BadInput: as `build_context`.
     """
+    return _collect(config, _adapters(config, progress), target)
+
+
+def _collect(config: DeployConfig, adapters: dict[str, Source], target: Path) -> Path:
     if config.engine == "phicli":
         folder = config.root_folder / ONNX_FOLDER
         if not (folder / GENAI_CONFIG).is_file():
             raise Missing("no optimized model", where=folder, hint="phicli optimize")
         _copy(folder, target)
     else:
-        _copy(find_base(config.root_folder), target / "base")
-        for name, place in adapters_of(config).items():
-            _copy(place, target / "adapters" / name)
+        _copy(choose_checkpoint(None, config.root_folder), target / BASE)
+        write_adapters(adapters, target / "adapters", BASE)
     return target
 
 
-def adapters_of(config: DeployConfig) -> dict[str, Path]:
-    """The PEFT folders under the root that vLLM can take, by name: plain LoRA."""
-    root = config.root_folder / FINETUNED
-    found = {path.parent.name: path for path in sorted(root.glob(f"[!.]*/{ADAPTER_CONFIG}"))}
-    known = {name: read_json(path) for name, path in found.items()}
-    return {name: path.parent for name, path in found.items() if isinstance(known[name], dict)
-            and known[name].get("peft_type") == "LORA" and not known[name].get("use_dora")}
+def _adapters(config: DeployConfig, progress: Progress) -> dict[str, Source]:
+    """Those that vLLM is given."""
+    if config.engine != "vllm":
+        return {}
+    return choose_adapters((), config.root_folder, choose_checkpoint(None, config.root_folder), BASE, progress.warn)
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -152,20 +167,26 @@ def _copy(folder: Path, target: Path) -> None:
 
 def _dockerfile(config: DeployConfig, model: str) -> str:
     if config.engine == "vllm":
-        return VLLM.format(base=config.vllm_image, start=START, model=model, port=PORT)
+        return VLLM.format(base=config.vllm_image, start=START, guard=GUARD.name, model=model, port=PORT)
     system = "gcc libc6-dev" + (" python3 python3-venv" if config.processor == "cuda" else "")
     return OURS.format(base=BASES[config.processor], system=system, needs=NEEDS, code=CODE, start=START, model=model,
                        port=PORT)
 
 
-def _start(config: DeployConfig) -> str:
+def _start(config: DeployConfig, adapters: dict[str, Source]) -> str:
     if config.engine == "phicli":
         return START_OURS.format(keys=KEYS, place=PLACE, config=GENAI_CONFIG, port=PORT, device=config.processor)
-    return START_VLLM.format(keys=KEYS, place=PLACE, port=PORT, adapters=_lora(adapters_of(config)))
+    return START_VLLM.format(keys=KEYS, place=PLACE, port=PORT, base=BASE, guard=GUARD.stem, adapters=_lora(adapters))
 
 
-def _lora(adapters: dict[str, Path]) -> str:
+def _lora(adapters: dict[str, Source]) -> str:
     if not adapters:
         return ""
-    return (f" \\\n  --enable-lora --max-lora-rank {largest_rank(adapters.values())} --lora-modules "
-            + " ".join(f'{name}="$model/adapters/{name}"' for name in adapters))
+    return (f" \\\n  --enable-lora --max-lora-rank {largest_rank(adapters)} "
+            f"--max-loras {min(len(adapters), MOST_AT_ONCE)} --lora-modules " + " ".join(map(_module, adapters)))
+
+
+def _module(name: str) -> str:
+    """An adapter for vLLM; where the model is, only the script knows."""
+    before, after = f'{{"name": {json.dumps(name)}, "path": "', json.dumps(f"/adapters/{name}")[1:] + "}"
+    return shlex.quote(before) + '"$model"' + shlex.quote(after)

@@ -1,10 +1,9 @@
-"""An adapter for programs that put it on the unquantized model, such as vLLM: PEFT's files, float16, one rank.
+"""An adapter that was trained on an AWQ checkpoint, for the unquantized model.
 
 AWQ divides channels of a layer and multiplies the inputs of the linears after them. An adapter that was trained on an
 AWQ checkpoint reads and writes channels so scaled; for the original both are undone.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,41 +13,13 @@ import torch
 from torch import Tensor
 
 from phicli.architectures import architecture_of, in_layer
-from phicli.artifacts.names import ADAPTER_CONFIG
 from phicli.checkpoints.linears import linear_shapes
-from phicli.checkpoints.peft_folder import WEIGHTS, Lora
+from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
-from phicli.export.groups import fitted
 from phicli.hub.models import read_config
 from phicli.quantization.merging import packed_linear
 from phicli.quantization.scaling import channels
 from phicli.quantization.streaming import LayeredModel, Weights
-
-
-def write_adapter(loras: Mapping[str, Lora], output: Path, base_name: str) -> None:
-    """Fill a folder with adapter_config.json and adapter_model.safetensors.
-
-    All matrices get the largest rank, filled up with zeros, and the scaling is folded into B: readers that know one
-    rank and alpha for all compute the same.
-
-    Raises:
-        BadInput: a value that float16 cannot hold.
-    """
-    from safetensors.numpy import save_file
-
-    rank = max(lora.rank for lora in loras.values())
-    tensors = {}
-    for name, lora in loras.items():
-        a = np.zeros((rank, lora.a.shape[1]), np.float32)
-        b = np.zeros((len(lora.b), rank), np.float32)
-        a[: lora.rank], b[:, : lora.rank] = lora.a, lora.b.astype(np.float32) * lora.scaling
-        for side, matrix in (("A", a), ("B", b)):
-            tensors[f"base_model.model.{name}.lora_{side}.weight"] = fitted(matrix, np.dtype(np.float16))
-    save_file(tensors, output / WEIGHTS, {"format": "pt"})
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "r": rank,
-                "lora_alpha": rank, "target_modules": sorted({name.rpartition(".")[2] for name in loras}),
-                "lora_dropout": 0.0, "bias": "none", "inference_mode": True}
-    (output / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def for_original(loras: Mapping[str, Lora], awq: Path, original: Path) -> dict[str, Lora]:

@@ -10,11 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phicli.serving.faults import Fault
 from phicli.serving.service import Service
-from phicli.serving.settings import is_loopback
+from phicli.serving.settings import LOOPBACK, is_loopback
 
 OPEN = ("/", "/health", "/favicon.ico")  # without a key; and what the page consists of
 PAGE = "/page/"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
            "cross-origin-resource-policy": "same-origin", "x-frame-options": "DENY"}
 

@@ -9,6 +9,7 @@ from phicli.config.commands import ServeConfig
 from phicli.errors import BadInput, UsageError
 
 LONGEST_KEYS = 1 << 16  # bytes
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def read_keys(config: ServeConfig) -> list[str]:

@@ -3,66 +3,76 @@
 import json
 import os
 import shutil
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
-from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
-from phicli.checkpoints.vllm_lora import largest_rank
+from phicli.artifacts.names import FINETUNED
+from phicli.artifacts.publishing import publishing
 from phicli.config.commands import ServeConfig
-from phicli.errors import BadInput, Missing, UsageError
-from phicli.hub.models import find_base
+from phicli.errors import Missing, UsageError
+from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_rank, write_adapters
+from phicli.serving.settings import LOOPBACK, is_loopback
+from phicli.serving.vllm_guard import HOSTS, KEY
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-KEY = "VLLM_API_KEY"
+COPIES = ".vllm"  # in the folder of adapters: as vLLM takes them
 
 
-def vllm_command(config: ServeConfig, base: str) -> list[str]:
-    """What starts vLLM with the model of a root and its adapters, each under its own name.
+def vllm_command(config: ServeConfig, base: str, warn: Callable[[str], None]) -> list[str]:
+    """What starts vLLM with the model of a root and its adapters, each under its own name; these are written for it.
 
     Args:
         base: name of the model without an adapter.
 
     Raises:
-        BadInput: as `adapters_of` and `largest_rank`.
-        Missing: as `find_base`.
+        BadInput: as `choose_checkpoint` and `choose_adapters`. Missing: as `find_base`.
     """
-    folder = Path(config.path) if config.path else find_base(config.root_folder)
+    folder = choose_checkpoint(config.path, config.root_folder)
+    found = choose_adapters(config.adapters, config.root_folder, folder, base, warn)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", base,
-               "--host", config.host, "--port", str(config.port), "--max-num-seqs", str(config.max_batch)]
+               "--host", config.host, "--port", str(config.port or _free_port(config.host)),
+               "--max-num-seqs", str(config.max_batch), "--middleware", "phicli.serving.vllm_guard.Guard",
+               "--allowed-origins", json.dumps(config.cors_origins)]
     if config.context:
         command += ["--max-model-len", str(config.context)]
-    found = adapters_of(config)
     if found:
-        command += ["--enable-lora", "--max-lora-rank", str(largest_rank(found.values())), "--max-loras",
+        copies = config.root_folder / FINETUNED / COPIES
+        with publishing(copies) as fresh:
+            write_adapters(found, fresh, str(folder))
+        command += ["--enable-lora", "--max-lora-rank", str(largest_rank(found)), "--max-loras",
                     str(min(len(found), config.max_batch)), "--lora-modules",
                     # not NAME=PATH, which vLLM splits at every "=" and takes for JSON where there is a comma
-                    *(json.dumps({"name": name, "path": str(place)}) for name, place in found.items())]
+                    *(json.dumps({"name": name, "path": str(copies / name)}) for name in found)]
     return command
 
 
-def adapters_of(config: ServeConfig) -> dict[str, Path]:
-    """The PEFT folders of the adapters to serve, by name. Raises BadInput: one that is not there."""
-    root = config.root_folder / FINETUNED
-    known = {path.parent.name: path.parent for path in sorted(root.glob(f"[!.]*/{ADAPTER_CONFIG}"))}
-    if missing := [name for name in config.adapters if name not in known]:
-        raise BadInput(f"no adapter '{missing[0]}'; there are: {', '.join(known) or 'none'}", where=root)
-    return {name: known[name] for name in config.adapters or known}
+def _free_port(host: str) -> int:
+    """One that is free now; vLLM takes 0 for a port, but does not tell which one it got."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        return int(listener.getsockname()[1])
 
 
-def become_vllm(command: Sequence[str], keys: Sequence[str]) -> None:
+def vllm_environment(config: ServeConfig, keys: Sequence[str]) -> dict[str, str]:
+    """What the guard and vLLM read from the environment. Raises UsageError: more keys than its variable holds."""
+    if len(keys) > 1:
+        raise UsageError("vLLM is given one key only", where="--api-key-file")
+    own = config.allowed_hosts or (() if keys or not is_loopback(config.host) else LOOPBACK)
+    hosts = ",".join((*own, config.host, *LOOPBACK)) if own else ""
+    return {**QUIET, HOSTS: hosts, **({KEY: keys[0]} if keys else {})}
+
+
+def become_vllm(command: Sequence[str], environment: dict[str, str]) -> None:
     """Go on as vLLM: this process becomes it, so that signals reach it. Does not return.
 
     Raises:
-        Missing: it is not installed. UsageError: more keys than its variable holds.
+        Missing: it is not installed.
     """
     if find_spec("vllm") is None:
         raise Missing("vLLM is not installed, or not where phicli is", where="--engine vllm",
-                      hint="pip install vllm, on Linux with a GPU")
-    if len(keys) > 1:
-        raise UsageError("vLLM is given one key only", where="--api-key-file")
-    environment = {**os.environ, **QUIET, **({KEY: keys[0]} if keys else {})}
+                      hint="pip install phicli vllm, in an environment of their own without phicli[serve], on Linux "
+                           "with a GPU")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(shutil.which(command[0]) or command[0], list(command), environment)
+    os.execve(shutil.which(command[0]) or command[0], list(command), {**os.environ, **environment})

@@ -140,7 +140,8 @@ def _gguf(config: ExportConfig, progress: Progress) -> Path:
 
 
 def _peft(config: ExportConfig, progress: Progress) -> Path:
-    from phicli.export.portable_adapter import for_original, write_adapter
+    from phicli.export.plain_adapter import write_adapter
+    from phicli.export.portable_adapter import for_original
 
     adapter = choose_adapter(config.adapter, config.root_folder / FINETUNED)
     base = choose_base(MergeConfig(model=config.model, root=config.root), adapter, progress)

@@ -1,6 +1,7 @@
 """Images and manifests: checked by hadolint and by the schemas of Kubernetes; what the image installs is enough."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def root(tmp_path):
     save_file({f"{layer}.lora_{name}.weight": matrix for name, matrix in matrices.items()},
               tmp_path / "ft" / "travel" / "adapter_model.safetensors")
     (tmp_path / "awq").mkdir()
-    (tmp_path / "awq" / "config.json").write_text("{}")
+    (tmp_path / "awq" / "config.json").write_text('{"model_type": "phi3"}')
     write_manifest(tmp_path / "awq", Manifest("quantize", {}, {}))
     return tmp_path
 
@@ -57,7 +58,46 @@ def test_a_folder_that_docker_builds(root, engine, processor):
     else:
         assert served == {"base/config.json", "base/phicli.json", "adapters/travel/adapter_config.json",
                           "adapters/travel/adapter_model.safetensors"}
-        assert '--max-lora-rank 32 --lora-modules travel="$model/adapters/travel"' in (folder / "serve.sh").read_text()
+
+
+def started(folder: Path, model: Path, keys: str | None, tmp_path: Path) -> tuple[list[str], str, str]:
+    """What a start script of vLLM's image runs, with a program in python's place: its arguments, the key, errors."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "python3").write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['VLLM_API_KEY']]))\n")
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    place = tmp_path / "keys.txt"
+    place.unlink(missing_ok=True)
+    if keys is not None:
+        place.write_text(keys)
+    script = (folder / "serve.sh").read_text()
+    script = script.replace("/run/secrets/api-key", str(place)).replace("/app/model", str(model))
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True,
+                          env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    arguments, key = json.loads(done.stdout) if done.returncode == 0 else ([], "")
+    return arguments, key, done.stderr
+
+
+def test_vllm_gets_the_key_and_every_adapter_whatever_its_name(root, tmp_path):
+    (root / "ft" / "travel").rename(root / "ft" / "it's a=b, c")
+    folder = build_context(DeployConfig(model="m", root=str(root), engine="vllm"), root / "out")
+    arguments, key, _ = started(folder, folder / "model", "# remark\n\n  the key \t\n", tmp_path)
+    assert key == "the key"
+    modules = arguments[arguments.index("--lora-modules") + 1 :]
+    assert [json.loads(module) for module in modules] == [
+        {"name": "it's a=b, c", "path": str(folder / "model" / "adapters" / "it's a=b, c")}]
+    assert arguments[arguments.index("--max-lora-rank") + 1] == "32"
+    guard = arguments[arguments.index("--middleware") + 1]
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import {guard.split('.')[0]} as found; print(found.Guard)"
+    subprocess.run([sys.executable, "-I", "-c", code, folder], check=True)  # without phicli
+
+
+@pytest.mark.parametrize("keys", [None, "", "\n# only a remark\n", "one\ntwo\n"],
+                         ids=["none", "empty", "remark", "two"])
+def test_vllm_does_not_start_without_one_key(root, tmp_path, keys):
+    folder = build_context(DeployConfig(model="m", root=str(root), engine="vllm"), root / "out")
+    arguments, _, errors = started(folder, folder / "model", keys, tmp_path)
+    assert not arguments and "keys.txt" in errors
 
 
 def test_the_image_has_what_answering_imports():

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from phicli.checkpoints.peft_folder import read_peft
 from phicli.config import ServeConfig
 from phicli.errors import BadInput, Missing
-from phicli.serving.vllm import vllm_command
+from phicli.serving.vllm import vllm_command, vllm_environment
 
 PROGRAM = """import json, os, sys
-print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if k.startswith(("VLLM", "DO_NOT"))}]))
+print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if k.startswith(("VLLM", "DO_NOT", "PHICLI"))}]))
 """
 
 
@@ -22,33 +25,112 @@ def config(root, path, **more):
     return ServeConfig(model="tiny", root=str(root), path=str(path) if path else None, engine="vllm", **more)
 
 
-def test_adapters_keep_their_names(two_graphs, tmp_path):
-    (tmp_path / "ft").mkdir()
+def command(*settings, base="mine", **more):
+    told = []
+    return vllm_command(config(*settings, **more), base, told.append), told
+
+
+def rewrite(folder, changes=(), left=()):
+    """Change an adapter's settings."""
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_text()) | dict(changes)
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name not in left}))
+
+
+@pytest.fixture
+def root(two_graphs, tmp_path):
     for name in ("cooking", "travel"):
-        (tmp_path / "ft" / name).symlink_to(two_graphs / name)
-    awq = two_graphs / "awq"
-    assert vllm_command(config(tmp_path, awq, context=1024), "mine")[3:] == [
+        shutil.copytree(two_graphs / name, tmp_path / "ft" / name)
+    return tmp_path
+
+
+def test_adapters_keep_their_names(two_graphs, root):
+    awq, copies = two_graphs / "awq", root / "ft" / ".vllm"
+    assert command(root, awq, context=1024)[0][3:] == [
         "serve", str(awq), "--served-model-name", "mine", "--host", "127.0.0.1", "--port", "8000", "--max-num-seqs",
-        "8", "--max-model-len", "1024", "--enable-lora", "--max-lora-rank", "16", "--max-loras", "2", "--lora-modules",
-        *(json.dumps({"name": name, "path": str(tmp_path / "ft" / name)}) for name in ("cooking", "travel"))]
-    one = vllm_command(config(tmp_path, awq, adapters=("cooking",)), "mine")
+        "8", "--middleware", "phicli.serving.vllm_guard.Guard", "--allowed-origins", "[]", "--max-model-len", "1024",
+        "--enable-lora", "--max-lora-rank", "16", "--max-loras", "2", "--lora-modules",
+        *(json.dumps({"name": name, "path": str(copies / name)}) for name in ("cooking", "travel"))]
+    one = command(root, awq, adapters=("cooking",))[0]
     assert one[one.index("--max-lora-rank") + 1] == "8" and len(one) == one.index("--lora-modules") + 2
     with pytest.raises(BadInput, match="there are: cooking, travel"):
-        vllm_command(config(tmp_path, awq, adapters=("paris",)), "mine")
+        command(root, awq, adapters=("paris",))
+    with pytest.raises(BadInput, match="called 'travel', as the model itself"):
+        command(root, awq, base="travel")
     with pytest.raises(Missing, match="no quantized model"):
-        vllm_command(config(tmp_path, None), "mine")
+        command(root, None)
 
 
-def test_an_adapter_with_scales_of_its_own_is_refused(two_graphs, tmp_path):
-    folder = tmp_path / "ft" / "travel"
-    shutil.copytree(two_graphs / "travel", folder)
+def test_a_port_that_is_free_is_named(two_graphs, root):
+    there = command(root, two_graphs / "awq", port=0)[0]
+    assert 1024 <= int(there[there.index("--port") + 1]) < 65536
+
+
+@pytest.mark.parametrize("change", ["scales of their own", "copies of embeddings", "started from LoftQ",
+                                    "rank of its own"])
+def test_what_vllm_does_not_know_of_an_adapter_is_translated(two_graphs, root, change):
+    """It gets plain LoRA that adds the same."""
+    folder = root / "ft" / "travel"
+    before = read_peft(folder)
+    name = next(iter(before))
     settings = json.loads((folder / "adapter_config.json").read_text())
-    alpha = settings["lora_alpha"]
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": {".*": 2 * alpha}}))
-    with pytest.raises(BadInput, match="one for all"):
-        vllm_command(config(tmp_path, two_graphs / "awq"), "mine")
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": {".*": alpha}}))
-    assert "--enable-lora" in vllm_command(config(tmp_path, two_graphs / "awq"), "mine")
+    if change == "scales of their own":
+        rewrite(folder, {"alpha_pattern": {name.rpartition(".")[2]: 3 * settings["lora_alpha"]}, "use_rslora": True})
+    elif change == "copies of embeddings":
+        import torch
+        from safetensors import safe_open
+
+        with safe_open(next((two_graphs / "awq").glob("*.safetensors")), "pt") as base:
+            copy = base.get_tensor("model.embed_tokens.weight").to(torch.float32).numpy()
+        weights = load_file(folder / "adapter_model.safetensors")
+        save_file(weights | {"base_model.model.model.embed_tokens.weight": copy}, folder / "adapter_model.safetensors")
+        rewrite(folder, {"modules_to_save": ["embed_tokens"]})
+    elif change == "started from LoftQ":
+        rewrite(folder, {"init_lora_weights": "loftq"})
+    else:
+        weights = load_file(folder / "adapter_model.safetensors")
+        for key in [key for key in weights if f"{name}.lora_" in key]:
+            weights[key] = weights[key][:4].copy() if "lora_A" in key else weights[key][:, :4].copy()
+        save_file(weights, folder / "adapter_model.safetensors")
+        rewrite(folder, {"rank_pattern": {name: 4}})
+    expected = read_peft(folder)
+    command(root, two_graphs / "awq")
+    written = root / "ft" / ".vllm" / "travel"
+    settings = json.loads((written / "adapter_config.json").read_text())
+    assert {"modules_to_save", "alpha_pattern", "rank_pattern", "use_rslora", "init_lora_weights"}.isdisjoint(settings)
+    assert all(".lora_" in key for key in load_file(written / "adapter_model.safetensors"))
+    found = read_peft(written)
+    assert found.keys() == expected.keys()
+    for module, lora in expected.items():
+        sums = [one.scaling * one.b.astype(np.float32) @ one.a.astype(np.float32) for one in (lora, found[module])]
+        assert np.allclose(*sums, atol=2e-3 * np.abs(sums[0]).max())
+
+
+def test_an_adapter_that_is_no_plain_lora_is_left_out_unless_it_was_asked_for(two_graphs, root):
+    rewrite(root / "ft" / "travel", {"use_dora": True})
+    there, told = command(root, two_graphs / "awq")
+    assert len(there) == there.index("--lora-modules") + 2 and "travel is left out" in told[0]
+    with pytest.raises(BadInput, match="DoRA"):
+        command(root, two_graphs / "awq", adapters=("travel",))
+
+
+def test_what_olives_algorithms_write_is_refused_before_vllm_loads_it(two_graphs, root):
+    folder = shutil.copytree(two_graphs / "awq", root / "gptq")
+    about = json.loads((folder / "config.json").read_text())
+    about["quantization_config"]["quant_method"] = "olive"
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(BadInput, match="vLLM cannot read"):
+        command(root, folder)
+
+
+def test_names_of_the_server_are_those_that_phicli_itself_would_take(root):
+    def hosts(keys=(), **more):
+        return vllm_environment(config(root, None, **more), list(keys))["PHICLI_ALLOWED_HOSTS"]
+
+    assert set(hosts().split(",")) == {"localhost", "127.0.0.1", "::1"}
+    assert hosts(["k"]) == hosts(host="0.0.0.0") == ""
+    named = hosts(["k"], host="0.0.0.0", allowed_hosts=("my.example",)).split(",")
+    assert {"my.example", "0.0.0.0", "localhost"} <= {*named}
 
 
 def test_the_process_becomes_vllm(two_graphs, tmp_path):
@@ -58,9 +140,9 @@ def test_the_process_becomes_vllm(two_graphs, tmp_path):
 
     def run(*paths):
         sources = map(str, [Path(__file__).parents[2], *paths])
-        command = [sys.executable, "-m", "phicli", "serve", "--engine", "vllm", "--path", two_graphs / "awq", "--root",
-                   tmp_path, "--api-key", "secret"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        line = [sys.executable, "-m", "phicli", "serve", "--engine", "vllm", "--path", two_graphs / "awq", "--root",
+                tmp_path, "--api-key", "secret"]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60,
                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sources)})
 
     done = run(tmp_path / "site")
@@ -69,4 +151,4 @@ def test_the_process_becomes_vllm(two_graphs, tmp_path):
     assert got[:4] == ["serve", str(two_graphs / "awq"), "--served-model-name", "awq"] and "--enable-lora" not in got
     assert variables["VLLM_API_KEY"] == "secret" and variables["DO_NOT_TRACK"] == "1" and "secret" not in done.stderr
     missing = run()
-    assert missing.returncode == 4 and "pip install vllm" in missing.stderr
+    assert missing.returncode == 4 and "pip install phicli vllm" in missing.stderr

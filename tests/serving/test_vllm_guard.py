@@ -1,0 +1,83 @@
+"""What stands before vLLM's server, in front of an application that answers everything; by a real HTTP server."""
+
+import contextlib
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import uvicorn
+
+from phicli.serving.vllm_guard import Guard
+
+
+async def application(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"answered"})
+
+
+@contextlib.contextmanager
+def served(app):
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def status(address, path="/invocations", method="POST", **headers):
+    request = urllib.request.Request(address + path, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_every_path_but_health_asks_for_the_key(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    monkeypatch.delenv("PHICLI_ALLOWED_HOSTS", raising=False)
+    with served(Guard(application)) as address:
+        for path in ("/invocations", "/tokenize", "/metrics", "/openapi.json", "/v1/models", "/health/../invocations"):
+            assert status(address, path) == 401, path
+            assert status(address, path, Authorization="Bearer wrong") == 401
+            assert status(address, path, Authorization="Basic right") == 401
+            assert status(address, path, Authorization="Bearer right") == 200
+        assert status(address, "/health", "GET") == 200
+        assert status(address, "/v1/models", "OPTIONS") == 200  # what a browser asks before; vLLM answers for origins
+
+
+@pytest.mark.parametrize(("host", "expected"), [
+    ("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:8000", 200), ("LocalHost:1", 200), ("evil.example", 421),
+    ("", 421), ("127.0.0.1.evil.example", 421), ("[evil", 421)])
+def test_other_names_are_refused_where_names_are_given(monkeypatch, host, expected):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("PHICLI_ALLOWED_HOSTS", "localhost,127.0.0.1,::1")
+    with served(Guard(application)) as address:
+        assert status(address, "/v1/models", "GET", Host=host) == expected
+        monkeypatch.delenv("PHICLI_ALLOWED_HOSTS")
+    with served(Guard(application)) as address:
+        assert status(address, "/v1/models", "GET", Host="any.example") == 200
+
+
+def test_a_socket_without_the_key_is_closed(monkeypatch):
+    import asyncio
+
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    sent = []
+
+    async def ask():
+        async def send(message):
+            sent.append(message)
+
+        await Guard(application)({"type": "websocket", "path": "/v1/realtime", "headers": []}, None, send)
+
+    asyncio.run(ask())
+    assert sent == [{"type": "websocket.close", "code": 1008}]
