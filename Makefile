@@ -59,7 +59,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	if [ "$$(uname)" = Linux ]; then \
 		$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/foundry foundry-local-sdk==2.2.1 onnxruntime==1.31.0 \
 			onnxruntime-genai-core==0.18.0 && \
-		$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/nvrtc nvidia-cuda-nvrtc==13.0.88 && \
+		$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/nvrtc nvidia-cuda-nvrtc==13.0.88 \
+			nvidia-cuda-nvdisasm==13.5.37 && \
 		$(PIP) install --quiet --constraint constraints.txt setuptools wheel && \
 		$(PIP) install --quiet --constraint constraints.txt --no-build-isolation autoawq; fi
 	touch $@

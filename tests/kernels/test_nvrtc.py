@@ -1,6 +1,7 @@
 """The kernels in CUDA C compile for each kind of GPU, without one."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +27,16 @@ def test_kernels_compile(capability):
     cubin = build.compile_kernels(True, capability)
     counts = re.findall(r"(?:LORA|NBITS|ATTENTION)_KERNELS = (\d+)", (build.HERE / "gpu.h").read_text())
     assert len({*re.findall(rb"\.text\.(\w+)\0", cubin)}) == sum(map(int, counts))
+
+
+def test_products_load_weights_before_they_wait_for_the_kernel_before(tmp_path):
+    """In machine code: the compiler has moved the loads behind the waiting once, which nothing else showed."""
+    (tmp_path / "cubin").write_bytes(build.compile_kernels(True, (9, 0)))
+    done = subprocess.run([NVRTC / "nvidia" / "cu13" / "bin" / "nvdisasm", tmp_path / "cubin"], capture_output=True,
+                          text=True, check=True)
+    section = re.compile(r"^//-+ \.text\.(nbits_[48]_[1248]) +-+\n(.*?)(?=^//-|\Z)", re.MULTILINE | re.DOTALL)
+    kernels = dict(section.findall(done.stdout))
+    assert len(kernels) == 8
+    for name, code in kernels.items():
+        before, waiting, _ = code.partition("ACQBULK")
+        assert waiting and len(re.findall(r"LDG\.\S*\.128\b", before)) == 2 * int(name[6]) // 4, name
