@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phicli.artifacts.names import ADAPTER_CONFIG
+from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
 from phicli.cli.rebuilding import named_folder, sources_of
 from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
@@ -127,8 +127,9 @@ class Following:
             return self.line("optimize", *self._again(folder), only=WHERE)
         where = Path(str(error.where))
         with contextlib.suppress(OSError, ValueError):
-            if any((folder / ADAPTER_CONFIG).exists() for folder in (where, *where.parents[:2])):
-                return AN_ADAPTER
+            for folder in (folder for folder in (where, *where.parents[:2]) if (folder / ADAPTER_CONFIG).exists()):
+                own = folder.parent.name == FINETUNED
+                return self.line("finetune", "--name", folder.name, only=WHERE) if own else AN_ADAPTER
         return None
 
     def _again(self, folder: Path) -> list[str]:
