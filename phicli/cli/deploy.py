@@ -1,5 +1,6 @@
 """`phicli deploy`: the model behind an endpoint in Azure ML, as an image, or as manifests."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -33,6 +34,9 @@ def deploy(
         return _delete(config, workspace) if delete else _to_azure(config, workspace, yes, dry_run, json)
     if delete:
         raise UsageError("goes with --to azureml; files are yours to remove", where="--delete")
+    if dry_run:
+        raise UsageError("goes with --to azureml, where something is billed; files can be written anywhere",
+                         where="--dry-run", hint="--output FOLDER")
     from phicli.steps.deploy import write_deployment
 
     with console.task_log("deploy", config.root_folder) as progress:
@@ -42,13 +46,13 @@ def deploy(
         from phicli.deployment.image import KEYS
 
         gpu = "--gpus all " if config.processor == "cuda" or config.engine == "vllm" else ""
-        console.note(f"docker build --tag {config.image} {place}")
+        console.note(f"docker build --tag {config.image} {shlex.quote(str(place))}")
         console.note(f"docker run {gpu}--publish 8000:8000 --volume $PWD/keys.txt:{KEYS}:ro {config.image}")
         return [("deploy", "--to", "kubernetes")]
     from phicli.deployment.manifests import SECRET
 
     console.note(f"kubectl --namespace {config.namespace} create secret generic {SECRET} --from-file={SECRET}=keys.txt")
-    console.note(f"kubectl apply --filename {place}")
+    console.note(f"kubectl apply --filename {shlex.quote(str(place))}")
     return []
 
 

@@ -46,8 +46,9 @@ def serve(config: ServeConfig) -> None:
 
 def _serve_with_vllm(config: ServeConfig) -> None:
     from phicli.serving.settings import base_name, read_keys
-    from phicli.serving.vllm import become_vllm, vllm_command, vllm_environment
+    from phicli.serving.vllm import become_vllm, check_vllm, vllm_command, vllm_environment
 
+    check_vllm()
     environment = vllm_environment(config, read_keys(config))
     command = vllm_command(config, base_name(config), console.warn)
     console.note(shlex.join(command))

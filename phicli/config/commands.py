@@ -61,7 +61,8 @@ class ServeConfig(OfModel):
     port: int = setting(8000, "Port to listen at; 0: any that is free", minimum=0, maximum=65535)
     api_key: str | None = setting(None, "Key that clients must send; lists of processes show it, a file does not",
                                   once=True, metavar="KEY")
-    api_key_file: str | None = setting(None, "File with such keys, one a line; # begins a remark", path=True)
+    api_key_file: str | None = setting(None, "File with such keys, one a line; lines that begin with # are remarks",
+                                       path=True)
     engine: str = setting("phicli", "What runs the model; vllm: that package, on a GPU", choices=("phicli", "vllm"))
     max_batch: int = setting(8, "Answers that are generated at once", minimum=1, panel=LIMITS)
     context: int | None = setting(None, "Tokens of the longest prompt with its answer [default: the model's]",

@@ -75,6 +75,7 @@ set -eu
 config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -path '*/{base}/config.json' | head -n 1)
 model=$(dirname "$(dirname "$config")")
 if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then
+  [ -f {keys} ] || {{ echo 'no file with a key at {keys}' >&2; exit 1; }}
   VLLM_API_KEY=$(sed -e 's/^[[:space:]]*//' -e 's/[[:space:]]*$//' -e '/^#/d' -e '/^$/d' {keys})
   [ "$(printf '%s\\n' "$VLLM_API_KEY" | grep -c .)" = 1 ] || {{ echo 'vLLM needs one key, in {keys}' >&2; exit 1; }}
   export VLLM_API_KEY

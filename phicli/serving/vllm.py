@@ -5,11 +5,12 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from phicli.artifacts.names import FINETUNED
-from phicli.artifacts.publishing import publishing
 from phicli.config.commands import ServeConfig
 from phicli.errors import Missing, UsageError
 from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_rank, write_adapters
@@ -27,20 +28,19 @@ def vllm_command(config: ServeConfig, base: str, warn: Callable[[str], None]) ->
         base: name of the model without an adapter.
 
     Raises:
-        BadInput: as `choose_checkpoint` and `choose_adapters`. Missing: as `find_base`.
+        BadInput: as `choose_checkpoint` and `choose_adapters`. Missing: as `find_base`, or a port that is taken.
     """
     folder = choose_checkpoint(config.path, config.root_folder)
     found = choose_adapters(config.adapters, config.root_folder, folder, base, warn)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", base,
-               "--host", config.host, "--port", str(config.port or _free_port(config.host)),
+               "--host", config.host, "--port", str(_free_port(config.host, config.port)),
                "--max-num-seqs", str(config.max_batch), "--middleware", "phicli.serving.vllm_guard.Guard",
                "--allowed-origins", json.dumps(config.cors_origins)]
     if config.context:
         command += ["--max-model-len", str(config.context)]
     if found:
-        copies = config.root_folder / FINETUNED / COPIES
-        with publishing(copies) as fresh:
-            write_adapters(found, fresh, str(folder))
+        copies = _copies(config.root_folder / FINETUNED)
+        write_adapters(found, copies, str(folder))
         command += ["--enable-lora", "--max-lora-rank", str(largest_rank(found)), "--max-loras",
                     str(min(len(found), config.max_batch)), "--lora-modules",
                     # not NAME=PATH, which vLLM splits at every "=" and takes for JSON where there is a comma
@@ -48,10 +48,25 @@ def vllm_command(config: ServeConfig, base: str, warn: Callable[[str], None]) ->
     return command
 
 
-def _free_port(host: str) -> int:
-    """One that is free now; vLLM takes 0 for a port, but does not tell which one it got."""
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        return int(listener.getsockname()[1])
+def _copies(trained: Path) -> Path:
+    """Where adapters lie as vLLM takes them: beside those that were trained, else in a folder that outlasts vLLM."""
+    if os.access(trained, os.W_OK):
+        return trained / COPIES
+    return Path(tempfile.mkdtemp(prefix="phicli-vllm-"))
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or for 0 one that is free now: vLLM takes 0, but does not tell which one it got.
+
+    Raises:
+        Missing: it cannot be listened to.
+    """
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+            return int(listener.getsockname()[1])
+    except OSError as e:
+        raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{host}:{port}",
+                      hint="another --port (0: any that is free), or a --host of this machine") from None
 
 
 def vllm_environment(config: ServeConfig, keys: Sequence[str]) -> dict[str, str]:
@@ -63,16 +78,16 @@ def vllm_environment(config: ServeConfig, keys: Sequence[str]) -> dict[str, str]
     return {**QUIET, HOSTS: hosts, **({KEY: keys[0]} if keys else {})}
 
 
-def become_vllm(command: Sequence[str], environment: dict[str, str]) -> None:
-    """Go on as vLLM: this process becomes it, so that signals reach it. Does not return.
-
-    Raises:
-        Missing: it is not installed.
-    """
+def check_vllm() -> None:
+    """Raise Missing where it is not installed."""
     if find_spec("vllm") is None:
         raise Missing("vLLM is not installed, or not where phicli is", where="--engine vllm",
                       hint="pip install phicli vllm, in an environment of their own without phicli[serve], on Linux "
                            "with a GPU")
+
+
+def become_vllm(command: Sequence[str], environment: dict[str, str]) -> None:
+    """Go on as vLLM: this process becomes it, so that signals reach it. Does not return."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(shutil.which(command[0]) or command[0], list(command), {**os.environ, **environment})

@@ -12,7 +12,7 @@ from typing import Any
 
 KEY = "VLLM_API_KEY"
 HOSTS = "PHICLI_ALLOWED_HOSTS"  # names by which the server may be called, with commas; none: any
-OPEN = ("/health", "/ping")
+OPEN = "/health"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -43,7 +43,7 @@ class Guard:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self._hosts and _name(headers.get(b"host", "")) not in self._hosts:
             return 421, "that is no name of this server"
-        if not self._key or scope["path"] in OPEN or scope.get("method") == "OPTIONS":
+        if not self._key or scope["path"] == OPEN or scope.get("method") == "OPTIONS":
             return None
         scheme, _, given = headers.get(b"authorization", "").partition(" ")
         known = hmac.compare_digest(_digest(given.strip()), _digest(self._key))

@@ -127,7 +127,7 @@ def as_local(config: Config) -> Config:
         if data := getattr(config, name, None):
             found[name] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
                            for source in find_sources(data, local=True)]
-    alone = getattr(config, "base", None) and getattr(config, "method", None) != "loftq"  # nothing is asked of the model
+    alone = getattr(config, "base", None) and getattr(config, "method", None) != "loftq"  # asks nothing of the model
     for name in ("base",) if alone else ("model", "base"):
         if reference := getattr(config, name, None):
             folder = local_tokenizer(reference)

@@ -97,7 +97,7 @@ def test_vllm_gets_the_key_and_every_adapter_whatever_its_name(root, tmp_path):
 def test_vllm_does_not_start_without_one_key(root, tmp_path, keys):
     folder = build_context(DeployConfig(model="m", root=str(root), engine="vllm"), root / "out")
     arguments, _, errors = started(folder, folder / "model", keys, tmp_path)
-    assert not arguments and "keys.txt" in errors
+    assert not arguments and "key" in errors and "keys.txt" in errors and "sed" not in errors
 
 
 def test_the_image_has_what_answering_imports():
@@ -168,3 +168,9 @@ def test_what_is_not_ours_stays(root):
 def test_names_and_numbers_that_no_cluster_takes(wrong):
     with pytest.raises(UsageError):
         DeployConfig(model="m", **{"to": "kubernetes", **wrong})
+
+
+def test_a_dry_run_writes_no_files(root):
+    line = [sys.executable, "-m", "phicli", "deploy", "--to", "docker", "--root", root, "--model", "m", "--dry-run"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2 and "--to azureml" in done.stderr and not (root / "deploy").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_adapters_keep_their_names(two_graphs, root):
     with pytest.raises(BadInput, match="there are: cooking, travel"):
         command(root, awq, adapters=("paris",))
     with pytest.raises(BadInput, match="called 'travel', as the model itself"):
-        command(root, awq, base="travel")
+        command(root, awq, base="travel", adapters=("travel",))
     with pytest.raises(Missing, match="no quantized model"):
         command(root, None)
 
@@ -112,6 +113,32 @@ def test_an_adapter_that_is_no_plain_lora_is_left_out_unless_it_was_asked_for(tw
     assert len(there) == there.index("--lora-modules") + 2 and "travel is left out" in told[0]
     with pytest.raises(BadInput, match="DoRA"):
         command(root, two_graphs / "awq", adapters=("travel",))
+    (root / "ft" / "travel" / "adapter_model.safetensors").write_bytes(b"cut")
+    rewrite(root / "ft" / "travel", {"use_dora": False})
+    assert "travel is left out" in command(root, two_graphs / "awq", base="cooking")[1][1]
+
+
+def test_another_vllm_of_the_root_keeps_its_adapters(two_graphs, root):
+    """vLLM reads an adapter anew when it was put away for others meanwhile."""
+    command(root, two_graphs / "awq")
+    written = root / "ft" / ".vllm" / "travel" / "adapter_model.safetensors"
+    before = written.stat()
+    command(root, two_graphs / "awq", adapters=("cooking",))
+    command(root, two_graphs / "awq")
+    assert (written.stat().st_ino, written.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    rewrite(root / "ft" / "travel", {"lora_alpha": 3})
+    command(root, two_graphs / "awq")
+    assert written.stat().st_ino != before.st_ino and read_peft(written.parent).keys() == read_peft(
+        root / "ft" / "travel").keys()
+
+
+def test_a_port_that_is_taken_and_a_model_in_onnx_are_refused_before(two_graphs, root):
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(Missing, match="cannot be listened at"):
+        command(root, two_graphs / "awq", port=listener.getsockname()[1])
+    (root / "onnx-ao").mkdir()
+    (root / "onnx-ao" / "genai_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="an ONNX model"):
+        command(root, root / "onnx-ao")
 
 
 def test_what_olives_algorithms_write_is_refused_before_vllm_loads_it(two_graphs, root):

@@ -45,7 +45,8 @@ def test_every_path_but_health_asks_for_the_key(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "right")
     monkeypatch.delenv("PHICLI_ALLOWED_HOSTS", raising=False)
     with served(Guard(application)) as address:
-        for path in ("/invocations", "/tokenize", "/metrics", "/openapi.json", "/v1/models", "/health/../invocations"):
+        for path in ("/invocations", "/ping", "/tokenize", "/metrics", "/openapi.json", "/v1/models",
+                     "/health/../invocations"):
             assert status(address, path) == 401, path
             assert status(address, path, Authorization="Bearer wrong") == 401
             assert status(address, path, Authorization="Basic right") == 401
