@@ -29,7 +29,7 @@ def choose_checkpoint(path: str | None, root: Path) -> Path:
         error.hint = QUANTIZE
         raise
     if (folder / GENAI_CONFIG).exists():
-        raise BadInput("an ONNX model, which vLLM does not take", where=folder, hint=QUANTIZE)
+        raise BadInput("an ONNX model, which vLLM does not take", where=folder, hint="--path of the quantized one")
     if (read_config(folder).get("quantization_config") or {}).get("quant_method") == UNKNOWN:
         raise BadInput("vLLM cannot read what Olive's algorithms write", where=folder,
                        hint=f"{QUANTIZE} --algorithm awq")
