@@ -18,7 +18,7 @@ from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.measuring import SearchConfig
 from phicli.config.places import find_settings_file, placed
-from phicli.config.root_model import model_from, root_around
+from phicli.config.root_model import model_from, original_of, root_around
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput
@@ -98,8 +98,8 @@ class Settings:
         return made
 
     def with_last(self, values: dict[str, Value]) -> dict[str, Value]:
-        """The values by name, with the model used last where neither a model nor a root is given, and a root's own
-        where that alone is, or a folder in it (`path`)."""
+        """The values by name, with the model used last where neither a model nor a root is given, a root's own where
+        that alone is, or a folder in it (`path`), and the one that a quantized `base` was made from."""
         if "root" not in values or "model" not in values or values["model"].origin != "default":
             return values
         path = values.get("path")
@@ -107,8 +107,13 @@ class Settings:
             values = values | {"root": Value(str(around), path.origin)}
         if values["root"].origin != "default":
             root = Path(values["root"].value)
-            own = model_from(root)
-            return values | {"model": Value(own, str(root / ROOT_MODEL))} if own else values
+            if own := model_from(root):
+                return values | {"model": Value(own, str(root / ROOT_MODEL))}
+        base = values.get("base")
+        if base and base.value and (own := original_of(Path(base.value))):
+            return values | {"model": Value(own, base.origin)}
+        if values["root"].origin != "default":
+            return values
         return values | {name: Value(placed(SETTINGS[name], value, self.folder), str(self.folder / FILE))
                          for name, value in self.last.items()}
 

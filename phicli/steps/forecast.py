@@ -108,7 +108,7 @@ class _Forecasts:
     def __init__(self, lab: Lab):
         quantize = self.quantize = lab.config(QuantizeConfig)
         self.finetune = lab.config(FinetuneConfig)
-        self.size = size_of_model(quantize.model)
+        self.size = size_of_model(self.finetune.model)  # of a base that is named, the one that it was made from
         gpu = quantize.device == "cuda" or (quantize.device == "auto" and gpu_count() > 0)
         self.estimates: Mapping[str, Estimate] = {}
         self.rate = None if gpu or not self.size else products_a_second()

@@ -164,3 +164,9 @@ def test_a_rank_over_the_hidden_size_is_warned_of_before_and_while_training(cli,
     assert warning in cli(*options, "257").err and "warning" not in cli(*options, "256").err
     trained = cli(*(option for option in options if option != "--dry-run"), "257", "--publish-anyway")
     assert trained.code == 0 and trained.err.count(warning) == 1
+
+
+def test_a_dry_run_with_a_base_alone_judges_the_model_that_it_is_of(cli, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planned, = json.loads(cli("finetune", "--base", root / "awq", "--device", "cpu", "--dry-run", "--json").out)
+    assert planned["memory"] < 2e9 and planned["place"] == "models/tiny/ft/travel"

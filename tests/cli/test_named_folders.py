@@ -7,6 +7,7 @@ import pytest
 from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.layers import Settings
 from phicli.config.measuring import BenchmarkConfig
+from phicli.config.steps import FinetuneConfig, OptimizeConfig
 from phicli.hub.roots import remember_model
 
 
@@ -74,3 +75,18 @@ def test_an_export_is_called_as_the_folder_that_it_is_of(cli, two_graphs, tmp_pa
         assert exported.code == 0, exported.err
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.zip")) == [
         "lab/export/lab-mine.zip", "lab/export/lab-travel.zip", "lab/export/lab.zip", "models/phi/export/my model.zip"]
+
+
+def test_a_quantized_base_alone_is_of_the_model_that_it_was_made_from(tmp_path, monkeypatch, tiny):
+    """Its adapters and graphs are no other model's: not in the root of the usual one, and not remembered as its."""
+    monkeypatch.chdir(tmp_path)
+    stage(tmp_path / "mine", "quantize", model=str(tiny))
+    for config in (FinetuneConfig, OptimizeConfig):
+        alone = Settings().resolve(config, {"base": "mine"})
+        assert (alone.root, alone.model) == ("models/tiny", "tiny")
+        rooted = Settings().resolve(config, {"base": "mine", "root": "new"})
+        assert (rooted.root, rooted.model) == ("new", "tiny")
+        named = Settings().resolve(config, {"base": "mine", "model": "org/other"})
+        assert named.model == "org/other"
+    remember_model(tmp_path / "lab", "org/own")
+    assert Settings().resolve(FinetuneConfig, {"base": "mine", "root": "lab"}).model == "org/own"
