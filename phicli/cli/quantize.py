@@ -36,7 +36,7 @@ def quantize(config: QuantizeConfig, flags: options.Flags, dry_run: options.DryR
     if errors:
         line += f", output error of a layer {sum(errors) / len(errors):.2%} (worst {max(errors):.2%})"
     if manifest.quality.get("refined"):
-        before, after = manifest.quality["refined"]
-        line += f"; refining left {after / before:.0%} of a layer's squared error" if before else ""
+        before, left = manifest.quality["refined"]
+        line += f"; refining left {left / before:.0%} of a layer's squared error" if before else ""
     console.note(line)
     return after
