@@ -26,6 +26,8 @@ from phicli.checkpoints.tensors import mapped, read_tensor
 from phicli.errors import BadInput
 
 WEIGHTS = "adapter_model.safetensors"
+
+
 @dataclass(frozen=True)
 class Lora:
     """The update of one linear: W + scaling * b a.

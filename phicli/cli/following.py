@@ -31,8 +31,6 @@ WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
 OTHERS = {"--merge", "--device", "--output", "--model", "--root"}  # with these a hint's command means another result
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
-
-
 AN_ADAPTER = f"a folder as PEFT writes it, with {ADAPTER_CONFIG} and adapter_model.safetensors"
 
 
@@ -126,10 +124,10 @@ class Following:
         if folder := named_folder(error, self.given, "optimize"):
             return self.line("optimize", *self._again(folder), only=WHERE)
         where = Path(str(error.where))
-        with contextlib.suppress(OSError, ValueError):
-            for folder in (folder for folder in (where, *where.parents[:2]) if (folder / ADAPTER_CONFIG).exists()):
-                own = folder.parent.name == FINETUNED
-                return self.line("finetune", "--name", folder.name, only=WHERE) if own else AN_ADAPTER
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            folder = next(place for place in (where, *where.parents[:2]) if (place / ADAPTER_CONFIG).exists())
+            own = folder.parent.name == FINETUNED
+            return self.line("finetune", "--name", folder.name, only=WHERE) if own else AN_ADAPTER
         return None
 
     def _again(self, folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -21,12 +20,10 @@ async def application(scope, receive, send):
 
 @contextlib.contextmanager
 def served(app):
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", 0))  # from now on requests wait until they are answered
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
