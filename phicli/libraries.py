@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-OFFLINE = "HF_HUB_OFFLINE"
+OFFLINE, OFFLINE_TOO = "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"  # as huggingface_hub reads them
 # Most are read when a library is imported, which steps do in the middle of their work.
 WHILE_WORKING = {
     "OLIVE_DISABLE_TELEMETRY": "1",
@@ -91,7 +91,7 @@ def spare_garbage_collection() -> None:
 
 @contextlib.contextmanager
 def online() -> Iterator[None]:
-    """While the block runs, the hub is asked, as far as the user's own HF_HUB_OFFLINE lets it."""
+    """While the block runs, the hub is asked, as far as the user's own variables let it (see `offline_by`)."""
     with _lock:
         _restore({OFFLINE: _own_offline()})
         _set_hub_offline(user_is_offline())
@@ -113,8 +113,15 @@ def _restore(values: dict[str, str | None]) -> None:
 
 
 def user_is_offline() -> bool:
-    """Whether the user's own HF_HUB_OFFLINE keeps everything away from the hub."""
-    return (_own_offline() or "").upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads it
+    """Whether a variable of the user's own keeps everything away from the hub."""
+    return offline_by() is not None
+
+
+def offline_by() -> str | None:
+    """The variable that does: HF_HUB_OFFLINE, where it is not set TRANSFORMERS_OFFLINE; None: neither."""
+    own = _own_offline()
+    name, value = (OFFLINE, own) if own else (OFFLINE_TOO, os.environ.get(OFFLINE_TOO) or "")
+    return name if value.upper() in ("1", "ON", "YES", "TRUE") else None
 
 
 def _own_offline() -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from phicli.dataset.formats import has_rows
 from phicli.dataset.sources import DATA_FILES, Source, find_files, local_path, split_name, split_weight
 from phicli.errors import BadInput, Missing, RemoteError
-from phicli.libraries import online
+from phicli.libraries import offline_by, online
 from phicli.progress import SILENT, Progress
 
 _REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")  # owner/name[/folder][@revision]
@@ -143,7 +143,7 @@ def _unreached(reference: str, name: str, error: Exception) -> Missing | RemoteE
     from huggingface_hub import errors as hub
 
     if isinstance(error.__cause__, hub.OfflineModeIsEnabled):
-        return Missing("no such file or folder, and not in the hub's cache; HF_HUB_OFFLINE keeps it from being fetched",
-                       where=reference, hint=f"online: hf download --repo-type dataset {name}")
+        return Missing(f"no such file or folder, and not in the hub's cache; {offline_by()} keeps it from being "
+                       "fetched", where=reference, hint=f"online: hf download --repo-type dataset {name}")
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return RemoteError(f"huggingface.co: {reason}", where=reference, hint="a file or folder works offline")

@@ -8,7 +8,7 @@ from typing import Any
 
 from phicli.errors import BadInput, Missing, PhicliError, RemoteError
 from phicli.hub.remote_file import NoParts, RemoteFile
-from phicli.libraries import online, user_is_offline
+from phicli.libraries import offline_by, online, user_is_offline
 from phicli.progress import Progress
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # never a pickle, never code
@@ -42,8 +42,8 @@ def ask_for(reference: str) -> None:
 
 
 def offline(reference: str) -> Missing:
-    """What keeps a model that is not here from being fetched where HF_HUB_OFFLINE is set."""
-    return Missing("no such folder, and not in the hub's cache; HF_HUB_OFFLINE keeps it from being fetched",
+    """What keeps a model that is not here from being fetched where the user is offline."""
+    return Missing(f"no such folder, and not in the hub's cache; {offline_by()} keeps it from being fetched",
                    where=reference, hint=f"online: {_fetching(reference)}")
 
 
@@ -99,7 +99,7 @@ def _explained(reference: str) -> Iterator[None]:
     """Online, as far as the user lets it; the hub's errors as ours.
 
     Raises:
-        Missing: access has to be asked for, or HF_HUB_OFFLINE is set and the cache has it not. BadInput: no such model
+        Missing: access has to be asked for, or the user is offline and the cache has it not. BadInput: no such model
             or file. RemoteError: the hub cannot be reached or refuses.
     """
     from huggingface_hub import errors as hub

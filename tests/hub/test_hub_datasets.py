@@ -88,6 +88,13 @@ def test_what_cannot_be_found(home):
         assert outcome.startswith(expected)
 
 
+def test_transformers_offline_holds_too(home):
+    with served("datasets", FILES) as (endpoint, asked):
+        (outcome,) = find(home, ("owner/served", "test"), HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="",
+                          TRANSFORMERS_OFFLINE="1")
+    assert "TRANSFORMERS_OFFLINE keeps it from being fetched" in outcome and not asked
+
+
 def test_a_hub_that_cannot_be_reached(home):
     (outcome,) = find(home, ("owner/other", "train"), HF_ENDPOINT="http://127.0.0.1:9")
     assert outcome.startswith("RemoteError: huggingface.co: ")

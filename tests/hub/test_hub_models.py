@@ -75,6 +75,16 @@ def test_a_size_takes_config_json_alone_and_a_model_what_it_needs_and_both_are_t
     assert lacking.endswith("| online: hf download owner/none") and unreached.startswith("RemoteError huggingface.co: ")
 
 
+def test_transformers_offline_holds_too_where_the_hubs_own_variable_is_not_set(call):
+    asked = ("resolve", "owner/none"), ("resolve", "owner/none/one.gguf")
+    with served("models", {"config.json": MIXTURE}) as (endpoint, requests):
+        said = call(*asked, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="", TRANSFORMERS_OFFLINE="1")
+        assert not requests and all("TRANSFORMERS_OFFLINE keeps it from being fetched" in line for line in said)
+        assert len(said) == len(asked)
+        call(asked[0], HF_ENDPOINT=endpoint, TRANSFORMERS_OFFLINE="1")  # beside HF_HUB_OFFLINE=0
+        assert requests
+
+
 def test_a_gguf_file_of_the_hub(call, tiny, tmp_path):
     name = "owner/served/small.gguf"
     files = {"small.gguf": write_gguf(tiny, tmp_path / "small.gguf").read_bytes(), "large.gguf": b"0"}

@@ -27,7 +27,7 @@ def state():
         "offline": hub.HF_HUB_OFFLINE if hub else OFFLINE,
     }
 
-OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
+OFFLINE = "1" in (os.environ.get("HF_HUB_OFFLINE"), os.environ.get("TRANSFORMERS_OFFLINE"))
 before, loaded = state(), set(sys.modules)
 import phicli
 new = sorted({name.partition(".")[0] for name in set(sys.modules) - loaded} - set(sys.stdlib_module_names))
@@ -59,12 +59,12 @@ print(json.dumps({"new": new, "changed": changed}))
 """
 
 
-@pytest.mark.parametrize("offline", [None, "1"])
+@pytest.mark.parametrize("offline", [None, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_neither_importing_nor_any_step_changes_the_process(tmp_path, offline, data_file):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PHICLI_", "HF_", "OMP_", "OLIVE_", "ORT_",
                    "CUBLAS_", "CUDA_", "TRANSFORMERS_", "TOKENIZERS_", "TORCHINDUCTOR_"))}
     if offline:
-        environment["HF_HUB_OFFLINE"] = offline
+        environment[offline] = "1"
     for alone in (False, True):
         (tmp_path / "program.py").write_text(f"DATA, ALONE = {str(data_file)!r}, {alone}\n{PROGRAM}")
         done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True,
