@@ -1,6 +1,5 @@
 """What stands before every request: who asks, by which name, and whether anything is taken at the moment."""
 
-import hashlib
 import hmac
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from phicli.serving.faults import Fault
 from phicli.serving.service import Service
 from phicli.serving.settings import LOOPBACK, is_loopback
+from phicli.serving.vllm_guard import digest, host_name, is_foreign
 
 OPEN = ("/", "/health", "/favicon.ico")  # without a key; and what the page consists of
 PAGE = "/page/"
@@ -23,7 +23,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service, keys: Sequence[str]):
         self.app, self.service = app, service
-        self._keys = [_digest(key) for key in keys]
+        self._keys = [digest(key) for key in keys]
         config = service.config
         self._hosts = {*map(str.lower, config.allowed_hosts), config.host.lower(), *LOOPBACK}
         self._any_host = not config.allowed_hosts and (bool(keys) or not is_loopback(config.host))
@@ -59,10 +59,10 @@ class Guard:
     def _check(self, headers: Headers, path: str) -> None:
         """Raises Fault: 401, 403, 421, 429, 503."""
         host = headers.get("host", "")
-        if not self._any_host and _name(host) not in self._hosts:
-            raise Fault(421, f"'{_name(host)[:80]}' is no name of this server; --allowed-host adds one")
+        if not self._any_host and host_name(host) not in self._hosts:
+            raise Fault(421, f"'{host_name(host)[:80]}' is no name of this server; --allowed-host adds one")
         origin = headers.get("origin")
-        if origin and origin.partition("://")[2] != host and origin not in self.service.config.cors_origins:
+        if is_foreign(origin, host) and origin not in self.service.config.cors_origins:
             raise Fault(403, "pages of other sites may not ask here; --cors-origin lets them")
         if path in OPEN or path.startswith(PAGE):
             return
@@ -75,14 +75,5 @@ class Guard:
 
     def _known(self, headers: Headers) -> bool:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = _digest(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
+        given = digest(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0  # all of them: in constant time
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without the port."""
-    return host.lower().removeprefix("[").partition("]")[0] if host.startswith("[") else host.lower().partition(":")[0]
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -15,7 +15,7 @@ from phicli.config.commands import ServeConfig
 from phicli.errors import Missing, UsageError
 from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_rank, write_adapters
 from phicli.serving.settings import LOOPBACK, is_loopback
-from phicli.serving.vllm_guard import HOSTS, KEY
+from phicli.serving.vllm_guard import HOSTS, KEY, ORIGINS
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 COPIES = ".vllm"  # in the folder of adapters: as vLLM takes them
@@ -75,7 +75,7 @@ def vllm_environment(config: ServeConfig, keys: Sequence[str]) -> dict[str, str]
         raise UsageError("vLLM is given one key only", where="--api-key-file")
     own = config.allowed_hosts or (() if keys or not is_loopback(config.host) else LOOPBACK)
     hosts = ",".join((*own, config.host, *LOOPBACK)) if own else ""
-    return {**QUIET, HOSTS: hosts, **({KEY: keys[0]} if keys else {})}
+    return {**QUIET, HOSTS: hosts, ORIGINS: ",".join(config.cors_origins), **({KEY: keys[0]} if keys else {})}
 
 
 def check_vllm() -> None:

@@ -1,4 +1,4 @@
-"""What stands before vLLM's server, whose own key guards what is under /v1 alone: a key and a name, at every path.
+"""What stands before vLLM's server, whose own key guards what is under /v1 alone: key, name and origin at every path.
 
 It goes into images as one file, so it needs nothing but Python. vLLM takes it as middleware by an option.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 KEY = "VLLM_API_KEY"
 HOSTS = "PHICLI_ALLOWED_HOSTS"  # names by which the server may be called, with commas; none: any
+ORIGINS = "PHICLI_ALLOWED_ORIGINS"  # of pages that may ask, with commas; those that vLLM has too
 OPEN = "/health"
 
 Scope = MutableMapping[str, Any]
@@ -25,35 +26,54 @@ class Guard:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]):
         self.app = app
         self._key = os.environ.get(KEY, "")
-        self._hosts = {host for host in os.environ.get(HOSTS, "").lower().split(",") if host}
+        self._hosts = _listed(os.environ.get(HOSTS, "").lower())
+        self._origins = _listed(os.environ.get(ORIGINS, ""))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refused(scope) if scope["type"] in ("http", "websocket") else None
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._refused(scope, headers)
         if refused is None:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         status, why = refused
         body = json.dumps({"error": {"message": why, "type": "invalid_request_error", "code": status}}).encode()
-        await send({"type": "http.response.start", "status": status,
-                    "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]})
+        told = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if (origin := headers.get(b"origin")) in self._origins:  # else its page is told of a network that fails
+            told += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+        await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
 
-    def _refused(self, scope: Scope) -> tuple[int, str] | None:
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self._hosts and _name(headers.get(b"host", "")) not in self._hosts:
+    def _refused(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if scope.get("method") == "OPTIONS" and origin in self._origins:  # what a browser asks before
+            return None
+        if self._hosts and host_name(host) not in self._hosts:
             return 421, "that is no name of this server"
-        if not self._key or scope["path"] == OPEN or scope.get("method") == "OPTIONS":
+        if is_foreign(origin, host) and origin not in self._origins:
+            return 403, "pages of other sites may not ask here; --cors-origin lets them"
+        if not self._key or scope["path"] == OPEN:
             return None
         scheme, _, given = headers.get(b"authorization", "").partition(" ")
-        known = hmac.compare_digest(_digest(given.strip()), _digest(self._key))
+        known = hmac.compare_digest(digest(given.strip()), digest(self._key))
         return None if known and scheme.lower() == "bearer" else (401, "no key, or a wrong one")
 
 
-def _name(host: str) -> str:
+def _listed(text: str) -> set[str]:
+    return {part for part in text.split(",") if part}
+
+
+def host_name(host: str) -> str:
     """The name in a Host header, without the port."""
     return host.lower()[1:].partition("]")[0] if host.startswith("[") else host.lower().partition(":")[0]
 
 
-def _digest(key: str) -> bytes:
+def is_foreign(origin: str | None, host: str) -> bool:
+    """Whether a page of another site asks, by the headers Origin and Host."""
+    return bool(origin) and str(origin).partition("://")[2] != host
+
+
+def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -150,6 +150,14 @@ def test_what_olives_algorithms_write_is_refused_before_vllm_loads_it(two_graphs
         command(root, folder)
 
 
+def test_origins_go_to_vllm_and_to_the_guard(two_graphs, root):
+    origins = ("https://a.example", "https://b.example")
+    there = command(root, two_graphs / "awq", cors_origins=origins)[0]
+    assert json.loads(there[there.index("--allowed-origins") + 1]) == [*origins]
+    named = vllm_environment(config(root, None, cors_origins=origins), [])["PHICLI_ALLOWED_ORIGINS"]
+    assert named.split(",") == [*origins] and vllm_environment(config(root, None), [])["PHICLI_ALLOWED_ORIGINS"] == ""
+
+
 def test_names_of_the_server_are_those_that_phicli_itself_would_take(root):
     def hosts(keys=(), **more):
         return vllm_environment(config(root, None, **more), list(keys))["PHICLI_ALLOWED_HOSTS"]

@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 
 from phicli.serving.vllm_guard import Guard
 
@@ -29,13 +30,19 @@ def served(app):
     thread.join()
 
 
-def status(address, path="/invocations", method="POST", **headers):
-    request = urllib.request.Request(address + path, method=method, headers=headers)
+def asked(address, path="/invocations", method="POST", **headers):
+    """Status and headers of the answer."""
+    request = urllib.request.Request(address + path, method=method,
+                                     headers={name.replace("_", "-"): value for name, value in headers.items()})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status
+            return answer.status, answer.headers
     except urllib.error.HTTPError as error:
-        return error.code
+        return error.code, error.headers
+
+
+def status(*asking, **headers):
+    return asked(*asking, **headers)[0]
 
 
 def test_every_path_but_health_asks_for_the_key(monkeypatch):
@@ -49,7 +56,27 @@ def test_every_path_but_health_asks_for_the_key(monkeypatch):
             assert status(address, path, Authorization="Basic right") == 401
             assert status(address, path, Authorization="Bearer right") == 200
         assert status(address, "/health", "GET") == 200
-        assert status(address, "/v1/models", "OPTIONS") == 200  # what a browser asks before; vLLM answers for origins
+
+
+def test_pages_of_other_sites_ask_where_their_origin_is_allowed_and_read_why_not(monkeypatch):
+    """As by phicli's own server, with the guard around vLLM's own answers to browsers."""
+    mine = "https://mine.example"
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    monkeypatch.setenv("PHICLI_ALLOWED_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("PHICLI_ALLOWED_ORIGINS", f"https://other.example,{mine}")
+    with served(Guard(CORSMiddleware(application, [mine], ["POST"], ["*"]))) as address:
+        before = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+        for headers, expected in (({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Host": "evil.example"}, 421),
+                                  ({"Authorization": "Bearer right"}, 200)):
+            found, told = asked(address, Origin=mine, **headers)
+            assert (found, told["access-control-allow-origin"], told["vary"]) == (expected, mine, "Origin")
+            found, told = asked(address, "/invocations", "OPTIONS", Origin=mine, **before, **headers)
+            assert (found, told["access-control-allow-origin"]) == (200, mine)
+        for origin in ("https://evil.example", "null", f"{mine}.evil", "http://127.0.0.1:1"):
+            found, told = asked(address, Origin=origin, Authorization="Bearer right")
+            assert found == 403 and "access-control-allow-origin" not in told
+            assert status(address, "/invocations", "OPTIONS", Origin=origin, **before) == 403
+        assert status(address, Origin=address, Authorization="Bearer right") == 200  # a page of its own
 
 
 @pytest.mark.parametrize(("host", "expected"), [
