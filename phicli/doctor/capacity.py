@@ -1,28 +1,35 @@
 """The model, and whether memory, disk and permissions do for each step with it."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from phicli.azure.download import target_of
+from phicli.azure.reference import is_reference, parse_reference
 from phicli.azure.target import cache_folder
 from phicli.doctor.check_result import CheckResult, Light, Subject
 from phicli.doctor.needs import UNCERTAIN
 from phicli.doctor.reach import cached, cached_config, hub_cache, local_here
+from phicli.errors import BadInput
 from phicli.hardware.devices import available_memory, total_memory
 from phicli.hub.gguf import is_gguf, judge_gguf
 from phicli.hub.models import check_model, check_not_quantized, local_model, local_tokenizer, read_config
-from phicli.resources import Estimate, existing, free_disk, step_estimates
+from phicli.resources import Estimate, ModelSize, existing, free_disk, step_estimates
 from phicli.units import size
 
 SMALLER = "a smaller model (--model tiny is built in), or a larger machine"
 
 
 def model(subject: Subject) -> CheckResult:
-    """Whether the model is here and whole, or how much would have to be fetched."""
+    """Whether the model is here and whole, or how much would have to be fetched. Of Azure's nobody is asked."""
     known = subject.size
     about = f"{_count(known.params)} parameters, {size(known.weight_bytes)}, from {known.source}" if known else ""
     figures = {"params": known.params, "bytes": known.weight_bytes, "source": known.source} if known else {}
-    if subject.model.startswith("azureml:"):
+    if is_reference(subject.model):
+        reference = parse_reference(subject.model)
+        if not reference.registry:
+            target_of(reference, subject.settings)
         return CheckResult(Light.GREEN, "in Azure ML; not looked at before it is fetched", figures=figures)
     here = local_model(subject.model)
     if here:
@@ -99,19 +106,26 @@ def write_access(subject: Subject) -> CheckResult:
 
 def step_needs(subject: Subject) -> dict[str, Estimate]:
     """As `step_estimates`; empty where the model's size is not known."""
-    if subject.size is None:
-        return {}
-    return step_estimates(subject.size, subject.computes_on, subject.settings.resolve, subject.row_tokens)
+    known = _size_of(subject)
+    return step_estimates(known, subject.computes_on, subject.settings.resolve, subject.row_tokens) if known else {}
 
 
 def before(subject: Subject) -> dict[str, int]:
     """What has to be done before the first step, and the bytes that it brings, as far as they are known."""
-    if not subject.size:
+    known = _size_of(subject)
+    if not known:
         return {}
     if not local_here(subject.model):
-        return {"download": subject.size.weight_bytes}
+        return {"download": known.weight_bytes}
     unpack = is_gguf(subject.model) and local_tokenizer(subject.model) is None
-    return {"unpack": subject.size.weight_bytes} if unpack else {}
+    return {"unpack": known.weight_bytes} if unpack else {}
+
+
+def _size_of(subject: Subject) -> ModelSize | None:
+    """The model's size; None where it is not known, or the check of the model says why nothing can be told of it."""
+    with contextlib.suppress(BadInput):
+        return subject.size
+    return None
 
 
 def _count(number: int) -> str:
@@ -131,8 +145,8 @@ def _compare(wanted: dict[str, float], most: float, free: float, has: str, cure:
     also = {step: f" ({size(takes)} where {size(room)} are free)" if room > wanted[step] else f" (takes {size(takes)})"
             for step, (takes, room) in (roomy or {}).items()}
     if not wanted:
-        return CheckResult(Light.YELLOW, f"{has}; what the model needs is not known", "--model FOLDER, once it is here",
-                       figures)
+        return CheckResult(Light.YELLOW, f"{has}; what the model needs is not known",
+                           "--model FOLDER, a whole one that is here", figures)
     found = f"{has}; needs about " + ", ".join(
         f"{step} {size(need)}{also.get(step, '')}" for step, need in wanted.items() if need)
     if max(wanted.values()) > UNCERTAIN * most:

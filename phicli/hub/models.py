@@ -169,7 +169,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json(path)
     except FileNotFoundError:
         packed = min(folder.glob("*.gguf"), default=None)
-        raise BadInput("no config.json: not a Hugging Face model folder", where=folder,
+        lacks = ["config.json", *(name for name in ("tokenizer.json", "*.safetensors") if not any(folder.glob(name)))]
+        raise BadInput(f"no {', '.join(lacks)}: not a Hugging Face model folder", where=folder,
                        hint=f"--model {shlex.quote(str(packed))}" if packed else A_MODEL) from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadInput("no model_type in it", where=path)

@@ -12,7 +12,7 @@ from phicli.artifacts.tensors import check_safetensors
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.hub.fetching import cached_file, fetch_config, judge_file
 from phicli.hub.gguf import is_gguf, judge_gguf, judge_remote
-from phicli.hub.models import judge_config, local_model, weight_files
+from phicli.hub.models import judge_config, local_model, read_config, weight_files
 from phicli.hub.whole import cured
 
 PACKED = 8  # int4 in an int32
@@ -63,11 +63,15 @@ def size_of_model(reference: str, fetch: bool = False) -> ModelSize | None:
     if the hub can be reached.
 
     Raises:
-        BadInput: no such folder, or a damaged one; or what was fetched is of a model that phicli cannot work with.
+        BadInput: no such folder, a damaged one or no model's; or what was fetched is of a model that phicli cannot
+            work with.
     """
     place = None if reference.startswith("azureml:") else local_model(reference)
+    if place and place.is_dir():
+        read_config(place)  # weights alone may be an adapter's, or anybody's
+        return size_of_folder(place)
     if place:
-        return size_of_folder(place) if place.is_dir() else size_of_gguf(place)
+        return size_of_gguf(place)
     known = PUBLISHED.get(reference.lower())
     if known:
         hidden, layers, width, heads, kv_heads, vocab, apart = known

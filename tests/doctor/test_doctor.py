@@ -153,6 +153,17 @@ def test_a_damaged_model_and_a_root_that_cannot_be_written(cli, tmp_path, tiny):
     assert found["write access"]["light"] == "red" and "/proc" in found["write access"]["found"]
 
 
+def test_of_a_folder_that_is_no_model_it_says_what_is_missing_and_judges_nothing_by_its_weights(cli, tmp_path, tiny):
+    (tmp_path / "model").mkdir()
+    shutil.copy(tiny / "model.safetensors", tmp_path / "model")
+    done = cli("doctor", "--model", tmp_path / "model", "--root", tmp_path / "root", "--device", "cpu", "--json")
+    found = lights(done)
+    assert done.code == 4 and json.loads(done.out)["needs"] is None
+    assert "no config.json, tokenizer.json: not a" in found["model"]["found"]
+    for check in ("memory", "disk"):
+        assert found[check]["light"] == "yellow" and "what the model needs is not known" in found[check]["found"]
+
+
 def test_a_model_that_cannot_be_had_is_red(tmp_path, tiny):
     """Offline by the user's will, whatever is known of the model; and where the hub does not answer, if it is asked."""
     def looked_at(model, *options, offline="0"):
@@ -186,6 +197,18 @@ def test_a_quantized_model_is_red_and_its_original_is_named(cli, tmp_path, tiny)
         assert found["cure"] == f"{original}, or without quantize: phicli finetune --base {folder}"
     refused = cli("quantize", "--model", folder, "--root", tmp_path / "root")
     assert refused.code == 3 and "  try: phicli quantize --model tiny, or without quantize: phicli" in refused.err
+
+
+@pytest.mark.parametrize(("model", "light", "cure"), [
+    ("azureml:foo", "red", "azureml:N:V"),
+    ("azureml://registries/r", "red", "azureml:N:V"),
+    ("azureml:foo:3", "red", "phicli azure use"),  # which workspace's?
+    ("azureml://registries/r/models/foo/versions/3", "green", None),
+])
+def test_references_of_azure_are_looked_at_without_asking_anybody(cli, tmp_path, monkeypatch, model, light, cure):
+    monkeypatch.chdir(tmp_path)
+    found = lights(cli("doctor", "--model", model, "--device", "cpu", "--json"))["model"]
+    assert found["light"] == light and (cure or "") in (found["cure"] or "")
 
 
 def test_a_full_disk_is_red(tmp_path):
