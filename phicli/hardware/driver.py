@@ -13,6 +13,11 @@ def gpu_count() -> int:
     return _ask_driver("cuDeviceGetCount") or 0
 
 
+def expected_device(wanted: str) -> str:
+    """"cuda" or "cpu": what `choose_device` will choose of "auto", "cuda" or "cpu", told without torch."""
+    return ("cuda" if gpu_count() else "cpu") if wanted == "auto" else wanted
+
+
 def compute_capability() -> tuple[int, int] | None:
     """Of the first GPU, such as (9, 0); None where there is none."""
     major, minor = (_ask_driver("cuDeviceGetAttribute", which, 0) for which in COMPUTE_CAPABILITY)

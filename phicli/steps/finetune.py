@@ -14,7 +14,7 @@ from phicli.dataset.sources import Source
 from phicli.dataset.table import Table
 from phicli.errors import BadInput, UsageError
 from phicli.hardware.devices import check_gpus, count_gpus, shards
-from phicli.hardware.driver import open_gpu
+from phicli.hardware.driver import expected_device, open_gpu
 from phicli.hub.datasets import data_inputs, find_sources, held_out_sources, stdin_as_file
 from phicli.hub.models import find_base, resolve_model
 from phicli.hub.roots import remember_model
@@ -129,6 +129,9 @@ def _fit_as_one_of(config: FinetuneConfig, gpus: int, shard: bool, output: Path,
 def plan_finetune(config: FinetuneConfig, progress: Progress = SILENT) -> Plan:
     """What `finetune` would make of the same settings; raises what it raises for names, options, base and adapter."""
     check_name(config.name)
+    if config.gpu_memory is not None and expected_device(config.device) == "cpu":
+        progress.warn("--gpu-memory does nothing here, as training is computed on the CPU; a smaller --batch-size or "
+                      "--seq-len takes less of its memory")
     root = config.root_folder
     folder = resolve_model(config.base, progress) if config.base else find_base(root)
     data, eval_data = _data(config, progress)

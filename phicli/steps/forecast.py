@@ -10,7 +10,7 @@ from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.config.layers import Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
-from phicli.hardware.driver import gpu_count
+from phicli.hardware.driver import expected_device
 from phicli.progress import SILENT, Progress
 from phicli.resources import Estimate, size_of_model, step_estimates
 from phicli.resources.times import products_a_second, seconds_on_cpu
@@ -109,7 +109,7 @@ class _Forecasts:
         quantize = self.quantize = lab.config(QuantizeConfig)
         self.finetune = lab.config(FinetuneConfig)
         self.size = size_of_model(self.finetune.model)  # of a base that is named, the one that it was made from
-        gpu = quantize.device == "cuda" or (quantize.device == "auto" and gpu_count() > 0)
+        gpu = expected_device(quantize.device) == "cuda"
         self.estimates: Mapping[str, Estimate] = {}
         self.rate = None if gpu or not self.size else products_a_second()
         if self.size:

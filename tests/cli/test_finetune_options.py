@@ -166,6 +166,13 @@ def test_a_rank_over_the_hidden_size_is_warned_of_before_and_while_training(cli,
     assert trained.code == 0 and trained.err.count(warning) == 1
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_limit_of_gpu_memory_without_a_gpu_is_said_to_do_nothing(cli, root, more):
+    said = cli("finetune", "--root", root, *QUICK, *NEW, "--max-steps", "1", "--name", "limited", "--publish-anyway",
+               "--gpu-memory", "8", *more).err
+    assert "warning: --gpu-memory does nothing here" in said
+
+
 def test_a_dry_run_with_a_base_alone_judges_the_model_that_it_is_of(cli, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planned, = json.loads(cli("finetune", "--base", root / "awq", "--device", "cpu", "--dry-run", "--json").out)
