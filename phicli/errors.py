@@ -1,5 +1,6 @@
 """Errors that a user can act on, and the exit code that each kind gives."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -21,14 +22,16 @@ class PhicliError(Exception):
     Args:
         message: what is wrong, one line, no trailing period needed.
         where: the file, `file:line` or setting it was found in.
-        hint: the command or action that helps.
+        hint: the command or action that helps: a command alone, on a line that can be pasted, or words and, after a
+            colon, a command. also: what helps too, in the same form; each is a line of its own.
     """
 
     exit_code = ExitCode.FAULT
 
-    def __init__(self, message: str, *, where: str | Path | None = None, hint: str | None = None):
+    def __init__(self, message: str, *, where: str | Path | None = None, hint: str | None = None,
+                 also: Sequence[str] = ()):
         super().__init__(message)
-        self.message, self.where, self.hint = message, where, hint
+        self.message, self.where, self.hint, self.also = message, where, hint, tuple(also)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -42,7 +43,8 @@ def private_folder(path: Path) -> Path:
     except (OSError, RuntimeError) as e:
         raise Missing(f"no folder of one's own can be made: {getattr(e, 'strerror', None) or e}", where=path) from None
     if who := others_can_write(path):
-        raise Missing(f"others can write to {who}", where=path, hint=f"chmod go-w {who}, or another XDG_CACHE_HOME")
+        raise Missing(f"others can write to {who}", where=path, hint=f"chmod go-w {shlex.quote(str(who))}",
+                      also=["another XDG_CACHE_HOME"])
     return path
 
 

@@ -21,7 +21,7 @@ __all__ = ["leftovers", "publishing", "publishing_file", "settle", "write_text",
 MANIFEST = "phicli.json"
 REMOVABLE = "adapters/"  # of a model: files that come and go one by one
 OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
-_AGAIN = "phicli run, or the step's own command"
+_AGAIN = "phicli run"
 TOOLS = ("olive-ai", "onnxruntime-genai-cuda", "onnxruntime-genai", "torch", "transformers", "peft")
 
 _NO_JSON = {"Infinity": sys.float_info.max, "-Infinity": -sys.float_info.max}  # of figures; NaN is then null

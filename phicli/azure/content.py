@@ -79,7 +79,7 @@ def list_content(folder: Path) -> Content:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput("no such folder", where=folder, hint="phicli optimize, or another --path")
+        raise BadInput("no such folder", where=folder, hint="phicli optimize", also=["another --path"])
     files, hidden, inside = [], set(), folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -121,8 +121,8 @@ def ask(workspace: Workspace, config: DeployConfig) -> str:
     except (ValueError, LookupError, TypeError):
         answer = None
     if not isinstance(answer, str) or not answer.strip():
-        raise RemoteError(f"{config.deployment} gives no answer: {str(text)[:200]!r}",
-                          hint="az ml online-deployment get-logs; its traffic is as it was")
+        raise RemoteError(f"{config.deployment} gives no answer, so its traffic is as it was: {str(text)[:200]!r}",
+                          hint="az ml online-deployment get-logs")
     return answer.strip()
 
 

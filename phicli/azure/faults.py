@@ -66,7 +66,7 @@ def explain(error: Exception, what: str) -> PhicliError:
 def _not_signed_in(error: Any, what: str) -> Missing:
     if error.response is not None:
         return Missing(f"{what}: Azure does not accept the login (401 {code_of(error)})",
-                       hint="az login, as someone who may use this subscription")
+                       hint="as someone who may use this subscription: az login")
     text = redact(str(error.message or error))
     reason = re.search(r"AADSTS\d+[^\n]*", text)
     if reason:

@@ -73,7 +73,8 @@ def follow(workspace: Workspace, job: Job, progress: Progress) -> Job:
     if job.status == DONE:
         return job
     raise RemoteError(f"job {job.name}: {job.status}" + (f": {state['error']}" if state.get("error") else ""),
-                      hint=f"phicli jobs logs {job.name}; the same command goes on from what it has kept")
+                      hint=f"phicli jobs logs {job.name}",
+                      also=["the same command again, which goes on from what it has kept"])
 
 
 class Shown:

@@ -1,5 +1,6 @@
 """Which workspace is meant, and where downloaded models are kept."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def check_cache(cache: Path) -> None:
         private_folder(cache)
     elif who := others_can_write(cache):
         raise Missing(f"others can write to {who}, so that its models cannot be trusted", where=cache,
-                      hint=f"chmod go-w {who}, another azure.cache, or --output")
+                      hint=f"chmod go-w {shlex.quote(str(who))}", also=["another azure.cache, or --output"])
 
 
 def nobody(question: str) -> None:

@@ -11,7 +11,7 @@ from phicli.cli.following import Next
 from phicli.config.azure import JobConfig, TransferConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.layers import Settings
-from phicli.config.setting import Setting
+from phicli.config.setting import Setting, spelt
 from phicli.progress import SILENT
 
 if TYPE_CHECKING:
@@ -45,16 +45,6 @@ def run_away(command: str, job: JobConfig, config: OfModel, settings: Settings, 
     json = bool(given.get("json"))
     return _show(order, json) if given.get("dry_run") else _submit(
         order, config.model, settings, bool(flags.get("force") or given.get("force")), json)
-
-
-def spelt(name: str, setting: Setting, value: Any) -> list[str]:
-    """A setting as arguments of a command line."""
-    if setting.argument:
-        return list(value) if isinstance(value, tuple) else [str(value)]
-    spelling = (setting.flags or ("--" + name.replace("_", "-"),))[0]
-    if setting.kind is bool:
-        return [spelling.split("/")[0 if value else -1]]
-    return [part for text in (value if isinstance(value, tuple) else (value,)) for part in (spelling, str(text))]
 
 
 def _show(order: "Order", json: bool) -> Sequence[Next]:

@@ -136,8 +136,8 @@ def no_model(config: OfModel, command: str) -> Missing:
     begun = any(made.step == "quantize" for made in Kept("", config.root_folder, None).made)
     own = shlex.join(["phicli", "optimize" if begun else "run", *config.as_options])
     others = list(dict.fromkeys(shlex.join(["phicli", command, *options]) for options in here))
-    return Missing("no optimized model here yet", where=config.root_folder / ONNX_FOLDER,
-                   hint=f"{', or '.join(others)} (here already); or {own}" if others else own)
+    return Missing(f"no optimized model here yet{'; others are there' if others else ''}",
+                   where=config.root_folder / ONNX_FOLDER, hint=[*others, own][0], also=[*others, own][1:])
 
 
 def _stream_on(talk: "Conversation", raw: bool) -> Show:

@@ -99,7 +99,7 @@ def edit() -> None:
     path = Path(named) if named else find_settings_file() or Path(CONFIG_NAME)  # whether or not it can be read
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor:
-        raise Missing("neither VISUAL nor EDITOR names an editor", hint=f"EDITOR=nano phicli config edit; it is {path}")
+        raise Missing(f"neither VISUAL nor EDITOR names an editor for {path}", hint="EDITOR=nano phicli config edit")
     if not path.exists():
         write_settings(path, {})
     if subprocess.run([*shlex.split(editor), str(path)], check=False).returncode:

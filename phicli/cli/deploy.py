@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
+from phicli.cli.engines import warn_of_idle
 from phicli.cli.following import Next
 from phicli.config.azure import TransferConfig, WorkspaceConfig
 from phicli.config.deploy import DeployConfig
@@ -18,6 +19,7 @@ from phicli.errors import UsageError
 def deploy(
     config: DeployConfig,
     workspace: WorkspaceConfig,
+    flags: options.Flags,
     yes: Annotated[bool, typer.Option("--yes", help="Create what costs money without a question")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the endpoint and all behind it")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be billed; create nothing")] = False,
@@ -30,6 +32,8 @@ def deploy(
       phicli deploy --name travel --instance-type Standard_DS3_v2
     More: docs/deploy.md
     """
+    if not delete:
+        warn_of_idle(config, flags)
     if config.to == "azureml":
         return _delete(config, workspace) if delete else _to_azure(config, workspace, yes, dry_run, json)
     if delete:

@@ -63,5 +63,5 @@ def _check_workspace(settings: Settings, given: dict[str, str | None]) -> None:
         find_target(settings, given)
     except Missing:
         raise UsageError("which model? Without one, download takes the latest of what upload registered in the "
-                         "workspace of the settings, and none is set", hint="phicli download azureml:NAME:VERSION, or "
-                         "azureml://registries/REGISTRY/models/NAME/versions/VERSION") from None
+                         "workspace of the settings, and none is set", hint="phicli download azureml:NAME:VERSION",
+                         also=["phicli download azureml://registries/REGISTRY/models/NAME/versions/VERSION"]) from None

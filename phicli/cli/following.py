@@ -16,7 +16,7 @@ from phicli.config.deploy import DeployConfig
 from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.layers import Settings
 from phicli.config.measuring import BenchmarkConfig, GateConfig, ReportConfig, SearchConfig, VerifyConfig
-from phicli.config.setting import Setting, StepConfig, settings_of
+from phicli.config.setting import Setting, StepConfig, flags_of, settings_of, spelt
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import BadInput, PhicliError, RemoteError, UsageError
 
@@ -29,6 +29,8 @@ CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
     **dict.fromkeys(("download", "jobs list", "jobs show", "jobs logs"), (WorkspaceConfig,))}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
+REPEATED = (GateConfig.STEP, ServeConfig.STEP)  # hints of these to do the same again have all that was given
+SECRET = ("api_key",)
 OTHERS = {"--merge", "--device", "--output", "--model", "--root"}  # with these a hint's command means another result
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
 AN_ADAPTER = f"a folder as PEFT writes it, with {ADAPTER_CONFIG} and adapter_model.safetensors"
@@ -54,13 +56,15 @@ class Following:
     def __init__(self, settings: Settings, given: Mapping[str, Any], own: Mapping[str, Setting]):
         self.settings, self.given, self.own = settings, given, own
 
-    def line(self, command: str, *more: str, only: Collection[str] | None = None) -> str:
-        """A command line; `more` are arguments beside those taken along, `only` names the settings to take."""
+    def line(self, command: str, *more: str, only: Collection[str] | None = None, again: bool = False) -> str:
+        """A command line; `more` are arguments beside those taken along, `only` names the settings to take. again: it
+        is the present command, which takes what is given for one run too."""
         config = os.environ.get("PHICLI_CONFIG")
         parts = ["phicli", *(["--config", config] if config else []), *command.split()]
         known = [pair for config in CONFIGS.get(command, ()) for pair in settings_of(config).items()]
         for name, setting in known:
-            if setting.key and (only is None or name in only) and not _has(more, name, setting):
+            if ((setting.key or (again and name not in SECRET)) and (only is None or name in only)
+                    and not _has(more, name, setting)):
                 parts += self._spelt(name, setting)
         return shlex.join([*parts, *more])
 
@@ -88,28 +92,25 @@ class Following:
         found = self.settings.get(setting, flag)
         if found.origin not in ("flag", setting.env) or found.value is None:
             return []
-        values = found.value if isinstance(found.value, tuple) else (found.value,)
-        if setting.argument:
-            return list(values)
-        spelling = (setting.flags or (_option(name),))[0]
-        if setting.kind is bool:
-            return [spelling.split("/")[0 if found.value else -1]]
-        return [part for value in values for part in (spelling, str(value))]
+        return spelt(name, setting, found.value)
 
     def complete(self, error: PhicliError, command: str) -> None:
         """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""
         def completed(match: re.Match[str]) -> str:
             flags = set(match[2].split())
             own = {"--model", "-m", "--root"} & flags
-            if match[1] == command == GateConfig.STEP:  # of other rows it would accept another build
-                return self.line(command) + match[2]
+            if match[1] == command and command in REPEATED and not own:
+                return self.line(command, *match[2].split(), again=True)
             taken = {"device"} if own else set(WHERE)
             folder = None if flags & OTHERS else named_folder(error, self.given, match[1])
             again = self._again(folder) if folder else []
+            if match[1] == command and self.given.get("path") and not own | {"--path"} & flags:
+                again = ["--path", str(self.given["path"])]
             return self.line(match[1], *again, only=taken - {"device"} if "--device" in flags else taken) + match[2]
 
         if error.hint:
             error.hint = CALL.sub(completed, error.hint)
+            error.also = tuple(CALL.sub(completed, one) for one in error.also)
         elif isinstance(error, RemoteError):
             error.hint = self.line("doctor", "--online", only=WHERE)
         elif isinstance(error, UsageError | BadInput):
@@ -132,8 +133,11 @@ class Following:
 
     def _again(self, folder: Path) -> list[str]:
         """The options with which a step makes a folder again that was named to this command."""
+        from phicli.inference.model_folder import merged_into
+
         named = any(self._spelt(name, setting) for name, setting in settings_of(LabConfig).items() if name in WHERE[:2])
-        return [*([] if named else sources_of(folder)), "--output", str(folder)]
+        merged = ["--merge", adapter] if (adapter := merged_into(folder)) else []
+        return [*([] if named else sources_of(folder)), *merged, "--output", str(folder)]
 
     def _data_of(self, error: PhicliError) -> str | None:
         """The file of rows in which an error was found."""
@@ -143,8 +147,4 @@ class Following:
 def _has(more: Sequence[str], name: str, setting: Setting) -> bool:
     if setting.argument:
         return any(not part.startswith("-") for part in more)
-    return any(flag in more for flag in setting.flags or (_option(name),))
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return any(flag in more for flag in flags_of(name, setting))

@@ -51,4 +51,4 @@ def _hint(failed: Sequence[Any]) -> str:
         return OTHER_ROWS
     if limits := dict.fromkeys(one.option for one in failed if one.option):
         return f"another build, or other limits: {', '.join(limits)}"
-    return "phicli gate --accept, if the build is to be so"
+    return "if the build is to be so: phicli gate --accept"

@@ -38,13 +38,13 @@ def failure(error: PhicliError) -> None:
     """What went wrong, where, and what helps."""
     log = getattr(error, "log", None)
     see = getattr(error, "see", "phicli doctor") if isinstance(error, Missing) else None
-    if event("error", None, text=str(error), hint=error.hint, see=see, log=log, code=int(error.exit_code)):
+    if event("error", None, text=str(error), hint=error.hint, also=error.also, see=see, log=log,
+             code=int(error.exit_code)):
         return
     _show(Text.assemble(("error: ", "bold red"), set_in(str(error))))
-    if error.hint:
-        stderr().print(Text.assemble(("  try: ", "cyan"), set_in(error.hint)), soft_wrap=True)  # to be copied
-    if see:
-        stderr().print(Text.assemble(("  see: ", "cyan"), set_in(see)), soft_wrap=True)
+    for label, line in (("try", error.hint), *(("or", one) for one in error.also), ("see", see)):
+        if line:
+            stderr().print(Text.assemble((f"{label:>5}: ", "cyan"), set_in(line)), soft_wrap=True)  # to be copied
     if log:
         stderr().print(Text(set_in(f"  log: {log}"), style="dim"), soft_wrap=True)
 

@@ -17,7 +17,7 @@ from phicli.config.azure import JobConfig
 from phicli.config.bases import OfModel
 from phicli.config.last_used import remember_last
 from phicli.config.layers import Settings
-from phicli.config.setting import Setting, StepConfig, settings_of
+from phicli.config.setting import Setting, StepConfig, flags_of, settings_of
 from phicli.errors import PhicliError
 
 Flags = dict[str, Any]  # a command's parameter of this type gets the settings that were given as flags, by name
@@ -133,5 +133,5 @@ def option(name: str, setting: Setting) -> Any:
     if setting.argument:
         return typer.Argument(help=setting.help, show_default=False, metavar=setting.metavar)
     text = setting.help + (f" [default: {setting.shown_default}]" if setting.shown_default is not None else "")
-    return typer.Option(*(setting.flags or ("--" + name.replace("_", "-"),)), help=text, show_default=False,
+    return typer.Option(*flags_of(name, setting), help=text, show_default=False,
                         metavar=setting.metavar, autocompletion=completion, rich_help_panel=setting.panel or None)

@@ -29,7 +29,7 @@ def question_of(given: str | None, prompt: str | None) -> str | None:
     else:
         text = _read_stdin()
     if not text.strip():
-        raise UsageError("the prompt is empty", hint='phicli chat "TEXT", or text on stdin')
+        raise UsageError("the prompt is empty", hint='phicli chat "TEXT"', also=["text on stdin"])
     return text
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.names import GENAI_CONFIG, ROOT_MODEL
-from phicli.config.root_model import called
+from phicli.config.root_model import called, root_around
 from phicli.errors import BadInput, PhicliError
 
 NAMED = ("path", "base", "stages", "against")  # settings that name folders of results, or NAME=FOLDER
@@ -41,7 +41,10 @@ def sources_of(folder: Path) -> list[str]:
     """The options that name to its step what a result was made from, as far as its manifest tells and it is there."""
     from phicli.artifacts.origins import place_of
     from phicli.artifacts.stages import read_manifest
+    from phicli.inference.model_folder import merged_into
 
+    if merged_into(folder):
+        return ["--root", str(root)] if (root := root_around(folder)) else []
     with contextlib.suppress(BadInput, KeyError, TypeError, ValueError, OSError):
         if manifest := read_manifest(folder):
             name = "model" if "model" in manifest.origins else "base"

@@ -5,13 +5,14 @@ import shlex
 import signal
 
 from phicli.artifacts.names import ONNX_FOLDER
-from phicli.cli import console
+from phicli.cli import console, options
 from phicli.cli.chat import no_model
+from phicli.cli.engines import warn_of_idle
 from phicli.cli.manner import manner
 from phicli.config.commands import ServeConfig
 
 
-def serve(config: ServeConfig) -> None:
+def serve(config: ServeConfig, flags: options.Flags) -> None:
     """Serve the optimized model and its adapters: OpenAI's and Anthropic's protocols, and a page to chat.
 
     Examples:
@@ -22,7 +23,7 @@ def serve(config: ServeConfig) -> None:
     from phicli.serving.needed import check_packages
 
     if config.engine == "vllm":
-        return _serve_with_vllm(config)
+        return _serve_with_vllm(config, flags)
     check_packages()
     if not config.path and not (config.root_folder / ONNX_FOLDER).is_dir():
         raise no_model(config, "serve")
@@ -44,10 +45,11 @@ def serve(config: ServeConfig) -> None:
             raise KeyboardInterrupt
 
 
-def _serve_with_vllm(config: ServeConfig) -> None:
+def _serve_with_vllm(config: ServeConfig, flags: options.Flags) -> None:
     from phicli.serving.settings import base_name, read_keys
     from phicli.serving.vllm import become_vllm, check_vllm, vllm_command, vllm_environment
 
+    warn_of_idle(config, flags)
     check_vllm()
     environment = vllm_environment(config, read_keys(config))
     command = vllm_command(config, base_name(config), console.warn)

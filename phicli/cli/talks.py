@@ -13,7 +13,7 @@ from phicli.inference.answer import Answer
 from phicli.inference.conversation import Conversation
 from phicli.inference.engine import Unfit
 from phicli.inference.engine.together import TogetherSession
-from phicli.inference.model_folder import adapters_beside
+from phicli.inference.model_folder import adapters_beside, optimizing
 from phicli.inference.session import Session
 from phicli.text.layout import template_options
 
@@ -68,7 +68,7 @@ class Talks(contextlib.AbstractContextManager["Talks"]):
         names = [None, *([named] if named else adapters_beside(self.folder))]
         if len(names) == 1:
             raise BadInput("no adapter to compare with", where=self.folder,
-                           hint="phicli optimize --adapter NAME=FOLDER")
+                           hint=optimizing(self.folder, "NAME"))
         return names
 
     def _open(self, folder: Path, adapters: bool) -> Session | TogetherSession:

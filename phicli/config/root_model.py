@@ -41,8 +41,13 @@ def model_from(root: Path) -> str | None:
 
 def root_around(folder: Path) -> Path | None:
     """The root that a stage's folder lies in; None where it lies elsewhere."""
-    found = folder.parent if folder.name not in ("", "..") else folder / ".."
+    found = around(folder)
     return found if (found / ROOT_MODEL).is_file() else None
+
+
+def around(folder: Path) -> Path:
+    """The folder that a folder lies in, seen from the working folder as that is."""
+    return folder.parent if folder.name not in ("", "..") else folder / ".."
 
 
 def original_of(folder: Path) -> str | None:

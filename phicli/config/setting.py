@@ -131,6 +131,21 @@ def _short(value: Any) -> str:
     return repr(value)[:80] if isinstance(value, str | float | bool) else type(value).__name__
 
 
+def flags_of(name: str, setting: Setting) -> tuple[str, ...]:
+    """How the option of a setting is spelt."""
+    return setting.flags or ("--" + name.replace("_", "-"),)
+
+
+def spelt(name: str, setting: Setting, value: Any) -> list[str]:
+    """A setting as arguments of a command line."""
+    if setting.argument:
+        return list(value) if isinstance(value, tuple) else [str(value)]
+    spelling = flags_of(name, setting)[0]
+    if setting.kind is bool:
+        return [spelling.split("/")[0 if value else -1]]
+    return [part for text in (value if isinstance(value, tuple) else (value,)) for part in (spelling, str(text))]
+
+
 def setting(default: Any, help: str, *, key: str | None = None, shared: bool = False, once: bool = False,
             **more: Any) -> Any:
     """A field of a step's configuration that is a setting; the further arguments are those of `Setting`.

@@ -1,5 +1,6 @@
 """Which stages there are to measure under a root, and what each is compared with."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,12 @@ def find_stages(root: Path, model: str, algorithm: str, adapter: str | None,
     exported = _names(root / ONNX_FOLDER / ADAPTERS, "*" + ADAPTER_SUFFIX, lambda p: p.name[: -len(ADAPTER_SUFFIX)])
     quantized = [name for name in QUANTIZE_ALGORITHMS if (root / name / "config.json").is_file()]
     if not (trained or quantized or (root / ONNX_FOLDER / GENAI_CONFIG).is_file()):
-        raise Missing("nothing to evaluate here yet", where=root, hint="phicli quantize, or all steps: phicli run")
+        raise Missing("nothing to evaluate here yet", where=root, hint="phicli quantize",
+                      also=["all steps: phicli run"])
     adapters = sorted({*trained, *exported})
     if adapter is not None and adapter not in adapters:
         raise BadInput(f"no adapter '{adapter}'; there are: {', '.join(adapters) or 'none'}", where=root,
-                       hint=f"phicli finetune --name {adapter}")
+                       hint=f"phicli finetune --name {shlex.quote(adapter)}")
     adapters = [adapter] if adapter is not None else adapters
     if algorithm not in quantized and quantized:
         algorithm = quantized[0]
@@ -91,7 +93,8 @@ def _trained(root: Path, name: str, bases: Sequence[Stage], algorithm: str) -> S
     try:
         trained_on = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"damaged: {e!r}", where=folder / ADAPTER_CONFIG, hint="phicli finetune") from None
+        raise BadInput(f"damaged: {e!r}", where=folder / ADAPTER_CONFIG,
+                       hint=f"phicli finetune --name {shlex.quote(name)}") from None
     by_folder = {base.folder.name: base for base in bases[1:]}
     base = by_folder.get(Path(str(trained_on)).name)
     if base is None and str(trained_on) in (str(bases[0].folder), bases[0].folder.name):

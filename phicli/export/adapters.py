@@ -5,6 +5,7 @@ is generated. So a file always holds every tensor of every slot, rank 0 where th
 `check_adapter` looks at all of it before genai does.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def check_adapter(onnx_folder: Path, file: Path) -> None:
         return
     need = {name: (slot, shape) for slot in _slots(onnx_folder) for name, shape in graph_inputs.shapes(slot).items()}
     missing, strange = sorted(need.keys() - have.keys()), sorted(have.keys() - need.keys())
-    hint = "phicli optimize --adapter NAME=FOLDER, with the adapter's PEFT folder"
+    hint = _again(file)
     if missing or strange:
         what = f"lacks {_some(missing)}" if missing else f"has {_some(strange)}, which the model has not"
         raise BadInput(f"an adapter for another model: it {what}", where=file, hint=hint)
@@ -104,7 +105,7 @@ def _check_resident(layout: str, names: list[str], file: Path) -> None:
     wanted = resident.adapter_tensors(layout, names.index(name)) if name in names else {}
     if found != {k: v.tolist() for k, v in wanted.items()}:
         raise BadInput("not an adapter of this model, which holds its adapters itself", where=file,
-                       hint=f"phicli optimize --adapter {name}=FOLDER, with the adapter's PEFT folder")
+                       hint=_again(file))
 
 
 def _slots(folder: Path) -> list[Slot]:
@@ -153,7 +154,12 @@ def _parameters(file: Path) -> dict[str, Any]:
         return onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
     except Exception as e:
         raise BadInput(f"damaged adapter: {str(e).splitlines()[0]}", where=file,
-                       hint="phicli optimize --adapter NAME=FOLDER writes it anew") from None
+                       hint=_again(file)) from None
+
+
+def _again(file: Path) -> str:
+    """The command that writes an adapter's file anew, from the adapter's PEFT folder."""
+    return f"phicli optimize --adapter {shlex.quote(file.name.removesuffix(ADAPTER_SUFFIX))}=FOLDER"
 
 
 def _some(names: list[str]) -> str:

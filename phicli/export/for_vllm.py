@@ -1,6 +1,7 @@
 """A root's quantized model and adapters as vLLM takes them; seen with vLLM 0.20.2 and 0.32.0."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def choose_checkpoint(path: str | None, root: Path) -> Path:
     try:
         folder = Path(path) if path else find_base(root)
     except Missing as error:
-        error.hint = QUANTIZE
+        error.hint, error.also = QUANTIZE, ()
         raise
     if (folder / GENAI_CONFIG).exists():
         raise BadInput("an ONNX model, which vLLM does not take", where=folder, hint="--path of the quantized one")
@@ -52,7 +53,7 @@ def choose_adapters(names: Sequence[str], root: Path, checkpoint: Path, base: st
     known = {path.parent.name: path.parent for path in sorted(trained.glob(f"[!.]*/{ADAPTER_CONFIG}"))}
     if missing := [name for name in names if name not in known]:
         raise BadInput(f"no adapter '{missing[0]}'; there are: {', '.join(known) or 'none'}", where=trained,
-                       hint=f"phicli finetune --name {missing[0]}")
+                       hint=f"phicli finetune --name {shlex.quote(missing[0])}")
     found = {}
     for name in names or known:
         source = Source(name, known[name])

@@ -22,8 +22,8 @@ def find_converter(given: str | None) -> list[str]:
     place = given or next(filter(None, map(shutil.which, COMMANDS)), None)
     if place is None or not Path(place).is_file():
         raise Missing("no such converter" if given else f"no {SCRIPT} of llama.cpp's on PATH", where=given,
-                      hint="git clone https://github.com/ggml-org/llama.cpp, pip install gguf sentencepiece, then "
-                      f"--converter llama.cpp/{SCRIPT}")
+                      hint="git clone https://github.com/ggml-org/llama.cpp && pip install gguf sentencepiece && "
+                           f"phicli export --to gguf --converter llama.cpp/{SCRIPT}")
     return [sys.executable, place] if place.endswith(".py") else [place]
 
 

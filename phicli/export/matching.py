@@ -5,6 +5,7 @@ splits Phi's gate_up_proj. A slot's update is put together from all that fall on
 rows (outputs) that belong to the module.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +15,6 @@ from phicli.architectures import FUSED, in_layer, last, projection
 from phicli.checkpoints.peft_folder import Lora
 from phicli.errors import BadInput
 from phicli.export.slots import Slot
-
-HINT = "train one on this model: phicli finetune"
 
 Parts = list[tuple[Lora, slice, slice]]  # update, rows of the slot, the same rows of the update
 
@@ -34,7 +33,7 @@ def match(loras: Mapping[str, Lora], slots: Sequence[Slot], qkv: Sequence[int], 
         found = in_layer(name)
         if not found:
             raise BadInput(f"{name}: only linears of the layers can be adapted", where=source,
-                           hint="phicli finetune --target-modules all-linear")
+                           hint=f"{_training(source)} --target-modules all-linear")
         layers.setdefault(found[0], {})[projection(last(found[1]))] = lora
     left = {(layer, module) for layer, modules in layers.items() for module in modules}
     matched: dict[Slot, Parts] = {}
@@ -48,8 +47,12 @@ def match(loras: Mapping[str, Lora], slots: Sequence[Slot], qkv: Sequence[int], 
     if left:
         layer, module = min(left)
         raise BadInput(f"the model has no {module} in layer {layer}: an adapter for another model", where=source,
-                       hint=HINT)
+                       hint=f"train one on this model: {_training(source)}")
     return matched
+
+
+def _training(source: Path) -> str:
+    return f"phicli finetune --name {shlex.quote(source.name)}"
 
 
 def assemble(slot: Slot, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
@@ -84,4 +87,5 @@ def _check_shape(slot: Slot, module: str, lora: Lora, outputs: int, source: Path
     have, need = (lora.a.shape[1], len(lora.b)), (slot.inputs, outputs)
     if have != need:
         raise BadInput(f"{module} of layer {slot.layer} has {have[0]} inputs and {have[1]} outputs in the adapter, "
-                       f"{need[0]} and {need[1]} in the model: an adapter for another model", where=source, hint=HINT)
+                       f"{need[0]} and {need[1]} in the model: an adapter for another model", where=source,
+                       hint=f"train one on this model: {_training(source)}")

@@ -34,7 +34,8 @@ class OptimizePlan(Plan):
             self.inputs[PREFIX + source.name] = source.fingerprint
             return
         if not source.folder.is_dir():
-            raise BadInput("no such adapter folder", where=source.folder, hint="phicli finetune")
+            raise BadInput("no such adapter folder", where=source.folder,
+                           hint=f"phicli finetune --name {source.name}")
         stages.check_whole(source.folder)
         self.adapters[source.name] = source
         self.sources[PREFIX + source.name] = source.folder

@@ -1,6 +1,7 @@
 """Which adapters go beside a model: names and PEFT folders, checked against the base before anything is built."""
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,7 @@ class Source:
                 what = "no such linear in its layers" if need is None else f"{need[0]} inputs and {need[1]} outputs"
                 raise BadInput(f"an adapter for another model: {name} has {have[0]} inputs and {have[1]} outputs in "
                                f"it, the model has {what}", where=self.folder,
-                               hint="train one on this model: phicli finetune")
+                               hint=f"train one on this model: phicli finetune --name {shlex.quote(self.folder.name)}")
         manifest = stages.read_manifest(self.folder)
         if manifest is not None and manifest.inputs.get("base", base) != base:
             progress.warn(f"adapter {self.name} was trained on another base than this model is built from")
@@ -98,6 +99,9 @@ def choose_sources(adapters: Sequence[str] | None, trained: Path) -> dict[str, S
             raise BadInput(f"no adapter '{name}' in {trained}; there are: {', '.join(found) or 'none'}",
                            where=f"--adapter {text}", hint="--adapter NAME=FOLDER")
         chosen[name] = Source(name, Path(path).expanduser()) if equals else found[name]
+        if not chosen[name].folder.is_dir():
+            raise BadInput("no such adapter folder", where=path, hint=f"phicli finetune --name {name}",
+                           also=["--adapter NAME=FOLDER"])
     return chosen
 
 

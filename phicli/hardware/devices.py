@@ -1,11 +1,13 @@
 """Which device torch computes on, and what memory it has."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from phicli.errors import Missing, UsageError
+from phicli.hardware.driver import gpu_memory_free
 from phicli.units import size
 
 # What a model can be built for -> the name of onnxruntime's execution provider for it.
@@ -71,7 +73,7 @@ def count_gpus(wanted: str, device: str) -> int:
     there = torch.cuda.device_count()
     if not there or (wanted != "all" and int(wanted) > there):
         raise Missing(f"{there} GPUs that torch can use", where=f"--gpus {wanted}",
-                      hint=f"--gpus {there or 1}; phicli doctor --device cuda says more")
+                      hint=f"--gpus {there or 1}", also=["phicli doctor --device cuda"])
     return there if wanted == "all" else int(wanted)
 
 
@@ -127,7 +129,9 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can be allocated on "cuda" or "cpu" now."""
+    """Bytes that can be allocated on "cuda" or "cpu" now; of a GPU before torch is imported, those that are free."""
+    if device == "cuda" and "torch" not in sys.modules:
+        return gpu_memory_free() or 0
     if device == "cuda":
         import torch
 

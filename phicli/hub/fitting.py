@@ -79,7 +79,7 @@ def _check_quantization(found: Any, path: Path) -> None:
     own = (found.get("overrides") or {}) if isinstance(found, dict) else None
     parts = [found, *own.values()] if isinstance(own, dict) else [None]
     if not all(isinstance(part, dict) and part.get("bits", 4) in (2, 3, 4, 8) for part in parts):
-        raise BadInput("damaged quantization_config", where=path, hint="phicli quantize writes models with a good one")
+        raise BadInput("damaged quantization_config", where=path, hint="phicli quantize")
 
 
 def check_weights_fit(config: Mapping[str, Any], headers: Mapping[str, Any], folder: Path) -> None:

@@ -116,9 +116,10 @@ def check_not_quantized(config: dict[str, Any], where: str | Path) -> None:
         return
     method, original = (config["quantization_config"] or {}).get("quant_method"), original_of(Path(where))
     hint = shlex.join(["phicli", "quantize", "--model", original]) if original else "--model with its original"
-    if method in TRAINED_ON:
-        hint += f", or without quantize: {shlex.join(['phicli', 'finetune', '--base', str(where)])}"
-    raise BadInput(f"is quantized already ({method}), and quantize takes no such model", where=where, hint=hint)
+    also = [shlex.join(["phicli", "finetune", "--base", str(where)])] if method in TRAINED_ON else []
+    trained = ", only finetune does, as --base" if also else ""
+    raise BadInput(f"is quantized already ({method}), and quantize takes no such model{trained}", where=where,
+                   hint=hint, also=also)
 
 
 @cured
@@ -226,7 +227,7 @@ def find_base(root: Path) -> Path:
         if manifest is not None and manifest.step == "quantize":
             found.append(root / algorithm)
     if not found:
-        raise Missing("no quantized model there", where=root, hint="phicli quantize, or --base FOLDER")
+        raise Missing("no quantized model there", where=root, hint="phicli quantize", also=["--base FOLDER"])
     if len(found) > 1 and found[0].name != "awq":
         raise UsageError(f"several quantized models under {root}: {', '.join(f.name for f in found)}",
                          hint=f"--base {found[0]}")

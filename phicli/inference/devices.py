@@ -21,6 +21,7 @@ PLUGINS = {"openvino": ("onnxruntime_ep_openvino", "'phicli[openvino]'"),
            "webgpu": ("onnxruntime_ep_webgpu", "onnxruntime-ep-webgpu"),
            "tensorrt": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx")}
 
+RUN_HERE = "phicli chat --device cpu"
 NO_DEVICE = ("device", "not supported in this build")  # in what genai says; the second where a plugin offers none
 
 
@@ -49,7 +50,7 @@ def select_provider(settings: dict[str, Any], device: str) -> str:
     if provider == "cuda":
         if not gpu_count():
             raise Missing("no NVIDIA GPU (or no driver) on this machine", where="--device cuda" if device == "cuda"
-                          else "a model built for CUDA", hint="phicli optimize --device cpu, then chat --device cpu")
+                          else "a model built for CUDA", hint="phicli optimize --device cpu")
         _load_cuda_libraries()
     elif provider != "cpu":
         _load_plugin(provider)
@@ -98,17 +99,17 @@ def _load_plugin(provider: str) -> None:
         return
     if provider not in PLUGINS:
         raise Missing("DirectML comes with onnxruntime-genai-directml, on Windows, in place of onnxruntime-genai-cuda",
-                      where=f"a model for {provider}", hint="chat --device cpu runs it here")
+                      where=f"a model for {provider}", hint=RUN_HERE)
     module, package = PLUGINS[provider]
     try:
         library = import_module(module).get_library_path()
         og.register_execution_provider_library(provider, library)
     except ImportError:
         raise Missing(f"the package of {provider} is not installed", where=f"a model for {provider}",
-                      hint=f"pip install {package}, or chat --device cpu") from None
+                      hint=f"pip install {package}", also=[RUN_HERE]) from None
     except (OSError, RuntimeError) as e:
         raise Missing(f"{module} does not load: {' '.join(str(e).split())[:300]}", where=f"a model for {provider}",
-                      hint=f"pip install --upgrade {package}, or chat --device cpu") from e
+                      hint=f"pip install --upgrade {package}", also=[RUN_HERE]) from e
 
 
 @contextlib.contextmanager
@@ -120,7 +121,7 @@ def within_devices(provider: str) -> Iterator[None]:
         if provider not in PLUGINS or not any(words in str(e) for words in NO_DEVICE):
             raise
         raise Missing(f"{provider} finds no device to run on: {' '.join(str(e).split())[:300]}",
-                      where=f"a model for {provider}", hint="chat --device cpu runs it here") from e
+                      where=f"a model for {provider}", hint=RUN_HERE) from e
 
 
 def _load_cuda_libraries() -> None:

@@ -1,13 +1,16 @@
 """A model's folder as far as it is read without onnxruntime: settings, tokenizer, names of adapters."""
 
-from collections.abc import Mapping
+import contextlib
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS
+from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, FINETUNED, ONNX_FOLDER
 from phicli.artifacts.reading import read_text
-from phicli.artifacts.stages import REMOVABLE, check_whole
+from phicli.artifacts.stages import REMOVABLE, check_whole, read_manifest
 from phicli.config.commands import ChatConfig
+from phicli.config.root_model import root_around
 from phicli.config.setting import checked
 from phicli.errors import BadInput
 from phicli.export.genai_config import read_config
@@ -60,10 +63,8 @@ class ModelFolder:
         """The file of an adapter, which fits the model in the folder. Raises BadInput: none such, damaged, foreign."""
         from phicli.export.adapters import check_adapter
 
-        known = self.adapter_names()
-        if name not in known:
-            raise BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}",
-                           where=self.folder / ADAPTERS, hint=f"phicli optimize --adapter {name}=FOLDER")
+        if name not in self.adapter_names():
+            raise no_adapter(self.folder, name)
         path = self.adapter_path(name)
         check_whole(self.folder, f"{REMOVABLE}{path.name}".__eq__)
         check_adapter(self.folder, path)
@@ -77,3 +78,41 @@ class ModelFolder:
 def adapters_beside(folder: Path) -> list[str]:
     """Names of the adapters that lie beside the model in a folder."""
     return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
+
+
+def no_adapter(folder: Path, name: str, known: Sequence[str] | None = None) -> BadInput:
+    """The error where a model has no adapter of a name, and what makes one that has.
+
+    known: those that it has; None: those that lie beside it.
+    """
+    known = adapters_beside(folder) if known is None else known
+    merged = merged_into(folder)
+    if merged is None:
+        return BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=folder / ADAPTERS,
+                        hint=optimizing(folder, name))
+    without = ["leave the adapter out: it is in the model"] if merged == name else []
+    first, *more = *without, optimizing(folder, name)
+    return BadInput(f"no adapter '{name}': '{merged}' is in the weights of this model, which takes none",
+                    where=folder, hint=first, also=more)
+
+
+def optimizing(folder: Path, name: str) -> str:
+    """The command that makes a model with an adapter; not in the place of one that has another in its weights."""
+    named = f"--adapter {shlex.quote(name)}"
+    if merged_into(folder) is None:
+        return f"phicli optimize {named}=FOLDER"
+    root = root_around(folder)
+    if root is None or (root / ONNX_FOLDER).resolve() == folder.resolve():
+        return f"phicli optimize --output OTHER_FOLDER {named}=FOLDER"
+    adapter = named if (root / FINETUNED / name).is_dir() else f"{named}=FOLDER"
+    return f"phicli optimize --root {shlex.quote(str(root))} {adapter}"
+
+
+def merged_into(folder: Path) -> str | None:
+    """The adapter that is in a model's weights, as its manifest tells; None: none is, or it takes others too."""
+    with contextlib.suppress(BadInput, KeyError, TypeError, AttributeError):
+        manifest = read_manifest(folder)
+        if manifest and not manifest.quality.get("adapters"):
+            made = manifest.origins["base"]["made"]
+            return Path(made["origins"]["adapter"]["path"]).name if made["step"] == "merge" else None
+    return None

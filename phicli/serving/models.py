@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phicli.errors import BadInput, Missing, UsageError
+from phicli.errors import Missing, UsageError
 from phicli.inference.engine import Engine
+from phicli.inference.model_folder import no_adapter
 from phicli.serving.faults import Fault
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,8 +29,7 @@ class Models:
         self.engine, self.base, self.root = engine, base, root
         known = engine.adapter_names()
         if missing := [name for name in only if name not in known]:
-            raise BadInput(f"no adapter '{missing[0]}'; there are: {', '.join(known) or 'none'}", where="--adapter",
-                           hint=f"phicli optimize --adapter {missing[0]}=FOLDER")
+            raise no_adapter(engine.model.folder, missing[0], known)
         self._served = set(only or known)
         if base in self._served:
             raise UsageError("an adapter has that name too", where="--name", hint="--name ANOTHER")

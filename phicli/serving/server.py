@@ -97,6 +97,9 @@ def opened(config: ServeConfig, tell: Callable[[str], None] | None = None) -> It
         Missing: no model, no such device, the address is taken. BadInput, UsageError: as `Engine`, `Models` and
             `read_keys` do.
     """
+    if config.engine != "phicli":
+        raise UsageError("is a program of its own, which takes this process's place", where=f"engine {config.engine}",
+                         hint=f"phicli serve --engine {config.engine}")
     _check_host(config)
     keys = read_keys(config)
     folder = Path(config.path or config.root_folder / ONNX_FOLDER)

@@ -35,7 +35,8 @@ def read_keys(config: ServeConfig) -> list[str]:
         raise BadInput("an empty key", where="--api-key")
     if not keys and not config.without_key and not is_loopback(config.host):
         raise UsageError("others can reach this address, and there is no key", where=f"--host {config.host}",
-                         hint="phicli serve --api-key-file FILE, or --without-key to let everyone in")
+                         hint="phicli serve --api-key-file FILE",
+                         also=["to let everyone in: phicli serve --without-key"])
     return keys
 
 

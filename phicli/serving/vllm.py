@@ -81,9 +81,8 @@ def vllm_environment(config: ServeConfig, keys: Sequence[str]) -> dict[str, str]
 def check_vllm() -> None:
     """Raise Missing where it is not installed."""
     if find_spec("vllm") is None:
-        raise Missing("vLLM is not installed, or not where phicli is", where="--engine vllm",
-                      hint="pip install phicli vllm, in an environment of their own without phicli[serve], on Linux "
-                           "with a GPU")
+        raise Missing("vLLM is not installed where phicli is; it needs Linux, a GPU and an environment without "
+                      "phicli[serve]", where="--engine vllm", hint="pip install phicli vllm")
 
 
 def become_vllm(command: Sequence[str], environment: dict[str, str]) -> None:

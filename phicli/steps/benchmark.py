@@ -90,13 +90,12 @@ def _check_context(config: BenchmarkConfig, folder: Path) -> None:
 
 
 def _ours(config: BenchmarkConfig, folder: Path) -> Iterator[Contender]:
-    from phicli.inference.model_folder import adapters_beside
+    from phicli.inference.model_folder import adapters_beside, no_adapter
 
     there = adapters_beside(folder)
     for name in (None, *(config.adapters or there)):
         if name is not None and name not in there:
-            raise BadInput(f"no adapter '{name}'; there are: {', '.join(there) or 'none'}", where=folder,
-                           hint=f"phicli optimize --adapter {name}=FOLDER")
+            raise no_adapter(folder, name)
         yield Contender(f"phicli + {name}" if name else "phicli", "phicli", str(folder), name, config.runs_on,
                         config.kernels)
 
@@ -125,7 +124,8 @@ def _own_model(name: str, config: BenchmarkConfig, scratch: Path, progress: Prog
                       hint="pip install llama-cpp-python")
     found = sorted((config.root_folder / EXPORTED).glob("*.gguf"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise Missing("no GGUF file under the root", hint="phicli export --to gguf, or --against llama.cpp=FILE.gguf")
+        raise Missing("no GGUF file under the root", hint="phicli export --to gguf",
+                      also=["--against llama.cpp=FILE.gguf"])
     return found[-1]
 
 

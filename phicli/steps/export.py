@@ -1,5 +1,6 @@
 """Writing what other programs take: GGUF, a zip, Foundry Local's folder, a model package, an adapter as PEFT."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from phicli.artifacts.names import ADAPTER_SUFFIX, ADAPTERS, EXPORTED, FINETUNED
 from phicli.artifacts.publishing import beside, publishing_file
 from phicli.checkpoints.linears import linear_shapes
 from phicli.config.exporting import ExportConfig, MergeConfig
-from phicli.config.root_model import root_around
+from phicli.config.root_model import around, root_around
 from phicli.config.steps import OptimizeConfig
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.export import packages
@@ -39,9 +40,12 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Path:
     """
     if config.adapter and config.to not in ("gguf", "peft"):
         raise UsageError(f"--adapter goes with --to gguf or peft, not {config.to}", where="--adapter",
-                         hint="phicli optimize --merge ADAPTER, then export --path that folder")
+                         hint=_with_adapter(config, config.adapter))
     if config.variants and (config.to != "olive" or config.path):
         raise UsageError("--variant goes with --to olive, without --path", where="--variant")
+    if config.to in ("gguf", "peft") and _alone(config):
+        raise UsageError(f"--to {config.to} is of a root's model, and this folder lies in none", where="--path",
+                         hint=f"phicli export --model MODEL --to {config.to}")
     write = {"zip": _zip, "foundry-local": _foundry, "olive": _olive, "gguf": _gguf, "peft": _peft}
     return write[config.to](config, progress)
 
@@ -60,11 +64,17 @@ def _name(config: ExportConfig) -> str:
     return f"{root.name}-{folder.name}" if root else folder.name or "model"
 
 
+def _alone(config: ExportConfig) -> bool:
+    """Whether what is exported lies in no root, and none was given."""
+    return bool(config.path) and not config.root_chosen and root_around(Path(str(config.path))) is None
+
+
 def _place(config: ExportConfig, name: str) -> Path:
     """Where the result goes. Raises BadInput: a file is there that an earlier export has not put there."""
-    ending = FILES.get(config.to, "")
-    place = Path(config.output or config.root_folder / EXPORTED / f"{name}{ending or f'-{config.to}'}")
-    if ending and config.output and place.exists():
+    ending, alone = FILES.get(config.to, ""), _alone(config)
+    folder = around(Path(str(config.path))) if alone else config.root_folder / EXPORTED
+    place = Path(config.output or folder / f"{name}{ending or f'-{config.to}'}")
+    if ending and (config.output or alone) and place.exists():
         raise BadInput("is there already", where=place, hint="remove it, or name another --output")
     return place
 
@@ -80,9 +90,16 @@ def _foundry(config: ExportConfig, progress: Progress) -> Path:
     folder, name = _onnx(config), _name(config)
     if held := [path.name.removesuffix(ADAPTER_SUFFIX) for path in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}")]:
         progress.warn(f"Foundry Local knows no adapters: {', '.join(sorted(held))} stay behind; for a model with one: "
-                      "phicli optimize --merge ADAPTER, then export --path that folder")
+                      f"{_with_adapter(config, 'ADAPTER')}")
     plan = Plan("export", _place(config, name), {"model": folder}, {"to": config.to, "name": name})
     return _published(plan, progress, lambda fresh: packages.write_foundry(folder, fresh, name))
+
+
+def _with_adapter(config: ExportConfig, adapter: str) -> str:
+    """The commands that export a model with an adapter in its weights."""
+    folder = config.root_folder / f"{ONNX_FOLDER}-{Path(adapter).name}"
+    return (f"phicli optimize --merge {shlex.quote(adapter)} && "
+            f"phicli export --path {shlex.quote(str(folder))} --to {config.to}")
 
 
 def _olive(config: ExportConfig, progress: Progress) -> Path:

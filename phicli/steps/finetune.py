@@ -1,13 +1,14 @@
 """The finetune stage: from a base model and rows to a checked, published adapter folder with its manifest."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phicli.artifacts.names import FINETUNED
+from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
 from phicli.checkpoints.adapter_settings import read_peft_config
 from phicli.config.steps import DEFAULT_RANK, FinetuneConfig
 from phicli.dataset.sources import Source
@@ -172,9 +173,20 @@ def _data(config: FinetuneConfig, progress: Progress) -> tuple[list[Source], lis
 
 
 def find_adapter(reference: str, trained: Path) -> Path:
-    """The folder of an adapter that is called by its name under `trained`, or by its folder."""
-    named = trained / reference
-    return named if Path(reference).name == reference and named.is_dir() else Path(reference)
+    """The folder of an adapter that is called by its name under `trained`, or by its folder.
+
+    Raises:
+        BadInput: there is none.
+    """
+    named, is_name = trained / reference, Path(reference).name == reference
+    folder = named if is_name and named.is_dir() else Path(reference)
+    if folder.is_dir():
+        return folder
+    if not is_name:
+        raise BadInput("no such adapter folder", where=reference, hint="a folder that is there, or a name in ROOT/ft")
+    known = sorted(path.parent.name for path in trained.glob(f"[!.]*/{ADAPTER_CONFIG}"))
+    raise BadInput(f"no adapter '{reference}'; there are: {', '.join(known) or 'none'}", where=trained,
+                   hint=f"phicli finetune --name {shlex.quote(reference)}")
 
 
 def _continued(config: FinetuneConfig, folder: Path) -> dict[str, Any]:

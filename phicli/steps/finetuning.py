@@ -1,5 +1,6 @@
 """The work of the finetune stage, once names, files and settings are clear: check against the model, train, publish."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,7 +60,8 @@ class Work:
         quantization = check_base(self.folder).get("quantization_config") or {}
         if self.original and quantization.get("quant_method") != "olive":
             raise BadInput("LoftQ needs a base that is a plain rounding of the original (AWQ scales it first)",
-                           where=self.folder, hint="phicli quantize --algorithm gptq (or rtn), then --base that folder")
+                           where=self.folder, hint="phicli quantize --algorithm gptq && phicli finetune --method loftq "
+                           f"--base {shlex.quote(str(self.config.root_folder / 'gptq'))}")
         if "from_adapter" in self.plan.sources:
             source = Source("--from-adapter", self.plan.sources["from_adapter"])
             for remark in source.check_kind(self.folder):

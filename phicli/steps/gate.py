@@ -52,7 +52,7 @@ def gate(config: GateConfig, progress: Progress = SILENT) -> GateResult:
     limited = [name for name in LIMITS if getattr(config, name) is not None]
     if not (limited or before or config.accept):
         raise Missing("no limit given, and no build accepted yet", where=place,
-                      hint="phicli gate --accept, or limits such as --max-kl 0.05")
+                      hint="phicli gate --accept", also=["limits such as --max-kl 0.05"])
     if config.accept:
         check_file_place(place)
         _read(place)  # what is no file of ours stays

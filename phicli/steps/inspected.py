@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phicli.config.setting import settings_of
+from phicli.config.setting import settings_of, spelt
 from phicli.config.steps import FinetuneConfig, InspectConfig
 from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner
 from phicli.dataset.encoding import RowEncoder, end_of_turn
@@ -139,9 +139,8 @@ def _given(config: InspectConfig, without: Sequence[str] = ()) -> list[str]:
     parts = config.as_options
     for name in ("format", "columns", "text_template", "chat_template", "chat_template_kwargs"):
         setting, value = settings_of(FinetuneConfig)[name], getattr(config, name)
-        flag = (setting.flags or ("--" + name.replace("_", "-"),))[0]
         if name not in without and value != setting.default:
-            parts += [part for each in (value if isinstance(value, tuple) else [value]) for part in (flag, each)]
+            parts += spelt(name, setting, value)
     return parts
 
 

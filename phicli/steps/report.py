@@ -94,7 +94,7 @@ def _read_benchmark(path: Path) -> Any:
     document = read_json(path)
     if not speed_rows([document]):
         raise BadInput("no figures of a benchmark", where=path,
-                       hint="a file that phicli benchmark --output or llama-bench -o json writes")
+                       hint="phicli benchmark --output FILE", also=["llama-bench -o json > FILE"])
     return document
 
 

@@ -17,7 +17,7 @@ from phicli.errors import BadInput, Missing
 from phicli.progress import SILENT, Progress, Task
 from phicli.steps.inventory import Kept
 
-_PLACES = "a root, a stage's folder in it, or evaluation.json; phicli list names the roots"
+_PLACES = "a root, a stage's folder in it, or evaluation.json"
 _AGAIN = "phicli run"
 DEEPEST = 50  # links of a chain that are followed
 MANY, MOST_UNTOLD = 1000, 1_000_000  # files beyond those expected; of an input whose files are not told one by one
@@ -60,10 +60,10 @@ def verify(place: Path, others: Sequence[Path] = (), progress: Progress = SILENT
         Missing: nothing of phicli's is there. BadInput: one of `others` cannot be read.
     """
     if not place.exists():
-        raise Missing("no such file or folder", where=place, hint=_PLACES)
+        raise Missing("no such file or folder", where=place, hint=_PLACES, also=["phicli list"])
     is_result = place.is_file() or (place / stages.MANIFEST).exists()
     if not is_result and not Kept(place.name, place, None).made:
-        raise Missing("no result of phicli's is there", where=place, hint=_PLACES)
+        raise Missing("no result of phicli's is there", where=place, hint=_PLACES, also=["phicli list"])
     with hashing.reading_all(), progress.task("verify", None, "files") as task:
         work = _Verification(others, task)
         return list(work.result(0, place.name, place) if is_result else work.root(place))

@@ -72,7 +72,7 @@ def read_workflow(path: Path) -> Workflow:
     passes = []
     for name, ways in parsed.passes.items():
         if len(ways) != 1:
-            raise BadInput(f"the pass '{name}' has several ways", where=path, hint="phicli search tries several")
+            raise BadInput(f"the pass '{name}' has several ways", where=path, hint="phicli search")
         passes.append(PassSettings(ways[0].type, ways[0].config or {}))
     accelerators = getattr(getattr(parsed.engine.target, "config", None), "accelerators", None) or []
     gpu = any(str(one.device).lower().endswith("gpu") for one in accelerators)

@@ -24,4 +24,4 @@ def worded(what: str, where: Path | None = None) -> Iterator[None]:
             raise
         said = " ".join(str(e).split())[:300]
         raise BadInput(f"{what}: {type(e).__name__}{': ' if said else ''}{said}", where=where,
-                       hint="another model; phicli --traceback … shows where the library gave up") from e
+                       hint="another model", also=["the same with: phicli --traceback …"]) from e

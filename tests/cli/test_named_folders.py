@@ -74,7 +74,48 @@ def test_an_export_is_called_as_the_folder_that_it_is_of(cli, two_graphs, tmp_pa
         exported = cli("export", "--path", place)
         assert exported.code == 0, exported.err
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.zip")) == [
-        "lab/export/lab-mine.zip", "lab/export/lab-travel.zip", "lab/export/lab.zip", "models/phi/export/my model.zip"]
+        "lab/export/lab-mine.zip", "lab/export/lab-travel.zip", "lab/export/lab.zip", "my model.zip"]
+    again = cli("export", "--path", "my model")
+    assert again.code == 3 and "my model.zip: is there already" in again.err  # it may be another's
+    assert cli("export", "--path", "my model", "--root", "lab", "--to", "foundry-local").out.startswith("lab/export/")
+    monkeypatch.chdir(tmp_path / "my model")
+    assert cli("export", "--path", ".", "--to", "foundry-local").out == "../my model-foundry-local\n"
+
+
+@pytest.mark.parametrize("to", ["gguf", "peft"])
+def test_a_folder_that_tells_no_model_is_not_exported_as_the_usual_one(cli, lab, to):
+    refused = cli("export", "--path", "copy", "--to", to)
+    assert refused.code == 2 and f"  try: phicli export --model MODEL --to {to}\n" in refused.err
+    assert "this folder lies in none" not in cli("export", "--path", "lab/onnx-ao", "--to", to).err
+
+
+@pytest.mark.parametrize(("place", "asked", "hint"), [
+    ("lab/onnx-ao-travel", "travel", "leave the adapter out: it is in the model\n   or: phicli optimize --root lab "
+                                     "--adapter travel"),
+    ("lab/onnx-ao-travel", "other", "phicli optimize --root lab --adapter other=FOLDER"),
+    ("lab/onnx-ao", "other", "phicli optimize --output OTHER_FOLDER --adapter other=FOLDER"),
+    ("copy-travel", "travel", "leave the adapter out: it is in the model\n   or: phicli optimize --output OTHER_FOLDER "
+                              "--adapter travel=FOLDER")])
+def test_a_model_with_an_adapter_in_its_weights_is_not_built_over(cli, two_graphs, tmp_path, monkeypatch, place, asked,
+                                                                   hint):
+    """Another adapter goes into another model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(two_graphs / "onnx-ao", tmp_path / place)
+    for file in (tmp_path / place / "adapters").iterdir():
+        file.unlink()
+    made = {"step": "merge", "origins": {"adapter": {"path": "../../ft/travel"}}}
+    write_manifest(tmp_path / place, Manifest("optimize", {}, {}, quality={"adapters": {}},
+                                              origins={"base": {"path": "../merged/travel-int4", "made": made}}))
+    (tmp_path / "lab" / "ft" / "travel").mkdir(parents=True)
+    remember_model(tmp_path / "lab", "tiny")
+    for command in ("chat -p Hello", "benchmark", "serve --port 0"):
+        done = cli(*command.split(), "--path", place, "--adapter", asked)
+        assert done.code == 3 and "'travel' is in the weights of this model" in done.err
+        assert f"\n  try: {hint}\n" in done.err.replace("--model tiny ", "")
+    (tmp_path / place / "model.onnx").write_text("")
+    damaged = cli("chat", "-p", "Hello", "--path", place).err
+    root = "--root lab " if place.startswith("lab") else ""
+    assert f"  try: phicli optimize {root}--merge travel --output {place}" in damaged
 
 
 def test_a_quantized_base_alone_is_of_the_model_that_it_was_made_from(tmp_path, monkeypatch, tiny):

@@ -8,6 +8,7 @@ import pytest
 
 from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.cli.following import Following
+from phicli.config.commands import ChatConfig, ServeConfig
 from phicli.config.layers import Settings
 from phicli.config.setting import settings_of
 from phicli.config.steps import FinetuneConfig
@@ -48,8 +49,7 @@ def test_settings_go_along_where_the_next_command_has_them(following, monkeypatc
 
 
 @pytest.mark.parametrize(("error", "hint"), [
-    (Missing("no model", hint="phicli quantize, or --base FOLDER"),
-     "phicli quantize --model tiny --root 'my lab' --device cpu, or --base FOLDER"),
+    (Missing("no model", hint="phicli quantize"), "phicli quantize --model tiny --root 'my lab' --device cpu"),
     (BadInput("damaged", hint="phicli optimize --force"),
      "phicli optimize --model tiny --root 'my lab' --device cpu --force"),
     (BadInput("more than matrices", hint="phicli merge --adapter dora"),
@@ -67,6 +67,51 @@ def test_a_hint_has_the_settings_too(following, error, hint):
     assert error.see == "phicli doctor --model tiny --root 'my lab' --device cpu"
 
 
+def test_what_helps_too_has_the_settings_too(following):
+    error = Missing("no model", hint="--base FOLDER", also=["phicli quantize", "a command: phicli run --force"])
+    following.complete(error, "finetune")
+    assert error.also == ("phicli quantize --model tiny --root 'my lab' --device cpu",
+                          "a command: phicli run --model tiny --root 'my lab' --device cpu --force")
+
+
+@pytest.mark.parametrize(("given", "hint", "line"), [
+    ({"engine": "vllm", "path": "my model", "api_key": "secret", "host": "0.0.0.0"}, "phicli serve --api-key-file FILE",
+     "phicli serve --model tiny --path 'my model' --host 0.0.0.0 --engine vllm --api-key-file FILE"),
+    ({"engine": "vllm", "host": "nowhere"}, "phicli serve --host 127.0.0.1",
+     "phicli serve --model tiny --engine vllm --host 127.0.0.1"),
+    ({"engine": "vllm"}, "phicli serve --model big", "phicli serve --model big")])
+def test_a_server_that_is_to_start_again_has_all_that_it_was_given(monkeypatch, tmp_path, given, hint, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHICLI_MODEL", "tiny")
+    error = UsageError("not so", hint=hint)
+    Following(Settings(), given, settings_of(ServeConfig)).complete(error, "serve")
+    assert error.hint == line
+
+
+def test_a_folder_that_was_named_is_named_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for hint, line in (("phicli chat --device cpu", "phicli chat --path mine --device cpu"),
+                       ("phicli chat --model tiny", "phicli chat --model tiny"),
+                       ("phicli serve --port 0", "phicli serve --port 0")):
+        error = Missing("not here", hint=hint)
+        Following(Settings(), {"path": "mine"}, settings_of(ChatConfig)).complete(error, "chat")
+        assert error.hint == line
+
+
+def test_who_has_no_adapter_of_a_name_trains_one_of_that_name(cli, tmp_path, tiny):
+    (tmp_path / "ft" / "other").mkdir(parents=True)
+    (tmp_path / "ft" / "other" / "adapter_config.json").write_text("{}")
+    at = ("--model", "tiny", "--root", tmp_path)
+    tried = f"  try: phicli finetune --model tiny --root {tmp_path} --name "
+    for command in (("merge", "--adapter", "trip"), ("optimize", "--merge", "trip"),
+                    ("export", "--to", "peft", "--adapter", "trip"),
+                    ("finetune", "--from-adapter", "trip", "--base", tiny)):
+        done = cli(*command, *at)
+        assert done.code == 3 and f"{tried}trip\n" in done.err and "there are: other" in done.err, command
+    assert f"{tried}mine\n" in cli("optimize", "--base", tiny, *at, "--adapter", "mine=nowhere").err
+    assert "  try: a folder that is there, or a name" in cli("merge", "--adapter", "no/where", *at).err
+
+
 def test_chat_names_the_models_that_are_here(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "models" / "tiny"
@@ -74,7 +119,8 @@ def test_chat_names_the_models_that_are_here(cli, tmp_path, monkeypatch):
     write_manifest(root / "onnx-ao", Manifest("optimize", {}, {}))
     remember_model(root, "tiny")
     done = cli("chat", "-p", "Hello")
-    assert done.code == 4 and "phicli chat --model tiny (here already); or phicli run --model microsoft/" in done.err
+    assert done.code == 4
+    assert "  try: phicli chat --model tiny\n   or: phicli run --model microsoft/" in done.err
 
 
 def test_quantize_leads_on_and_is_the_last_model(cli, tmp_path, monkeypatch):
@@ -91,6 +137,7 @@ def test_quantize_leads_on_and_is_the_last_model(cli, tmp_path, monkeypatch):
     assert after(cli(*command)) == ["phicli finetune --model tiny --device cpu"]
     forecast, = json.loads(cli(*command, "--dry-run", "--json").out)
     assert (forecast["action"], forecast["why"]) == ("nothing", "up to date")
+    monkeypatch.setenv("PHICLI_QUANTIZE_SEQ_LEN", "32")
     table = cli("run", "--dry-run", "--until", "finetune", "--device", "cpu", "--max-steps", "3")
     assert [line.split()[1] for line in table.out.splitlines() if "│" in line] == ["inspect", "quantize", "finetune"]
     assert "last time" in table.out and "not made" in table.out and "models/tiny/ft/travel" in table.err
@@ -143,8 +190,8 @@ def test_two_roots_of_one_model_are_told_apart(cli, tmp_path, monkeypatch):
         (tmp_path / "models" / name / "onnx-ao").mkdir(parents=True)
         write_manifest(tmp_path / "models" / name / "onnx-ao", Manifest("optimize", {}, {}))
         remember_model(tmp_path / "models" / name, "tiny")
-    assert ("  try: phicli chat --model tiny --root models/mine, or phicli chat --model tiny (here already); or "
-            "phicli run --model microsoft/") in cli("chat", "-p", "Hello").err
+    assert ("  try: phicli chat --model tiny --root models/mine\n   or: phicli chat --model tiny\n"
+            "   or: phicli run --model microsoft/") in cli("chat", "-p", "Hello").err
     assert "next: phicli chat --model tiny --root models/mine\n" in cli("list").err
 
 

@@ -170,6 +170,15 @@ def test_names_and_numbers_that_no_cluster_takes(wrong):
         DeployConfig(model="m", **{"to": "kubernetes", **wrong})
 
 
+@pytest.mark.parametrize(("options", "idle"), [
+    (("--engine", "vllm", "--processor", "cpu"), "--engine vllm: --processor"), (("--engine", "vllm"), None),
+    (("--vllm-image", "mine"), "--engine phicli: --vllm-image"), (("--processor", "cuda"), None)])
+def test_what_an_engine_does_not_take_is_named(cli, root, options, idle):
+    done = cli("deploy", "--to", "kubernetes", "--root", root, "--model", "m", *options)
+    assert done.code == 0 and ("of no effect" in done.err) == bool(idle)
+    assert not idle or f"warning: of no effect with {idle}\n" in done.err
+
+
 def test_a_dry_run_writes_no_files(root):
     line = [sys.executable, "-m", "phicli", "deploy", "--to", "docker", "--root", root, "--model", "m", "--dry-run"]
     done = subprocess.run(line, capture_output=True, text=True)

@@ -13,8 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from phicli.checkpoints.peft_folder import read_peft
+from phicli.cli.engines import IDLE
 from phicli.config import ServeConfig
-from phicli.errors import BadInput, Missing
+from phicli.config.setting import settings_of
+from phicli.errors import BadInput, Missing, UsageError
+from phicli.serving.server import opened
+from phicli.serving.settings import base_name, read_keys
 from phicli.serving.vllm import vllm_command, vllm_environment
 
 PROGRAM = """import json, os, sys
@@ -158,6 +162,27 @@ def test_origins_go_to_vllm_and_to_the_guard(two_graphs, root):
     assert named.split(",") == [*origins] and vllm_environment(config(root, None), [])["PHICLI_ALLOWED_ORIGINS"] == ""
 
 
+def test_what_vllm_is_not_told_of_is_all_that_changes_nothing_for_it(two_graphs, root, tmp_path):
+    """Each setting, in another state than the usual one."""
+    (keys := tmp_path / "keys").write_text("a key")
+    keys.chmod(0o600)
+    others = {"name": "n", "adapters": ("travel",), "host": "::1", "api_key": "k", "api_key_file": str(keys),
+              "allowed_hosts": ("a.example",), "cors_origins": ("https://a.example",), "max_batch": 3, "context": 99}
+    for name, value in others.items():
+        base = config(root, two_graphs / "awq", port=0)
+        changed = base.but(**{name: value})
+        told = [(vllm_command(one, base_name(one), lambda text: None), vllm_environment(one, read_keys(one)))
+                for one in (base.but(port=18231), changed.but(port=18231))]
+        assert told[0] != told[1] and name not in IDLE["serve", "vllm"], name
+    known = {*others, "model", "root", "path", "port", "engine", "without_key"}
+    assert known | {*IDLE["serve", "vllm"]} == {*settings_of(ServeConfig)} and not known & {*IDLE["serve", "vllm"]}
+
+
+def test_a_program_does_not_get_another_engine_than_it_asked_for(root):
+    with pytest.raises(UsageError, match="takes this process's place"), opened(config(root, None)):
+        pass
+
+
 def test_names_of_the_server_are_those_that_phicli_itself_would_take(root):
     def hosts(keys=(), **more):
         return vllm_environment(config(root, None, **more), list(keys))["PHICLI_ALLOWED_HOSTS"]
@@ -173,10 +198,10 @@ def test_the_process_becomes_vllm(two_graphs, tmp_path):
     place.mkdir(parents=True)
     (place / "main.py").write_text(PROGRAM)
 
-    def run(*paths):
+    def run(*paths, options=()):
         sources = map(str, [Path(__file__).parents[2], *paths])
         line = [sys.executable, "-m", "phicli", "serve", "--engine", "vllm", "--path", two_graphs / "awq", "--root",
-                tmp_path, "--api-key", "secret"]
+                tmp_path, "--api-key", "secret", *options]
         return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60,
                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sources)})
 
@@ -185,5 +210,8 @@ def test_the_process_becomes_vllm(two_graphs, tmp_path):
     got, variables = json.loads(done.stdout)
     assert got[:4] == ["serve", str(two_graphs / "awq"), "--served-model-name", "awq"] and "--enable-lora" not in got
     assert variables["VLLM_API_KEY"] == "secret" and variables["DO_NOT_TRACK"] == "1" and "secret" not in done.stderr
+    assert "of no effect" not in done.stderr
+    idle = run(tmp_path / "site", options=("--device", "auto", "--no-page", "--timeout", "5", "--max-batch", "2"))
+    assert "warning: of no effect with --engine vllm: --timeout, --no-page, --device\n" in idle.stderr
     missing = run()
     assert missing.returncode == 4 and "pip install phicli vllm" in missing.stderr

@@ -29,7 +29,7 @@ from phicli.inference.engine.rows import Rows
 from phicli.inference.engine.scheduler import Scheduler
 from phicli.inference.engine.speculation import Speculation
 from phicli.inference.generator import translated
-from phicli.inference.model_folder import ModelFolder
+from phicli.inference.model_folder import ModelFolder, no_adapter, optimizing
 from phicli.inference.session import Session
 from phicli.libraries import subdued
 from phicli.text import TextCodec
@@ -127,7 +127,7 @@ class Engine:
             BadInput: the name is taken or none, the adapter is damaged or one for another model.
             Missing: this model takes none while it runs, or no more.
         """
-        hint = f"phicli optimize --adapter {name}=FOLDER makes a model with it"
+        hint = optimizing(self.model.folder, name)
         if not self._adapters or not self._adapters.current.inputs:
             raise Missing("this model takes no adapters while it runs", hint=hint)
         if not NAME.fullmatch(name):
@@ -227,9 +227,7 @@ class Engine:
     def _key_of(self, name: str | None) -> int:
         """0 for no adapter."""
         if name is not None and name not in self._names:
-            known = ", ".join(sorted(self._names))
-            raise BadInput(f"no adapter '{name}'; there are: {known or 'none'}", where=self.model.folder,
-                           hint=f"phicli optimize --adapter {name}=FOLDER")
+            raise no_adapter(self.model.folder, name, sorted(self._names))
         return 0 if name is None else self._names[name]
 
     def _vocabulary_of(self, codec: TextCodec) -> Any:
