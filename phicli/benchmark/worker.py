@@ -82,7 +82,7 @@ class Worker:
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
             kind = getattr(errors, found["kind"], BadInput)
-            raise kind(found["error"], where=found["where"], hint=found["hint"])
+            raise kind(found["error"], where=found["where"], hint=found["hint"], also=found["also"])
         return found
 
     def close(self) -> None:
@@ -111,9 +111,10 @@ def main() -> None:
         out.write(json.dumps(said) + "\n")
         out.flush()
 
+    contender = Contender(**json.loads(sys.argv[1]))
     try:
         with subdued():
-            contender, before = Contender(**json.loads(sys.argv[1])), gpu_memory_used()
+            before = gpu_memory_used()
             begun = time.perf_counter()
             runner = _load(contender)
             tell({"load": time.perf_counter() - begun, "threads": usable_cores()})
@@ -123,9 +124,11 @@ def main() -> None:
                 tell({**turn, "memory": _peak_memory(),
                       "gpu_memory": used - before if used is not None and before is not None else None})
     except PhicliError as e:
-        tell({"error": e.message, "where": str(e.where or ""), "hint": e.hint, "kind": type(e).__name__})
+        tell({"error": e.message, "where": str(e.where or ""), "hint": e.hint, "also": e.also,
+              "kind": type(e).__name__})
     except Exception as e:
-        tell({"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", "where": sys.argv[1], "hint": None,
+        said = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+        tell({"error": f"{contender.engine} cannot run it: {said}", "where": contender.model, "hint": None, "also": (),
               "kind": "BadInput"})
 
 

@@ -34,6 +34,9 @@ from phicli.progress import SILENT, Progress
 from phicli.version import __version__
 
 LLAMA_BENCH = "llama-bench"
+# What an engine takes where --against names no folder or file.
+ALONE = {"torch": "the quantized model under the root", "llama.cpp": "the newest GGUF file under the root",
+         "genai": "what genai's own builder makes of the quantized model under the root"}
 
 
 @subdued()
@@ -105,10 +108,40 @@ def _others(config: BenchmarkConfig, wanted: Sequence[Case], scratch: Path, prog
     context = max(case.depth + case.prompt + case.new for case in wanted)
     for name, _, path in (one.partition("=") for one in config.against):
         try:
+            if name == "llama.cpp":
+                _check_llama()
+            if path:
+                _check_named(name, Path(path))
             yield Contender(name, name, path or str(_own_model(name, config, scratch, progress)), None, config.device,
                             context=context)
         except PhicliError as e:
-            progress.warn(f"{name} is left out: {e}" + (f"; {e.hint}" if e.hint else ""))
+            progress.warn(_left_out(name, path, e))
+
+
+def _left_out(name: str, path: str, error: PhicliError) -> str:
+    """Why, and what helps: of what was named, that it may be left to this command."""
+    named = path and name in ALONE and Path(path) in (Path(str(error.where)), *Path(str(error.where)).parents)
+    hint = f"--against {name} alone takes {ALONE[name]}" if named else error.hint
+    return f"{name} is left out: {error}" + (f"; {hint}" if hint else "")
+
+
+def _check_llama() -> None:
+    if not (find_spec("llama_cpp") or shutil.which(LLAMA_BENCH)):
+        raise Missing("neither llama-bench is on the PATH nor llama-cpp-python installed",
+                      hint="pip install llama-cpp-python")
+
+
+def _check_named(name: str, place: Path) -> None:
+    """Raise BadInput where no model of the kind is there, or a file of a result of phicli's is not as it was."""
+    if name == "llama.cpp":
+        if not place.is_file():
+            raise BadInput("no such file", where=place)
+    elif name in ALONE:
+        if not place.is_dir():
+            raise BadInput("no such folder", where=place)
+        if name == "genai" and not (place / GENAI_CONFIG).is_file():
+            raise BadInput(f"no ONNX model there: it has no {GENAI_CONFIG}", where=place)
+        check_whole(place)
 
 
 def _own_model(name: str, config: BenchmarkConfig, scratch: Path, progress: Progress) -> Path:
@@ -119,9 +152,6 @@ def _own_model(name: str, config: BenchmarkConfig, scratch: Path, progress: Prog
         return Path(config.path or config.root_folder / ONNX_FOLDER)
     if name == "genai":
         return _built_by_genai(find_base(config.root_folder), config, scratch, progress)
-    if not (find_spec("llama_cpp") or shutil.which(LLAMA_BENCH)):
-        raise Missing("neither llama-bench is on the PATH nor llama-cpp-python installed",
-                      hint="pip install llama-cpp-python")
     found = sorted((config.root_folder / EXPORTED).glob("*.gguf"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise Missing("no GGUF file under the root", hint="phicli export --to gguf",
@@ -145,6 +175,7 @@ def _built_by_genai(base: Path, config: BenchmarkConfig, scratch: Path, progress
 
 def _measured(contenders: Sequence[Contender], threads: int | None, wanted: Sequence[Case], config: BenchmarkConfig,
               progress: Progress) -> Iterator[dict[str, Any]]:
+    named = {name: path for name, _, path in (one.partition("=") for one in config.against)}
     with ExitStack() as running:
         turners: dict[str, Any] = {}
         for contender in contenders:
@@ -153,7 +184,7 @@ def _measured(contenders: Sequence[Contender], threads: int | None, wanted: Sequ
             except PhicliError as e:
                 if contender.engine == "phicli":
                     raise
-                progress.warn(f"{contender.name} is left out: {e}")
+                progress.warn(_left_out(contender.name, named[contender.name], e))
         about = {contender.name: _about(contender, turners[contender.name]) for contender in contenders
                  if contender.name in turners}
         for name, case, series in take_turns(turners, wanted, config.rounds, progress):

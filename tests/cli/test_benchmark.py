@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,26 @@ def test_a_baseline_and_what_is_left_out(cli, measured, two_graphs, tmp_path, mo
                    "9999")
     assert too_long.code == 3, too_long.err
     assert re.search(r"try: phicli benchmark .*--prompt-tokens \d+\n", too_long.err), too_long.err
+
+
+def test_a_damaged_model_to_compare_with_is_told_with_its_folder_and_what_helps(cli, two_graphs, tmp_path):
+    whole, plain, damaged = (tmp_path / name for name in ("whole", "plain", "damaged"))
+    for folder in (whole, plain):
+        shutil.copytree(two_graphs / "onnx-ao", folder)
+        (folder / "base.onnx").write_text("")
+        (folder / "model.onnx").write_text("no graph")
+    (plain / "phicli.json").unlink()  # so that the library itself finds out
+    shutil.copytree(two_graphs / "awq", damaged)
+    (damaged / "config.json").write_text("{")
+    for given, said in (
+            (f"genai={whole}", "is truncated"), (f"genai={plain}", "genai cannot run it: RuntimeError: "),
+            (f"genai={damaged}", "no ONNX model there"), (f"genai={tmp_path / 'none'}", "no such folder"),
+            (f"torch={damaged}", "config.json"), (f"torch={tmp_path / 'none'}", "no such folder")):
+        name, _, folder = given.partition("=")
+        done = cli("benchmark", "--path", two_graphs / "onnx-ao", "--adapter", "travel", "--against", given, *SMALL)
+        (told,) = (line for line in done.err.splitlines() if "is left out" in line)
+        assert done.code == 0 and told.startswith(f"warning: {name} is left out: {folder}") and said in told, told
+        assert f"; --against {name} alone takes " in told and "{" not in told
 
 
 class Steady:
