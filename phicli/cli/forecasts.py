@@ -29,7 +29,7 @@ def show_lab(flags: dict[str, Any], first: str | None, last: str | None, json: b
     """What `phicli run` would do."""
     from phicli.steps.forecast import forecast_lab
 
-    _show(forecast_lab(Settings(), flags, first, last), json)
+    _show(forecast_lab(Settings(), flags, first, last, _Warnings()), json)
 
 
 def _show(forecasts: Sequence[Any], json: bool) -> None:

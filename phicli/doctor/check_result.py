@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.config.layers import Settings
+from phicli.config.steps import FinetuneConfig
 from phicli.doctor.needs import longest_row
 from phicli.doctor.probes import Probes
 from phicli.doctor.reach import asks_hub, out_of_reach
@@ -76,7 +77,7 @@ class Subject:
     @cached_property
     def row_tokens(self) -> int:
         """Of the longest row to train on."""
-        return longest_row(self.settings)
+        return longest_row(self.settings.resolve(FinetuneConfig))
 
 
 Check = Callable[[Subject], CheckResult]

@@ -21,10 +21,10 @@ LOOKED_AT = 1000  # rows
 CHARACTERS, LAYOUT = 3, 20  # of a row, with the names of its fields, for a token; tokens of a chat template
 
 
-def longest_row(settings: Settings) -> int:
+def longest_row(config: FinetuneConfig) -> int:
     """Tokens of the longest of the first rows of finetune's data, told from their letters; `ROW_TOKENS` where the data
     are not here."""
-    config, longest = settings.resolve(FinetuneConfig), 0
+    longest = 0
     try:
         for source in find_sources(config.data, local=True):
             with open_rows(source.path) as lines:

@@ -1,13 +1,11 @@
 """Which device torch computes on, and what memory it has."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from phicli.errors import Missing, UsageError
-from phicli.hardware.driver import gpu_memory_free
 from phicli.units import size
 
 # What a model can be built for -> the name of onnxruntime's execution provider for it.
@@ -129,9 +127,7 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can be allocated on "cuda" or "cpu" now; of a GPU before torch is imported, those that are free."""
-    if device == "cuda" and "torch" not in sys.modules:
-        return gpu_memory_free() or 0
+    """Bytes that can be allocated on "cuda" or "cpu" now."""
     if device == "cuda":
         import torch
 

@@ -57,12 +57,23 @@ class _Memory(ctypes.Structure):
 
 def gpu_memory_used() -> int | None:
     """Bytes in use on the first GPU, by all processes; None where there is none."""
+    memory = _gpu_memory()
+    return None if memory is None else int(memory.used)
+
+
+def gpu_memory_free() -> int | None:
+    """Bytes that nobody uses on the first GPU; None where there is none."""
+    memory = _gpu_memory()
+    return None if memory is None else int(memory.free)
+
+
+def _gpu_memory() -> _Memory | None:
     nvml = _nvml()
     device, memory = ctypes.c_void_p(), _Memory()
     if nvml is None or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) or nvml.nvmlDeviceGetMemoryInfo(
             device, ctypes.byref(memory)):
         return None
-    return int(memory.used)
+    return memory
 
 
 def gpu_name() -> str:

@@ -9,13 +9,18 @@ from phicli.resources.estimates import Estimate
 from phicli.units import size
 
 
-def announce(step: str, estimate: Estimate, target: Path, progress: Progress) -> None:
-    """One line, "needs about X, has Y"; a warning where Y is less. target: the folder that will be written.
+def announce(step: str, estimate: Estimate, target: Path, progress: Progress, gpu_free: int | None = None) -> None:
+    """One line, "needs about X, has Y"; a warning where Y is less.
+
+    Args:
+        target: the folder that will be written. gpu_free: bytes of the GPU, where torch is not to be asked for them.
 
     Where there is room for what only makes it faster, the line says with how much it will run.
     """
+    if gpu_free is None and estimate.gpu:
+        gpu_free = available_memory("cuda")
     there = [("memory", estimate.memory, available_memory("cpu")),
-             ("GPU memory", estimate.gpu, available_memory("cuda") if estimate.gpu else 0),
+             ("GPU memory", estimate.gpu, gpu_free or 0),
              ("disk", estimate.disk, free_disk(target))]
     wanted = [(what, bytes_, has) for what, bytes_, has in there if bytes_]
     computes = "GPU memory" if estimate.gpu else "memory"

@@ -17,15 +17,16 @@ from phicli.resources.estimates import (
 from phicli.resources.sizes import ModelSize
 
 
-def step_estimates(size: ModelSize, device: str, settings_of: Callable[[Any], Any], row_tokens: int = ROW_TOKENS
-                   ) -> dict[str, Estimate]:
+def step_estimates(size: ModelSize, device: str, settings_of: Callable[[Any], Any], row_tokens: int = ROW_TOKENS,
+                   base: ModelSize | None = None) -> dict[str, Estimate]:
     """Step -> what it needs.
 
     Args:
         size: of the original model. device: "cuda" or "cpu", which computes. settings_of: a step's config class -> its
-            settings. row_tokens: of the longest row to train on.
+            settings. row_tokens: of the longest row to train on. base: of what finetune and optimize take in place of
+            the original's quantized form.
     """
-    quantized = after_quantizing(size)
+    quantized = base or after_quantizing(size)
     quantize: QuantizeConfig = settings_of(QuantizeConfig)
     finetune: FinetuneConfig = settings_of(FinetuneConfig)
     optimize: OptimizeConfig = settings_of(OptimizeConfig)

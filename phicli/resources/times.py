@@ -31,11 +31,13 @@ def _timed(matrix: np.ndarray) -> float:
     return time.perf_counter() - begun
 
 
-def seconds_on_cpu(step: str, size: ModelSize, rate: float, calibration_tokens: int, training_rows: int) -> float:
+def seconds_on_cpu(step: str, size: ModelSize, rate: float, calibration_tokens: int, training_rows: int,
+                   lora_r: int) -> float:
     """Seconds that a step of the lab takes, loading and starting counted."""
+    trained = size.params + lora_r * size.edges
     work = {
         "quantize": QUANTIZE_PASSES * 2 * size.layer_params * calibration_tokens,
-        "finetune": 6 * size.params * training_rows * ROW_TOKENS / 2,  # that is what a batch's longest takes
+        "finetune": 6 * trained * training_rows * ROW_TOKENS / 2,  # that is what a batch's longest takes
         "evaluate": EVALUATED * 2 * size.params * RESPONSES,
     }
     return BEGIN + work.get(step, 0) / rate + (size.weight_bytes / BUILT if step == "optimize" else 0)

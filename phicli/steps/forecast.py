@@ -8,17 +8,28 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER
 from phicli.config.layers import Settings
-from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
+from phicli.config.steps import (
+    DEFAULT_RANK,
+    EvaluateConfig,
+    FinetuneConfig,
+    InspectConfig,
+    OptimizeConfig,
+    QuantizeConfig,
+)
+from phicli.doctor.needs import longest_row
 from phicli.errors import Missing, PhicliError
-from phicli.hardware.driver import expected_device
+from phicli.hardware.driver import expected_device, gpu_memory_free
 from phicli.progress import SILENT, Progress
-from phicli.resources import Estimate, size_of_model, step_estimates
+from phicli.resources import Estimate, announce, size_of_model, step_estimates
 from phicli.resources.times import products_a_second, seconds_on_cpu
 from phicli.steps.lab import NO_ROWS, STEPS, Lab, check_range
 from phicli.steps.status import NOT_HERE, as_local, stage_statuses
 from phicli.training.recipe import DEFAULT_STEPS
 from phicli.workflow.plan import Plan, State
 
+ANNOUNCED = ("quantize", "finetune", "optimize")  # the steps that say themselves what they need
+WORK = {"quantize": ("samples", "seq_len", "refine", "generated"),  # settings that a step's time depends on
+        "finetune": ("max_steps", "epochs", "batch_size", "lora_r")}
 ALWAYS = ("inspect", "chat")  # the steps that keep nothing which could be up to date
 
 
@@ -60,10 +71,11 @@ def forecast_step(settings: Settings, flags: dict[str, Any], step: str, progress
     return _Forecasts(lab).one(step, runs, "asked for" if verdict.current and runs else why, plan.target)
 
 
-def forecast_lab(settings: Settings, flags: dict[str, Any], first: str | None, last: str | None) -> Sequence[Forecast]:
+def forecast_lab(settings: Settings, flags: dict[str, Any], first: str | None, last: str | None,
+                 progress: Progress = SILENT) -> Sequence[Forecast]:
     """What `run_lab` would do, step by step. Raises UsageError as it does."""
     begin, end = check_range(first, last)
-    lab = Lab(settings, flags, SILENT)
+    lab = Lab(settings, flags, progress)
     found = {(one.step, one.place): one for one in stage_statuses(settings, flags)}
     forecasts, places = _Forecasts(lab), _places(lab)
     made = []
@@ -103,17 +115,22 @@ def _plan(lab: Lab, step: str) -> Plan:
 
 
 class _Forecasts:
-    """Forecasts for one model: its size and the machine's speed are asked for once."""
+    """Forecasts for one model: its size and the machine's speed are asked for once. Warns as the steps would."""
 
     def __init__(self, lab: Lab):
+        self.progress = lab.progress
         quantize = self.quantize = lab.config(QuantizeConfig)
         self.finetune = lab.config(FinetuneConfig)
+        self.rank = self.finetune.lora_r or DEFAULT_RANK
         self.size = size_of_model(self.finetune.model)  # of a base that is named, the one that it was made from
         gpu = expected_device(quantize.device) == "cuda"
+        self.gpu_free = gpu_memory_free() if gpu else 0
         self.estimates: Mapping[str, Estimate] = {}
         self.rate = None if gpu or not self.size else products_a_second()
         if self.size:
-            self.estimates = step_estimates(self.size, "cuda" if gpu else "cpu", lab.config)
+            base = self.finetune.base or lab.config(OptimizeConfig).base
+            self.estimates = step_estimates(self.size, "cuda" if gpu else "cpu", lab.config,
+                                            longest_row(self.finetune), size_of_model(base) if base else None)
 
     def one(self, step: str, runs: bool, why: str, place: str | Path) -> Forecast:
         """The forecast of one step. why: it runs, or not."""
@@ -121,19 +138,29 @@ class _Forecasts:
             return Forecast(step, "nothing", why, str(place))
         seconds, last_time = self._seconds(step, Path(place))
         need = self.estimates.get(step)
+        if need and step in ANNOUNCED and self.gpu_free is not None:  # else it will be done elsewhere
+            announce(step, need, Path(place), self.progress, self.gpu_free)
         return Forecast(step, "run", why, str(place), seconds, last_time, *(
             (need.memory, need.gpu, need.disk) if need else ()))
 
     def _seconds(self, step: str, place: Path) -> tuple[float | None, bool]:
-        """Of the result that is there, else an estimate."""
+        """Of the result that is there, if it was as much work, else an estimate."""
         try:
             have = stages.read_manifest(place) if place.is_dir() else None
         except PhicliError:
             have = None
-        if have and have.step == step and have.seconds:
+        if have and have.step == step and have.seconds and self._as_much(step, have.settings):
             return have.seconds, True
         if not self.rate or not self.size or step in ALWAYS or (step == "finetune" and self.finetune.epochs):
             return None, False
         rows = (self.finetune.max_steps or DEFAULT_STEPS) * self.finetune.batch_size
         tokens = self.quantize.samples * self.quantize.seq_len
-        return seconds_on_cpu(step, self.size, self.rate, tokens, rows), False
+        return seconds_on_cpu(step, self.size, self.rate, tokens, rows, self.rank), False
+
+    def _as_much(self, step: str, then: Mapping[str, Any]) -> bool:
+        """Whether a result's settings made as much work as the present ones."""
+        steps = DEFAULT_STEPS if self.finetune.epochs is None else None
+        now = {"quantize": self.quantize.recorded(),
+               "finetune": self.finetune.recorded() | {"max_steps": self.finetune.max_steps or steps,
+                                                       "lora_r": self.rank}}
+        return all(then.get(name) == now[step][name] for name in WORK.get(step, ()))

@@ -173,6 +173,29 @@ def test_a_limit_of_gpu_memory_without_a_gpu_is_said_to_do_nothing(cli, root, mo
     assert "warning: --gpu-memory does nothing here" in said
 
 
+def test_a_dry_run_warns_of_memory_and_disk_that_do_not_suffice_as_the_step_does(cli, root, monkeypatch):
+    monkeypatch.setenv("PHICLI_FINETUNE_SEQ_LEN", "64")
+    given = ("--root", root, "--device", "cpu", "--name", "new", "--dry-run")
+    for command in (("finetune", *given, "--batch-size"), ("run", *given, "--seed")):
+        few = cli(*command, "4")
+        assert few.code == 0 and "may not be enough" not in few.err
+        monkeypatch.setenv("PHICLI_FINETUNE_BATCH_SIZE", "10000000")
+        many = cli(*command, "10000000")
+        assert many.code == 0 and many.err.count("warning: finetune needs about ") == 1
+        assert many.err.count("memory may not be enough") == 1
+        monkeypatch.delenv("PHICLI_FINETUNE_BATCH_SIZE")
+
+
+def test_a_dry_run_tells_the_time_of_an_earlier_result_for_the_same_work_only(cli, root):
+    def told(*options):
+        done = cli("finetune", "--root", root, *QUICK, "--dry-run", "--json", "--force", *options)
+        return json.loads(done.out)[0]["last_time"]
+
+    same = ("--max-steps", "4", *NEW)
+    assert told(*same) and not told("--max-steps", "4", "--lora-r", "8") and not told("--max-steps", "5", *NEW)
+    assert not told(*same, "--epochs", "1")
+
+
 def test_a_dry_run_with_a_base_alone_judges_the_model_that_it_is_of(cli, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planned, = json.loads(cli("finetune", "--base", root / "awq", "--device", "cpu", "--dry-run", "--json").out)

@@ -12,6 +12,7 @@ from onnx_checkpoints import nearest_awq
 
 from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.layers import Settings
+from phicli.config.steps import FinetuneConfig
 from phicli.doctor import CHECKS, Light, accounts, software
 from phicli.doctor.gpu import why_not_cuda
 from phicli.doctor.needs import longest_row
@@ -92,11 +93,11 @@ def test_a_gpu_that_is_there_is_used_by_torch_and_onnxruntime(cli, tmp_path):
 
 
 def test_rows_are_as_long_as_finetune_finds_them(data_file, tiny):
-    settings, codec = Settings(), TextCodec(tiny)
+    config, codec = Settings().resolve(FinetuneConfig), TextCodec(tiny)
     rows = [json.loads(line) for line in data_file.read_text().splitlines()]
     longest = max(len(codec.encode_chat([{"role": "user", "content": row["prompt"]},
                                          {"role": "assistant", "content": row["response"]}])) for row in rows)
-    assert longest / 1.3 < longest_row(settings) < longest * 1.3
+    assert longest / 1.3 < longest_row(config) < longest * 1.3
 
 
 def test_a_package_of_the_wrong_version_and_one_that_crashes(cli, tmp_path, monkeypatch):
@@ -194,9 +195,10 @@ def test_a_quantized_model_is_red_and_its_original_is_named(cli, tmp_path, tiny)
         done = cli("doctor", "--model", folder, "--root", tmp_path / "root", "--device", "cpu", "--json")
         found = lights(done)["model"]
         assert (done.code, found["light"]) == (4, "red") and "is quantized already (awq)" in found["found"]
-        assert found["cure"] == f"{original}, or without quantize: phicli finetune --base {folder}"
+        assert found["found"].endswith("only finetune does, as --base") and found["cure"] == original
     refused = cli("quantize", "--model", folder, "--root", tmp_path / "root")
-    assert refused.code == 3 and "  try: phicli quantize --model tiny, or without quantize: phicli" in refused.err
+    assert refused.code == 3 and "  try: phicli quantize --model tiny\n" in refused.err
+    assert f"   or: phicli finetune --model {folder} --root {tmp_path / 'root'} --base {folder}\n" in refused.err
 
 
 @pytest.mark.parametrize(("model", "light", "cure"), [

@@ -28,6 +28,7 @@ from phicli.resources import (
     size_of_model,
 )
 from phicli.resources.shortage import within_memory
+from phicli.resources.times import seconds_on_cpu
 
 
 class Said:
@@ -232,3 +233,10 @@ def test_a_gpu_too_small(cli, tiny, tmp_path, step):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.code == 4 and "not enough memory" in done.err and "--device cpu" in done.err
+
+
+def test_the_time_of_training_follows_the_rank(tiny):
+    size = size_of_folder(tiny)
+    few, usual, many = (seconds_on_cpu("finetune", size, 1e9, 0, 800, rank) for rank in (1, 64, 256))
+    assert few < usual < many and usual - few == pytest.approx((many - usual) * 63 / 192)
+    assert seconds_on_cpu("quantize", size, 1e9, 1000, 0, 1) == seconds_on_cpu("quantize", size, 1e9, 1000, 0, 256)
