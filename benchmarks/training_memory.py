@@ -11,7 +11,9 @@ as Olive's LoRA pass and most recipes train: `olive` rows padded to 1,024 tokens
 """
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.count:
+        os.environ["TRITON_INTERPRET"] = "1"
         count_kept()
         return
     if args.worker:
@@ -87,19 +90,23 @@ def measure_ours(args: argparse.Namespace) -> None:
 
 
 def count_kept(tokens: int = 48) -> None:
-    """Bytes a token that a second layer adds to what is kept for the backward pass, on a CPU, of each way."""
+    """Bytes a token that a second layer adds to what is kept for the backward pass: on a CPU, which interprets our
+    kernels.
+    """
     from phicli.training.recompute import LAYER, MLP, NOTHING
 
-    for level, name in ((NOTHING, "nothing twice"), (MLP, "the MLP of each layer"), (LAYER, "each layer")):
-        one, two = (kept_bytes(layers, level, tokens) for layers in (1, 2))
-        print(f"{name:24}{(two - one) / tokens / 1e3:8.1f} KB a token and layer")
+    for fused, whose in ((False, "theirs"), (True, "ours")):
+        for level, name in ((NOTHING, "nothing twice"), (MLP, "the MLP of each layer"), (LAYER, "each layer")):
+            one, two = (kept_bytes(layers, level, tokens, fused) for layers in (1, 2))
+            print(f"{whose:8}{name:24}{(two - one) / tokens / 1e3:8.1f} KB a token and layer", flush=True)
 
 
-def kept_bytes(layers: int, level: int, tokens: int) -> int:
+def kept_bytes(layers: int, level: int, tokens: int, fused: bool) -> int:
     """All tensors that a forward pass keeps and that have a side as long as the row; bytes."""
     from peft import LoraConfig, get_peft_model
     from transformers import Phi3Config, Phi3ForCausalLM
 
+    from phicli.training.fused.fusing import Fused
     from phicli.training.recompute import KeptDropout, Recompute
 
     torch.set_default_dtype(torch.bfloat16)
@@ -107,6 +114,7 @@ def kept_bytes(layers: int, level: int, tokens: int) -> int:
     torch.set_default_dtype(torch.float32)
     model.requires_grad_(False)
     adapted: Any = get_peft_model(model, LoraConfig(r=64, lora_dropout=0.05, target_modules="all-linear"))
+    ours = Fused(adapted) if fused else None
     recompute = Recompute(adapted.get_base_model())
     recompute.keep_masks()
     if level:
@@ -128,7 +136,8 @@ def kept_bytes(layers: int, level: int, tokens: int) -> int:
     adapted.train()
     ids = torch.arange(tokens)[None]
     with (torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-          torch.autocast("cpu", torch.bfloat16, cache_enabled=False)):
+          torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+          ours.running() if ours else contextlib.nullcontext()):
         hidden = adapted.get_base_model().get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     assert hidden.requires_grad
     for mask in masks:

@@ -4,6 +4,7 @@ QLoRA's idea (Dettmers et al., 2023, arXiv:2305.14314): the base is never unpack
 weight when it is used, and again in the backward pass, so that only the packed tensors are held between the two.
 """
 
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -28,7 +29,7 @@ def dequantize(packed: Tensor, scales: Tensor, zeros: Tensor, bits: int, dtype: 
     """
     if packed.dtype == HELD:
         packed, zeros = packed.view(torch.uint8), zeros.view(torch.uint8)
-    if bits == 4 and packed.is_cuda and (kernel := _fused_kernel()):
+    if bits == 4 and packed.is_cuda and (kernel := fused_kernel()):
         return kernel(packed, scales, zeros, dtype)
     integers = unpack(packed, bits).unflatten(1, (scales.shape[1], -1))
     weight = (integers.float() - zeros.float().unsqueeze(2)) * scales.float().unsqueeze(2)
@@ -36,10 +37,14 @@ def dequantize(packed: Tensor, scales: Tensor, zeros: Tensor, bits: int, dtype: 
 
 
 @cache
-def _fused_kernel() -> Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor] | None:
+def fused_kernel() -> Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor] | None:
+    """The Triton kernel for 4 bits, or None where Triton cannot be had or cannot build: it wants a C compiler."""
     try:
         from phicli.checkpoints.int4_triton import dequantize_4_bits
-    except ImportError:  # no Triton on this platform
+
+        byte = torch.zeros(1, 1, dtype=torch.uint8, device="cuda")
+        dequantize_4_bits(byte, byte.half(), byte, torch.bfloat16)
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):
         return None
     return dequantize_4_bits
 

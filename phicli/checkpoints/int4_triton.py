@@ -5,30 +5,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BYTES = 1024  # of a program
+BYTES = 1024  # of a program, in whole groups
 
 
 @triton.jit
-def _kernel(packed, scales, zeros, weight, width, groups, group_bytes, BYTES: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BYTES + tl.arange(0, BYTES)
-    inside = column < width
-    pair = tl.load(packed + row * width + column, mask=inside, other=0)
-    group = row * groups + column // group_bytes
-    scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
-    zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32)
+def _kernel(packed, scales, zeros, weight, groups, GROUPS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * groups
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    scale = tl.load(scales + row + group, mask=group < groups, other=0.0).to(tl.float32)[:, None]
+    zero = tl.load(zeros + row + group, mask=group < groups, other=0).to(tl.float32)[:, None]
+    at, both = tl.arange(0, BLOCK)[None, :], tl.arange(0, 2 * BLOCK)[None, :]
+    group = group[:, None]
+    pair = tl.load(packed + (row + group) * SIZE + at, mask=(group < groups) & (at < SIZE), other=0)
     low = ((pair & 15).to(tl.float32) - zero) * scale
     high = ((pair >> 4).to(tl.float32) - zero) * scale
-    both = tl.program_id(1) * 2 * BYTES + tl.arange(0, 2 * BYTES)
-    tl.store(weight + row * 2 * width + both, tl.interleave(low, high).to(weight.dtype.element_ty),
-             mask=both < 2 * width)
+    tl.store(weight + (row + group) * 2 * SIZE + both, tl.interleave(low, high).to(weight.dtype.element_ty),
+             mask=(group < groups) & (both < 2 * SIZE))
 
 
 def dequantize_4_bits(packed: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Tensor:
     """As `int4.dequantize` with bits=4, for contiguous CUDA tensors."""
     rows, width = packed.shape
     groups = scales.shape[1]
+    size = width // groups
+    block = triton.next_power_of_2(size)
+    of_program = max(1, min(BYTES // block, triton.next_power_of_2(groups)))
     weight = torch.empty(rows, 2 * width, dtype=dtype, device=packed.device)
-    _kernel[(rows, triton.cdiv(width, BYTES))](packed, scales, zeros, weight, width, groups, width // groups,
-                                               BYTES=BYTES)
+    _kernel[(rows, triton.cdiv(groups, of_program))](packed, scales, zeros, weight, groups, GROUPS=of_program,
+                                                     SIZE=size, BLOCK=block)
     return weight

@@ -88,17 +88,18 @@ class Ranks:
                 distributed.broadcast(parameter, 0)
         self._buffer = one_buffer(parameters, 2)  # and loss, and whether to stop
 
-    def add_gradients(self, loss: float, stop: bool) -> tuple[float, bool]:
-        """Add up the gradients of all processes in place.
+    def add_gradients(self, loss: Tensor, stop: bool) -> tuple[Tensor, Tensor | bool]:
+        """Add up the gradients of all processes in place, without waiting for it.
 
         Returns:
-            the sum of their losses, and whether any of them is to stop.
+            the sum of their losses, a scalar, and whether any of them is to stop.
         """
         if self._buffer is None:
             return loss, stop
-        self._buffer[-2:] = torch.tensor([loss, float(stop)])
+        self._buffer[-2] = loss
+        self._buffer[-1] = float(stop)
         distributed.all_reduce(self._buffer)
-        total, stops = self._buffer[-2:].tolist()
+        total, stops = self._buffer[-2:].clone()
         return total, stops > 0
 
     def add(self, value: float, device: torch.device) -> float:

@@ -68,13 +68,16 @@ class RowLoss:
     kept nor computed again.
     """
 
-    def __init__(self, model: PreTrainedModel, done: Callable[[], None] = lambda: None):
-        """done: called when the output projection is not used any more for some rows."""
-        self.device = model.device
+    def __init__(self, model: PreTrainedModel, done: Callable[[], None] | None = None, fused: bool = False):
+        """done: called when the output projection is not used any more for some rows. fused: whether our kernel makes
+        the loss and its gradient.
+        """
+        self.device, self.fused = model.device, fused
         with worded("transformers cannot run this model"):
             self.body, self.head = _split(model)
-        self.done = done if isinstance(self.head, nn.Module) else lambda: None  # run whole, backward needs it too
-        self.positions = max(1, min(MOST_POSITIONS, LOGITS // (4 * model.config.get_text_config().vocab_size)))
+        self.done = done if isinstance(self.head, nn.Module) else None  # run whole, backward needs it too
+        size = model.config.get_text_config().vocab_size * (model.dtype.itemsize if fused else 4)
+        self.positions = max(1, min(MOST_POSITIONS, LOGITS // size))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Float32 scalar: the sum over all labels."""
@@ -82,28 +85,43 @@ class RowLoss:
         with worded("transformers cannot run this model"):
             hidden = self.body(batch.ids.to(self.device)).flatten(0, 1)[places]
         total: Tensor = _Total.apply(hidden, labels, self._part, self.positions)
-        self.done()
+        if self.done:
+            self.done()
         return total
 
-    def _part(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum", ignore_index=IGNORED)
+    def _part(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss of some positions and, unless gradients are off, its gradient by them."""
+        hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
+        logits = self.head(hidden)
+        if self.fused:
+            return self._fused_part(hidden, logits, labels)
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
+        return loss.detach(), torch.autograd.grad(loss, hidden)[0] if loss.requires_grad else None
+
+    def _fused_part(self, hidden: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        from phicli.training.fused.kernels import cross_entropy
+
+        if not logits.requires_grad:
+            return cross_entropy(logits, labels, IGNORED).sum(), None
+        mine = logits.detach() if logits is not hidden else torch.empty_like(logits)  # else the model's, which kept it
+        loss = cross_entropy(logits.detach(), labels, IGNORED, mine).sum()
+        return loss, torch.autograd.grad(logits, hidden, mine)[0]
 
 
 class _Total(torch.autograd.Function):
     """The sum of a loss over positions, of which some are computed at a time, with their gradient if it is wanted."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, part: Callable[[Tensor, Tensor], Tensor], size: int
-                ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor,
+                part: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]], size: int) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         gradients = []
         for some, theirs in zip(hidden.split(size), labels.split(size), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                given = some.detach().requires_grad_(ctx.needs_input_grad[0])
-                loss = part(given, theirs)
-            total += loss.detach()
-            if ctx.needs_input_grad[0]:
-                gradients += torch.autograd.grad(loss, given)
+                loss, gradient = part(some, theirs)
+            total += loss
+            if gradient is not None:
+                gradients.append(gradient)
         ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
         return total
 

@@ -18,6 +18,7 @@ from phicli.text import Encoded
 from phicli.training.batches import batches
 from phicli.training.checkpoint import Checkpoint, Weights, copy_weights, set_weights, trainable
 from phicli.training.determinism import repeatable
+from phicli.training.fused import fuse
 from phicli.training.graphs import Gradients
 from phicli.training.loss import RowLoss, count_targets, make_batch, make_even_batch
 from phicli.training.recipe import Recipe
@@ -50,9 +51,10 @@ class Trainer:
         """
         self.model, self.rows, self.recipe, self.ranks = model, rows, recipe, ranks or Ranks()
         self.checkpoint, self.progress, self.reporter = checkpoint, progress, reporter or NoReporter()
-        self.loss = RowLoss(model.get_base_model(), *([shards.drop] if shards else []))
-        self.parameters = list(trainable(model).values())
         self.cuda = model.device.type == "cuda"
+        self.fused = fuse(model) if self.cuda and not shards else None
+        self.loss = RowLoss(model.get_base_model(), shards.drop if shards else None, self.fused is not None)
+        self.parameters = list(trainable(model).values())
         self.half = self.cuda or model.dtype == torch.bfloat16
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0, fused=self.cuda
@@ -82,7 +84,7 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C; the state is saved.
         """
         finished = False
-        with repeatable(self.cuda):
+        with repeatable(self.cuda), self.fused.running() if self.fused else contextlib.nullcontext():
             self._load()
             self.state.log = self.reporter.open(self.state.log, self.state.step)
             try:
@@ -211,24 +213,25 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=False)
             self._spare_memory(rows)
         loss, stopping = self.ranks.add_gradients(loss, stop.is_set())
-        if not math.isfinite(loss):
-            raise BadInput(f"the loss is {loss} at step {self.state.step + 1}",
-                           hint="a lower --learning-rate, or look at the rows with: phicli inspect")
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # graphs add to these very tensors
-        return loss, stopping
+        found = float(loss)  # waits for the GPU, which had all of the step to do by now
+        if not math.isfinite(found):
+            raise BadInput(f"the loss is {found} at step {self.state.step + 1}",
+                           hint="a lower --learning-rate, or look at the rows with: phicli inspect")
+        return found, bool(stopping)
 
-    def _gradients(self, rows: Sequence[Encoded]) -> float:
-        """Add the gradients of this process's rows of a batch; gives their share of its mean loss."""
+    def _gradients(self, rows: Sequence[Encoded]) -> Tensor:
+        """Add the gradients of this process's rows of a batch; gives their share of its mean loss, a scalar."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.state.step + 7_919 * self.ranks.number)
-        total: float | Tensor = 0.0
+        total = torch.zeros((), device=self.model.device)
         own, weight = self.ranks.share(rows), 1 / count_targets(rows)
         for start in range(0, self._most(rows), self.state.micro_batch):
             part = own[start : start + self.state.micro_batch]
             batch = (make_even_batch if self.gradients.use_graphs else make_batch)(part or rows[:1])
             total = total + self.gradients(batch, weight if part else 0.0)
-        return float(total)
+        return total
 
     def _spare_memory(self, rows: Sequence[Encoded]) -> None:
         """Called when memory ran out: let rows go through in smaller parts, or compute activations twice.
