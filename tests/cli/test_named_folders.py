@@ -33,7 +33,7 @@ def lab(tmp_path, monkeypatch):
     return tmp_path / "lab"
 
 
-@pytest.mark.parametrize("command", ["chat -p Hello", "benchmark", "export --output x.zip", "serve"])
+@pytest.mark.parametrize("command", ["chat -p Hello", "benchmark", "export --output x.zip", "serve --port 0"])
 @pytest.mark.parametrize(("named", "hint"), [
     ("copy", "--output copy"),
     ("nothing", "--output nothing"),
