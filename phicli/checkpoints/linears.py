@@ -22,7 +22,7 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     method, bits = quantization.get("quant_method"), quantization.get("bits", 4)
     if method not in (None, "awq", "olive"):
         raise BadInput(f"quantization '{method}' cannot be built from", where=folder / "config.json",
-                       hint="phicli quantize writes models that can; an unquantized model can too")
+                       hint="phicli quantize", also=["an unquantized model"])
     overrides = quantization.get("overrides") or {}
     shapes = {}
     for file in weight_files(folder):

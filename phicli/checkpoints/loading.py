@@ -86,7 +86,7 @@ def check_base(folder: Path) -> dict[str, Any]:
     method = quantization.get("quant_method")
     if quantization and method not in QUANT_METHODS:
         raise BadInput(f"quantization '{method}' cannot be trained on", where=folder / "config.json",
-                       hint="phicli quantize writes models that can; an unquantized model can too")
+                       hint="phicli quantize", also=["an unquantized model"])
     if method == "awq" and (quantization.get("version", "gemm").lower(), quantization.get("bits", 4)) != ("gemm", 4):
         raise BadInput("AWQ of another version than 4-bit gemm", where=folder / "config.json",
                        hint="phicli quantize --algorithm awq")

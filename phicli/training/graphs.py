@@ -6,6 +6,7 @@ batch; a shape is captured when it comes for the second time.
 """
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,9 +87,24 @@ class Gradients:
         graph = _Graph(batch, self.loss.device)
         # Of several GPUs NCCL has a thread that asks for events, which would break a capture that watches all threads.
         watched = "thread_local" if torch.distributed.is_initialized() else "global"
-        with positions.replayed(), torch.cuda.graph(graph.graph, pool=pool, capture_error_mode=watched):
+        with (positions.replayed(), _uncollected(),
+              torch.cuda.graph(graph.graph, pool=pool, capture_error_mode=watched)):
             graph.result = self._plain(graph.batch, graph.weight)
         return graph
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing is garbage collected meanwhile: the graphs of an earlier run wait for the GPU when they are freed, which
+    no capture survives.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 class _Graph:

@@ -42,7 +42,8 @@ def start_from_residual(adapted: Any, original: Path) -> None:
         residual = weight.to(quantized.device).float() - quantized
         if residual.norm() > LARGEST_ERROR * quantized.norm():
             raise BadInput(f"{name}: the base is no plain rounding of this model, as LoftQ needs", where=original,
-                           hint="--model with the model that was quantized; phicli quantize --algorithm gptq or rtn")
+                           hint="--model with the model that was quantized",
+                           also=["phicli quantize --algorithm gptq", "phicli quantize --algorithm rtn"])
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         rank = min(a.shape[0], *residual.shape)
         u, s, v = torch.svd_lowrank(residual, q=min(rank + 8, *residual.shape), niter=4)

@@ -150,7 +150,7 @@ def dropped(x: Tensor, seed: Tensor, salt: int, p: float, to: Tensor | None = No
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "of_batch", "of_head", "of_token", "of_angles"])
 def _rotate(x, cos, sin, out, length, sign, of_batch, of_head, of_token, of_angles, HEADS: tl.constexpr,
             BLOCK: tl.constexpr, WIDTH: tl.constexpr, ROTATED: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr):
     row = tl.program_id(0)
