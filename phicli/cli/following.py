@@ -129,6 +129,15 @@ class Following:
             folder = next(place for place in (where, *where.parents[:2]) if (place / ADAPTER_CONFIG).exists())
             own = folder.parent.name == FINETUNED
             return self.line("finetune", "--name", folder.name, only=WHERE) if own else AN_ADAPTER
+        return self._another(where)
+
+    def _another(self, file: Path) -> str | None:
+        """The option that named a file, and what it wants; None where none did."""
+        for name, setting in self.own.items():
+            value = self.settings.get(setting, self.given.get(name)).value if setting.path else None
+            if value and str(file) in (value if isinstance(value, tuple) else (value,)):
+                wants = setting.help.partition(" [default:")[0].partition("; ")[0]
+                return " ".join(["another", *([] if setting.argument else flags_of(name, setting)[:1]), f"({wants})"])
         return None
 
     def _again(self, folder: Path) -> list[str]:

@@ -1,13 +1,14 @@
 """What the settings of several steps have in common."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from phicli.config import shared
 from phicli.config.setting import StepConfig
-from phicli.errors import UsageError
+from phicli.errors import BadInput, UsageError
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class OfRows(OfModel):
             if name not in shared.COLUMNS or not field:
                 raise UsageError(f"needs NAME=FIELD with one of {', '.join(shared.COLUMNS)}, not {column[:40]!r}",
                                  where="--map", hint="--map prompt=question --map response=answer")
+        if self.chat_template and not os.path.isfile(self.chat_template):  # noqa: PTH113 (a Path may raise)
+            raise BadInput("no such chat template", where=self.chat_template)
 
     def row_settings(self) -> dict[str, Any]:
         """The settings of rows on which a result depends, as a manifest tells them."""

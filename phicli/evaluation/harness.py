@@ -38,7 +38,7 @@ def _read_task(file: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(read_text(file))
     except FileNotFoundError:
-        raise BadInput("no such task file", where=file) from None
+        raise BadInput("no such task file", where=file, hint="--task NAME, of lm-eval's or a YAML file's") from None
     except (yaml.YAMLError, RecursionError) as e:
         said = " ".join(str(e).split())[:200]
         raise BadInput(f"not a task that runs without code of its own: {said}", where=file) from None

@@ -226,4 +226,24 @@ def test_what_helps_is_a_command_or_a_sentence_about_the_fault(cli, tmp_path, ti
     for command in (("optimize", "--base", tiny, "--adapter", "mine=mine"), ("merge", "--model", "tiny", "-a", "mine")):
         assert "  try: a folder as PEFT writes it, with adapter_config.json" in cli(*command).err
     assert "  try: --calibration FILE" in cli("quantize", "--model", "tiny", "--calibration", "none.txt").err
-    assert "--help" not in cli("run", "--workflow", "none.yaml").err
+
+
+@pytest.mark.parametrize(("command", "hint"), [
+    ("run --workflow FILE", "another --workflow (Workflow of Olive's "),
+    ("inspect --chat-template FILE", "another --chat-template (File with a chat template"),
+    ("finetune --base tiny --dry-run --chat-template FILE", "another --chat-template (File with a chat template"),
+    ("serve --root ROOT --api-key-file FILE", "another --api-key-file (File with such keys"),
+    ("quantize --model tiny --calibration FILE", "--calibration FILE with "),
+])
+@pytest.mark.parametrize("file", ["none.yaml", "folder"])
+def test_of_files_that_are_none_the_option_is_told(cli, optimized, tmp_path, monkeypatch, command, hint, file):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    done = cli(*command.replace("FILE", file).replace("ROOT", str(optimized)).split())
+    assert done.code in (3, 4) and f"  try: {hint}" in done.err
+
+
+def test_a_template_of_the_environment_is_told_too(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHICLI_CHAT_TEMPLATE", "none.jinja")
+    assert "  try: another --chat-template (" in cli("inspect", "--model", "tiny").err
