@@ -20,6 +20,7 @@ RESPONSES = 5000  # held-out response tokens, where the rows are not known yet
 REFINE_STEPS = {"cuda": 200, "cpu": 0}  # of quantize --refine, where it is not given
 GENERATED = {"cuda": 128, "cpu": 0}  # sequences of quantize --generated, where it is not given
 REFINE_TOKENS = {"cuda": 4096, "cpu": 1024}  # of each of them
+LOGITS = 1 << 27  # that training holds at once on a GPU, at most
 UNPACKED_SHARE = 0.25  # of the memory that is free once an int4 base is loaded, that its weights may take unpacked
 
 
@@ -88,6 +89,11 @@ def activation_bytes(size: ModelSize, tokens: int, width: int) -> float:
     return tokens * size.layers * (9 * size.hidden + 3.5 * size.widest) * width
 
 
+def fused_activation_bytes(size: ModelSize, tokens: int) -> float:
+    """The same with the functions that training has on a GPU, in 16 bits: residual stream, attention, gate and up."""
+    return tokens * size.layers * (7 * size.hidden + 2 * size.widest) * 2
+
+
 def keeps_unpacked(dense: float, free: float) -> bool:
     """Whether an int4 base keeps its weights unpacked too: their bytes, and those free once the base is loaded."""
     return dense < UNPACKED_SHARE * free
@@ -96,7 +102,8 @@ def keeps_unpacked(dense: float, free: float) -> bool:
 def estimate_finetune(
     size: ModelSize, device: str, lora_r: int, batch_size: int, row_tokens: int = ROW_TOKENS, parts: int = 1,
 ) -> Estimate:
-    """Weights, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch.
+    """Weights, one unpacked linear, the adapter with gradient and two moments in float32, activations of a batch. On a
+    GPU that has the base whole, activations and logits of what is made for it, and the adapter in 16 bits too.
 
     Of an int4 base the integers, and as `extra` the unpacked weights, which are kept where `keeps_unpacked`. parts: of
     the base, each held by another GPU; two layers are gathered at a time, and embedding and output projection.
@@ -110,9 +117,11 @@ def estimate_finetune(
         base = base / parts + 2 * layers / max(1, size.layers) + outer
     adapter = lora_r * size.edges * 4
     tokens = batch_size * row_tokens
-    activations = activation_bytes(size, tokens, width)
-    logits = 3 * min(tokens, 1024) * size.vocab * 4
-    estimate = _placed(device, base + 4 * adapter + activations + logits, 0, 7 * adapter)
+    if device == "cuda" and parts == 1:
+        step = 0.5 * adapter + fused_activation_bytes(size, tokens) + min(LOGITS, tokens * size.vocab * width)
+    else:
+        step = activation_bytes(size, tokens, width) + 3 * min(tokens, 1024) * size.vocab * 4
+    estimate = _placed(device, base + 4 * adapter + step, 0, 7 * adapter)
     if not size.quantized or parts > 1:
         return estimate
     return replace(estimate, extra=dense, extra_from=base + dense / UNPACKED_SHARE)

@@ -97,18 +97,18 @@ def test_a_vocabulary_is_counted_once_where_it_is_one_matrix():
 
 
 def test_finetune_tells_what_it_needs_and_what_it_takes_where_there_is_room():
-    """Seen on an H100, CUDA's own 0.5 GB not counted, rows of 60 to 200 tokens: 8.6 GB packed, 16.6 GB unpacked."""
-    original = size_of_model("microsoft/Phi-3.5-mini-instruct")
+    """Seen on an H200, CUDA's own 0.5 GB not counted, rows of up to 80 tokens: 6.3 GB packed, 12.8 GB unpacked."""
+    original = size_of_model("microsoft/Phi-4-mini-instruct")
     quantized = after_quantizing(original)
-    estimate = estimate_finetune(quantized, "cuda", 64, 8, 150)
-    assert estimate.gpu - 0.5e9 == pytest.approx(8.6e9, rel=0.15)
-    assert estimate.gpu + estimate.extra - 0.5e9 == pytest.approx(16.6e9, rel=0.15)
+    estimate = estimate_finetune(quantized, "cuda", 64, 8, 80)
+    assert estimate.gpu - 0.5e9 == pytest.approx(6.3e9, rel=0.1)
+    assert estimate.gpu + estimate.extra - 0.5e9 == pytest.approx(12.8e9, rel=0.1)
     assert estimate.extra == 2 * quantized.layer_params
     loaded = estimate.extra_from - estimate.extra / 0.25  # what is free once the base is loaded decides
-    assert 2e9 < loaded < 3e9
+    assert 2e9 < loaded < 3.5e9
     assert keeps_unpacked(estimate.extra, estimate.extra_from - loaded + 1) and not keeps_unpacked(
         estimate.extra, estimate.extra_from - loaded)
-    plain = estimate_finetune(original, "cuda", 64, 8, 150)  # nothing to unpack
+    plain = estimate_finetune(original, "cuda", 64, 8, 80)  # nothing to unpack
     assert plain.extra == 0 and plain.gpu == pytest.approx(estimate.gpu + estimate.extra, rel=0.15)
 
 
