@@ -2,7 +2,8 @@
 
 A batch of short rows keeps a GPU busy for less than half of the time that Python takes to launch its several thousand
 kernels one by one (measured: docs/performance.md). A graph launches all of them at once. It holds for one shape of
-batch; a shape is captured when it comes for the second time.
+batch. The first batch of all is run plainly, which loads kernels and libraries. From then on a shape is captured when
+it comes first: run plainly before, it would take as long, and its memory twice, as what graphs hold is theirs.
 """
 
 import contextlib
@@ -27,8 +28,7 @@ class Gradients:
                  autocast: Callable[[], contextlib.AbstractContextManager], use_graphs: bool = True):
         self.model, self.loss, self.parameters, self.autocast = model, loss, parameters, autocast
         self.use_graphs = use_graphs and loss.device.type == "cuda"
-        self.sparing, self.warm = False, False  # warm: a batch went through, so kernels and libraries are loaded
-        self.known: dict[torch.Size, _Positions] = {}
+        self.warm = False  # a batch went through
         self.graphs: dict[torch.Size, _Graph] = {}
 
     def __call__(self, batch: Batch, weight: float) -> Tensor:
@@ -38,35 +38,25 @@ class Gradients:
             return self.graphs[shape](batch, weight)
         if not self.use_graphs:
             return self._plain(batch, weight)
-        room = len(self.graphs) < MOST_GRAPHS
-        if self.sparing and self.warm and room and shape not in self.known:
-            self.known[shape] = _Positions(self.model)
-            with self.known[shape].recorded(), torch.no_grad(), self.autocast():
-                self.loss(batch)
-        if shape in self.known and room:
-            try:
-                self.graphs[shape] = self._capture(batch, self.known[shape])
-                return self.graphs[shape](batch, weight)
-            except torch.OutOfMemoryError:
-                self.forget()
-                raise
-            except (RuntimeError, Missing):  # an architecture that reads values back from the GPU on its way
-                self.drop()
-                torch.cuda.synchronize()
-                return self._plain(batch, weight)
-        self.known[shape] = _Positions(self.model)
-        with self.known[shape].recorded():
+        if not self.warm or len(self.graphs) == MOST_GRAPHS:
             loss = self._plain(batch, weight)
-        self.warm = True
-        return loss
+            self.warm = True
+            return loss
+        try:
+            self.graphs[shape] = self._capture(batch)
+        except torch.OutOfMemoryError:
+            self.forget()
+            raise
+        except (RuntimeError, Missing):  # an architecture that reads values back from the GPU on its way
+            self.drop()
+            torch.cuda.synchronize()
+            _free_generator()
+            return self._plain(batch, weight)
+        return self.graphs[shape](batch, weight)
 
     def forget(self) -> None:
-        """Free the graphs, as memory is short. From now on a shape is captured when it comes for the first time: run
-        plainly before, it would need its memory twice, as what graphs hold is theirs.
-        """
-        self.sparing = True
+        """Free the graphs, as memory is short."""
         self.graphs.clear()
-        self.known.clear()
 
     def drop(self) -> None:
         """Free the graphs and do without from now on."""
@@ -79,12 +69,17 @@ class Gradients:
         loss.backward()
         return loss.detach()
 
-    def _capture(self, batch: Batch, positions: "_Positions") -> "_Graph":
+    def _capture(self, batch: Batch) -> "_Graph":
+        positions = _Positions(self.model)
+        self.model.eval()  # no random number is drawn that a step run plainly would not draw
+        with positions.recorded(), torch.no_grad(), self.autocast():
+            self.loss(batch)
+        self.model.train()
         for parameter in self.parameters:  # the graph adds to these very tensors
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
-        graph = _Graph(batch, self.loss.device)
+        graph = _Graph(batch, self.loss.device, positions)
         # Of several GPUs NCCL has a thread that asks for events, which would break a capture that watches all threads.
         watched = "thread_local" if torch.distributed.is_initialized() else "global"
         with (positions.replayed(), _uncollected(),
@@ -107,8 +102,16 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def _free_generator() -> None:
+    """A capture that broke leaves the generator of random numbers in its hands: give the generator another state."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    fresh = torch.Generator("cuda").manual_seed(generator.initial_seed())
+    generator.graphsafe_set_state(fresh.graphsafe_get_state())
+
+
 class _Graph:
-    def __init__(self, batch: Batch, device: torch.device):
+    def __init__(self, batch: Batch, device: torch.device, positions: "_Positions"):
+        self.positions = positions  # which the graph reads
         self.graph = torch.cuda.CUDAGraph()
         self.batch = Batch(*(t.to(device) for t in (batch.ids, batch.places, batch.labels)))
         self.weight = torch.zeros((), device=device)
