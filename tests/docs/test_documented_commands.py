@@ -75,7 +75,8 @@ def folder(tmp_path_factory):
 
 def test_commands_and_programs_run(cli, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    for name, value in {**SMALL, "XDG_STATE_HOME": str(folder), "HF_HUB_OFFLINE": "1"}.items():
+    own = {"XDG_STATE_HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}  # a page removes what is in there
+    for name, value in {**SMALL, **own, "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
     said = {}
     program, = (text for text, _ in blocks(ROOT / "docs" / "how-to" / "own-model.md", "python"))
