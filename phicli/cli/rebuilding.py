@@ -54,3 +54,18 @@ def sources_of(folder: Path) -> list[str]:
                 return ["--root", str(folder.parent if beside else place.parent)]
             return [f"--{name}", called(place)] if place.is_dir() else []
     return []
+
+
+def training_of(adapter: Path) -> list[str]:
+    """The options by which `phicli run` trains an adapter again: its name, rows and how long, as its manifest tells."""
+    from phicli.artifacts.origins import place_of
+    from phicli.artifacts.stages import read_manifest
+
+    found = ["--name", adapter.name]
+    with contextlib.suppress(BadInput, KeyError, TypeError, ValueError, OSError):
+        if manifest := read_manifest(adapter):
+            rows = place_of(manifest.origins["data"], adapter)
+            found += ["--data", called(rows)] if rows.exists() else []
+            epochs, steps = manifest.settings["epochs"], manifest.settings["max_steps"]
+            found += ["--epochs", f"{epochs:g}"] if epochs else ["--max-steps", str(steps)]
+    return found

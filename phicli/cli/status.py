@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from phicli.cli import console, options
 from phicli.cli.following import Next
+from phicli.cli.rebuilding import training_of
 from phicli.config.layers import Settings
 from phicli.config.steps import LabConfig
 from phicli.workflow.plan import State
@@ -34,7 +36,12 @@ def status(
 
     stages = stage_statuses(Settings(), flags, reread, asked=False)
     first = next((stage.step for stage in stages if stage.state not in ("up to date", DONE)), "chat")
-    after: list[Next] = [("run",) if first in ("data", "quantize", "finetune") else (first,)]
+    adapters = [stage for stage in stages if stage.step == "finetune"]
+    meant = next((stage for stage in adapters if stage.state not in ("up to date", DONE)), *adapters[:1])
+    told = any(getattr(config, name) != getattr(LabConfig, name) for name in ("data", "max_steps", "epochs"))
+    own = not meant.made or (told and Path(meant.place).name == config.name)  # the settings say how it is trained
+    after: list[Next] = [(first,) if first not in ("data", "quantize", "finetune") else
+                         ("run", *([] if own else training_of(Path(meant.place))))]
     if json:
         console.result_json([asdict(stage) for stage in stages])
         return after

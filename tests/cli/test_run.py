@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,20 @@ def test_status_says_what_run_would_do(cli, monkeypatch, lab, tmp_path):
     assert states(cli, monkeypatch, tmp_path / "none")["quantize"] == "not made: "
     assert states(cli, monkeypatch, tmp_path / "none", "--model", "who/knows")["quantize"].startswith("not made: who/")
     assert not (tmp_path / "none").exists()
+
+
+def test_after_status_run_trains_the_adapter_that_is_there_on_its_own_rows(cli, monkeypatch, lab, tmp_path):
+    """Of a copied lab with another adapter; what is asked for counts before what was."""
+    root, rows = tmp_path / "copy", str(DATA / "data_sample_travel.jsonl")
+    shutil.copytree(lab, root)
+    (root / "ft" / "travel").rename(root / "ft" / "faq")
+    monkeypatch.setenv("PHICLI_QUANTIZE_SEQ_LEN", "64")  # so that all is stale
+    monkeypatch.chdir(tmp_path)
+    found = cli("status", "--root", root).err.splitlines()[-1]
+    assert found == f"next: phicli run --root {root} --name faq --data {rows} --max-steps 2"
+    asked = cli("status", "--root", root, "--name", "faq", "--max-steps", "3").err.splitlines()[-1]
+    assert asked == f"next: phicli run --root {root} --name faq --max-steps 3"
+    assert cli("status", "--root", root, "--name", "new").err.splitlines()[-1].endswith(f"--root {root} --name new")
 
 
 def test_from_and_until(cli, monkeypatch, lab):
