@@ -73,9 +73,10 @@ def forecast_step(settings: Settings, flags: dict[str, Any], step: str, progress
 
 def forecast_lab(settings: Settings, flags: dict[str, Any], first: str | None, last: str | None,
                  progress: Progress = SILENT) -> Sequence[Forecast]:
-    """What `run_lab` would do, step by step. Raises UsageError as it does."""
+    """What `run_lab` would do, step by step. Raises what it raises before its first step."""
     begin, end = check_range(first, last)
     lab = Lab(settings, flags, progress)
+    lab.check_model(end)
     found = {(one.step, one.place): one for one in stage_statuses(settings, flags)}
     forecasts, places = _Forecasts(lab), _places(lab)
     made = []

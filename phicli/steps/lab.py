@@ -60,6 +60,7 @@ def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progr
     for kind in CONFIGS[: end + 1]:  # what is out of range in a late step ends the run before the first one
         settings.resolve(kind, flags)
     check_name(settings.resolve(FinetuneConfig, flags).name)
+    Lab(settings, flags, progress).check_model(end)
     for i, name in enumerate(STEPS[: end + 1]):
         lab = Lab(settings, {**flags, "force": flags.get("force") or i >= begin}, progress)
         yield lab.chat(prompt) if name == "chat" else getattr(lab, name)()
@@ -92,6 +93,15 @@ class Lab:
         """A step's settings. The flag --eval-data is evaluate's: what judges an adapter does not choose it as well."""
         flags = self.flags if kind is not FinetuneConfig else {k: v for k, v in self.flags.items() if k != "eval_data"}
         return self.settings.resolve(kind, flags)
+
+    def check_model(self, last: int) -> None:
+        """Raise BadInput before the first step where the model is here and quantize, still to come, would refuse it."""
+        from phicli.hub.models import check_not_quantized, local_tokenizer, read_config
+
+        model = self.config(QuantizeConfig).model
+        folder = local_tokenizer(model) if last >= STEPS.index("quantize") else None
+        if folder:
+            check_not_quantized(read_config(folder), model)
 
     def staged(self, name: str, folder: Path, run: Callable[[], StageResult],
                gave: Callable[[Path, Manifest], str]) -> Step:

@@ -116,6 +116,13 @@ def test_after_status_run_trains_the_adapter_that_is_there_on_its_own_rows(cli, 
     assert cli("status", "--root", root, "--name", "new").err.splitlines()[-1].endswith(f"--root {root} --name new")
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_quantized_model_is_refused_before_the_first_step(cli, monkeypatch, lab, tmp_path, dry):
+    done = run_lab(cli, monkeypatch, tmp_path / "root", "--model", lab / "awq", *dry)
+    assert done.code == 3 and "is quantized already (awq)" in done.err and "inspect: made" not in done.err
+    assert f"   or: phicli finetune --model {lab / 'awq'}" in done.err
+
+
 def test_from_and_until(cli, monkeypatch, lab):
     def what(*flags):
         done = run_lab(cli, monkeypatch, lab, "--seed", "1", "--json", *flags)
