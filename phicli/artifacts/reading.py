@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +38,19 @@ def check_regular(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise BadInput("not a regular file", where=path)
+
+
+def files_now(folder: Path) -> dict[str, os.stat_result]:
+    """Relative name -> lstat of every file and link in a folder, links not followed, to which others may be writing.
+
+    What goes while this looks is left out.
+    """
+    found = {}
+    for where, _, names in os.walk(folder):
+        for path in (Path(where, name) for name in names):
+            with suppress(FileNotFoundError):
+                found[path.relative_to(folder).as_posix()] = path.lstat()
+    return found
 
 
 def read_bytes(path: Path, limit: int = SMALL) -> bytes:

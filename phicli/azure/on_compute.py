@@ -9,22 +9,25 @@ while the command runs, so that whoever comes after an interruption goes on from
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.reading import files_now
 from phicli.azure.job_order import INPUT, ORDER, ROOT, SETTINGS_FILE
 
 PROGRESS, LOG, RESULT = "progress.json", "log.txt", "result.txt"
 EVERY, EVERY_COPY = 3.0, 30.0  # seconds between two words to the outside, two copies of the root
 LONGEST_LINE, LONGEST_LOG = 2000, 4 << 20  # characters, bytes
+COPYING = ".new-file"  # in the copy of a root: what a machine may leave half written
+LOOKS = 3  # at a root that changes while it is copied
 
 
 def main(job: Path, out: Path) -> int:
@@ -34,7 +37,7 @@ def main(job: Path, out: Path) -> int:
         root = Path(scratch) / ROOT
         before = out / ROOT if (out / ROOT).is_dir() else job / ROOT
         if before.is_dir():
-            shutil.copytree(before, root)
+            shutil.copytree(before, root, ignore=shutil.ignore_patterns(COPYING))
         arguments = [text.replace(INPUT, str(job)) for text in order["arguments"]]
         line = [sys.executable, "-m", "phicli", "--config", str(job / SETTINGS_FILE), "--progress", "json",
                 *order["command"].split(), *arguments, "--root", str(root)]
@@ -112,31 +115,40 @@ def _metrics() -> Any:
 
 
 def mirror(root: Path, copy: Path) -> None:
-    """Make a folder the copy of another: new and changed files are written, others of it removed."""
-    there = {path.relative_to(root): path.stat() for path in _files(root)}
-    for path in list(_files(copy)):
-        if path.relative_to(copy) not in there:
-            path.unlink()
-    for name, found in there.items():
-        target = copy / name
-        with suppress(FileNotFoundError):  # the command has removed it meanwhile
-            if not target.is_file() or _stamp(target.stat()) != _stamp(found):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / name, target)
-                with suppress(OSError):  # a mount without times: copied again the next time
-                    os.utime(target, (found.st_mtime, found.st_mtime))
+    """Make a folder the copy of another, to which a command may be writing: each file whole, or as it was before.
+
+    Nothing is removed while the command changes what is there, since a result that is replaced is gone for a moment.
+    """
+    for _ in range(LOOKS):
+        there = _stamps(root)
+        for name in there:
+            with suppress(FileNotFoundError):  # the command has removed it meanwhile
+                _copy(root / name, copy / name, copy / COPYING)
+        if _stamps(root) == there:
+            for name in _stamps(copy).keys() - there:
+                (copy / name).unlink()
+            return
+
+
+def _copy(source: Path, target: Path, fresh: Path) -> None:
+    found = source.stat()
+    if target.is_file() and _stamp(target.stat()) == _stamp(found):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, fresh)
+    with suppress(OSError):  # a mount without times: copied again the next time
+        os.utime(fresh, (found.st_mtime, found.st_mtime))
+    fresh.replace(target)
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, float]]:
+    """All files but what a running command needs for itself: locks and unfinished results."""
+    return {name: _stamp(found) for name, found in files_now(folder).items() if stat.S_ISREG(found.st_mode)
+            and not any(".new-" in part or part.endswith(".lock") for part in Path(name).parts)}
 
 
 def _stamp(found: os.stat_result) -> tuple[int, float]:
     return found.st_size, found.st_mtime
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All but what a running command needs for itself: locks and unfinished results."""
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        name = path.relative_to(folder)
-        if path.is_file() and not any(".new-" in part or part.endswith(".lock") for part in name.parts):
-            yield path
 
 
 if __name__ == "__main__":

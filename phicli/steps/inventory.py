@@ -1,5 +1,6 @@
 """What phicli has made and keeps on this machine: models with their stages and adapters, and caches."""
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 from phicli.artifacts import stages
 from phicli.artifacts.cache import user_cache
 from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place, unpublished_place
+from phicli.artifacts.reading import files_now
 from phicli.config.layers import Settings
 from phicli.config.root_model import model_of
 from phicli.config.shared import MODELS, default_root
@@ -118,8 +120,8 @@ def caches() -> Iterator[tuple[str, list[Path]]]:
 
 def size_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; links are not followed."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
+    files = files_now(path).values() if path.is_dir() else [path.lstat()]
+    return sum(file.st_size for file in files if stat.S_ISREG(file.st_mode))
 
 
 def _made(folder: Path) -> Made:

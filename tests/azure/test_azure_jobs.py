@@ -1,15 +1,19 @@
 """Steps as jobs in Azure ML: the real SDK, and the job's own command run on this machine."""
 
+import itertools
 import json
 import os
 import re
 import sqlite3
+import threading
 
 import pytest
 from azure_work import Worker
 
-from phicli.artifacts.stages import check_whole, read_manifest
-from phicli.azure.on_compute import mirror
+from phicli.artifacts.stages import check_whole, publishing, read_manifest
+from phicli.azure.job_order import ROOT
+from phicli.azure.on_compute import COPYING, mirror
+from phicli.steps.inventory import size_on_disk
 
 ELSEWHERE = ("--on", "azureml", "--compute", "cpus")
 QUANTIZE = ("quantize", "--model", "tiny", "--samples", "2", "--seq-len", "64", *ELSEWHERE)
@@ -80,6 +84,8 @@ def test_a_machine_taken_away_in_training_is_followed_by_one_that_goes_on(worker
     lost = cli(*train)
     assert lost.code == 5 and worker.until is None, lost.err
     assert not (root / "ft").exists()
+    out = next(iter(cloud.azure.jobs.values()))["properties"]["outputs"]["out"]["uri"].partition("/paths/")[2]
+    cloud.box.upload_blob(f"{out}/{ROOT}/{COPYING}", b"half a file")
     done = cli(*train)
     assert (done.code, list(cloud.azure.jobs)[1:]) == (0, [f"{next(iter(cloud.azure.jobs))}-2"]), done.err
     logs = cli("jobs", "logs", list(cloud.azure.jobs)[1]).out
@@ -87,6 +93,7 @@ def test_a_machine_taken_away_in_training_is_followed_by_one_that_goes_on(worker
     found = read_manifest(root / "ft" / "travel")
     assert 0 < step < 30 == found.quality["steps"]
     check_whole(root / "ft" / "travel")
+    assert not list(tmp_path.rglob(f"models/**/{COPYING}"))
 
 
 def test_serverless_spot_as_the_service_is_told(worker, cloud, cli, tmp_path):
@@ -139,3 +146,35 @@ def test_a_root_is_mirrored_but_for_locks_and_unfinished_results(tmp_path):
     os.utime(root / "awq" / "a", (1, 1))
     mirror(root, copy)
     assert {p.name for p in copy.rglob("*") if p.is_file()} == {"a"} and (copy / "awq" / "a").read_text() == "b"
+
+
+def test_a_root_is_mirrored_while_a_command_writes_into_it(tmp_path):
+    """A result that is replaced is gone for a moment: neither is that a fault, nor is it gone from the copy."""
+    root, copy, ended = tmp_path / "root", tmp_path / "copy", threading.Event()
+    place, files = root / "ft" / ".travel.checkpoint", [f"state{i}" for i in range(3)]
+    (root / "ft").mkdir(parents=True)
+
+    def save(content: str) -> None:
+        with publishing(place) as fresh:
+            for name in files:
+                (fresh / name).write_text(content * 1000)
+
+    def save_often() -> None:
+        for content in itertools.takewhile(lambda _: not ended.is_set(), itertools.cycle("ab")):
+            save(content)
+
+    save("a")
+    mirror(root, copy)
+    kept = copy / "ft" / place.name
+    writer = threading.Thread(target=save_often)
+    writer.start()
+    try:
+        for _ in range(300):
+            mirror(root, copy)
+            size_on_disk(root)
+            assert sorted(path.name for path in kept.iterdir()) == files
+    finally:
+        ended.set()
+        writer.join()
+    mirror(root, copy)
+    assert [(kept / name).read_text() for name in files] == [(place / name).read_text() for name in files]
