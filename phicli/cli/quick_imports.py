@@ -29,6 +29,7 @@ LATER = {
 }
 # Decorators that import torch's compiler to tell it of a function; here nothing is compiled.
 COMPILER = "torch._dynamo"
+OPTIMIZER = "torch.optim.optimizer"  # imports it in each step, to tell it where a graph is to end
 MARKS = {"torch._compile": ("_disable_dynamo",), "torch.compiler": ("allow_in_graph", "disable"),
          COMPILER: ("allow_in_graph", "assume_constant_result", "disable")}
 _marking = {"torch._compile": True, "torch.compiler": True}  # whose decorators are still torch's
@@ -75,6 +76,8 @@ class _StandIn(ModuleType):
             raise AttributeError(name)
         if self.__name__ == COMPILER and name in MARKS[COMPILER]:
             return _leave_unmarked(Later(COMPILER, name))
+        if self.__name__ == COMPILER and name == "graph_break":
+            return lambda: None
         return Later(self.__name__, name)
 
 
@@ -95,6 +98,8 @@ def _import_less(name: str, globals: Mapping[str, Any] | None = None, locals: Ma
                  fromlist: Sequence[str] | None = (), level: int = 0) -> Any:
     importer = str(globals.get("__name__")) if globals else ""
     package = importer.partition(".")[0]
+    if name == COMPILER and importer == OPTIMIZER and name not in sys.modules:
+        return sys.modules[package]  # which has the stand-in
     if package not in LATER or not (fromlist or "." not in name):  # `import a.b` gives a
         return _import(name, globals, locals, fromlist or (), level)
     whole = resolve_name("." * level + name, globals["__package__"]) if level else name  # type: ignore[index]

@@ -14,6 +14,15 @@ import onnxruntime_genai.models.builder
 import transformers.integrations.flex_attention
 from transformers.distributed import sharding_utils
 from transformers.utils import import_utils
+from phicli.training.determinism import repeatable
+
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.AdamW([weight], lr=0.1)
+weight.sum().backward()
+with repeatable(True):
+    assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    optimizer.step()
+assert weight.max() < 1 and not torch.are_deterministic_algorithms_enabled()
 
 for module in ("torch._dynamo", "torch.distributed.tensor", "sympy", "onnxscript", "olive.cli.api"):
     assert module not in sys.modules, module
@@ -35,6 +44,7 @@ assert not isinstance(torch.ones(1), (stand_in, int))
 torch._dynamo.config.cache_size_limit = 3
 assert "torch._dynamo" in sys.modules
 assert torch._dynamo.config.cache_size_limit == 3
+optimizer.step()
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
 from torch.distributed.tensor import DTensor
 assert stand_in.from_local is not None and stand_in.__name__ == "DTensor"
