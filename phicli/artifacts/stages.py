@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.hashing import file_hashes
 from phicli.artifacts.publishing import leftovers, publishing, publishing_file, settle, write_text, writing
 from phicli.artifacts.reading import parse_json, read_bytes, read_json
@@ -188,10 +189,13 @@ def foreign_file(folder: Path, manifest: Manifest) -> str | None:
 
 def check_whole(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> None:
     """Raise BadInput if the folder is a stage's and a file in it is not as the step wrote it; `counts` as above."""
-    manifest = read_manifest(folder)
-    wrong = manifest and damage(folder, manifest, counts)
-    if manifest and wrong:
-        raise BadInput(wrong, where=folder, hint=f"phicli {manifest.step}")
+    def check() -> None:
+        manifest = read_manifest(folder)
+        wrong = manifest and damage(folder, manifest, counts)
+        if manifest and wrong:
+            raise BadInput(wrong, where=folder, hint=f"phicli {manifest.step}")
+
+    of_one_generation(folder, check)
 
 
 def fingerprint(path: Path) -> str:
@@ -205,10 +209,13 @@ def fingerprint(path: Path) -> str:
 
 def contents(path: Path, all_files: bool = False) -> dict[str, str]:
     """The hash of each file that `fingerprint` is of, or of all, by name ("." of a file). Raises as it does."""
-    try:
+    def read() -> dict[str, str]:
         files = [path] if not path.is_dir() else sorted(p for p in path.rglob("*") if p.is_file() and (
             all_files or counts(p.relative_to(path).as_posix())))
         return dict(zip((p.relative_to(path).as_posix() for p in files), file_hashes(files), strict=True))
+
+    try:
+        return of_one_generation(path, read)
     except OSError as e:
         raise BadInput(f"cannot be read: {e.strerror}", where=path) from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phicli.artifacts import stages
+from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.locks import held
 from phicli.artifacts.origins import origin
 from phicli.artifacts.places import check_apart, check_folder_place
@@ -174,6 +175,11 @@ def judge(folder: Path, step: str, inputs: Mapping[str, str], settings: Mapping[
 
     apart: inputs and files whose names begin with it do not count; the caller judges them.
     """
+    return of_one_generation(folder, lambda: _judge(folder, step, inputs, settings, apart))
+
+
+def _judge(folder: Path, step: str, inputs: Mapping[str, str], settings: Mapping[str, Any],
+           apart: str | None) -> Verdict:
     if not folder.is_dir():
         return Verdict(State.MISSING)
     try:
