@@ -80,7 +80,10 @@ def _private(command: str) -> tuple[Path, BinaryIO]:
 
 
 def _this_users(path: Path, kind: Callable[[int], bool]) -> bool:
-    found = path.lstat()
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # the command has begun again, or its log stayed empty
+        return False
     return kind(found.st_mode) and (os.name == "nt" or found.st_uid == os.getuid())
 
 

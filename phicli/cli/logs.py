@@ -1,5 +1,7 @@
 """`phicli logs`: what libraries said while a command ran."""
 
+import contextlib
+import os
 import time
 from typing import Annotated
 
@@ -30,15 +32,21 @@ def logs(
 
     found = find_logs(config.root_folder)
     if command:
-        if command not in found:
-            raise UsageError(f"no log of {command}; there are: {', '.join(found) or 'none'}",
-                             where=config.root_folder / "logs", hint="phicli logs")
-        with open_regular(found[command]) as file:
-            file.seek(max(0, found[command].stat().st_size - LONGEST))
-            console.result(file.read(LONGEST).decode("utf-8", "replace").rstrip("\n"))
+        try:
+            with open_regular(found[command]) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST))
+                console.result(file.read(LONGEST).decode("utf-8", "replace").rstrip("\n"))
+        except (KeyError, FileNotFoundError):  # the latter: the command has begun again
+            others = ", ".join(name for name in found if name != command) or "none"
+            raise UsageError(f"no log of {command}; there are: {others}",
+                             where=config.root_folder / "logs", hint="phicli logs") from None
         return
-    rows = [(name, str(path), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime)),
-             path.stat().st_size) for name, path in found.items()]
+    rows = []
+    for name, path in found.items():
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(about.st_mtime))
+            rows.append((name, str(path), written, about.st_size))
     if json:
         console.result_json([dict(zip(("command", "path", "written", "bytes"), row, strict=True)) for row in rows])
     else:

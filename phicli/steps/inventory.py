@@ -52,7 +52,8 @@ class Kept:
         places += sorted(path.parent for path in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}"))
         found = [_made(place) for place in [*places, self.root / ONNX_FOLDER] if (place / stages.MANIFEST).is_file()]
         evaluation = self.root / EVALUATION
-        return found + ([_evaluated(evaluation)] if evaluation.is_file() else [])
+        found += [_evaluated(evaluation)] if evaluation.is_file() else []
+        return [one for one in found if one]
 
     @property
     def adapters(self) -> list[str]:
@@ -119,25 +120,33 @@ def caches() -> Iterator[tuple[str, list[Path]]]:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links are not followed."""
-    files = files_now(path).values() if path.is_dir() else [path.lstat()]
+    """Bytes of a file, or of all files in a folder; links are not followed. 0 of what has gone meanwhile."""
+    try:
+        files = files_now(path).values() if path.is_dir() else [path.lstat()]
+    except FileNotFoundError:
+        return 0
     return sum(file.st_size for file in files if stat.S_ISREG(file.st_mode))
 
 
-def _made(folder: Path) -> Made:
+def _made(folder: Path) -> Made | None:
+    """None where the result has gone meanwhile."""
     try:
         manifest = stages.read_manifest(folder)
-        assert manifest is not None  # it is there
+        if manifest is None:
+            return None
         return Made(manifest.step, folder, manifest.created, manifest.bytes, vars(manifest))
     except BadInput as e:
         return Made("damaged", folder, "", size_on_disk(folder), {"damaged": e.message})
 
 
-def _evaluated(file: Path) -> Made:
+def _evaluated(file: Path) -> Made | None:
+    """None where the file has gone meanwhile."""
     try:
-        about = stages.read_sealed(file, "") or {}
+        about = stages.read_sealed(file, "")
+        if about is None:
+            return None
         about = about if "stages" in about else {"damaged": "no result of phicli evaluate"}
     except PhicliError as e:
         about = {"damaged": e.message}
     return Made("damaged" if "damaged" in about else "evaluate", file, str(about.get("created", "")),
-                file.stat().st_size, about)
+                size_on_disk(file), about)

@@ -141,9 +141,10 @@ def _check_ours(made: Made) -> None:
 def _unfinished(adapter: Path) -> Iterator[Path]:
     """What training an adapter has left beside it: a checkpoint, a result that was not published."""
     checkpoint, unpublished = checkpoint_place(adapter), unpublished_place(adapter)
-    if checkpoint.is_dir() and not checkpoint.is_symlink() and (
-            {path.name for path in checkpoint.iterdir()} <= set(CHECKPOINT_FILES)):
-        yield checkpoint
+    with contextlib.suppress(FileNotFoundError):  # training has ended meanwhile
+        if checkpoint.is_dir() and not checkpoint.is_symlink() and (
+                {path.name for path in checkpoint.iterdir()} <= set(CHECKPOINT_FILES)):
+            yield checkpoint
     if unpublished.is_dir() and (manifest := stages.read_manifest(unpublished)) and (
             not stages.foreign_file(unpublished, manifest)):
         yield unpublished

@@ -1,0 +1,78 @@
+"""What is read of a root while another process publishes there, removes, or begins again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from phicli.artifacts import logs, stages
+from phicli.artifacts.publishing import publishing
+from phicli.steps import removing
+from phicli.steps.inventory import Kept, size_on_disk
+
+
+def publish(folder: Path, name: str) -> None:
+    with publishing(folder) as fresh:
+        (fresh / name).write_text(name)
+        stages.write_manifest(fresh, stages.Manifest("quantize", {}, {}))
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    publish(tmp_path / "awq", "old")
+    stages.write_sealed(tmp_path / "evaluation.json", {"stages": []})
+    return tmp_path
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """Let something happen before, or after, the next call of a function."""
+    def plan(owner, name, act, after=False):
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            monkeypatch.setattr(owner, name, real)
+            if not after:
+                act()
+            found = real(*args, **kwargs)
+            if after:
+                act()
+            return found
+
+        monkeypatch.setattr(owner, name, call)
+    return plan
+
+
+def test_results_that_go_are_not_listed(root, once):
+    once(stages, "read_manifest", lambda: shutil.rmtree(root / "awq"))
+    assert [one.step for one in Kept("", root, None).made] == ["evaluate"]
+    once(stages, "read_sealed", (root / "evaluation.json").unlink)
+    assert Kept("", root, None).made == []
+    stages.write_sealed(root / "evaluation.json", {"stages": []})
+    once(stages, "read_sealed", (root / "evaluation.json").unlink, after=True)
+    assert [(one.step, one.bytes) for one in Kept("", root, None).made] == [("evaluate", 0)]
+    assert size_on_disk(root / "awq") == 0
+
+
+def test_a_checkpoint_goes_when_training_ends(root, once):
+    checkpoint = root / "ft" / ".travel.checkpoint"
+    checkpoint.mkdir(parents=True)
+    once(removing.Path, "iterdir", lambda: shutil.rmtree(checkpoint))
+    assert list(removing._unfinished(root / "ft" / "travel")) == []
+
+
+def test_a_log_goes_when_its_command_begins_again(root, once, cli):
+    def write() -> Path:
+        log = root / "logs" / "phicli-quantize.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("said")
+        return log
+
+    log = write()
+    once(Path, "lstat", log.unlink)
+    assert logs.find_logs(root) == {}
+    once(logs, "find_logs", write().unlink, after=True)
+    assert cli("logs", "--root", root, "--json").out.strip() == "[]"
+    once(logs, "find_logs", write().unlink, after=True)
+    done = cli("logs", "quantize", "--root", root)
+    assert done.code == 2 and "no log of quantize; there are: none" in done.err
