@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phicli.artifacts import stages
+from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.locks import held, holder
 from phicli.artifacts.names import (
     ACCEPTED,
@@ -130,12 +131,17 @@ def _take_away(place: Path) -> None:
 def _check_ours(made: Made) -> None:
     """Raise BadInput where a stage's manifest does not say that all in its folder is the step's."""
     found = "damaged: " + made.about["damaged"] if made.step == "damaged" else None
-    if made.place.is_dir() and not found:
-        manifest = stages.read_manifest(made.place)
-        foreign = stages.foreign_file(made.place, manifest) if manifest and manifest.files else "no list of files"
-        found = foreign and f"{foreign} is in it, which no step of phicli made"
+    if not found and made.place.is_dir() and (foreign := of_one_generation(made.place, lambda: _foreign(made.place))):
+        found = f"{foreign} is in it, which no step of phicli made"
     if found:
         raise BadInput(found, where=made.place, hint="move away what is yours, then remove the folder yourself")
+
+
+def _foreign(folder: Path) -> str | None:
+    manifest = stages.read_manifest(folder)
+    if manifest is None and not folder.is_dir():  # removed meanwhile
+        return None
+    return stages.foreign_file(folder, manifest) if manifest and manifest.files else "no list of files"
 
 
 def _unfinished(adapter: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts import hashing, stages
+from phicli.artifacts.generations import generation, of_one_generation
 from phicli.artifacts.names import ROOT_MODEL
 from phicli.artifacts.origins import place_of, told
 from phicli.errors import BadInput, Missing
@@ -72,7 +73,7 @@ def verify(place: Path, others: Sequence[Path] = (), progress: Progress = SILENT
 class _Verification:
     def __init__(self, others: Sequence[Path], task: Task):
         self.task = task
-        self.read: dict[str, dict[str, str]] = {}  # place -> hashes of its files
+        self.read: dict[tuple[str, Any], dict[str, str]] = {}  # place and its generation -> hashes of its files
         self.followed = set[str]()
         self.others = {stages.fingerprint_of(_counted(self.contents(path))): path for path in others}
 
@@ -104,6 +105,9 @@ class _Verification:
 
     def document(self, place: Path) -> tuple[dict[str, Any], list[str]]:
         """What a stage's manifest, or a file with a checksum, says, and what is not as it was."""
+        return of_one_generation(place, lambda: self._document(place))
+
+    def _document(self, place: Path) -> tuple[dict[str, Any], list[str]]:
         file = place if place.is_file() else place / stages.MANIFEST
         try:
             document = stages.read_exactly(file, _AGAIN)
@@ -112,6 +116,8 @@ class _Verification:
             manifest, found = stages.read_manifest(place), self.contents(place, len(_table(document, "files")))
         except BadInput as e:
             return {}, [f"{file.name} is {e.message}"]
+        except FileNotFoundError:
+            return {}, ["it was removed while this looked"]
         assert manifest is not None  # it was read just now
         return document, [
             *(f"{name} is missing" for name in manifest.files if name not in found
@@ -158,14 +164,15 @@ class _Verification:
                 f"{place.name} has other content than it had"]
 
     def contents(self, place: Path, expected: int = MOST_UNTOLD) -> dict[str, str]:
-        """The hashes of all files of a place, which is read once.
+        """The hashes of all files of a place, which is read once, and again if another took its place.
 
         Raises:
             BadInput: it cannot be read, or has many more files than expected: a stranger's manifest may name any place.
         """
-        key = os.path.realpath(place)
+        key = os.path.realpath(place), generation(place)
         if key not in self.read:
-            if place.is_dir() and len(list(islice(place.rglob("*"), 2 * expected + MANY))) >= 2 * expected + MANY:
+            files = (name for _, _, names in os.walk(place) for name in names)  # without a fault where one goes
+            if len(list(islice(files, 2 * expected + MANY))) >= 2 * expected + MANY:
                 raise BadInput(f"it holds many more than {expected} files", where=place)
             self.read[key] = stages.contents(place, all_files=(place / stages.MANIFEST).is_file())
             self.task.advance(len(self.read[key]))

@@ -109,6 +109,9 @@ class Plan:
 
     def check_theirs(self) -> None:
         """Raise BadInput if what stands at the target is not a result of this step."""
+        of_one_generation(self.target, self._check_theirs)
+
+    def _check_theirs(self) -> None:
         check_folder_place(self.target)
         if not self.target.is_dir() or not any(self.target.iterdir()):
             return

@@ -7,8 +7,12 @@ import pytest
 
 from phicli.artifacts import logs, stages
 from phicli.artifacts.publishing import publishing
+from phicli.config.layers import Settings
 from phicli.steps import removing
 from phicli.steps.inventory import Kept, size_on_disk
+from phicli.steps.removing import plan_removal
+from phicli.steps.verify import Found, verify
+from phicli.workflow.plan import Plan
 
 
 def publish(folder: Path, name: str) -> None:
@@ -52,6 +56,25 @@ def test_results_that_go_are_not_listed(root, once):
     once(stages, "read_sealed", (root / "evaluation.json").unlink, after=True)
     assert [(one.step, one.bytes) for one in Kept("", root, None).made] == [("evaluate", 0)]
     assert size_on_disk(root / "awq") == 0
+
+
+def test_a_result_that_is_replaced_is_verified_as_the_new_one(root, once):
+    once(stages, "read_exactly", lambda: publish(root / "awq", "new"), after=True)
+    assert {one.state for one in verify(root)} == {Found.WHOLE}
+
+
+def test_a_result_that_goes_while_it_is_verified_is_told(root, once):
+    once(stages, "read_exactly", lambda: shutil.rmtree(root / "awq"))
+    told = {Path(one.place).name: one.wrong for one in verify(root)}
+    assert told == {"awq": ["it was removed while this looked"], "evaluation.json": []}
+
+
+def test_what_a_step_publishes_is_nothing_foreign(root, once):
+    """Neither to rm nor to a second process of the step."""
+    once(stages, "foreign_file", lambda: publish(root / "awq", "new"))
+    assert root / "awq" in plan_removal(Settings(), str(root)).places
+    once(stages, "foreign_file", lambda: publish(root / "awq", "newer"))
+    Plan("quantize", root / "awq", {}, {}).check_theirs()
 
 
 def test_a_checkpoint_goes_when_training_ends(root, once):
