@@ -47,7 +47,7 @@ def kept_library(name: str, build: Callable[[Path], bytes]) -> tuple[Path, Missi
             troubles.append(e if isinstance(e, Missing) else Missing(str(e)))
             continue
         try:
-            content, path = _whole(folder) or _placed(folder, content or build)
+            content, path = _whole(folder) or _placed_again(folder, place, content or build)
             kept = kept or not troubles
             ctypes.CDLL(str(path))  # fails where the file system lets no code run
             return path, None if kept else troubles[0]
@@ -81,6 +81,17 @@ def _whole(folder: Path) -> tuple[bytes, Path] | None:
                 return content, path
         path.unlink(missing_ok=True)
     return None
+
+
+def _placed_again(folder: Path, place: Callable[[], Path],
+                  content: bytes | Callable[[Path], bytes]) -> tuple[bytes, Path]:
+    """As `_placed`; once more where the folder was removed meanwhile, as `phicli rm cache/kernels` does."""
+    try:
+        return _placed(folder, content)
+    except (OSError, Missing):  # the latter: of a compiler whose output has no place
+        if folder.is_dir():
+            raise
+        return _placed(place(), content)
 
 
 def _placed(folder: Path, content: bytes | Callable[[Path], bytes]) -> tuple[bytes, Path]:
