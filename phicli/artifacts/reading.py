@@ -34,8 +34,15 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def check_regular(folder: Path) -> None:
-    """Raise BadInput if anything in a folder is neither a file nor a folder: a library that opens it may never end."""
-    for path in sorted(folder.iterdir()):
+    """Raise BadInput if anything in a folder is neither a file nor a folder: a library that opens it may never end.
+
+    Or if the folder is no longer there.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError:
+        raise BadInput("was removed meanwhile", where=folder) from None
+    for path in paths:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise BadInput("not a regular file", where=path)
 

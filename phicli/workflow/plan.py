@@ -134,15 +134,27 @@ class Plan:
             the manifest of what has become up to date meanwhile, as `finished` does.
 
         Raises:
-            Missing: memory ran out while the block worked.
+            Missing: memory ran out while the block worked. BadInput: it failed, and a source was replaced meanwhile.
         """
-        with held(self.target, progress), within_memory(self.step):
+        with held(self.target, progress), within_memory(self.step), self._blaming_sources():
             with stages.writing(self.target):
                 stages.settle(self.target, alone=True)
             done = not force and self.verdict().current
             if done:
                 progress.note(f"{self.target} is up to date")
             yield self.result() if done else None
+
+    @contextlib.contextmanager
+    def _blaming_sources(self) -> Iterator[None]:
+        """Where the block fails and a source is no longer what it was, tell that.
+
+        What libraries say of files that went is anything: no such file, a damaged one, no such id at the hub.
+        """
+        try:
+            yield
+        except Exception:
+            self.check_unchanged()
+            raise
 
     @contextlib.contextmanager
     def publishing(self) -> Iterator[tuple[Path, Manifest]]:

@@ -7,7 +7,10 @@ import pytest
 
 from phicli.artifacts import logs, stages
 from phicli.artifacts.publishing import publishing
+from phicli.artifacts.reading import check_regular
 from phicli.config.layers import Settings
+from phicli.errors import BadInput
+from phicli.progress import SILENT
 from phicli.steps import removing
 from phicli.steps.inventory import Kept, size_on_disk
 from phicli.steps.removing import plan_removal
@@ -75,6 +78,23 @@ def test_what_a_step_publishes_is_nothing_foreign(root, once):
     assert root / "awq" in plan_removal(Settings(), str(root)).places
     once(stages, "foreign_file", lambda: publish(root / "awq", "newer"))
     Plan("quantize", root / "awq", {}, {}).check_theirs()
+
+
+def test_a_step_that_fails_because_its_source_went_says_so(root):
+    """And not what a library made of it; where the sources are what they were, the error is its own."""
+    def run(meanwhile) -> None:
+        with Plan("optimize", root / "onnx-ao", {"base": root / "awq"}, {}).locked(False, SILENT):
+            meanwhile()
+            raise RuntimeError("unable to open file")
+
+    with pytest.raises(RuntimeError, match="unable to open"):
+        run(lambda: None)
+    with pytest.raises(BadInput, match="awq: changed while optimize ran"):
+        run(lambda: publish(root / "awq", "new"))
+    with pytest.raises(BadInput, match="awq: cannot be read"):
+        run(lambda: shutil.rmtree(root / "awq"))
+    with pytest.raises(BadInput, match="removed meanwhile"):
+        check_regular(root / "awq")
 
 
 def test_a_checkpoint_goes_when_training_ends(root, once):
