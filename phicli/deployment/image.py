@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+from phicli.artifacts.generations import of_one_generation
 from phicli.artifacts.names import GENAI_CONFIG, ONNX_FOLDER
 from phicli.artifacts.package import zip_package
 from phicli.artifacts.places import check_own_place
@@ -158,12 +159,20 @@ def _adapters(config: DeployConfig, progress: Progress) -> dict[str, Source]:
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """All files that are not hidden."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
+    """All files that are not hidden; begun again where another folder takes the place of the one that is copied."""
+    copied: list[Path] = []
+
+    def copy() -> None:
+        while copied:
+            copied.pop().unlink(missing_ok=True)
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                copied.append(target / name)
+                shutil.copyfile(path, target / name)
+
+    of_one_generation(folder, copy)
 
 
 def _dockerfile(config: DeployConfig, model: str) -> str:

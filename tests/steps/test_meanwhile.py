@@ -9,6 +9,7 @@ from phicli.artifacts import logs, stages
 from phicli.artifacts.publishing import publishing
 from phicli.artifacts.reading import check_regular
 from phicli.config.layers import Settings
+from phicli.deployment import image
 from phicli.errors import BadInput
 from phicli.progress import SILENT
 from phicli.steps import removing
@@ -119,3 +120,11 @@ def test_a_log_goes_when_its_command_begins_again(root, once, cli):
     once(logs, "find_logs", write().unlink, after=True)
     done = cli("logs", "quantize", "--root", root)
     assert done.code == 2 and "no log of quantize; there are: none" in done.err
+
+
+def test_what_is_deployed_is_of_one_model(root, once, tmp_path):
+    publish(root / "onnx-ao", "a-old")
+    once(image.shutil, "copyfile", lambda: publish(root / "onnx-ao", "b-new"), after=True)
+    image._copy(root / "onnx-ao", tmp_path / "image")
+    assert {path.name for path in (tmp_path / "image").iterdir()} == {"b-new", "phicli.json"}
+    stages.check_whole(tmp_path / "image")
