@@ -36,7 +36,13 @@ class ModelFolder:
         self.settings = read_config(self.folder)
         check_whole(self.folder, lambda name: not name.startswith(REMOVABLE))  # an adapter: when it is loaded
         self.codec = TextCodec(self.folder, None, self._template_options)
-        self._codecs: dict[str | None, TextCodec] = {}
+        self._codecs: dict[str, TextCodec] = {}
+        for name in self.adapter_names():
+            with contextlib.suppress(BadInput):  # as it is told again to who asks for it
+                self._codecs[name] = self._own_codec(name)
+        for codec in (self.codec, *self._codecs.values()):
+            with contextlib.suppress(BadInput):  # told to who lays out a conversation; others need none
+                _ = codec.layout  # read now: the folder may be another model's when it is asked for
         model = self.settings["model"]
         self.graph_file = self.folder / model["decoder"]["filename"]
         self.context: int = model["context_length"]
@@ -47,12 +53,16 @@ class ModelFolder:
 
     def codec_of(self, adapter: str | None) -> TextCodec:
         """Tokenizer and chat template for an adapter: the one that it was trained with, where it has one of its own."""
+        if adapter is None or adapter in self._codecs:
+            return self.codec if adapter is None else self._codecs[adapter]
+        own = self._own_codec(adapter)  # of one that came later
+        if own is not self.codec:
+            self._codecs[adapter] = own
+        return own
+
+    def _own_codec(self, adapter: str) -> TextCodec:
         file = self.folder / ADAPTERS / f"{adapter}.jinja"
-        if adapter is None or not file.is_file():
-            return self.codec
-        if adapter not in self._codecs:
-            self._codecs[adapter] = TextCodec(self.folder, read_text(file, LONGEST), self._template_options)
-        return self._codecs[adapter]
+        return self.codec.under(read_text(file, LONGEST)) if file.is_file() else self.codec
 
     def adapter_names(self) -> list[str]:
         """Names of the adapters that lie beside the model."""

@@ -31,9 +31,11 @@ class TextCodec:
         self.tokens = Tokens(self.folder / "tokenizer.json")
 
     def under(self, template: str) -> "TextCodec":
-        """The same tokenizer under another chat template. To be asked before anything is laid out."""
+        """The same tokenizer under another chat template."""
         other = copy(self)
         other._template = template
+        for name in ("layout", "turns", "begin_of_chat"):  # what was found by this one's
+            other.__dict__.pop(name, None)
         return other
 
     @property

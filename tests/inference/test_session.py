@@ -127,3 +127,19 @@ def test_sampling_options():
     assert Sampling().search_options(100) == {"do_sample": False, "repetition_penalty": 1.0}
     options = Sampling(temperature=0.5, top_k=500, seed=7).search_options(100)
     assert options["top_k"] == 100 and options["random_seed"] == 7 and options["do_sample"]
+
+
+def test_what_is_loaded_keeps_its_templates(copied):
+    """And its adapters theirs, also where no conversation was laid out before the folder went, or became another's."""
+    def show(session, adapter=None) -> str:
+        return session.codec_of(adapter).render_chat([{"role": "user", "content": "Hello"}])
+
+    (copied / "adapters" / "travel.jinja").write_text("traveller: {{ messages[0].content }}")
+    with Session(copied) as session, Session(copied) as other:
+        before = show(other)
+        (copied / "chat_template.jinja").write_text("another model")
+        (copied / "adapters" / "travel.jinja").write_text("another adapter")
+        assert (show(session), show(session, "travel")) == (before, "traveller: Hello")
+        assert (show(session, "cooking")) == before
+        shutil.rmtree(copied)
+        assert (show(session), show(session, "travel")) == (before, "traveller: Hello")
