@@ -1,7 +1,9 @@
 /* Attention in fp32 on a CPU, see attention_op.c.
  *
  * Of tokens a tile at a time is read, with a running maximum, after FlashAttention (arXiv:2205.14135); tokens that few
- * queries read are split between threads, after Flash-Decoding.
+ * queries read are split between threads, after Flash-Decoding. What comes out for a query is the same to the last bit
+ * whatever queries run beside it, so that answers do not depend on which part of a prompt was kept from earlier: sums go
+ * in one order, and of the tokens of one query splits are made wherever one thread takes them all, too.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -12,7 +14,7 @@
 #define TILE 64 /* tokens */
 #define ROWS 32 /* of queries that read a tile together */
 #define SPLIT 512 /* tokens that a thread takes of a single query; a result does not depend on how many threads there are */
-#define FEW 16 /* tokens of a run whose queries are split too: guesses of a row round as they do one by one */
+#define FEW 16 /* tokens of a run whose splits go to several threads */
 
 typedef struct { float top, total, kept, factor; } Softmax; /* kept: what is left of earlier sums; factor: see add_values */
 
@@ -84,45 +86,67 @@ static void finish(const Work *work, float *sums, float total) {
   if (in_int8(work)) mix(sums, work->size);
 }
 
-/* Some rows of a head of keys, over one split of the tokens. */
+/* Adds what a split has found (size sums, their top and total) to what those before have. */
+static __attribute__((noinline)) void join(const float *part, int64_t size, float *sums, Softmax *found) {
+  const float top = part[size] > found->top ? part[size] : found->top;
+  const float old = exponential(found->top - top), share = exponential(part[size] - top);
+  for (int64_t c = 0; c < size; c++) sums[c] = sums[c] * old + part[c] * share;
+  found->total = found->total * old + part[size + 1] * share;
+  found->top = top;
+}
+
+/* What the rows of a block find in one split of the tokens, written to their sums, as `join` reads it. */
+static void find(const Work *work, Block *block, int64_t split) {
+  const int64_t size = work->size, last = least(block->ends[block->rows - 1], (split + 1) * SPLIT);
+  for (int64_t r = 0; r < block->rows; r++) {
+    block->softmax[r] = (Softmax){.top = -INFINITY};
+    memset(block->sums[r], 0, size * sizeof(float));
+  }
+  for (int64_t at = most(split * SPLIT, block->begins[0] / TILE * TILE); at < last; at += TILE)
+    (in_int8(work) ? tile_int8 : tile_floats)(work, block, at, least(TILE, last - at));
+  for (int64_t r = 0; r < block->rows; r++)
+    block->sums[r][size] = block->softmax[r].top, block->sums[r][size + 1] = block->softmax[r].total;
+}
+
+/* Some rows of a head of keys, over one split of the tokens if each is a part, else over all of them. */
 static void attend(void *self, size_t part) {
   const Work *work = self;
   const Kernel *kernel = work->kernel;
-  const int64_t size = work->size, group = work->group, split = part % work->splits, number = part / work->splits;
+  const int64_t size = work->size, group = work->group, shares = work->parts ? work->splits : 1;
+  const int64_t split = part % shares, number = part / shares;
   const int64_t first = number % work->blocks * ROWS, head = number / work->blocks;
   const int64_t b = head / kernel->kv_heads, h = head % kernel->kv_heads;
   Block block = {.head = head, .row = head * work->rows + first, .rows = least(ROWS, work->rows - first)};
+  Softmax all[ROWS];
+  float found[ROWS * (MAX_SIZE + 2)], *out[ROWS];
   for (int64_t r = 0; r < block.rows; r++) {
     const int64_t t = (first + r) / group, query = (b * work->tokens + t) * kernel->heads + h * group + (first + r) % group;
-    block.softmax[r] = (Softmax){.top = -INFINITY};
-    block.sums[r] = work->parts ? work->parts + (query * work->splits + split) * (size + 2) : (float *)work->out + query * size;
-    memset(block.sums[r], 0, size * sizeof(float));
+    out[r] = (float *)work->out + query * size;
+    block.sums[r] = work->parts ? work->parts + (query * work->splits + split) * (size + 2) : found + r * (size + 2);
     block.ends[r] = past_of(work, b) + t + 1;
     block.begins[r] = kernel->window > 0 ? most(0, block.ends[r] - kernel->window) : 0;
   }
-  const int64_t all = block.ends[block.rows - 1], last = work->parts ? least(all, (split + 1) * SPLIT) : all;
-  for (int64_t at = most(split * SPLIT, block.begins[0] / TILE * TILE); at < last; at += TILE)
-    (in_int8(work) ? tile_int8 : tile_floats)(work, &block, at, least(TILE, last - at));
-  for (int64_t r = 0; r < block.rows; r++) {
-    if (work->parts) block.sums[r][size] = block.softmax[r].top, block.sums[r][size + 1] = block.softmax[r].total;
-    else finish(work, block.sums[r], block.softmax[r].total);
+  if (work->parts) {
+    find(work, &block, split);
+    return;
   }
+  for (int64_t r = 0; r < block.rows; r++) all[r] = (Softmax){.top = -INFINITY}, memset(out[r], 0, size * sizeof(float));
+  for (int64_t s = block.begins[0] / SPLIT; s * SPLIT < block.ends[block.rows - 1]; s++) {
+    find(work, &block, s);
+    for (int64_t r = 0; r < block.rows; r++) join(block.sums[r], size, out[r], &all[r]);
+  }
+  for (int64_t r = 0; r < block.rows; r++) finish(work, out[r], all[r].total);
 }
 
 /* One query's result, of its splits. */
 static void gather(void *self, size_t query) {
   const Work *work = self;
-  const int64_t size = work->size;
-  const float *part = work->parts + (int64_t)query * work->splits * (size + 2);
-  float *out = (float *)work->out + (int64_t)query * size, top = -INFINITY, total = 0;
-  for (int64_t s = 0; s < work->splits; s++) top = part[s * (size + 2) + size] > top ? part[s * (size + 2) + size] : top;
-  memset(out, 0, size * sizeof *out);
-  for (int64_t s = 0; s < work->splits; s++, part += size + 2) {
-    const float share = exponential(part[size] - top);
-    total += share * part[size + 1];
-    for (int64_t c = 0; c < size; c++) out[c] += share * part[c];
-  }
-  finish(work, out, total);
+  float *out = (float *)work->out + (int64_t)query * work->size;
+  Softmax all = {.top = -INFINITY};
+  memset(out, 0, work->size * sizeof *out);
+  for (int64_t s = 0; s < work->splits; s++)
+    join(work->parts + ((int64_t)query * work->splits + s) * (work->size + 2), work->size, out, &all);
+  finish(work, out, all.total);
 }
 
 /* ---- all of it ---- */

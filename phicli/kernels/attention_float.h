@@ -63,44 +63,54 @@ static void multiply_floats(const float *a, int64_t a_stride, const float *b, in
 #undef OF
 }
 
-static inline float total_of(Vector v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
+/* Half of the lanes of a and b: of each `2 * half` lanes side by side those from `from` on. */
+#define LANE(half, from, i) ((i) % (WIDTH / 2) / (half) * 2 * (half) + (i) % (half) + (from) + ((i) < WIDTH / 2 ? 0 : WIDTH))
+#define LANES8(half, from, i)                                                                                      \
+  LANE(half, from, i), LANE(half, from, i + 1), LANE(half, from, i + 2), LANE(half, from, i + 3),                  \
+  LANE(half, from, i + 4), LANE(half, from, i + 5), LANE(half, from, i + 6), LANE(half, from, i + 7)
+#if WIDTH == 16
+#define LANES(half, from) LANES8(half, from, 0), LANES8(half, from, 8)
 #else
-  float total = 0;
-  for (int i = 0; i < WIDTH; i++) total += v[i];
-  return total;
+#define LANES(half, from) LANES8(half, from, 0)
 #endif
-}
+#ifdef __clang__
+#define PICKED(a, b, half, from) __builtin_shufflevector(a, b, LANES(half, from))
+#else
+typedef int32_t Places __attribute__((vector_size(WIDTH * 4)));
+#define PICKED(a, b, half, from) __builtin_shuffle(a, b, (Places){LANES(half, from)})
+#endif
 
-/* Products of some rows of x with y, TILE numbers apart. Each is summed the same whatever rows are beside it. */
-ALWAYS void dots_of(const float *x, int rows, const float *y, int64_t size, float *out) {
-  Vector sums[4] = {{0}};
-  for (int64_t i = 0; i < size; i += WIDTH) {
-    const Vector own = *(const Vector *)(y + i);
-    for (int r = 0; r < rows; r++) sums[r] += *(const Vector *)(x + r * size + i) * own;
-  }
-  for (int r = 0; r < rows; r++) out[r * TILE] = total_of(sums[r]);
-}
-
-/* Scores of a tile. Of few rows a product is cheaper than turning the keys over would be. */
-static void score_floats(const float *queries, int64_t rows, int64_t size, const float *keys, const float *values, int64_t tokens,
-                         int few, float *scores) {
-  if (few) {
-    for (int64_t j = 0; j < tokens; j++) {
-      for (int64_t c = 0; c < size; c += WIDTH) __builtin_prefetch(values + j * size + c); /* read next, and as many */
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) dots_of(queries + r * size, 4, keys + j * size, size, scores + r * TILE + j);
-      for (; r + 3 <= rows; r += 3) dots_of(queries + r * size, 3, keys + j * size, size, scores + r * TILE + j);
-      for (; r < rows; r++) dots_of(queries + r * size, 1, keys + j * size, size, scores + r * TILE + j);
+/* Products of one row of x with some keys, WIDTH at a time and the last one in place of those that are not there. Each is
+ * summed the same whatever is beside it: by lanes, whose sums are added by halves.
+ */
+ALWAYS void dots_of(const float *x, const float *keys, int64_t size, int64_t tokens, float *out) {
+  for (int64_t first = 0; first < tokens; first += WIDTH) {
+    const float *key[WIDTH];
+    Vector sums[WIDTH] = {{0}};
+    for (int j = 0; j < WIDTH; j++) key[j] = keys + least(first + j, tokens - 1) * size;
+    for (int64_t c = 0; c < size; c += WIDTH) {
+      const Vector own = *(const Vector *)(x + c);
+      for (int j = 0; j < WIDTH; j++) sums[j] += own * *(const Vector *)(key[j] + c);
     }
-    return;
+#define HALVED(half)                                                                                              \
+  for (int j = 0; j < half; j++)                                                                                   \
+    sums[j] = PICKED(sums[2 * j], sums[2 * j + 1], half, 0) + PICKED(sums[2 * j], sums[2 * j + 1], half, half)
+#if WIDTH == 16
+    HALVED(8);
+#endif
+    HALVED(4);
+    HALVED(2);
+    HALVED(1);
+#undef HALVED
+    *(Vector *)(out + first) = sums[0];
   }
-  float turned[MAX_SIZE * TILE], *places[ROWS], none[ROWS] = {0};
-  for (int64_t j = 0; j < TILE; j++)
-    for (int64_t c = 0; c < size; c++) turned[c * TILE + j] = j < tokens ? keys[j * size + c] : 0;
-  for (int64_t r = 0; r < rows; r++) places[r] = scores + r * TILE;
-  multiply_floats(queries, size, turned, TILE, size, rows, TILE, none, places);
+}
+
+/* Scores of a tile. */
+static void score_floats(const float *queries, int64_t rows, int64_t size, const float *keys, const float *values,
+                         int64_t tokens, float *scores) {
+  for (int64_t i = 0; i < tokens * size; i += WIDTH) __builtin_prefetch(values + i); /* read next, and as many */
+  for (int64_t r = 0; r < rows; r++) dots_of(queries + r * size, keys, size, tokens, scores + r * TILE);
 }
 
 /* The weights of a tile's values in place of their scores, of which a row sees those from `begin` to `end`. */
@@ -131,8 +141,7 @@ static void tile_floats(const Work *work, Block *block, int64_t at, int64_t toke
   const int64_t size = work->size, begin = block->head * work->room + at;
   const float *keys = (const float *)work->present[0] + begin * size, *values = (const float *)work->present[1] + begin * size;
   float scores[ROWS * TILE] = {0}, kept[ROWS];
-  score_floats((const float *)work->queries + block->row * size, block->rows, size, keys, values, tokens,
-               work->tokens <= FEW, scores);
+  score_floats((const float *)work->queries + block->row * size, block->rows, size, keys, values, tokens, scores);
   for (int64_t r = 0; r < block->rows; r++) {
     weigh_floats(work->kernel, scores + r * TILE, (int)most(block->begins[r] - at, 0),
                  (int)least(block->ends[r] - at, tokens), &block->softmax[r]);

@@ -68,14 +68,15 @@ def test_a_row_rounds_the_same_alone_as_beside_others(floats):
 
 
 @pytest.mark.parametrize("floats", [True, False])
-@pytest.mark.parametrize("heads", [2, 6, 14])
-def test_tokens_of_a_run_round_as_they_do_one_by_one(floats, heads):
-    attention, rng = Attention(turned=32, floats=floats, heads=heads), np.random.default_rng(3)
-    session, _ = sessions(attention)
+@pytest.mark.parametrize(("heads", "window", "tokens"), [(2, -1, 8), (6, -1, 8), (14, -1, 8), (6, -1, 40), (6, 600, 40)])
+def test_tokens_of_a_run_round_as_they_do_one_by_one(floats, heads, window, tokens):
+    """So an answer does not depend on how much of its prompt was kept from an earlier one."""
+    attention = Attention(turned=32, floats=floats, heads=heads, window=window)
+    (session, _), rng = sessions(attention), np.random.default_rng(3)
     past = cached(attention, rng, 1)
-    new = tuple(rng.standard_normal((1, 8, n, 32)).astype(np.float32) for n in (heads, 2, 2))
-    together, *_ = session.run(None, attention.feeds(new, past, [1028], 1300))
-    for token in range(8):
+    new = tuple(rng.standard_normal((1, tokens, n, 32)).astype(np.float32) for n in (heads, 2, 2))
+    together, *_ = session.run(None, attention.feeds(new, past, [1020 + tokens], 1300))
+    for token in range(tokens):
         one, *past = session.run(None, attention.feeds(tuple(x[:, token : token + 1] for x in new), past,
                                                        [1021 + token], 1300))
         assert (one[:, 0] == together[:, token]).all()
