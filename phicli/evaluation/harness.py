@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.reading import read_text
-from phicli.errors import BadInput, Missing
+from phicli.errors import BadInput, Missing, UsageError
 from phicli.evaluation.figures import log_softmax
 from phicli.evaluation.readers import Reader
 from phicli.evaluation.stages import Stage
@@ -24,12 +25,22 @@ def read_tasks(names: Sequence[str]) -> list[Any]:
     """Names of lm-eval's own tasks as they are; files (.yaml) read, with nothing in them that runs.
 
     Raises:
-        Missing: lm-eval is not installed. BadInput: no such file, or one that needs code of its own.
+        Missing: lm-eval is not installed. UsageError: it has no task of such a name. BadInput: no such file, or one that
+        needs code of its own.
     """
     if names and not find_spec("lm_eval"):
         raise Missing("tasks are run by lm-eval, which is not installed", where="--task",
                       hint="pip install 'phicli[lm-eval]'")
-    return [_read_task(Path(name)) if name.endswith((".yaml", ".yml")) else name for name in names]
+    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+    if len(files) < len(names):
+        from lm_eval.tasks import TaskManager
+
+        known = set(TaskManager().all_tasks)
+        if unknown := [name for name in names if name not in {*files, *known}]:
+            near = get_close_matches(unknown[0], known, 3)
+            raise UsageError(f"lm-eval has no task {unknown[0]}" + (f"; there are: {', '.join(near)}" if near else ""),
+                             where="--task", hint="lm_eval ls tasks")
+    return [_read_task(Path(name)) if name in files else name for name in names]
 
 
 def _read_task(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from phicli.artifacts.stages import versions, write_sealed
+from phicli.artifacts.stages import read_manifest, versions, write_sealed
 from phicli.config.steps import EvaluateConfig
 from phicli.errors import BadInput
 from phicli.evaluation.plan import EvaluationPlan, plan_evaluate
@@ -41,6 +41,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT, kept: bool = T
         metric. BadInput: rows, adapter or a stage; a metric or task that fails.
     """
     plan = plan_evaluate(config, progress)
+    _warn_of_trained(plan, progress)
     if not (plan.kept and kept):
         return _measure(plan, config, Path(tempfile.gettempdir()), progress)
     done = plan.finished(config.force, progress)
@@ -53,6 +54,16 @@ def evaluate(config: EvaluateConfig, progress: Progress = SILENT, kept: bool = T
         document["origins"] = plan.check_unchanged()
         write_sealed(plan.target, document)
     return document
+
+
+def _warn_of_trained(plan: EvaluationPlan, progress: Progress) -> None:
+    """Say which adapters were trained on a file that they are measured on."""
+    measured = {plan.inputs[name]: path for name, path in plan.sources.items() if path in plan.files}
+    for stage in plan.stages:
+        made = read_manifest(stage.adapter_path) if stage.adapter_path and stage.adapter_path.is_dir() else None
+        for name, content in made.inputs.items() if made else ():
+            if name.split()[0] == "data" and content in measured:
+                progress.warn(f"{stage.name} was trained on rows of {measured[content]}: its figures say nothing of other rows")
 
 
 def _measure(plan: EvaluationPlan, config: EvaluateConfig, scratch: Path, progress: Progress) -> dict[str, Any]:

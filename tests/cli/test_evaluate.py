@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from phicli import evaluate
+from phicli.artifacts.stages import Manifest, fingerprint, write_manifest
 from phicli.dataset.contents import RowParser
 from phicli.text import TextCodec
 
@@ -251,6 +252,22 @@ def test_answers_side_by_side_and_a_metric_of_a_package(cli, named, lab, tiny, r
     assert unknown.code == 2 and "did you mean 'length'" in unknown.err
     shown = cli(*common, "--generate", "1")
     assert ROWS[0]["prompt"] in shown.out.replace("\n", " ") and shown.code == 0
+
+
+def test_an_adapter_measured_on_what_it_was_trained_on_is_named(cli, lab, rows_file, tmp_path):
+    for name in ("rtn", "ft"):
+        shutil.copytree(lab / name, tmp_path / name)
+    flags = ("--model", "tiny", "--root", tmp_path, "--algorithm", "rtn", "--rows", "1")
+    for trained, said in ((rows_file, True), (lab / "rtn" / "config.json", False)):
+        write_manifest(tmp_path / "ft" / "travel", Manifest("finetune", {"data": fingerprint(trained)}, {}))
+        done = cli("evaluate", *flags, "--eval-data", rows_file)
+        assert done.code == 0 and (f"rtn + travel was trained on rows of {rows_file}" in done.err) is said, done.err
+
+
+def test_a_task_that_lm_eval_does_not_have_is_refused_before_anything_runs(cli, lab, rows_file):
+    pytest.importorskip("lm_eval")
+    done = cli("evaluate", "--stage", lab / "rtn", "--eval-data", rows_file, "--task", "arc_eazy")
+    assert done.code == 2 and "lm-eval has no task arc_eazy; there are: arc_easy" in done.err, done.err
 
 
 def test_tasks_need_lm_eval(cli, lab, rows_file, tmp_path, monkeypatch):
