@@ -24,13 +24,15 @@ def list(json: options.Json = False) -> Sequence[Next]:
         console.result_json({"caches": kept, "models": [
             {"name": one.name, "root": str(one.root), "model": one.model, "made": [
                 {"step": made.step, "place": str(made.place), "created": made.created, "bytes": made.bytes}
-                for made in one.made]} for one in models]})
+                for made in (*one.made, *one.derived)]} for one in models]})
     else:
         rows = []
         for one in models:
-            stages = ", ".join(made.place.name for made in one.made if not made.is_adapter)
-            rows.append((one.name, f"{one.model or '?'}: {stages or 'adapters only'}", max(
-                (made.created for made in one.made), default=""), console.size(size_on_disk(one.root))))
+            stages = ", ".join([*(made.place.name for made in one.made if not made.is_adapter),
+                                *(str(made.place.relative_to(one.root)) for made in one.derived)])
+            made_last = max((made.created for made in (*one.made, *one.derived)), default="")
+            rows.append((one.name, f"{one.model or '?'}: {stages or 'adapters only'}", made_last,
+                         console.size(size_on_disk(one.root))))
             rows += [(f"{one.name}/{made.place.name}", "adapter", made.created, console.size(made.bytes))
                      for made in one.made if made.is_adapter]
             rows += [(f"{one.name}/{SEARCHED}", "trials of a search", "", console.size(size_on_disk(folder)))

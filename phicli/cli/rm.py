@@ -39,6 +39,8 @@ def rm(
         size = removal.bytes
         remove(removal)
         console.note(f"{removal.name}: {console.size(size)} removed")
+        if left := removal.left:
+            console.note(f"left in {removal.root}, which may be yours: {', '.join(left)}")
     return [("list",)]
 
 

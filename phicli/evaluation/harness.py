@@ -25,8 +25,8 @@ def read_tasks(names: Sequence[str]) -> list[Any]:
     """Names of lm-eval's own tasks as they are; files (.yaml) read, with nothing in them that runs.
 
     Raises:
-        Missing: lm-eval is not installed. UsageError: it has no task of such a name. BadInput: no such file, or one that
-        needs code of its own.
+        Missing: lm-eval is not installed. UsageError: it has no task of such a name. BadInput: no such file, or one
+        that needs code of its own.
     """
     if names and not find_spec("lm_eval"):
         raise Missing("tasks are run by lm-eval, which is not installed", where="--task",

@@ -63,7 +63,8 @@ def _warn_of_trained(plan: EvaluationPlan, progress: Progress) -> None:
         made = read_manifest(stage.adapter_path) if stage.adapter_path and stage.adapter_path.is_dir() else None
         for name, content in made.inputs.items() if made else ():
             if name.split()[0] == "data" and content in measured:
-                progress.warn(f"{stage.name} was trained on rows of {measured[content]}: its figures say nothing of other rows")
+                progress.warn(f"{stage.name} was trained on rows of {measured[content]}: its figures say nothing of "
+                              "other rows")
 
 
 def _measure(plan: EvaluationPlan, config: EvaluateConfig, scratch: Path, progress: Progress) -> dict[str, Any]:

@@ -9,7 +9,16 @@ from typing import Any
 
 from phicli.artifacts import stages
 from phicli.artifacts.cache import user_cache
-from phicli.artifacts.names import EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place, unpublished_place
+from phicli.artifacts.names import (
+    EVALUATION,
+    EXPORTED,
+    FINETUNED,
+    MERGED,
+    ONNX_FOLDER,
+    SEARCH,
+    checkpoint_place,
+    unpublished_place,
+)
 from phicli.artifacts.reading import files_now
 from phicli.config.layers import Settings
 from phicli.config.root_model import model_of
@@ -55,6 +64,13 @@ class Kept:
         found += [_evaluated(evaluation)] if evaluation.is_file() else []
         return [one for one in found if one]
 
+    @cached_property
+    def derived(self) -> list[Made]:
+        """What was made of its results, to be used elsewhere or by itself: merged models and exports."""
+        files = (file for pattern in (f"{ONNX_FOLDER}-*", f"{MERGED}/*", f"{EXPORTED}/*")
+                 for file in sorted(self.root.glob(f"{pattern}/{stages.MANIFEST}")))
+        return [one for file in files if not file.parent.name.startswith(".") and (one := _made(file.parent))]
+
     @property
     def adapters(self) -> list[str]:
         return [one.place.name for one in self.made if one.is_adapter]
@@ -83,7 +99,7 @@ def kept_models(settings: Settings) -> list[Kept]:
     folder = settings.folder / MODELS
     roots = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = [Kept(root.name, root, model_of(root)) for root in roots if not root.name.startswith(".")]
-    return [one for one in found if one.model or one.made or one.searched]
+    return [one for one in found if one.model or one.made or one.derived or one.searched]
 
 
 def as_options(settings: Settings, one: Kept) -> list[str]:
@@ -104,7 +120,7 @@ def find_kept(settings: Settings, name: str) -> tuple[Kept, str | None]:
     for place, inner in ((name.rstrip("/"), None), (owner, adapter)):
         path = Path(place)
         found = models.get(place) or (Kept(path.resolve().name, path, model_of(path)) if path.is_dir() else None)
-        if found is None or not (found.made or found.unfinished or found.searched):
+        if found is None or not (found.made or found.derived or found.unfinished or found.searched):
             continue
         if inner in (None, *found.adapters, *found.unfinished, *([SEARCHED] if found.searched else [])):
             return found, inner

@@ -15,7 +15,9 @@ from phicli.artifacts.names import (
     ADAPTERS,
     BENCHMARK,
     CHECKPOINT_FILES,
+    EXPORTED,
     FINETUNED,
+    MERGED,
     ONNX_FOLDER,
     ROOT_MODEL,
     SEARCH,
@@ -36,16 +38,24 @@ GONE = "gone"  # in a temporary folder: what is removed, out of its place alread
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes. locked: whose lock is held meanwhile; folders: that go too if nothing is left in them."""
+    """What goes. locked: whose lock is held meanwhile; folders: that go too if nothing is left in them; root: the one
+    among them of which nothing should be left.
+    """
 
     name: str
     places: list[Path]
     locked: list[Path]
     folders: list[Path]
+    root: Path | None = None
 
     @property
     def bytes(self) -> int:
         return sum(map(size_on_disk, self.places))
+
+    @property
+    def left(self) -> list[str]:
+        """Names of what is in the root besides, once all of this is gone."""
+        return sorted(path.name for path in self.root.iterdir()) if self.root and self.root.is_dir() else []
 
 
 def plan_removal(settings: Settings, name: str) -> Removal:
@@ -64,11 +74,12 @@ def plan_removal(settings: Settings, name: str) -> Removal:
         return _of_search(settings, model, name)
     if inner:
         return _of_adapter(model, inner, name)
-    places, locked = _stages(model.made, model, model.unfinished)
+    places, locked = _stages([*model.made, *model.derived], model, model.unfinished)
     places += [path for path in _of_root(settings, model) if path.is_file() and not path.is_symlink()]
     search = _of_search(settings, model, name)
-    return Removal(name, search.places + places, search.locked + locked, [
-        *search.folders, model.root / FINETUNED, model.root / "logs", model.root])
+    within = [model.root / inside for inside in (FINETUNED, MERGED, EXPORTED, "logs")]
+    return Removal(name, list(dict.fromkeys(search.places + places)), search.locked + locked,
+                   [*search.folders, *within, model.root], model.root)
 
 
 def _of_adapter(model: Kept, adapter: str, name: str) -> Removal:

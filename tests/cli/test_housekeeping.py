@@ -91,6 +91,21 @@ def test_a_model_goes_whole_and_is_no_longer_the_last_one(cli, root):
     assert not (root.parents[1] / "cache" / "phicli" / "ops-12").exists()
 
 
+def test_what_was_made_of_a_model_goes_with_it_and_what_stays_is_named(cli, root):
+    stage(root / "merged" / "food", "merge", "model.safetensors")
+    stage(root / "export" / "mine-foundry-local", "export", "model.onnx")
+    stage(root / "onnx-ao-food", "optimize", "model.onnx")
+    (root / "report.html").write_text("mine")
+    made = [one["place"] for one in json.loads(cli("list", "--json").out)["models"][0]["made"]]
+    assert made[5:] == [f"models/mine/{name}" for name in ("onnx-ao-food", "merged/food", "export/mine-foundry-local")]
+    done = cli("rm", "mine", "--yes")
+    assert done.code == 0 and "left in models/mine, which may be yours: report.html" in done.err
+    assert done.err.count("phicli-last.json") == 1
+    assert [path.name for path in root.iterdir()] == ["report.html"]
+    stage(root / "merged" / "food", "merge", "model.safetensors")  # of which nothing else is there
+    assert cli("rm", "mine", "--yes").code == 0 and not (root / "merged").exists()
+
+
 def test_what_is_anothers_stays(cli, root, tmp_path):
     (root / "notes.txt").write_text("mine")
     (root / "accepted.json").write_text('{"rows": []}')

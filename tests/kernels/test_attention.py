@@ -68,7 +68,8 @@ def test_a_row_rounds_the_same_alone_as_beside_others(floats):
 
 
 @pytest.mark.parametrize("floats", [True, False])
-@pytest.mark.parametrize(("heads", "window", "tokens"), [(2, -1, 8), (6, -1, 8), (14, -1, 8), (6, -1, 40), (6, 600, 40)])
+@pytest.mark.parametrize(("heads", "window", "tokens"), [
+    (2, -1, 8), (6, -1, 8), (14, -1, 8), (6, -1, 40), (6, 600, 40)])
 def test_tokens_of_a_run_round_as_they_do_one_by_one(floats, heads, window, tokens):
     """So an answer does not depend on how much of its prompt was kept from an earlier one."""
     attention = Attention(turned=32, floats=floats, heads=heads, window=window)

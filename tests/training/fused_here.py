@@ -30,7 +30,7 @@ from phicli.training.recompute import LAYER, MLP, NOTHING, Recompute
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 torch.set_default_device("cpu" if INTERPRETED else "cuda")
-torch.set_num_threads(1)  # as many small operations as the interpreter makes wait for their threads longer than they take
+torch.set_num_threads(1)  # the many small operations of the interpreter wait for threads longer than they take
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 FAMILIES = {
