@@ -15,6 +15,7 @@ from phicli.config.steps import LabConfig
 from phicli.workflow.plan import State
 
 LEGEND = "stale: made from what has changed since; broken: its files are damaged; phicli run makes both again"
+LASTING = "a flag is a setting of one command; those in phicli.toml last: phicli init"
 COLUMNS = ("step", "state", "why", "where", "made", "size")
 
 
@@ -50,4 +51,6 @@ def status(
     console.result_table(COLUMNS, rows)
     if any(stage.state in (State.STALE, State.BROKEN) for stage in stages):
         console.note(LEGEND)
+    if any("changed setting" in stage.why for stage in stages):
+        console.note(LASTING)
     return after

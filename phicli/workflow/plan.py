@@ -1,6 +1,7 @@
 """What a step would make, from what, and whether that is there already: one judgement for commands, `run`, `status`."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from phicli.errors import BadInput
 from phicli.progress import Progress
 from phicli.resources.shortage import within_memory
 
+LONGEST_VALUE = 12  # characters of a setting that are told
 
 class StageResult(NamedTuple):
     """What a step gives back: the folder with its result, and what that was made from, how, and how well."""
@@ -214,11 +216,20 @@ def _judge(folder: Path, step: str, inputs: Mapping[str, str], settings: Mapping
 
 def difference(have: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any],
                apart: str | None = None) -> str | None:
-    """What differs between these inputs, settings and tool versions and those that `have` was made with."""
+    """What differs between these inputs, settings and tool versions and those that `have` was made with.
+
+    Of short values of settings both are told: what was given as a flag is seen nowhere else.
+    """
     for what, new in (("input", inputs), ("setting", settings), ("version of", stages.versions())):
         old = have["versions" if what == "version of" else what + "s"]
         changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
                          and not (apart and k.startswith(apart)))
         if changed:
-            return f"changed {what} {', '.join(changed)}"
+            names = [f"{k}{_values(old.get(k), new.get(k))}" for k in changed] if what == "setting" else changed
+            return f"changed {what} {', '.join(names)}"
     return None
+
+
+def _values(old: Any, new: Any) -> str:
+    told = [json.dumps(value) if isinstance(value, int | float | str) else "" for value in (old, new)]
+    return " ({}, now {})".format(*told) if all(0 < len(one) <= LONGEST_VALUE for one in told) else ""

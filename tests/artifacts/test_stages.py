@@ -56,7 +56,7 @@ def test_verdicts(tmp_path):
         stages.write_manifest(fresh, Manifest("quantize", {"model": "f1"}, {"bits": 4}))
     assert verdict({"model": "f1"}) == "up to date: "
     assert verdict({"model": "f2"}) == "stale: changed input model"
-    assert verdict({"model": "f1"}, {"bits": 8}) == "stale: changed setting bits"
+    assert verdict({"model": "f1"}, {"bits": 8}) == "stale: changed setting bits (4, now 8)"
     assert verdict({"model": "f1"}, step="finetune") == "stale: made by something else"
     (folder / "w").write_bytes(b"12")
     assert verdict({"model": "f1"}) == "broken: w is truncated: 2 bytes instead of 3"
