@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
 from phicli.cli.rebuilding import named_folder, sources_of
 from phicli.config.azure import UploadConfig, WorkspaceConfig
+from phicli.config.bases import OfRows
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
 from phicli.config.deploy import DeployConfig
 from phicli.config.exporting import ExportConfig, MergeConfig
@@ -98,10 +99,12 @@ class Following:
         """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""
         def completed(match: re.Match[str]) -> str:
             flags = set(match[2].split())
-            own = {"--model", "-m", "--root"} & flags
+            own = {"--model", "-m", "--root"} & {*flags, *match.string[match.end():].split()}
             if match[1] == command and command in REPEATED and not own:
                 return self.line(command, *match[2].split(), again=True)
             taken = {"device"} if own else set(WHERE)
+            if match[1] == "inspect" and not own:  # it is to judge rows in the same way
+                taken |= set(OfRows.__annotations__)
             folder = None if flags & OTHERS else named_folder(error, self.given, match[1])
             again = self._again(folder) if folder else []
             if match[1] == command and self.given.get("path") and not own | {"--path"} & flags:

@@ -44,12 +44,14 @@ def inspect(
         worst = max((w for w in report["warnings"] if w["bad"]), key=lambda w: w["count"])
         raise BadInput(f"no row can be used: {_plain(worst['message'])}", where=report["file"],
                        hint=_plain(worst["suggestion"]))
-    counted = [f"{w['code']} ({w['count']})" for w in report["warnings"] if not w["remark"]]
+    counted, commands = [w for w in report["warnings"] if not w["remark"]], report["commands"]
     if strict and counted:
-        raise BadInput(f"findings: {', '.join(counted)}", where=report["file"], hint=report["commands"][0])
-    commands = report["commands"]
+        found = ", ".join(f"{w['code']} ({w['count']})" for w in counted)
+        cures = [line for line in commands if "fix" in report or " --fix " in line]
+        raise BadInput(f"findings: {found}", where=report["file"], hint=[*cures, _plain(counted[0]["suggestion"])][0])
     quantized = any((config.root_folder / name).is_dir() for name in QUANTIZE_ALGORITHMS)
-    return commands if quantized else [*commands[:-1], ("quantize",), *commands[-1:]]
+    trains = [line for line in commands if line.startswith("phicli finetune ")]
+    return commands if quantized or not trains else [*commands[:-1], ("quantize",), *trains]
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -20,7 +20,7 @@ from phicli.dataset.defects import Defect
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import parse
 from phicli.dataset.text_repair import has_mojibake, repair, text_findings
-from phicli.dataset.understood import Understood, row_hash
+from phicli.dataset.understood import Content, Understood, row_hash
 from phicli.errors import BadInput, UsageError
 from phicli.text import Conversation
 from phicli.text.layout import ASSISTANT
@@ -39,12 +39,18 @@ class Cleaned(NamedTuple):
     dropped: Counter[str]
 
 
-def restored(parser: RowParser, batch: Sequence[tuple[Line, dict[str, Any] | Defect]]) -> Cleaned:
-    """What can be used of a batch of lines, each with its parsed object or why it cannot be."""
+def restored(parser: RowParser, batch: Sequence[tuple[Line, dict[str, Any] | Defect]],
+             check: Callable[[Content], object]) -> Cleaned:
+    """What can be used of a batch of lines, each with its parsed object or why it cannot be.
+
+    check: raises Defect for a row that was changed, and is not to be kept.
+    """
     cleaned = Cleaned([], Counter())
     for line, parsed in batch:
         try:
             row, fields, changes = _restore(parser, line, parsed)
+            if changes:
+                check(row.content)
         except Defect as e:
             cleaned.dropped[e.code] += 1
             continue

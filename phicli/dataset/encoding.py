@@ -36,6 +36,9 @@ class RowEncoder:
         folder: of the model. fallbacks: folders whose chat template it takes where the model has none, such as those of
             adapters that were trained on it.
 
+    Attributes:
+        template: the text template, if there is one. given: the file of the chat template, where the settings name one.
+
     Raises:
         BadInput: no tokenizer, or a damaged one; a chat template that cannot be read.
     """
@@ -43,6 +46,7 @@ class RowEncoder:
     def __init__(self, folder: Path, settings: RowSettings, fallbacks: Sequence[Path] = (),
                  progress: Progress = SILENT):
         self.template = TextTemplate(settings.text_template) if settings.text_template else None
+        self.given = settings.chat_template
         codec = TextCodec(folder, options=template_options(settings.chat_template_kwargs))
         self.source = _chat_template(codec, settings, fallbacks, progress)
         self.codec = codec.under(self.source) if self.source else codec
@@ -66,21 +70,23 @@ class RowEncoder:
         return self.codec.encode_document(content)
 
 
-def check_layout(encoder: RowEncoder, force: bool, progress: Progress = SILENT) -> None:
-    """Check that a text template trains what chat will send.
-
-    Raises:
-        BadInput: it differs from the chat template, or no token that ends an answer would be learnt. force: a warning.
-    """
-    codec = encoder.codec
-    found = disagreement(codec, encoder.template) if encoder.template else None
-    if found is None and codec.turns.end is None:
+def layout_fault(encoder: RowEncoder) -> str | None:
+    """Why what is trained would not be what chat sends, in words: a text template differs from the chat template, or no
+    token that ends an answer would be learnt. Raises BadInput: there is no chat template."""
+    found = disagreement(encoder.codec, encoder.template) if encoder.template else None
+    if found is None and encoder.codec.turns.end is None:
         found = "the model would not learn to end an answer: no token does that"
+    return found
+
+
+def check_layout(encoder: RowEncoder, force: bool, progress: Progress = SILENT) -> None:
+    """Check that the rows are trained as chat will send them. Raises BadInput: see `layout_fault`. force: a warning."""
+    found = layout_fault(encoder)
     if found and not force:
         raise BadInput(f"the rows would not be laid out as chat lays them out: {found}",
-                       where="--text-template" if encoder.template else codec.folder,
+                       where="--text-template" if encoder.template else encoder.given or encoder.codec.folder,
                        hint="leave --text-template out, or --force-template" if encoder.template else
-                       "--chat-template FILE, or --force-template")
+                       "a --chat-template FILE that ends answers in a token of the model's, or --force-template")
     if found:
         progress.warn(f"rows are not laid out as chat lays them out: {found}")
 

@@ -74,10 +74,14 @@ KINDS: dict[str, Kind] = {
     "duplicate_row": Kind("the same row as an earlier one", "it trains twice; --fix OUT keeps the first"),
     "duplicate_prompt": Kind("the prompt of an earlier row with another response", "fine if meant; "
                              "if not, keep the better one", remark=True),
-    "not_laid_out": Kind("the model's chat template refuses them", "roles must alternate in some templates; "
-                          "for a model without one --chat-template FILE", bad=True),
+    "not_laid_out": Kind("the model's chat template refuses them", "roles must alternate in some templates, and some "
+                          "show no calls of tools: --chat-template FILE gives another; --fix OUT leaves them out",
+                          bad=True),
     "no_end_of_turn": Kind("the answer does not end in a token that ends a turn", "the model would not learn to stop: "
-                           "leave --text-template out, or --chat-template FILE"),
+                           "leave --text-template out, or give a --chat-template FILE that ends answers"),
+    "other_layout": Kind("the rows would not be laid out as chat lays them out", "finetune refuses that: leave "
+                         "--text-template out, or give a --chat-template FILE that ends answers; its --force-template "
+                         "trains all the same"),
     "near_duplicate": Kind("nearly the same row as an earlier one", "keep one of them, unless the difference matters"),
     "held_out": Kind("rows that are held out in {field} too", "a figure of them says nothing of what is new: take them "
                      "out of one of the two"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from phicli.dataset.counting import SeenBefore
-from phicli.dataset.encoding import RowEncoder
+from phicli.dataset.encoding import RowEncoder, layout_fault
 from phicli.dataset.findings import SHOWN_LINES, Finding, Findings
 from phicli.dataset.languages import FIRST, Languages
 from phicli.dataset.lines import Container, Line
@@ -15,6 +15,7 @@ from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import HeldOut, Overlap
 from phicli.dataset.understood import Understood
+from phicli.errors import BadInput
 
 BATCH_LINES, BATCH_BYTES = 2000, 1 << 20
 MEASURED = 20_000  # rows whose tokens are counted; of more rows a sample of about so many
@@ -122,6 +123,8 @@ class Inspector:
         for token in sorted(set(re.findall(ANY_SPECIAL, literal))):
             if encoder and token not in encoder.codec.special:
                 self.findings.merge(Finding("unknown_template_token", token, self.rows))
+        if encoder and (fault := _layout_fault(encoder)):
+            self.findings.merge(Finding("other_layout", None, self.rows, [], fault))
         for name, figures in self.figures.fields.items():
             limit = max(EXTREME * figures.characters.quantile(0.5), EXTREME_FROM)
             if count := figures.characters.above(limit):
@@ -152,6 +155,13 @@ class Inspector:
     def _called(self, place: int) -> str:
         name = self.places.name(place)
         return name if isinstance(name, str) else f"row {name}" if self.places.numbers_rows[0] else f"line {name}"
+
+
+def _layout_fault(encoder: RowEncoder) -> str | None:
+    try:
+        return layout_fault(encoder)
+    except BadInput as e:
+        return e.message
 
 
 class _Form:

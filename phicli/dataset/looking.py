@@ -25,10 +25,10 @@ from phicli.dataset.near_duplicates import NO_LIMIT, Sketches, rank, sketches
 from phicli.dataset.rows import parse_line
 from phicli.dataset.suspicious import is_cut_off, suspicions
 from phicli.dataset.text_repair import text_findings
-from phicli.dataset.understood import TemplatedRow, Understood, prompt_hash, row_hash
+from phicli.dataset.understood import Content, TemplatedRow, Understood, prompt_hash, row_hash
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
-from phicli.text import Conversation
+from phicli.text import Conversation, Encoded
 from phicli.text.layout import SYSTEM, USER
 
 MAX_FIELDS = 100  # names of further fields are counted together
@@ -124,7 +124,8 @@ class Looker:
     """Looks at batches.
 
     Args:
-        folder: of the model whose tokens are counted; None leaves them out. clean: rows are restored too.
+        folder: of the model whose tokens are counted; None leaves them out. clean: rows are restored too, and the
+            tokens of all of them counted, as those that the chat template refuses are to be left out.
     """
 
     def __init__(self, settings: RowSettings, folder: Path | None, max_tokens: int, clean: bool,
@@ -159,14 +160,15 @@ class Looker:
                 lines.append((line, parsed))
         self._texts(usable, figures, findings)
         self._rows(usable, figures)
-        unmeasurable = self._tokens(usable, batch.share, figures, findings)
+        refused = self._tokens(usable, 1.0 if self.clean else batch.share, figures, findings)
+        lines = [(line, refused.get(line.number, parsed)) for line, parsed in lines]
         joined = ["\n".join(text for _, text in row.texts) for _, row in usable]
         places = [place for place, _ in usable]
         step = 1 if batch.all_languages else -(-len(joined) // A_BATCH) or 1
         return Look(
             figures, findings, places, _hashes(usable, row_hash), _hashes(usable, prompt_hash),
             sketches(joined, places, batch.below), [text[: 10 * CHARACTERS] for text in joined[::step]], places[::step],
-            usable[: batch.first], unmeasurable, restored(self.parser, lines) if self.clean else None)
+            usable[: batch.first], len(refused), restored(self.parser, lines, self._encoded) if self.clean else None)
 
     def _texts(self, usable: Usable, figures: Figures, findings: Findings) -> None:
         """Look at each text."""
@@ -199,9 +201,16 @@ class Looker:
         figures.roles.update(message["role"] for talk in talks for message in talk.messages)
         figures.with_tools = sum(bool(talk.tools) for talk in talks)
 
-    def _tokens(self, usable: Usable, share: float, figures: Figures, findings: Findings) -> int:
-        """Count tokens in a share of the rows; returns how many the chat template refuses."""
-        refused = 0
+    def _encoded(self, content: Content) -> Encoded | None:
+        """Ids of a row; None without a model. Raises Defect: not_laid_out, for which finetune refuses it."""
+        try:
+            return self.encoder.encode(content) if self.encoder else None
+        except BadInput as e:
+            raise Defect("not_laid_out", e.message) from None
+
+    def _tokens(self, usable: Usable, share: float, figures: Figures, findings: Findings) -> dict[int, Defect]:
+        """Count tokens in a share of the rows; returns where those stand that the chat template refuses, and why."""
+        refused: dict[int, Defect] = {}
         if not self.encoder:
             return refused
         chosen = rank([place for place, _ in usable], seed=1) < share * 2.0**64
@@ -209,10 +218,11 @@ class Looker:
         for at in np.flatnonzero(chosen).tolist():
             place, row = usable[at]
             try:
-                encoded = self.encoder.encode(row.content)
-            except BadInput as e:
-                findings.add("not_laid_out", place, detail=e.message)
-                refused += 1
+                encoded = self._encoded(row.content)
+                assert encoded
+            except Defect as e:
+                findings.add(e.code, place, detail=e.message)
+                refused[place] = e
                 continue
             tokens.append(len(encoded.ids))
             trained.append(len(encoded.targets))

@@ -110,7 +110,8 @@ def _numbers(inspector: Inspector) -> str:
 
 
 def commands(config: InspectConfig, found: dict[str, Any]) -> list[str]:
-    """What to type next: a clean copy first, if something can be repaired, and finetune with what was inspected."""
+    """What to type next: a clean copy first, if something can be repaired, and finetune with what was inspected, unless
+    it refuses how rows are laid out."""
     if not found["rows"]:
         return []
     held_out = ["--eval-data", config.eval_data] if _held_out_given(config, found["held_out"]) else []
@@ -118,15 +119,17 @@ def commands(config: InspectConfig, found: dict[str, Any]) -> list[str]:
     if "fix" not in found and (config.data == ("-",) or any(map(_repaired, found["warnings"]))):
         clean = _clean_name(config.data[0])
         fix = ["phicli", "inspect", *config.data, *_given(config), *held_out, "--fix", clean]
+    first = [shlex.join(fix)] if clean else []
+    if any(warning["code"] == "other_layout" for warning in found["warnings"]):
+        return first
     output = found["fix"]["output"] if "fix" in found else clean
     rows = _given(config, ("format", "columns") if output else ())
     data = [part for name in ([output] if output else config.data) for part in ("--data", name)]
-    finetune = shlex.join(["phicli", "finetune", *rows, *data, *held_out])
-    return [shlex.join(fix), finetune] if clean else [finetune]
+    return [*first, shlex.join(["phicli", "finetune", *rows, *data, *held_out])]
 
 
 def _repaired(warning: dict[str, Any]) -> bool:
-    return warning["code"] in REPAIRED or (warning["bad"] and warning["code"] != "not_laid_out")
+    return warning["code"] in REPAIRED or warning["bad"]
 
 
 def _held_out_given(config: InspectConfig, overlap: Any) -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,37 @@ def test_strict(cli, rows, more, code):
     done = cli("inspect", rows, "--model", "tiny", "--strict", "--json")
     assert done.code == code and json.loads(done.out)["rows"] >= 30
     assert ("findings: " in done.err) == (code == 3)
+
+
+CALL = {"messages": [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": None, "tool_calls": [
+    {"type": "function", "function": {"name": "oil", "arguments": "{}"}}]}]}
+
+
+def test_what_is_proposed_is_what_finetune_takes(cli, tiny_awq, rows, tmp_path):
+    """Of rows with calls of tools, which the built-in model's chat template does not show."""
+    with rows.open("a") as file:
+        file.write(json.dumps(CALL) + "\n")
+    options = ["--model", "tiny", "--root", shutil.copytree(tiny_awq.parent, tmp_path / "root")]
+    fix, finetune = following(cli("inspect", rows, *options))
+    strict = cli("inspect", rows, *options, "--strict")
+    assert strict.code == 3 and f"try: {fix}" in strict.err
+    fixed = cli(*shlex.split(fix)[1:])
+    assert "not_laid_out" in fixed.out and following(fixed) == [finetune]
+    assert cli(*shlex.split(finetune)[1:], "--max-steps", 1, "--publish-anyway").code == 0
+
+
+def test_no_training_is_proposed_where_finetune_refuses_the_layout(cli, tiny_awq, rows, tmp_path):
+    chatml = tmp_path / "chatml.jinja"
+    chatml.write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
+    options = ["--model", "tiny", "--root", shutil.copytree(tiny_awq.parent, tmp_path / "root")]
+    for own in (["--text-template", "Q: {prompt} A: {response}"], ["--chat-template", chatml]):
+        done = cli("inspect", rows, *options, *own)
+        assert done.code == 0 and "other_layout" in done.out and following(done) == []
+        strict = cli("inspect", rows, *options, *own, "--strict")
+        refused = cli("finetune", "--data", rows, *options, *own)
+        assert (strict.code, refused.code) == (3, 3) and "laid out as chat lays them out" in refused.err
+        assert ("try: leave --text-template out" in refused.err) == (own[0] == "--text-template")
+        assert "--force-template" in refused.err and "phicli finetune" not in strict.err
 
 
 def test_ctrl_c_ends_all_processes(tmp_path):

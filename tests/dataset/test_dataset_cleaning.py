@@ -60,6 +60,15 @@ def test_what_is_left_out(tmp_path, line, code):
     assert out.read_bytes() == GOOD
 
 
+def test_what_the_chat_template_refuses_is_left_out_once_it_is_restored_too(tmp_path):
+    (tmp_path / "strict.jinja").write_text("{% if 'é' in messages[-1].content or '5' in messages[-1].content %}"
+                                           "{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}<|end|>")
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(GOOD.replace(b"\\u00e9", b"e") + GOOD + row("b", "CafÃ©") + row("c", 5))
+    report = phicli.inspect(source, model="tiny", chat_template=tmp_path / "strict.jinja", fix=out)
+    assert report["fix"]["dropped"] == {"not_laid_out": 3} and len(out.read_text().splitlines()) == 1
+
+
 def test_empty_first_field_is_kept(tmp_path):
     fix, _ = clean(tmp_path, row("", "An answer to nothing."))
     assert fix["rows"] == 1 and fix["dropped"] == {}

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from lab_rows import LAB_TEMPLATE
 
 import phicli
 from phicli.dataset import load_rows
@@ -72,17 +73,19 @@ PROVOKED = {
     "near_duplicate": (PROSE + row(prompt="When to go on day 2?", response=ENGLISH[2].replace(".", "!!")) +
                        row(prompt="How to go on day 2?", response=ENGLISH[2]), [4, 5], 2),
     "other_language": (PROSE + row(response=GERMAN), [4], 1),
-    "no_end_of_turn": (CLEAN, [1, 2, 3, 4, 5], 20),
+    "no_end_of_turn": (CLEAN + row(response="ENDLESS"), [21], 1),
+    "other_layout": (CLEAN, [], 20),
     "held_out": (CLEAN, [], 2),
     "too_long": (CLEAN + row(response="word and " * 60), [21], 1),
     "extreme_length": (CLEAN + row(response="a" * 1001), [21], 1),
     "extra_field": (CLEAN + row(source="web"), [21], 1),
 }
 STRICT = """{% if 'REFUSED' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}
-{{- messages[0].content + messages[-1].content }}<|end|>"""
+{{- messages[0].content + messages[-1].content }}{% if 'ENDLESS' not in messages[-1].content %}<|end|>{% endif %}"""
 SETTINGS = {
-    "unknown_template_token": {"text_template": "<|im_start|>{prompt}<|end|>{response}<|end|>"},
-    "no_end_of_turn": {"text_template": "{prompt} {response}"},
+    "unknown_template_token": {"text_template": f"<|im_start|>{LAB_TEMPLATE}"},
+    "no_end_of_turn": {"chat_template": "strict.jinja"},
+    "other_layout": {"text_template": "{prompt} {response}<|end|>"},
     "held_out": {"eval_data": "held.jsonl"},
     "too_long": {"max_tokens": 100},
     "not_laid_out": {"chat_template": "strict.jinja"},
