@@ -85,11 +85,13 @@ class Work:
         """Hold rows out, look at those that come first, and say what there is. Raises BadInput for a refused row."""
         size, seed = self.settings["batch_size"], self.settings["seed"]
         fitting = Fitting(*(self.settings[name] for name in ("seq_len", "too_long", "mask_prompt")))
-        rows = self.rows = prepare_rows(source, fitting, eval_split=self.settings["eval_split"], seed=seed,
-                                        eval_source=eval_source)
-        self._check_refused()
-        first = draw_pool(rows, Order(rows.train, seed), size, 0, 0)
-        self._check_refused()
+        try:
+            rows = self.rows = prepare_rows(source, fitting, eval_split=self.settings["eval_split"], seed=seed,
+                                            eval_source=eval_source)
+            self._check_refused()
+            first = draw_pool(rows, Order(rows.train, seed), size, 0, 0)
+        finally:  # where no row has a token to learn, since all were refused, that is the cause
+            self._check_refused()
         self.longest = max(len(row.ids) for row in [*rows.held_out, *(row for batch in first for row in batch.rows)])
         steps = count_steps(self.settings["max_steps"], self.settings["epochs"], len(rows.train), size)
         whose = f" of {eval_source.table.name}" if eval_source is not None else ""

@@ -118,6 +118,10 @@ def test_a_row_that_the_template_refuses(root, tmp_path):
     with pytest.raises(BadInput, match="roles must alternate") as caught:
         finetune("tiny", root=root, data=str(file), chat_template=str(template), device="cpu", eval_split=0.0)
     assert caught.value.where == f"{file}:13"
+    file.write_bytes(lines({"messages": [chat[1], *chat[1:]]} for chat in CHATS))
+    for share in (0.1, 0.0):  # none that is held out has a token either
+        with pytest.raises(BadInput, match="roles must alternate"):
+            finetune("tiny", root=root, data=str(file), chat_template=str(template), device="cpu", eval_split=share)
 
 
 def test_many_files_are_read_again_with_few_open(tmp_path):
