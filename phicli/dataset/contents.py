@@ -22,6 +22,8 @@ CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content", "document")
 TOOLS = ("tools", "functions")
+LABELS = ("label",)  # in rows of KTO: whether the answer is a good one
+
 
 class RowParser:
     """Understands rows.
@@ -69,7 +71,15 @@ def recognise(fields: Fields) -> str:
     raise Defect("unknown_format", f"no format has these fields: {names}{paste}")
 
 
+def _check_label(fields: Fields) -> None:
+    """Raise Defect (labelled_bad) where a row's answer is one that a model is to be kept from."""
+    name = _first(fields, LABELS)
+    if name and fields[name] is False:
+        raise Defect("labelled_bad", f"'{name}' is false: its answer is a bad one; phicli trains on good ones", name)
+
+
 def _messages(fields: Fields) -> Understood:
+    _check_label(fields)
     name = _first(fields, DIALOGUES) or "messages"
     tools = _first(fields, TOOLS)
     turns = fields.get(name)
@@ -87,6 +97,7 @@ def _sharegpt(fields: Fields) -> Understood:
 
 def _pairs(fields: Fields) -> Understood:
     """Alpaca's instruction, input and output, and all other pairs; each may be a list of messages, as TRL has them."""
+    _check_label(fields)
     pair = _pair(fields)
     if not pair:
         wanted = "response" if _first(fields, PROMPTS) else "prompt"

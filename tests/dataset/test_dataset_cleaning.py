@@ -10,6 +10,7 @@ from lab_rows import LAB_TEMPLATE, UNDER_IT
 
 import phicli
 from phicli.dataset import load_rows
+from phicli.dataset.contents import RowParser
 from phicli.errors import BadInput, Missing, UsageError
 
 GOOD = b'{"prompt":  "Sound?", "response": "Yes \\u00e9.", "id": 1.10}\n'
@@ -67,6 +68,14 @@ def test_what_the_chat_template_refuses_is_left_out_once_it_is_restored_too(tmp_
     source.write_bytes(GOOD.replace(b"\\u00e9", b"e") + GOOD + row("b", "CafÃ©") + row("c", 5))
     report = phicli.inspect(source, model="tiny", chat_template=tmp_path / "strict.jinja", fix=out)
     assert report["fix"]["dropped"] == {"not_laid_out": 3} and len(out.read_text().splitlines()) == 1
+
+
+def test_of_rows_of_kto_the_good_answers_are_kept(tmp_path):
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": f"{i}?", "completion": "a", "label": i < 2} for i in range(5)]
+    source.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert phicli.inspect(source, model="tiny", fix=out)["fix"]["dropped"] == {"labelled_bad": 3}
+    assert [row.messages[0]["content"] for row in load_rows(out, RowParser())] == ["0?", "1?"]
 
 
 def test_empty_first_field_is_kept(tmp_path):

@@ -44,6 +44,7 @@ PROVOKED = {
     "missing_field": (jsonl({"prompt": "No answer?"}) + CLEAN, [1], 1),
     "unknown_format": (CLEAN + jsonl({"frage": "Wo?", "antwort": "Da."}), [21], 1),
     "preference": (CLEAN + jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}), [21], 1),
+    "labelled_bad": (CLEAN + row(label=False), [21], 1),
     "bad_messages": (CLEAN + jsonl({"messages": [{"role": "assistent", "content": "a"}]}), [21], 1),
     "nothing_to_learn": (CLEAN + jsonl({"messages": [{"role": "user", "content": "a"}]}), [21], 1),
     "not_laid_out": (CLEAN + row(response="REFUSED"), [21], 1),

@@ -100,6 +100,8 @@ def test_folders_weights_and_stdin(root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("row", "said"), [
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference training"),
+    ({"prompt": CHATS[0][:2], "completion": CHATS[0][2:3], "label": False}, "answer is a bad one"),
+    ({"messages": CHATS[0], "label": False}, "answer is a bad one"),
     ({"messages": [{"role": "user", "content": "a"}]}, "no message of an assistant"),
 ])
 def test_what_cannot_be_trained_on_is_named_with_its_line(row, said, root, tmp_path):
