@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from phicli.artifacts.names import ACCEPTED, BENCHMARK, EVALUATION, ROOT_MODEL, SEARCH
+from phicli.artifacts.stages import MANIFEST
+from phicli.config.last_used import FILE as LAST_USED
 from phicli.config.layers import expand
 from phicli.config.shared import DATA, EVAL_DATA
 from phicli.dataset.formats import COMPRESSIONS, READERS, ending
@@ -19,7 +22,8 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 DATA_FILES = [f"*{suffix}{packed}" for suffix in READERS for packed in ("", *COMPRESSIONS)]
-ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # what `datasets` writes beside
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json",  # `datasets` writes these,
+         ROOT_MODEL, EVALUATION, BENCHMARK, ACCEPTED, Path(SEARCH).name, LAST_USED.name)  # and phicli these
 MOST_FILES = 100_000
 LABS = (*DATA, EVAL_DATA)
 PACKAGED = Path(__file__).parents[1], Path(__file__).parents[2]  # as installed from a wheel, and in a checkout
@@ -96,9 +100,12 @@ def find_files(folder: Path, split: str, progress: Progress = SILENT) -> list[Pa
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The files of rows in a folder; hidden ones, and files about the data set, are none."""
+    """The files of rows in a folder; hidden ones, files about the data set, and results of phicli's are none."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder):
+        if MANIFEST in names or (ROOT_MODEL in names and Path(place) != folder):  # a root may hold its data too
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if name[0] not in "._")
         found += [Path(place, name) for name in sorted(names)
                   if ending(name) in READERS and name[0] not in "._" and name not in ABOUT]

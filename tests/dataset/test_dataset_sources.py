@@ -87,6 +87,16 @@ def test_nothing_to_find(tmp_path):
         found(tmp_path, "trian")
 
 
+def test_what_phicli_made_is_no_data(tmp_path):
+    folder(tmp_path, "rows.jsonl", "models/phicli-last.json", "models/tiny/phicli-model.json",
+           "models/tiny/evaluation.json", "models/tiny/awq/phicli.json", "models/tiny/awq/training.json", "built/phicli.json", "built/adapters/a.json")
+    assert found(tmp_path) == ["rows.jsonl"]
+    folder(tmp_path / "models" / "tiny", "mine.jsonl")
+    assert found(tmp_path / "models" / "tiny") == ["mine.jsonl"]  # a root that is named itself
+    with pytest.raises(BadInput, match="no files of rows"):
+        found(tmp_path / "models" / "tiny" / "awq")
+
+
 def test_links_to_folders_are_not_followed(tmp_path):
     folder(tmp_path, "train.jsonl")
     (tmp_path / "round").symlink_to(tmp_path)
