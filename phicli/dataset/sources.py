@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ DATA_FILES = [f"*{suffix}{packed}" for suffix in READERS for packed in ("", *COM
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json",  # `datasets` writes these,
          ROOT_MODEL, EVALUATION, BENCHMARK, ACCEPTED, Path(SEARCH).name, LAST_USED.name)  # and phicli these
 MOST_FILES = 100_000
+SHOWN = 5  # files that a message names
 LABS = (*DATA, EVAL_DATA)
 PACKAGED = Path(__file__).parents[1], Path(__file__).parents[2]  # as installed from a wheel, and in a checkout
 _WEIGHT = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")
@@ -72,7 +73,8 @@ def find_files(folder: Path, split: str, progress: Progress = SILENT) -> list[Pa
     """The files of one split in a folder, in the order of their names, those in folders below it too.
 
     A file belongs to the split that its name says (train.jsonl, data/train-00000-of-00003.parquet), or else the nearest
-    folder's (validation/rows.csv). Where no file is named for training, files that name no split are for training.
+    folder's (validation/rows.csv): as `datasets` has it, by a word of its own, wherever it stands in the name. Where no
+    file is named for training, files that name no split are for training. What is not, a warning says.
 
     Raises:
         UsageError: no such split, several data sets in the folder, or one of them in several containers.
@@ -84,19 +86,29 @@ def find_files(folder: Path, split: str, progress: Progress = SILENT) -> list[Pa
     for path in files:
         splits.setdefault(_split_of(path.relative_to(folder)) or "", []).append(path)
     unnamed = splits.pop("", [])
-    if unnamed and "train" in splits:
-        progress.note(f"{folder}: files that name no split are left out, such as {unnamed[0].name}")
-    elif unnamed:
+    if unnamed and "train" not in splits:
         splits["train"] = unnamed
     if split not in splits:
         there = ", ".join(f"{name} ({len(splits[name])})" for name in SPLITS if name in splits)
         raise BadInput(f"no files of the split {split} in it, only of {there}", where=folder,
                        hint=f"a file named {split}.jsonl, or name a file instead of the folder")
     found = splits[split]
+    if split == "train":
+        taken = set(found)
+        others = [path for name in SPLITS for path in splits.get(name, ()) if path not in taken]
+        _tell_left_out(folder, [*others, *(path for path in unnamed if path not in taken)], len(files), progress)
     if found is not unnamed:
         _check_one(folder, {str(_set_of(path.relative_to(folder))) for path in found}, "several data sets are in it")
         _check_one(folder, {ending(path) for path in found}, f"its split {split} is there in several containers")
     return found
+
+
+def _tell_left_out(folder: Path, others: Sequence[Path], files: int, progress: Progress) -> None:
+    """Warn of files in a folder that are not for training, of so many in it."""
+    named = [f"{place} ({_split_of(place) or 'no split'})" for place in (path.relative_to(folder) for path in others)]
+    if named:
+        progress.warn(f"{folder}: {len(named)} of {files} files are not taken for training, since by their names they "
+                      f"are not of the split train: {', '.join(named[:SHOWN])}{', …' if len(named) > SHOWN else ''}")
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -72,7 +72,7 @@ def _finetune(config: FinetuneConfig, progress: Progress) -> StageResult:
     check_reporter(config.report_to)
     gpus = count_gpus(config.gpus, config.device)
     with imports(*LIBRARIES, at_once=True, beside=partial(_gpu, "cpu" if gpus > 1 else config.device)) as imported:
-        sources, eval_sources = _data(config, progress)
+        sources, eval_sources = _data(config, SILENT)  # the plan has told what there is to tell
         table = Table(sources, config, progress)
         eval_table = Table(eval_sources, config, progress) if eval_sources else None
         imported()

@@ -56,8 +56,11 @@ def forecast_step(settings: Settings, flags: dict[str, Any], step: str, progress
     lab = Lab(settings, flags, progress)
     place = _places(lab).get(step, Path())
     if step in ALWAYS:
-        data = ", ".join(lab.config(InspectConfig).data)
-        return _Forecasts(lab).one(step, True, "looks at rows, keeps nothing", data)
+        from phicli.steps.inspect import inspected_sources
+
+        config = lab.config(InspectConfig)
+        inspected_sources(config, progress)
+        return _Forecasts(lab).one(step, True, "looks at rows, keeps nothing", ", ".join(config.data))
     try:
         plan = _plan(lab, step)
     except Missing as e:
@@ -107,10 +110,10 @@ def _plan(lab: Lab, step: str) -> Plan:
     from phicli.steps.quantize import plan_quantize
 
     plans: Mapping[str, Callable[[], Plan]] = {
-        "quantize": lambda: plan_quantize(as_local(lab.config(QuantizeConfig)), lab.progress),
-        "finetune": lambda: plan_finetune(as_local(lab.config(FinetuneConfig)), lab.progress),
-        "optimize": lambda: plan_optimize(as_local(lab.config(OptimizeConfig)), lab.progress),
-        "evaluate": lambda: plan_evaluate(as_local(lab.config(EvaluateConfig)), lab.progress),
+        "quantize": lambda: plan_quantize(as_local(lab.config(QuantizeConfig), lab.progress), lab.progress),
+        "finetune": lambda: plan_finetune(as_local(lab.config(FinetuneConfig), lab.progress), lab.progress),
+        "optimize": lambda: plan_optimize(as_local(lab.config(OptimizeConfig), lab.progress), lab.progress),
+        "evaluate": lambda: plan_evaluate(as_local(lab.config(EvaluateConfig), lab.progress), lab.progress),
     }
     return plans[step]()
 

@@ -17,6 +17,7 @@ from phicli.dataset.looking import Batch, Looker
 from phicli.dataset.near_duplicates import MAX_ROWS
 from phicli.dataset.overlap import HeldOut
 from phicli.dataset.rows import parse_line
+from phicli.dataset.sources import Source
 from phicli.dataset.understood import Understood
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.hardware.devices import usable_cores
@@ -44,10 +45,7 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
             template or the model is wrong.
         UsageError: `fix` is one of the files; as `find_sources`. Missing: `fix` cannot be written; data are not here.
     """
-    try:
-        sources = find_sources(config.data, progress=progress, local=True)
-    except Missing as e:
-        raise Missing(e.message, where=e.where, hint=f"hf download --repo-type dataset {e.where}") from None
+    sources = inspected_sources(config, progress)
     paths = [source.path for source in sources]
     folder, fix = local_tokenizer(config.model, progress), Path(config.fix) if config.fix else None
     look_at = partial(Looker, config, folder, config.max_tokens, bool(fix))
@@ -71,6 +69,14 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
             raise BadInput("no rows: the file is empty", where=_named(paths))
     overlap = inspector.finish(looker.encoder, config.eval_data)
     return report(config, sources, files, inspector, overlap, looker.encoder, cleaner)
+
+
+def inspected_sources(config: InspectConfig, progress: Progress = SILENT) -> list[Source]:
+    """The files that are looked at. Raises as `find_sources`, which fetches nothing here."""
+    try:
+        return find_sources(config.data, progress=progress, local=True)
+    except Missing as e:
+        raise Missing(e.message, where=e.where, hint=f"hf download --repo-type dataset {e.where}") from None
 
 
 def _batches(paths: Sequence[str | Path], inspector: Inspector, files: list[FileRead], task: Task) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import Missing, PhicliError
 from phicli.libraries import user_is_offline
-from phicli.progress import SILENT
+from phicli.progress import SILENT, Progress
 from phicli.steps.lab import Lab
 from phicli.units import since
 from phicli.workflow.plan import CURRENT, Plan, State, Verdict
@@ -116,8 +116,10 @@ class _Stages:
         return StageStatus(step, verdict.state, why, str(target), made, size)
 
 
-def as_local(config: Config) -> Config:
-    """The settings with models by their folders: nothing is fetched to tell a state. Raises Missing; see NOT_HERE."""
+def as_local(config: Config, progress: Progress = SILENT) -> Config:
+    """The settings with models by their folders, and data sets of the hub by their files: nothing is fetched to tell a
+    state. Raises Missing; see NOT_HERE."""
+    from phicli.dataset.sources import local_path, split_weight
     from phicli.hub.datasets import find_sources
     from phicli.hub.fetching import offline
     from phicli.hub.models import local_tokenizer
@@ -125,8 +127,10 @@ def as_local(config: Config) -> Config:
     found: dict[str, Any] = {}
     for name in ("data", "own_rows"):
         if data := getattr(config, name, None):
-            found[name] = [f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
-                           for source in find_sources(data, local=True)]
+            there = {entry for entry in data if local_path(split_weight(entry)[0])}  # a folder has further splits
+            found[name] = [one for entry in data for one in ([entry] if entry in there else [
+                f"{source.path}:{source.weight:g}" if source.weight != 1 else str(source.path)
+                for source in find_sources([entry], progress=progress, local=True)])]
     alone = getattr(config, "base", None) and getattr(config, "method", None) != "loftq"  # asks nothing of the model
     for name in ("base",) if alone else ("model", "base"):
         if reference := getattr(config, name, None):

@@ -135,6 +135,19 @@ def test_unusable_files(cli, tmp_path, content, message):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_what_is_left_out_of_a_folder_is_told_once_and_in_dry_runs(cli, tiny_awq, rows, tmp_path):
+    place = tmp_path / "set"
+    for name in ("faq", "test_bench_manual", "eval-of-lathe"):
+        place.mkdir(exist_ok=True)
+        shutil.copy(rows, place / f"{name}.jsonl")
+    options = ["--model", "tiny", "--root", shutil.copytree(tiny_awq.parent, tmp_path / "root")]
+    train = ["finetune", "--data", place, *options, "--max-steps", 1, "--publish-anyway"]
+    told = [cli("inspect", place, *options), cli("inspect", place, *options, "--dry-run"), cli(*train, "--dry-run"),
+            cli(*train)]
+    assert [done.err.count("2 of 3 files are not taken for training") for done in told] == [1] * 4
+    assert "30 rows" in told[0].out and json.loads(cli(*train, "--dry-run", "--json").out)[0]["why"] == "up to date"
+
+
 def test_a_folder_without_rows(cli, tmp_path):
     done = cli("inspect", tmp_path, "--model", "tiny")
     assert done.code == 3 and "no files of rows in it" in done.err

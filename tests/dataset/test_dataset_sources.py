@@ -6,6 +6,7 @@ from datasets import Dataset, DatasetDict
 from phicli.dataset import read_rows
 from phicli.dataset.sources import find_files, split_weight
 from phicli.errors import BadInput, UsageError
+from phicli.progress import Silent
 
 
 def folder(root, *names):
@@ -59,6 +60,35 @@ def test_splits_of_a_folder(tmp_path, names, train, validation, test):
                 found(tmp_path / "set", split)
 
 
+class Told(Silent):
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(("names", "left_out"), [
+    (["faq.jsonl", "eval-of-lathe.jsonl", "test_bench_manual.jsonl", "latest.jsonl"],
+     "2 of 4 files {}: eval-of-lathe.jsonl (validation), test_bench_manual.jsonl (test)"),
+    (["faq.jsonl", "test/more.jsonl"], "1 of 2 files {}: test/more.jsonl (test)"),
+    (["train/data-00000-of-00001.arrow", "test/data-00000-of-00001.arrow", "dataset_dict.json"],
+     "1 of 2 files {}: test/data-00000-of-00001.arrow (test)"),
+    (["train.jsonl", *(f"{name}.jsonl" for name in "abcdef")],
+     "6 of 7 files {}: a.jsonl (no split), b.jsonl (no split), c.jsonl (no split), "
+     "d.jsonl (no split), e.jsonl (no split), …"),
+    (["a.jsonl", "b.csv"], None),
+])
+def test_what_is_left_out_is_told(tmp_path, names, left_out):
+    told = Told()
+    find_files(folder(tmp_path, *names), "train", told)
+    why = "are not taken for training, since by their names they are not of the split train"
+    assert told.warnings == ([f"{tmp_path}: {left_out.format(why)}"] if left_out else [])
+    if left_out and "test" in left_out:  # nor is it for those who ask for another split
+        find_files(tmp_path, "test", told)
+        assert len(told.warnings) == 1
+
+
 def test_the_folder_above_says_nothing(tmp_path):
     assert found(folder(tmp_path / "test", "rows.jsonl")) == ["rows.jsonl"]
 
@@ -89,7 +119,8 @@ def test_nothing_to_find(tmp_path):
 
 def test_what_phicli_made_is_no_data(tmp_path):
     folder(tmp_path, "rows.jsonl", "models/phicli-last.json", "models/tiny/phicli-model.json",
-           "models/tiny/evaluation.json", "models/tiny/awq/phicli.json", "models/tiny/awq/training.json", "built/phicli.json", "built/adapters/a.json")
+           "models/tiny/evaluation.json", "models/tiny/awq/phicli.json", "models/tiny/awq/training.json",
+           "built/phicli.json", "built/adapters/a.json")
     assert found(tmp_path) == ["rows.jsonl"]
     folder(tmp_path / "models" / "tiny", "mine.jsonl")
     assert found(tmp_path / "models" / "tiny") == ["mine.jsonl"]  # a root that is named itself
