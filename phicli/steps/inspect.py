@@ -92,11 +92,16 @@ def _batches(paths: Sequence[str | Path], inspector: Inspector, files: list[File
 
 
 def _held_out(config: InspectConfig, paths: Sequence[str | Path], progress: Progress) -> HeldOut | None:
-    """The held-out rows of the setting, where they are other files that are there; MAX_ROWS of them at most."""
+    """The held-out rows of the setting, where they are there; MAX_ROWS of them at most. The lab's own, which nobody has
+    named, only where they are other files."""
     try:
-        found = [source.path for source in held_out_sources(config.eval_data, local=True)]
+        found = [source.path for source in held_out_sources(config.eval_data, local=True) if source.path != "-"]
         ours = {Path(path).resolve() for path in paths if path != "-"}
-        found = [path for path in found if path != "-" and Path(path).resolve() not in ours]
+        same = [path for path in found if Path(path).resolve() in ours]
+        if config.eval_data == InspectConfig.eval_data:
+            found = [path for path in found if path not in same]
+        elif same:
+            progress.warn(f"{config.eval_data}: the file that is inspected is the one of held-out rows too")
         return HeldOut(_understood(found, config)) if found else None
     except PhicliError as e:
         if config.eval_data != InspectConfig.eval_data:

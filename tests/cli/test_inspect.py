@@ -210,6 +210,14 @@ def test_held_out_rows_are_given_on(cli, rows, tmp_path):
     assert done.code == 0 and "held-out rows are not compared" in done.err and "27 to train on" in done.out
 
 
+def test_one_file_for_both_is_a_finding(cli, rows):
+    done = cli("inspect", rows, "--model", "tiny", "--eval-data", rows, "--strict")
+    assert done.code == 3 and "held_out (30)" in done.err
+    assert "of 30 rows in" in done.out and "30 are here too" in done.out
+    assert "the file that is inspected is the one of held-out rows too" in done.err
+    assert "held_out" not in cli("inspect", "data/data_eval_travel.jsonl", "--model", "tiny").out  # nobody named it
+
+
 @pytest.mark.parametrize(("more", "code"), [
     ({}, 0), ({"source": "web"}, 0), ({"response": "Answer &amp; more."}, 3), ({"prompt": 5}, 3),
 ])
