@@ -20,9 +20,9 @@ A flag wins over the environment, that over `phicli.toml`, that over the default
 where it comes from, [housekeeping.md](housekeeping.md) where the file is found. A setting without a flag is set in the
 other two, one without a key for a single run only. In
 `phicli.toml` the key `quantize.samples` is `samples` under `[quantize]`, and lists are arrays; in the environment and
-in flags lists have commas (`chat.stop` is one text there). In Python ([python.md](python.md)) a setting is a keyword,
-spelt like its key, of the function that is named after the command; neither the environment nor `phicli.toml` is read
-there.
+in flags lists have commas (`chat.stop` is one text there, and so is the name of a file that has a comma in it). In
+Python ([python.md](python.md)) a setting is a keyword, spelt like its key, of the function that is named after the
+command; neither the environment nor `phicli.toml` is read there.
 """
 COLUMNS = ("flag", "key", "environment", "type", "default", "meaning", "commands")
 

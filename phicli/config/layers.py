@@ -17,7 +17,7 @@ from phicli.config.deploy import DeployConfig
 from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.last_used import FILE, read_last
 from phicli.config.measuring import SearchConfig
-from phicli.config.places import find_settings_file, placed
+from phicli.config.places import find_settings_file, is_there, placed
 from phicli.config.root_model import model_from, original_of, root_around
 from phicli.config.setting import Setting, StepConfig, expand, settings_of
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, OptimizeConfig, QuantizeConfig
@@ -71,8 +71,9 @@ class Settings:
             UsageError: a flag out of range. BadInput: the same from the environment or the file.
         """
         if flag is not None:
-            if setting.kind is tuple and not isinstance(flag, str):  # several times; if no paths, with commas too
-                flag = [part for text in flag for part in ([text] if setting.path else from_text(setting, text))]
+            if setting.kind is tuple and not isinstance(flag, str):  # several times, and with commas too
+                flag = [part for text in map(str, flag)
+                        for part in ([text] if setting.path and not text else from_text(setting, text))]
             flag = str(flag) if isinstance(flag, Path) else flag
             return Value(setting.checked(flag, option or "--" + setting.name.replace("_", "-")), "flag")
         if setting.key and setting.env in os.environ:
@@ -158,7 +159,8 @@ def from_text(setting: Setting, text: str) -> Any:
             raise BadInput(f"'{text}' is neither true nor false", where=setting.env)
         return lowered in ("1", "true", "yes", "on")
     if setting.kind is tuple:
-        return [text] if setting.verbatim else [part.strip() for part in text.split(",") if part.strip()]
+        whole = setting.verbatim or (setting.path and is_there(text))  # a comma in a file's name parts nothing
+        return [text] if whole else [part.strip() for part in text.split(",") if part.strip()]
     try:
         return setting.kind(text)
     except ValueError:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.private import others_can_write
-from phicli.config.setting import Setting
+from phicli.config.setting import Setting, expand
 
 CONFIG_NAME = "phicli.toml"
 _WEIGHT = re.compile(r":[\d.]+$")  # of data: rows.jsonl:2
@@ -44,6 +44,11 @@ def placed(setting: Setting, value: Any, folder: Path) -> Any:
     if not setting.path or not isinstance(value, str) or not value or value[0] in "~-" or "\0" in value:
         return value
     there = folder / value
-    if setting.reference and value[0] != "." and not os.path.exists(_WEIGHT.sub("", str(there))):  # noqa: PTH110
+    if setting.reference and value[0] != "." and not is_there(str(there)):
         return value
     return value if folder == Path() else str(there)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file or folder of that name, a weight after it aside."""
+    return os.path.exists(expand(_WEIGHT.sub("", path)))  # noqa: PTH110 (a Path may raise)

@@ -64,6 +64,18 @@ def test_a_list_may_be_given_with_commas_or_several_times():
         "o_proj", "down_proj", "lm_head")
 
 
+def test_a_path_with_a_comma_that_is_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b.jsonl").touch()
+    for given, value in (("a.jsonl, b.jsonl:2", ("a.jsonl", "b.jsonl:2")), ("a,b.jsonl", ("a,b.jsonl",)),
+                         ("a,b.jsonl:2", ("a,b.jsonl:2",))):
+        assert Settings().get(SETTINGS["data"], [given]).value == value
+        monkeypatch.setenv("PHICLI_DATA", given)
+        assert Settings().get(SETTINGS["data"]).value == value
+        monkeypatch.delenv("PHICLI_DATA")
+    assert Settings().get(SETTINGS["data"], [""]).value == ("",)
+
+
 def test_whole_numbers_are_floats_too(tmp_path):
     path = tmp_path / "phicli.toml"
     path.write_text("[chat]\ntemperature = 1\n")
