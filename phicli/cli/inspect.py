@@ -81,7 +81,8 @@ def _show(report: dict[str, Any]) -> None:
         done = report["fix"]
         both = [("changed", code, n) for code, n in done["changed"].items()]
         both += [("left out", code, n) for code, n in done["dropped"].items()]
-        console.result_table(["clean copy", "for", "rows"], [*both, ("written", done["output"], done["rows"])])
+        both += [("rewritten", "their texts", done["rewritten"]), ("written", done["output"], done["rows"])]
+        console.result_table(["clean copy", "for", "rows"], both)
 
 
 def _summary(report: dict[str, Any]) -> str:

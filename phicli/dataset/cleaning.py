@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -23,7 +23,6 @@ from phicli.dataset.text_repair import has_mojibake, repair, text_findings
 from phicli.dataset.understood import Content, Understood, row_hash
 from phicli.errors import BadInput, UsageError
 from phicli.text import Conversation
-from phicli.text.layout import ASSISTANT
 
 # Findings about the file's form, which writing it anew does away with.
 FORM = ("encoding", "bom", "crlf", "cr", "mixed_line_endings", "no_final_newline", "blank_line")
@@ -54,10 +53,7 @@ def restored(parser: RowParser, batch: Sequence[tuple[Line, dict[str, Any] | Def
         except Defect as e:
             cleaned.dropped[e.code] += 1
             continue
-        if changes or fields != parsed:
-            text = json.dumps(fields, ensure_ascii=False)
-        else:
-            text = line.data.strip().decode("utf-8")
+        text = _json(fields) if changes else line.data.decode("utf-8")
         cleaned.rows.append((text, changes, row_hash(row)))
     return cleaned
 
@@ -66,13 +62,14 @@ class Cleaner:
     """Writes clean rows.
 
     Attributes:
-        rows: rows written. changed, dropped: code of the finding -> rows that were changed or left out for it.
+        rows: rows written. rewritten: those of them in which a text was changed; of the others each byte is as it was.
+        changed, dropped: code of the finding -> rows that were changed or left out for it.
     """
 
     def __init__(self, out: TextIO):
         self.out = out
         self.seen = SeenBefore()
-        self.rows = 0
+        self.rows = self.rewritten = 0
         self.changed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
 
@@ -86,16 +83,17 @@ class Cleaner:
                 continue
             self.out.write(text + "\n")
             self.rows += 1
+            self.rewritten += bool(changes)
             self.changed.update(changes)
 
     def summary(self, output: Path) -> dict[str, Any]:
-        return {"output": str(output), "rows": self.rows,
+        return {"output": str(output), "rows": self.rows, "rewritten": self.rewritten,
                 "changed": dict(sorted(self.changed.items())), "dropped": dict(sorted(self.dropped.items()))}
 
 
 def _restore(parser: RowParser, line: Line,
              parsed: dict[str, Any] | Defect) -> tuple[Understood, dict[str, Any], set[str]]:
-    """The row as it should be, what to write of it, and codes of what was changed. Raises Defect: of no use."""
+    """The row as it should be, its fields, and codes of what was changed. Raises Defect: of no use."""
     changes: set[str] = set()
     if isinstance(parsed, Defect):
         parsed = _as_windows_1252(line, parsed)
@@ -106,31 +104,15 @@ def _restore(parser: RowParser, line: Line,
     codes = {code for _, text in row.texts for code in text_findings(text)}
     if codes & RESTORED:
         changes |= codes & RESTORED
-        fields = _repaired(fields)
+        sound = {text: repair(text) for _, text in row.texts}
+        fields = {name: _mended(value, sound) if name in row.used else value for name, value in fields.items()}
         row = parser.read(fields)
     calls = isinstance(row.content, Conversation) and "tool_calls" in row.content.messages[-1]
     last = -1 if calls else len(row.texts) - 1  # the answer
     for at, (name, text) in enumerate(row.texts):
         for code in set(text_findings(text)) & (LOST if at != last else LOST | {"empty_field"}):
             raise Defect(code, "", name)
-    return row, canonical(row, fields), changes
-
-
-def canonical(row: Understood, fields: dict[str, Any]) -> dict[str, Any]:
-    """A row as phicli writes it: `messages` (and `tools`), `text`, or its own fields where a text template names them.
-
-    Messages of an assistant that are not to be learnt have `weight` 0, as in Azure OpenAI.
-    """
-    if isinstance(row.content, str):
-        return {"text": row.content}
-    if not isinstance(row.content, Conversation):
-        return fields
-    if row.format == "messages" and "messages" in fields and set(fields) <= {"messages", "tools"}:
-        return fields
-    pairs = zip(row.content.messages, row.content.trained, strict=True)
-    messages = [{**message, "weight": 0} if message["role"] == ASSISTANT and not learnt else dict(message)
-                for message, learnt in pairs]
-    return {"messages": messages} | ({"tools": list(row.content.tools)} if row.content.tools else {})
+    return row, fields, changes
 
 
 def _numbers_as_text(fields: dict[str, Any], reader: RowParser) -> tuple[dict[str, Any], bool]:
@@ -141,20 +123,35 @@ def _numbers_as_text(fields: dict[str, Any], reader: RowParser) -> tuple[dict[st
             reader.read(fields)
             break
         except Defect as e:
-            value = fields.get(e.field or "")
+            name = reader.columns.get(str(e.field), str(e.field))
+            value = fields.get(name)
             if e.code != "not_text" or not isinstance(value, int | float) or isinstance(value, bool) or value != value:
                 raise
-            fields, changed = {**fields, str(e.field): str(value)}, True
+            fields, changed = {**fields, name: str(value)}, True
     return fields, changed
 
 
-def _repaired(value: Any) -> Any:
-    """The value with every text in it repaired."""
+def _mended(value: Any, sound: Mapping[str, str]) -> Any:
+    """A field in which each text of the row, wherever it stands, is the sound one; the parts of one each for itself."""
     if isinstance(value, str):
-        return repair(value)
+        return sound.get(value, value)
     if isinstance(value, dict):
-        return {name: _repaired(part) for name, part in value.items()}
-    return [_repaired(part) for part in value] if isinstance(value, list) else value
+        return {name: _mended(part, sound) for name, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    texts = [part.get("text") if isinstance(part, dict) else None for part in value]
+    if all(isinstance(text, str) for text in texts) and "".join(map(str, texts)) in sound:
+        return [{**part, "text": repair(part["text"])} for part in value]
+    return [_mended(part, sound) for part in value]
+
+
+def _json(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a character, in a field that is not looked at
+        return json.dumps(fields)
+    return text
 
 
 def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:

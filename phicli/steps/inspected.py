@@ -123,9 +123,8 @@ def commands(config: InspectConfig, found: dict[str, Any]) -> list[str]:
     if any(warning["code"] == "other_layout" for warning in found["warnings"]):
         return first
     output = found["fix"]["output"] if "fix" in found else clean
-    rows = _given(config, ("format", "columns") if output else ())
     data = [part for name in ([output] if output else config.data) for part in ("--data", name)]
-    return [*first, shlex.join(["phicli", "finetune", *rows, *data, *held_out])]
+    return [*first, shlex.join(["phicli", "finetune", *_given(config), *data, *held_out])]
 
 
 def _repaired(warning: dict[str, Any]) -> bool:
@@ -137,12 +136,12 @@ def _held_out_given(config: InspectConfig, overlap: Any) -> bool:
     return bool(overlap) and config.eval_data != InspectConfig.eval_data
 
 
-def _given(config: InspectConfig, without: Sequence[str] = ()) -> list[str]:
+def _given(config: InspectConfig) -> list[str]:
     """The options, shared with finetune, that differ from their defaults; the model always."""
     parts = config.as_options
     for name in ("format", "columns", "text_template", "chat_template", "chat_template_kwargs"):
         setting, value = settings_of(FinetuneConfig)[name], getattr(config, name)
-        if name not in without and value != setting.default:
+        if value != setting.default:
             parts += spelt(name, setting, value)
     return parts
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -109,6 +110,7 @@ def test_fix(cli, dirty, tmp_path):
     done = cli("inspect", dirty, "--model", "tiny", "--fix", out)
     assert done.code == 0
     assert "left out" in done.out and "changed" in done.out and str(out.name) in done.out
+    assert re.search(r"rewritten\W+their texts\W+1\b", done.out)
     report = json.loads(cli("inspect", out, "--model", "tiny", "--json").out)
     assert report["rows"] == 29
     assert [warning["code"] for warning in report["warnings"]] == ["special_token"]
@@ -193,7 +195,8 @@ def test_the_commands_that_come_next_are_ready_to_paste(cli, tmp_path, monkeypat
     clean = f"'{tmp_path}/my rows.clean.jsonl'"
     assert fix == (f"phicli inspect '{path}' --model tiny --root {tmp_path}/root --format prompt-response "
                    f"--map prompt=frage --map response=antwort --fix {clean}")
-    assert finetune == f"phicli finetune --model tiny --root {tmp_path}/root --data {clean}"
+    assert finetune == (f"phicli finetune --model tiny --root {tmp_path}/root --format prompt-response "
+                        f"--map prompt=frage --map response=antwort --data {clean}")
     assert following(cli("inspect", path, *options))[::2] == [fix, finetune]
     assert following(cli(*shlex.split(fix)[1:]))[-1] == finetune
     assert cli(*shlex.split(finetune)[1:], "--max-steps", 1).code == 4  # no quantized model, but nothing wrong with it

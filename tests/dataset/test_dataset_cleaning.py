@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pytest
 from lab_rows import LAB_TEMPLATE, UNDER_IT
@@ -31,7 +32,59 @@ def row(prompt, response):
 def test_sound_rows_keep_their_bytes(tmp_path):
     fix, out = clean(tmp_path, GOOD)
     assert out.read_bytes() == GOOD
-    assert fix == {"output": str(out), "rows": 1, "changed": {}, "dropped": {}}
+    assert fix == {"output": str(out), "rows": 1, "rewritten": 0, "changed": {}, "dropped": {}}
+
+
+def kept(tmp_path, content, **settings):
+    """The clean copy of rows whose format is found by their fields."""
+    source, out = tmp_path / settings.pop("name", "rows.jsonl"), tmp_path / "out.jsonl"
+    source.write_bytes(content)
+    return phicli.inspect(source, model="tiny", fix=out, **settings)["fix"], out.read_bytes()
+
+
+def test_the_travel_data_come_out_byte_for_byte(tmp_path):
+    content = (Path(__file__).parents[2] / "data" / "data_sample_travel.jsonl").read_bytes()
+    fix, out = kept(tmp_path, content)
+    assert out == content and (fix["rewritten"], fix["changed"]) == (0, {})
+
+
+MORE = {"id": 7, "source": "a &amp; b", "weight": 0.5}
+TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Salt?"}]
+SHAPES = [
+    lambda text: {"prompt": "Salt?", "response": text},
+    lambda text: {"instruction": "Salt?", "input": "", "output": text, "history": [["Hi &amp; hello", "Yes."]]},
+    lambda text: {"messages": [*TURNS, {"role": "assistant", "content": text, "weight": 1, "note": "a &amp; b"}]},
+    lambda text: {"messages": [*TURNS, {"role": "assistant", "content": [{"type": "text", "text": text}]}]},
+    lambda text: {"prompt": TURNS, "completion": [{"role": "assistant", "content": text}]},
+    lambda text: {"system": "Be kind.", "conversations": [{"from": "human", "value": "Salt?"},
+                                                          {"from": "gpt", "value": text}], "tools": "[]"},
+    lambda text: {"text": text},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_keeps_its_shape_and_its_other_fields(tmp_path, shape):
+    sound, broken, mended = ({**shape(text), **MORE} for text in ("Yes, do.", "Salt &amp; pepper.", "Salt & pepper."))
+    if "history" in mended:
+        sound["history"], mended["history"] = [["Hi", "Yes."]], [["Hi & hello", "Yes."]]
+    lines = [b"  " + json.dumps(row).encode() + b"\n" for row in (sound, broken)]
+    fix, out = kept(tmp_path, b"".join(lines))
+    assert out.startswith(lines[0]) and json.loads(out[len(lines[0]):]) == mended
+    assert (fix["rewritten"], fix["changed"]) == (1, {"html_entity": 1})
+
+
+@pytest.mark.parametrize("broken", ["1 &amp; 2", 5])
+def test_a_named_field_keeps_its_name(tmp_path, broken):
+    row = {"frage": "Salt?", "antwort": broken, "id": "a &amp; b", "n": "half \ud83d"}
+    _, out = kept(tmp_path, json.dumps(row).encode() + b"\n", columns=("prompt=frage", "response=antwort"))
+    assert json.loads(out) == {**row, "antwort": "5" if broken == 5 else "1 & 2"}
+
+
+def test_a_table_keeps_its_columns(tmp_path):
+    fix, out = kept(tmp_path, b"id,question,answer\n1,Salt?,Yes.\n2,Both?,Salt &amp; pepper.\n", name="rows.csv")
+    assert list(map(json.loads, out.splitlines())) == [{"id": "1", "question": "Salt?", "answer": "Yes."},
+                                                       {"id": "2", "question": "Both?", "answer": "Salt & pepper."}]
+    assert (fix["rows"], fix["rewritten"]) == (2, 1)
 
 
 @pytest.mark.parametrize(("line", "code", "response"), [

@@ -42,8 +42,7 @@ def test_rows_of_another_format(table):
 def test_it_is_inspected_and_written_clean(table, tmp_path):
     report = inspect(table, model="tiny", fix=str(tmp_path / "clean.jsonl"))
     assert (report["rows"], report["bad_rows"], report["warnings"]) == (40, 0, [])
-    said = [[m["content"] for m in row.fields["messages"]] for row in read_rows(tmp_path / "clean.jsonl")]
-    assert said == [[row["prompt"], row["response"]] for row in ROWS]
+    assert [row.fields for row in read_rows(tmp_path / "clean.jsonl")] == ROWS
 
 
 def test_it_calibrates(table, tiny):
