@@ -5,8 +5,9 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -19,7 +20,7 @@ from phicli.dataset.counting import SeenBefore
 from phicli.dataset.defects import Defect
 from phicli.dataset.lines import Line
 from phicli.dataset.rows import parse
-from phicli.dataset.text_repair import has_mojibake, repair, text_findings
+from phicli.dataset.text_repair import has_mojibake, repair, row_findings, text_findings
 from phicli.dataset.understood import Content, Understood, row_hash
 from phicli.errors import BadInput, UsageError
 from phicli.text import Conversation
@@ -101,11 +102,11 @@ def _restore(parser: RowParser, line: Line,
     fields, changed = _numbers_as_text(parsed, parser)
     changes |= {"not_text"} if changed else set()
     row = parser.read(fields)
-    codes = {code for _, text in row.texts for code in text_findings(text)}
+    codes = {code for _, code in row_findings(row.texts)}
     if codes & RESTORED:
         changes |= codes & RESTORED
-        sound = {text: repair(text) for _, text in row.texts}
-        fields = {name: _mended(value, sound) if name in row.used else value for name, value in fields.items()}
+        texts, mend = {text for _, text in row.texts}, partial(repair, entities="html_entity" in codes)
+        fields = {name: _mended(value, texts, mend) if name in row.used else value for name, value in fields.items()}
         row = parser.read(fields)
     calls = isinstance(row.content, Conversation) and "tool_calls" in row.content.messages[-1]
     last = -1 if calls else len(row.texts) - 1  # the answer
@@ -131,18 +132,18 @@ def _numbers_as_text(fields: dict[str, Any], reader: RowParser) -> tuple[dict[st
     return fields, changed
 
 
-def _mended(value: Any, sound: Mapping[str, str]) -> Any:
-    """A field in which each text of the row, wherever it stands, is the sound one; the parts of one each for itself."""
+def _mended(value: Any, texts: Set[str], mend: Callable[[str], str]) -> Any:
+    """A field in which the texts of the row, wherever they stand, are mended; the parts of one each for itself."""
     if isinstance(value, str):
-        return sound.get(value, value)
+        return mend(value) if value in texts else value
     if isinstance(value, dict):
-        return {name: _mended(part, sound) for name, part in value.items()}
+        return {name: _mended(part, texts, mend) for name, part in value.items()}
     if not isinstance(value, list):
         return value
-    texts = [part.get("text") if isinstance(part, dict) else None for part in value]
-    if all(isinstance(text, str) for text in texts) and "".join(map(str, texts)) in sound:
-        return [{**part, "text": repair(part["text"])} for part in value]
-    return [_mended(part, sound) for part in value]
+    parts = [part.get("text") if isinstance(part, dict) else None for part in value]
+    if all(isinstance(part, str) for part in parts) and "".join(map(str, parts)) in texts:
+        return [{**part, "text": mend(part["text"])} for part in value]
+    return [_mended(part, texts, mend) for part in value]
 
 
 def _json(fields: dict[str, Any]) -> str:

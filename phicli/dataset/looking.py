@@ -24,7 +24,7 @@ from phicli.dataset.messages import TOOL
 from phicli.dataset.near_duplicates import NO_LIMIT, Sketches, rank, sketches
 from phicli.dataset.rows import parse_line
 from phicli.dataset.suspicious import is_cut_off, suspicions
-from phicli.dataset.text_repair import text_findings
+from phicli.dataset.text_repair import row_findings
 from phicli.dataset.understood import Content, TemplatedRow, Understood, prompt_hash, row_hash
 from phicli.errors import BadInput
 from phicli.progress import SILENT, Progress
@@ -173,11 +173,12 @@ class Looker:
     def _texts(self, usable: Usable, figures: Figures, findings: Findings) -> None:
         """Look at each text."""
         texts = [(place, name, text) for place, row in usable for name, text in row.texts]
+        for place, row in usable:
+            for name, code in row_findings(row.texts):
+                findings.add(code, place, name)
         lengths: dict[str, list[tuple[int, int]]] = {}
         for place, name, text in texts:
             lengths.setdefault(name, []).append((len(text), -place))
-            for code in text_findings(text):
-                findings.add(code, place, name)
             if ("<" in text or "[" in text) and (match := self.special.search(text)):
                 findings.add("special_token", place, name, detail=match[0])
         for name, found in lengths.items():

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from phicli.dataset.text_repair import CODE
+
 # Scripts that put a blank after punctuation: Latin, Greek, Cyrillic.
 _L = "A-Za-zÀ-ÖØ-öø-ɏͰ-ϿЀ-ӿḀ-ỿ"
 _WORD = f"[{_L}](?:[{_L}'’-]*[{_L}])?"
-_CODE = re.compile(r"^ *(```|~~~).*?(?:^ *\1|\Z)|`[^`\n]+`|^(?: {4}|\t)[^\n]*", re.DOTALL | re.MULTILINE)
 _CODE_LINE = re.compile(r"[{}=<>|\\_]|\w\(|://|\);")
 
 _GLUED = re.compile(
@@ -100,7 +101,7 @@ def _suspicions(texts: Sequence[str]) -> Iterator[tuple[int, str]]:
                                    ("doubled_word", _alike_neighbours(data), _has_doubled_word),
                                    ("markup", opening, _has_markup)):
         for at in np.unique(np.searchsorted(ends, positions, side="right")).tolist():
-            if holds(_CODE.sub("`", texts[at])):
+            if holds(CODE.sub("`", texts[at])):
                 yield at, code
 
 

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html.entities import html5
 
 NOT_A_VALUE = {"nan", "null", "nat", "<na>", "#n/a", "undefined"}  # what a data frame's empty cell becomes as text
@@ -10,6 +10,14 @@ NOT_A_VALUE = {"nan", "null", "nat", "<na>", "#n/a", "undefined"}  # what a data
 # C0 without tab and newline, DEL, C1, byte order mark, noncharacters.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|([A-Za-z][A-Za-z0-9]{1,30}));")
+# Markdown's code: fenced, between backticks, indented.
+CODE = re.compile(r"^[ \t>]*(```|~~~).*?(?:^[ \t>]*\1|\Z)|(?<!`)(`+)(?!`)(?:(?!\n[ \t]*\n).){1,1000}?(?<!`)\2(?!`)"
+                  r"|^(?: {4}|\t)[^\n]*", re.DOTALL | re.MULTILINE)
+# Where an entity is meant: HTML and XML themselves, and words about them.
+_ENTITIES_MEANT = re.compile(
+    r"</?[a-z][\w:.-]*(?:\s[^<>]*)?/?>|<!--|<!doctype\b|<\?xml\b"
+    r"|(?<![./<])\b(?:x?html\d?|xml|entity|entities|ampersands?|(?:un)?escape (?:characters?|codes?|sequences?))\b",
+    re.IGNORECASE)
 
 
 def _as_windows_1252(byte: int) -> str:
@@ -36,8 +44,26 @@ MOJIBAKE = re.compile(
 _ALL_MOJIBAKE = re.compile(f"(?:[ÂÃÄÅËÎ-Ñ×-Û]{_NEXT}|[à-ï]{_NEXT}{{2}}|ð{_NEXT}{{3}})+")
 
 
+def row_findings(texts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(name of the text, code of `findings.KINDS`) for the texts of a row; no HTML entities where they are meant."""
+    meant: bool | None = None
+    for name, text in texts:
+        for code in text_findings(text):
+            if code == "html_entity":
+                meant = are_entities_meant(text for _, text in texts) if meant is None else meant
+                if meant:
+                    continue
+            yield name, code
+
+
+def are_entities_meant(texts: Iterable[str]) -> bool:
+    """Does a row have HTML entities for their own sake: in code, beside tags, or with words about them?"""
+    return any(_ENTITIES_MEANT.search(text) or any(ENTITY.search(code[0]) for code in CODE.finditer(text))
+               for text in texts)
+
+
 def text_findings(text: str) -> Iterator[str]:
-    """Codes of `findings.KINDS` that hold for a field's text."""
+    """Codes of `findings.KINDS` that hold for a field's text, whatever stands beside it."""
     bare = text.strip()
     if not bare:
         yield "empty_field"
@@ -60,16 +86,25 @@ def has_mojibake(text: str) -> bool:
     return not text.isascii() and bool(_MAYBE.search(text) and MOJIBAKE.search(text))
 
 
-def repair(text: str) -> str:
-    """The text with mojibake, HTML entities and control characters undone; what is lost for good stays."""
-    for _ in range(10):  # it may have happened more than once: &amp;amp;
+def repair(text: str, entities: bool = True) -> str:
+    """The text with mojibake, control characters and, if asked for, HTML entities undone; what is lost for good stays.
+
+    Entities are decoded once: what is escaped twice is most likely about them.
+    """
+    text = _sound(text)
+    if entities and "&" in text:
+        text = _sound(ENTITY.sub(lambda m: html.unescape(m[0]) if _is_entity(m) else m[0], text))
+    return text
+
+
+def _sound(text: str) -> str:
+    """The text without mojibake and control characters."""
+    for _ in range(10):  # it may have happened more than once
         before = text
         if has_mojibake(text):
             text = _ALL_MOJIBAKE.sub(_undo, text)
         if text != before:
             continue  # until it is all undone, its bytes can look like control characters
-        if "&" in text:
-            text = ENTITY.sub(lambda m: html.unescape(m[0]) if _is_entity(m) else m[0], text)
         if CONTROL.search(text):
             text = CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
         if text == before:

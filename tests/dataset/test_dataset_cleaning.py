@@ -136,6 +136,13 @@ def test_empty_first_field_is_kept(tmp_path):
     assert fix["rows"] == 1 and fix["dropped"] == {}
 
 
+@pytest.mark.parametrize("response", ["Write `&amp;` and `&lt;`", "```html\nR&amp;D\n```", "<b>R&amp;D</b>"])
+def test_entities_that_are_meant_stay(tmp_path, response):
+    fix, out = clean(tmp_path, row("q", response) + row("\x00r", response))
+    assert [json.loads(line)["response"] for line in out.read_bytes().splitlines()] == [response] * 2
+    assert (fix["changed"], fix["dropped"]) == ({"control_character": 1}, {})
+
+
 @pytest.mark.parametrize(("content", "codes"), [
     (codecs.BOM_UTF8 + GOOD, {"bom": 1}),
     (codecs.BOM_UTF16_BE + GOOD.decode().encode("utf-16-be"), {"encoding": 1}),
@@ -150,7 +157,7 @@ def test_form(tmp_path, content, codes):
 
 def test_the_clean_copy_of_anything_has_nothing_left_to_fix(tmp_path):
     dirty = codecs.BOM_UTF8 + GOOD + b"".join(
-        [row("a", "CafÃ© &amp;\x00"), row("b", "&#0;"), row("c", "&amp;amp; &lt;|end|&gt;"), b"junk\n", row("d", "")])
+        [row("a", "CafÃ© &amp;\x00"), row("b", "&#0;"), row("c", "&amp; &lt;|end|&gt;"), b"junk\n", row("d", "")])
     _, out = clean(tmp_path, dirty)
     again = phicli.inspect(out, model="tiny", text_template=LAB_TEMPLATE, fix=tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()

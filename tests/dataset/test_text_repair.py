@@ -1,8 +1,16 @@
 """Damage that is seen and undone, and sound text that is let alone."""
 
+import time
+
 import pytest
 
-from phicli.dataset.text_repair import repair, text_findings
+from phicli.dataset.text_repair import (
+    CODE,
+    are_entities_meant,
+    repair,
+    row_findings,
+    text_findings,
+)
 
 SOUND = [
     "Ein „Gruß“ und „Spaß“ – „Ä“, „Å“, „Ü“!", "« À Paris », dit-il : « Là-bas, à « Nice » … »", "ABROGÉ », café’”",
@@ -57,3 +65,35 @@ def test_undone(text, code, repaired):
 def test_lost_for_good(text, code):
     assert list(text_findings(text)) == [code]
     assert repair(text) == text
+
+
+@pytest.mark.parametrize("texts", [
+    ("q", "Write `&amp;` and `&lt;`"), ("q", "As ``a`&amp;``."), ("q", "So:\n```html\nR&amp;D\n```\nDone."),
+    ("q", "> ~~~\n> R&amp;D\n> ~~~"), ("q", "So:\n\n    R&amp;D\n\nDone."), ("What is `&amp;`?", "It is &amp;."),
+    ("How do I write & in HTML?", "&amp;"), ("Which entity is that?", "&amp;"), ("q", "An ampersand is &amp;."),
+    ("q", "<p class=\"a\">R&amp;D</p>"), ("Encode <b>A</b>.", "&lt;b&gt;A&lt;/b&gt;"), ("q", "<br/>R&amp;D"),
+])
+def test_entities_that_are_meant(texts):
+    assert are_entities_meant(texts) and list(row_findings([("a", text) for text in texts])) == []
+
+
+@pytest.mark.parametrize("texts", [
+    ("q", "AT&amp;T"), ("q", "it&#39;s"), ("Run `make`?", "AT&amp;T says so: `make`."), ("q", "1 < 2, R&amp;D > 3"),
+    ("q", "See https://a.b/c.html?x=1&amp;y=2 or <me@a.b>."), ("How do we escape to Nara?", "By R&amp;D."),
+])
+def test_entities_in_prose(texts):
+    assert list(row_findings([("a", text) for text in texts])) == [("a", "html_entity")]
+
+
+def test_entities_are_decoded_once():
+    assert repair("R&amp;amp;D &amp;lt; &#38;gt; &Atilde;&copy;") == "R&amp;D &lt; &gt; é"
+    assert repair("CafÃ© R&amp;D\r\n", entities=False) == "Café R&amp;D\n"
+
+
+@pytest.mark.parametrize("text", ["".join("`" * n + " " for n in range(1, 1500)), "`a ``b " * 20_000, "<a " * 100_000,
+                                  "```\n~~~\n" * 50_000, "> " * 100_000, "`" + "\n" * 200_000])
+def test_no_text_takes_long(text):
+    started = time.process_time()
+    CODE.sub("", text)
+    are_entities_meant([text])
+    assert time.process_time() - started < 5
