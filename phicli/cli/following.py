@@ -98,8 +98,8 @@ class Following:
     def complete(self, error: PhicliError, command: str) -> None:
         """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""
         def completed(match: re.Match[str]) -> str:
-            flags = set(match[2].split())
-            own = {"--model", "-m", "--root"} & {*flags, *match.string[match.end():].split()}
+            flags = set(match.string[match.end(1):].split())  # also those behind an argument
+            own = {"--model", "-m", "--root"} & flags
             if match[1] == command and command in REPEATED and not own:
                 return self.line(command, *match[2].split(), again=True)
             taken = {"device"} if own else set(WHERE)

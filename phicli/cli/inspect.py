@@ -42,8 +42,9 @@ def inspect(
         _show(report)
     if not report["rows"] and not report.get("fix"):
         worst = max((w for w in report["warnings"] if w["bad"]), key=lambda w: w["count"])
+        helps = [*report["commands"][:1], _plain(worst["suggestion"])]
         raise BadInput(f"no row can be used: {_plain(worst['message'])}", where=report["file"],
-                       hint=_plain(worst["suggestion"]))
+                       hint=helps[0], also=helps[1:])
     counted, commands = [w for w in report["warnings"] if not w["remark"]], report["commands"]
     if strict and counted:
         found = ", ".join(f"{w['code']} ({w['count']})" for w in counted)

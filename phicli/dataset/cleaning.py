@@ -28,6 +28,7 @@ from phicli.text import Conversation
 # Findings about the file's form, which writing it anew does away with.
 FORM = ("encoding", "bom", "crlf", "cr", "mixed_line_endings", "no_final_newline", "blank_line")
 RESTORED = {"mojibake", "html_entity", "control_character"}
+MENDED = {"invalid_utf8", "not_text"}  # of rows that cannot be used as they are
 LOST = {"nan_text", "replacement_character"}
 
 
@@ -57,6 +58,15 @@ def restored(parser: RowParser, batch: Sequence[tuple[Line, dict[str, Any] | Def
         text = _json(fields) if changes else line.data.decode("utf-8")
         cleaned.rows.append((text, changes, row_hash(row)))
     return cleaned
+
+
+def is_mended(parser: RowParser, line: Line, parsed: dict[str, Any] | Defect) -> bool:
+    """Whether a row that cannot be used can be in the clean copy."""
+    try:
+        _restore(parser, line, parsed)
+    except Defect:
+        return False
+    return True
 
 
 class Cleaner:

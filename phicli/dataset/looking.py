@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phicli.dataset.cleaning import Cleaned, restored
+from phicli.dataset.cleaning import MENDED, Cleaned, is_mended, restored
 from phicli.dataset.counting import Histogram
 from phicli.dataset.defects import Defect
 from phicli.dataset.encoding import RowEncoder, RowSettings, end_of_turn, row_parser
@@ -75,11 +75,12 @@ class FieldFigures:
 class Figures:
     """What is counted of rows; of two batches it is added up.
 
-    roles: messages of each role. turns: of a conversation, answers that are learnt. measured_characters: of rows whose
-    tokens are counted.
+    mendable_rows: bad ones that the clean copy can have. roles: messages of each role. turns: of a conversation,
+    answers that are learnt. measured_characters: of rows whose tokens are counted.
     """
 
     bad_rows: int = 0
+    mendable_rows: int = 0
     with_tools: int = 0
     measured_characters: int = 0
     formats: Counter[str] = field(default_factory=Counter)
@@ -92,6 +93,7 @@ class Figures:
 
     def merge(self, other: "Figures") -> None:
         self.bad_rows += other.bad_rows
+        self.mendable_rows += other.mendable_rows
         self.with_tools += other.with_tools
         self.measured_characters += other.measured_characters
         self.formats.update(other.formats)
@@ -156,6 +158,7 @@ class Looker:
                 parsed = e if parsed is None else parsed
                 findings.add(e.code, place, e.field, detail=e.message)
                 figures.bad_rows += 1
+                figures.mendable_rows += e.code in MENDED and is_mended(self.parser, line, parsed)
             if self.clean:
                 lines.append((line, parsed))
         self._texts(usable, figures, findings)

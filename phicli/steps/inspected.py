@@ -39,8 +39,9 @@ def report(config: InspectConfig, sources: Sequence[Source], files: Sequence[Fil
     found: dict[str, Any] = {
         "file": files[0].file + more, "files": [file._asdict() for file in files],
         "bytes": inspector.bytes, "lines": inspector.lines, "numbers": _numbers(inspector),
-        "rows": inspector.rows, "bad_rows": figures.bad_rows, "formats": dict(figures.formats),
-        "roles": dict(figures.roles), "turns": figures.turns.figures(), "rows_with_tools": figures.with_tools,
+        "rows": inspector.rows, "bad_rows": figures.bad_rows, "mendable_rows": figures.mendable_rows,
+        "formats": dict(figures.formats), "roles": dict(figures.roles), "turns": figures.turns.figures(),
+        "rows_with_tools": figures.with_tools,
         "end_of_turn": end_of_turn(encoder) if encoder else None,
         "example": example(inspector, encoder) if encoder else None,
         "fields": {name: {"rows": f.rows, "empty": f.empty, "characters": f.characters.figures()}
@@ -112,7 +113,7 @@ def _numbers(inspector: Inspector) -> str:
 def commands(config: InspectConfig, found: dict[str, Any]) -> list[str]:
     """What to type next: a clean copy first, if something can be repaired, and finetune with what was inspected, unless
     it refuses how rows are laid out."""
-    if not found["rows"]:
+    if not found["rows"] and not found["mendable_rows"]:
         return []
     held_out = ["--eval-data", config.eval_data] if _held_out_given(config, found["held_out"]) else []
     clean = None

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 DATA = Path(__file__).parents[2] / "data"
@@ -202,6 +204,21 @@ def test_the_commands_that_come_next_are_ready_to_paste(cli, tmp_path, monkeypat
     assert cli(*shlex.split(finetune)[1:], "--max-steps", 1).code == 4  # no quantized model, but nothing wrong with it
 
 
+def test_a_file_that_is_mended_throughout_gets_the_command_for_it(cli, tmp_path):
+    table, numbers = tmp_path / "latin.csv", tmp_path / "numbers.parquet"
+    table.write_bytes("prompt,response\nCafé?,Drüben.\nKäse?,Auch drüben.\n".encode("cp1252"))
+    pq.write_table(pa.table({"prompt": ["1 + 1?", "2 + 2?"], "response": [2, 4]}), numbers)
+    for path in (table, numbers):
+        command = f"phicli inspect {path} --model tiny --fix {path.with_suffix('.clean.jsonl')}"
+        done = cli("inspect", path, "--model", "tiny")
+        assert done.code == 3 and f"try: {command}\n" in done.err and "or: " in done.err
+        mended = cli(*shlex.split(command)[1:])
+        assert mended.code == 0 and following(mended)[-1].endswith(f"--data {path.with_suffix('.clean.jsonl')}")
+        assert cli("inspect", path.with_suffix(".clean.jsonl"), "--model", "tiny", "--strict").code == 0
+    report = json.loads(cli("inspect", table, "--model", "tiny", "--json").out)
+    assert (report["rows"], report["bad_rows"], report["mendable_rows"]) == (0, 2, 2)
+
+
 def test_held_out_rows_are_given_on(cli, rows, tmp_path):
     held_out = tmp_path / "held.jsonl"
     held_out.write_text(json.dumps(ROWS[3]) + "\n")
@@ -231,6 +248,7 @@ def test_strict(cli, rows, more, code):
     done = cli("inspect", rows, "--model", "tiny", "--strict", "--json")
     assert done.code == code and json.loads(done.out)["rows"] >= 30
     assert ("findings: " in done.err) == (code == 3)
+    assert code == 0 or done.err.count("--model") == 1  # of the command that helps
 
 
 CALL = {"messages": [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": None, "tool_calls": [
