@@ -65,10 +65,9 @@ def recognise(fields: Fields) -> str:
         return "text"
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
-    names = ", ".join(map(str, list(fields)[:8])) or "none"
     named = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
     paste = f" (if they are question and answer: {named})" if re.fullmatch(r"[\w =-]+", named) else ""
-    raise Defect("unknown_format", f"no format has these fields: {names}{paste}")
+    raise Defect("unknown_format", f"no format has these fields: {_names(fields)}{paste}")
 
 
 def _check_label(fields: Fields) -> None:
@@ -101,7 +100,7 @@ def _pairs(fields: Fields) -> Understood:
     pair = _pair(fields)
     if not pair:
         wanted = "response" if _first(fields, PROMPTS) else "prompt"
-        raise Defect("missing_field", f"no field '{wanted}', nor another that means it", wanted)
+        raise Defect("missing_field", f"no field '{wanted}', nor another that means it{_there(fields)}", wanted)
     prompt, response = pair
     context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
     system = next((name for name in SYSTEMS if fields.get(name)), None)
@@ -130,7 +129,7 @@ def _pairs(fields: Fields) -> Understood:
 def _plain(fields: Fields) -> Understood:
     name = _first(fields, TEXTS)
     if name is None:
-        raise Defect("missing_field", "no field 'text'", "text")
+        raise Defect("missing_field", f"no field 'text'{_there(fields)}", "text")
     text = _text(fields, name)
     return Understood(text, "text", [(name, text)], frozenset([name]))
 
@@ -139,7 +138,7 @@ def _templated(fields: Fields, template: TextTemplate) -> Understood:
     names = list(dict.fromkeys(template.fields))
     for name in names:
         if name not in fields:
-            raise Defect("missing_field", f"no field '{name}', which the text template names", name)
+            raise Defect("missing_field", f"no field '{name}', which the text template names{_there(fields)}", name)
         check_text(fields[name], name)
     used = {name: fields[name] for name in names}
     return Understood(TemplatedRow(used), "text-template", list(used.items()), frozenset(names))
@@ -160,6 +159,14 @@ def _pair(fields: Fields) -> tuple[str, str] | None:
     response = _first(fields, RESPONSES)
     prompt = _first_of(tuple(name for name in fields if name != response), PROMPTS)
     return (prompt, response) if prompt and response else None
+
+
+def _names(fields: Fields) -> str:
+    return ", ".join(str(name)[:60] for name in list(fields)[:8]) + (", …" if len(fields) > 8 else "") or "none"
+
+
+def _there(fields: Fields) -> str:
+    return f"; there are: {_names(fields)}"
 
 
 def _said(messages: Sequence[Message]) -> list[tuple[str, str]]:
@@ -197,6 +204,6 @@ def _dotted(fields: Fields, path: str) -> Any:
     found: Any = fields
     for part in path.split("."):
         if not isinstance(found, Mapping) or part not in found:
-            raise Defect("missing_field", f"no field '{path}', which --map names", path)
+            raise Defect("missing_field", f"no field '{path}', which --map names{_there(fields)}", path)
         found = found[part]
     return found

@@ -109,7 +109,10 @@ class Finding:
 
     def warning(self, place: Callable[[int], int | str]) -> dict[str, Any]:
         kind = KINDS[self.code]
-        message = kind.message.format(field=self.field) + (f": {self.detail}" if self.detail else "")
+        message = kind.message.format(field=self.field)
+        if self.detail:  # which may say it all
+            message = self.detail if f"'{self.field}'" in message and f"'{self.field}'" in self.detail else (
+                f"{message}: {self.detail}")
         if self.style:
             message += " in more than a third of the rows: perhaps how they are meant to be"
         return {"code": self.code, "field": self.field, "count": self.count, "lines": list(map(place, self.places)),

@@ -16,6 +16,7 @@ from phicli.dataset.inspector import Inspector
 from phicli.dataset.looking import Batch, Looker
 from phicli.dataset.near_duplicates import MAX_ROWS
 from phicli.dataset.overlap import HeldOut
+from phicli.dataset.readers.table import TableReader
 from phicli.dataset.rows import parse_line
 from phicli.dataset.sources import Source
 from phicli.dataset.understood import Understood
@@ -66,7 +67,8 @@ def inspect_file(config: InspectConfig, progress: Progress = SILENT) -> dict[str
             if cleaner and look.cleaned:
                 cleaner.take(look.cleaned)
         if not inspector.rows + inspector.figures.bad_rows:
-            raise BadInput("no rows: the file is empty", where=_named(paths))
+            missing, hint = _missing(files, inspector.lines)
+            raise BadInput(f"no rows: {missing}", where=_named(paths), hint=hint)
     overlap = inspector.finish(looker.encoder, config.eval_data)
     return report(config, sources, files, inspector, overlap, looker.encoder, cleaner)
 
@@ -126,6 +128,16 @@ def _understood(paths: Sequence[str | Path], config: InspectConfig) -> Iterator[
     found = islice(rows(), MAX_ROWS)
     while batch := list(islice(found, 1000)):
         yield batch
+
+
+def _missing(files: Sequence[FileRead], lines: int) -> tuple[str, str]:
+    """What files without rows lack, and what helps."""
+    row = 'a row is a line such as {"prompt": "…", "response": "…"}'
+    if len(files) > 1 or not files[0].bytes:
+        return "the file is empty" if len(files) == 1 else "there is none in any of the files", row
+    if files[0].container == TableReader.kind:
+        return "only the line that names the columns", "each row is a line under it"
+    return ("nothing but blank lines", row) if lines else (f"it is {files[0].container} with nothing in it", row)
 
 
 def _size(paths: Sequence[str | Path]) -> int | None:

@@ -152,6 +152,26 @@ def test_what_is_left_out_of_a_folder_is_told_once_and_in_dry_runs(cli, tiny_awq
     assert "30 rows" in told[0].out and json.loads(cli(*train, "--dry-run", "--json").out)[0]["why"] == "up to date"
 
 
+@pytest.mark.parametrize(("name", "content", "missing", "hint"), [
+    ("rows.csv", "prompt,response\n", "only the line that names the columns", "each row is a line under it"),
+    ("rows.jsonl", "\n \n", "nothing but blank lines", "a row is a line such as {"),
+    ("rows.json", "[]", "a JSON array with nothing in it", "a row is a line such as {"),
+    ("rows.csv", "", "the file is empty", "a row is a line such as {"),
+])
+def test_what_a_file_without_rows_lacks(cli, tmp_path, name, content, missing, hint):
+    (tmp_path / name).write_text(content)
+    done = cli("inspect", tmp_path / name, "--model", "tiny")
+    assert done.code == 3 and f"no rows: {missing}\n" in done.err.replace("it is ", "") and f"try: {hint}" in done.err
+
+
+def test_a_field_that_is_missing_is_said_once_with_those_that_are_there(cli, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", **{f"n{i}": i for i in range(9)}}) + "\n")
+    (warning,) = json.loads(cli("inspect", path, "--model", "tiny", "--json").out)["warnings"]
+    there = ", ".join(["prompt", *(f"n{i}" for i in range(7)), "…"])
+    assert warning["message"] == f"no field 'response', nor another that means it; there are: {there}"
+
+
 def test_a_folder_without_rows(cli, tmp_path):
     done = cli("inspect", tmp_path, "--model", "tiny")
     assert done.code == 3 and "no files of rows in it" in done.err
