@@ -4,6 +4,7 @@ import filecmp
 import gzip
 import io
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,8 @@ from phicli.config.layers import expand
 from phicli.dataset.contents import RowParser
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.defects import Defect
-from phicli.dataset.lines import Line
+from phicli.dataset.formats import COMPRESSIONS, READERS, ending
+from phicli.dataset.lines import Line, LineReader
 from phicli.dataset.rows import parse
 from phicli.dataset.text_repair import has_mojibake, repair, row_findings, text_findings
 from phicli.dataset.understood import Content, Understood, row_hash
@@ -178,18 +180,28 @@ def _as_windows_1252(line: Line, defect: Defect) -> dict[str, Any]:
     return parse(text.encode("utf-8"))
 
 
+def clean_name(path: Path) -> Path:
+    """The name of a clean copy: rows.clean.jsonl in the folder of rows.csv.gz."""
+    name = path.name if path.is_dir() else path.name.partition(".")[0]
+    return path.with_name(f"{name or 'rows'}.clean.jsonl")
+
+
 @contextmanager
 def cleaning(output: Path, sources: Sequence[str | Path]) -> Iterator[Cleaner]:
     """A Cleaner whose file takes its place at `output` (gzip if it ends in .gz) when the block ends well.
 
     Raises:
-        UsageError: `output` is a file that is read, or "-".
+        UsageError: `output` is a file that is read, "-", or has the name of another format.
         BadInput: no row was left; what is there is another file, a link, a folder or a device, and stays.
         Missing: it cannot be written.
     """
     output = Path(expand(str(output)))
     if str(output) == "-":
         raise UsageError("needs the name of a file to write", where=f"--fix {output}")
+    other = READERS.get(ending(output), LineReader) is not LineReader
+    if other or output.suffix.lower() in {*COMPRESSIONS, ".zip", ".xlsx"} - {".gz"}:
+        raise UsageError("is the name of another format, and the clean copy is JSON Lines", where=f"--fix {output}",
+                         hint=f"--fix {shlex.quote(str(clean_name(output)))}")
     if output.exists() and any(str(path) != "-" and Path(path).expanduser().samefile(output) for path in sources):
         raise UsageError("would write over its own input", where=f"--fix {output}", hint="name another file")
     with publishing_file(output) as fresh:

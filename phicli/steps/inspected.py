@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from phicli.config.setting import settings_of, spelt
 from phicli.config.steps import FinetuneConfig, InspectConfig
-from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner
+from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner, clean_name
 from phicli.dataset.encoding import RowEncoder, end_of_turn
 from phicli.dataset.inspector import Inspector
 from phicli.dataset.overlap import Overlap
@@ -148,10 +148,8 @@ def _given(config: InspectConfig) -> list[str]:
 
 
 def _clean_name(data: str) -> str:
-    """The name of a clean copy: rows.clean.jsonl in the folder of rows.csv.gz."""
+    """The name of a clean copy of what the user names as data."""
     if data == "-":
         return "rows.clean.jsonl"
     path = Path(split_weight(data)[0])
-    name = path.name if path.is_dir() else path.name.partition(".")[0]
-    path = path if path.exists() else Path(path.name)  # of a data set of the hub
-    return str(path.with_name(f"{name or 'rows'}.clean.jsonl"))
+    return str(clean_name(path if path.exists() else Path(path.name)))  # the latter of a data set of the hub

@@ -125,6 +125,13 @@ def test_fix_over_the_input_is_a_usage_error(cli, rows):
     assert rows.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.jsonl.zst", "out.TSV.gz", "out.zip"])
+def test_fix_to_the_name_of_another_format_is_a_usage_error(cli, rows, tmp_path, name):
+    done = cli("inspect", rows, "--model", "tiny", "--fix", tmp_path / name)
+    assert (done.code, done.out) == (2, "") and list(tmp_path.iterdir()) == [rows]
+    assert "another format" in done.err and f"try: --fix {tmp_path / 'out.clean.jsonl'}\n" in done.err
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (None, "no such file"), (b"", "no rows"), (b"PAR1\0\0", "Parquet"), (b"\x89PNG\r\n\0\0", "binary"),
     (gzip.compress(b"{}" * 50, mtime=0)[:-9], "truncated"),
