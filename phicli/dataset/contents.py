@@ -11,6 +11,7 @@ from typing import Any
 from phicli.dataset.defects import Defect, check_text
 from phicli.dataset.messages import read_messages, read_tools
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
+from phicli.dataset.wrapped import check_no_columns, check_no_list
 from phicli.text import Conversation, Message, TextTemplate
 from phicli.text.layout import ASSISTANT, SYSTEM, USER
 
@@ -65,6 +66,10 @@ def recognise(fields: Fields) -> str:
         return "text"
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
+    check_no_list(fields)
+    if len(fields) == 1 and "|" in (name := next(iter(fields))):
+        raise Defect("unknown_format", f"no separator was recognised in '{name[:80]}': of a table it is comma, "
+                     "semicolon or tab")
     named = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
     paste = f" (if they are question and answer: {named})" if re.fullmatch(r"[\w =-]+", named) else ""
     raise Defect("unknown_format", f"no format has these fields: {_names(fields)}{paste}")
@@ -102,6 +107,8 @@ def _pairs(fields: Fields) -> Understood:
         wanted = "response" if _first(fields, PROMPTS) else "prompt"
         raise Defect("missing_field", f"no field '{wanted}', nor another that means it{_there(fields)}", wanted)
     prompt, response = pair
+    if not isinstance(fields[prompt], str):
+        check_no_columns(fields, pair)
     context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
     system = next((name for name in SYSTEMS if fields.get(name)), None)
     history = "history" if fields.get("history") else None

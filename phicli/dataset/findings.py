@@ -34,6 +34,8 @@ KINDS: dict[str, Kind] = {
     "not_object": Kind("JSON, but not an object", 'a row is an object: {"prompt": "…", "response": "…"}', bad=True),
     "unknown_format": Kind("fields that no known format has", "name them: --map prompt=FIELD --map response=FIELD; "
                            "of a table the first line has the names", bad=True),
+    "wrapped": Kind("rows within one object", 'each row is a line of its own: {"prompt": "…", "response": "…"}',
+                    bad=True),
     "preference": Kind("rows of preferred and rejected answers", "phicli trains on answers: --map response=chosen "
                        "(or messages=chosen) takes the preferred ones", bad=True),
     "labelled_bad": Kind("rows of preference training (KTO)", "--fix OUT leaves the bad answers out and keeps the good "

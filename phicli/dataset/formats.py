@@ -4,14 +4,20 @@ To add one: a subclass of `Container` whose `__iter__` gives such lines, and the
 `_reader`, what its bytes look like if that tells.
 """
 
+import json
 import re
+import shlex
 from pathlib import Path
 
-from phicli.dataset.lines import Container, LineReader, find_encoding
+from phicli.dataset.contents import RowParser
+from phicli.dataset.defects import Defect
+from phicli.dataset.lines import READABLE, Container, LineReader, find_encoding
 from phicli.dataset.readers.array import ArrayReader
 from phicli.dataset.readers.columnar import ArrowReader, ParquetReader
 from phicli.dataset.readers.table import DELIMITERS, TableReader, split_header
-from phicli.dataset.streams import ByteStream
+from phicli.dataset.streams import LOOK, ByteStream
+from phicli.dataset.wrapped import Wrapped
+from phicli.errors import BadInput
 
 READERS: dict[str, type[Container]] = {
     ".jsonl": LineReader, ".ndjson": LineReader, ".json": LineReader, ".csv": TableReader, ".tsv": TableReader,
@@ -19,9 +25,12 @@ READERS: dict[str, type[Container]] = {
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 MAGIC = {b"PAR1": ParquetReader, b"ARROW1": ArrowReader, b"\xff\xff\xff\xff": ArrowReader}  # the last: a stream
+PROSE = {".txt": "plain text", ".md": "Markdown", ".yaml": "YAML", ".yml": "YAML", ".html": "HTML", ".xml": "XML"}
 _ARRAY = re.compile(r"\s*\[\s*(\{|\]|$)")
 _LINES_OF_ARRAYS = re.compile(r"\s*\[.*\][ \t]*\r?\n\s*\[")
 _OBJECT = re.compile(r"^\s*\{", re.MULTILINE)
+_SPREAD = re.compile(r'\{\s*\n\s*"|\{\s*"[^"\n]*"\s*:\s*[\[{]\s*\n')
+_LIST = re.compile(r'"([A-Za-z_]\w*)"\s*:\s*\[\s*\{', re.ASCII)
 _COLUMN = re.compile(r"[\w .\-/#()?]{1,64}")
 
 
@@ -32,10 +41,17 @@ def open_rows(path: str | Path) -> Container:
         path: a file, plain or compressed; "-" is stdin.
 
     Raises:
-        BadInput: as `Container`.
+        BadInput: as `Container`; a text that has no rows in it by its name; an object over several lines.
     """
     stream = ByteStream(path)
-    return _reader(stream.head, ending(path))(stream)
+    reader = _reader(stream.head, ending(path))
+    if reader is LineReader:
+        try:
+            _check_lines(stream, ending(path))
+        except BaseException:
+            stream.close()
+            raise
+    return reader(stream)
 
 
 def has_rows(path: str | Path) -> bool:
@@ -53,14 +69,46 @@ def _reader(head: bytes, ending: str) -> type[Container]:
     for magic, reader in MAGIC.items():
         if head.startswith(magic):
             return reader
-    encoding, mark = find_encoding(head)
-    text = head[mark:].decode(encoding, "ignore")
+    text = _text(head)
     if _ARRAY.match(text) and not _LINES_OF_ARRAYS.match(text):
         return ArrayReader
     if _OBJECT.match(text):
         return LineReader
     named = READERS.get(ending, LineReader)
     return TableReader if named is LineReader and _is_table(text) else named
+
+
+def _text(head: bytes) -> str:
+    encoding, mark = find_encoding(head)
+    return head[mark:].decode(encoding, "ignore")
+
+
+def _check_lines(stream: ByteStream, ending: str) -> None:
+    """Raise BadInput, with what helps, for a text that is clearly no JSON Lines."""
+    text = _text(stream.head).lstrip()
+    if ending in PROSE and text and "\0" not in text and not _OBJECT.search(text):
+        raise BadInput(f"{PROSE[ending]}, and no rows", where=stream.name, hint=f"rows are {READABLE}")
+    line, more, _ = text.partition("\n")
+    if not more or not line.startswith("{") or line.rstrip().endswith("}"):
+        return
+    try:
+        fields, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        if len(stream.head) < LOOK or not _SPREAD.match(text):
+            return
+        key = _LIST.search(text)
+        fields, end = {key[1]: [{"paragraphs": []} if '"paragraphs"' in text else {}]} if key else {}, len(text)
+    if "\n" in text[:end]:
+        try:
+            jq = "."
+            RowParser().read(fields)
+        except Wrapped as e:
+            jq = e.filter
+        except Defect:
+            pass
+        file = "FILE" if stream.name == "stdin" else shlex.quote(stream.name)
+        raise BadInput("a JSON object over several lines, where each row is a line", where=stream.name,
+                       hint=f"jq -c '{jq}' {file} > rows.jsonl")
 
 
 def _is_table(text: str) -> bool:

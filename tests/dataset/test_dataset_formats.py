@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import shutil
+import subprocess
 import tomllib
 
 import pytest
@@ -10,6 +12,7 @@ from lab_rows import UNDER_IT, calibration
 from phicli.api import inspect
 from phicli.dataset import Row, formats, load_rows, read_rows
 from phicli.dataset.lines import Container, Line
+from phicli.errors import BadInput
 from phicli.quantization.calibration import calibration_tokens
 
 ROWS = [{"prompt": f"Where, {i}?", "response": f'By "train" é {i},\nor on foot'} for i in range(40)]
@@ -57,3 +60,45 @@ def test_a_name_that_says_nothing_is_json_lines(tmp_path):
     path.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
     assert [row.fields for row in read_rows(path)] == ROWS[:1]
     assert not formats.has_rows(path) and formats.has_rows("a/B.JSON.gz")
+
+
+SQUAD = {"version": "1.1", "data": [{"title": "a", "paragraphs": [{"context": "By train.", "qas": [
+    {"id": row["prompt"], "question": row["prompt"], "answers": [{"text": row["response"]}]} for row in ROWS]}]}]}
+COLUMNS = {"q": [row["prompt"] for row in ROWS], "answer": [row["response"] for row in ROWS]}
+
+
+@pytest.mark.parametrize("value", [
+    ROWS[0], {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {"data": ROWS},
+    {"name": "a", "rows": ROWS * 500}, SQUAD, {**SQUAD, "data": SQUAD["data"] * 50},
+    {"prompt": COLUMNS["q"], "response": COLUMNS["answer"]},
+    {"prompt": dict(enumerate(COLUMNS["q"])), "response": dict(enumerate(COLUMNS["answer"]))},
+])
+def test_an_object_over_several_lines_comes_with_the_command_that_makes_rows_of_it(tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my rows.json"
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    with pytest.raises(BadInput, match="a JSON object over several lines") as caught:
+        list(read_rows(path))
+    if not shutil.which("jq"):
+        pytest.skip("no jq")
+    subprocess.run(caught.value.hint, shell=True, check=True)
+    assert inspect("rows.jsonl", model="tiny")["bad_rows"] == 0
+
+
+def test_a_first_line_that_is_broken_is_a_bad_row_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt":\n' + "".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    report = inspect(path, model="tiny")
+    assert (report["rows"], report["bad_rows"]) == (40, 1)
+
+
+@pytest.mark.parametrize(("name", "what"), [("a.yaml", "YAML"), ("a.txt.gz", "plain text"), ("A.MD", "Markdown")])
+def test_a_text_without_rows_is_called_what_it_is(tmp_path, name, what):
+    text = b"- prompt: Where?\n  response: There, by train.\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(BadInput, match=f"{what}, and no rows"):
+        list(read_rows(path))
+    path.write_text("a broken line\n" + json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="broken JSON"):
+        list(read_rows(path))

@@ -43,6 +43,7 @@ PROVOKED = {
     "not_object": (CLEAN + b'[1]\n"text"\n3\n', [21, 22, 23], 3),
     "missing_field": (jsonl({"prompt": "No answer?"}) + CLEAN, [1], 1),
     "unknown_format": (CLEAN + jsonl({"frage": "Wo?", "antwort": "Da."}), [21], 1),
+    "wrapped": (CLEAN + jsonl({"data": [GOOD[0]]}), [21], 1),
     "preference": (CLEAN + jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}), [21], 1),
     "labelled_bad": (CLEAN + row(label=False), [21], 1),
     "bad_messages": (CLEAN + jsonl({"messages": [{"role": "assistent", "content": "a"}]}), [21], 1),
