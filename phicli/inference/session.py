@@ -188,8 +188,14 @@ class Session(ModelFolder):
         """Logits at every position of a text, float32 [tokens, vocabulary], in one run.
 
         Raises:
-            BadInput: longer than the context, or an adapter that does not fit.
+            BadInput: no token, one that the vocabulary does not have, longer than the context, or an adapter that does
+                not fit.
         """
+        if not len(ids):
+            raise BadInput("a text of no tokens has no logits", where=self.folder)
+        if strange := [token for token in ids if not 0 <= token < self.vocab_size]:
+            raise BadInput(f"{strange[0]}: a token that is none of the vocabulary's {self.vocab_size}",
+                           where=self.folder)
         if len(ids) > self.context:
             raise BadInput(f"{len(ids)} tokens are more than the context of {self.context}", where=self.folder,
                            hint="a shorter text, or a smaller --seq-len of evaluate")

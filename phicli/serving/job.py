@@ -111,8 +111,8 @@ def prompts_job(service: Service, asked: Asked, prompts: Sequence[Sequence[int]]
     """The requests for prompts in tokens. Raises as `chat_job`."""
     adapter = service.models.adapter_of(asked.model)
     if not 1 <= asked.choices * len(prompts) <= MOST_CHOICES:
-        raise Fault(400, f"prompts and choices together are at most {MOST_CHOICES}", param="n")
-    given = {name: value for name, value in asked.drawing.items() if value is not None}
+        raise Fault(400, f"prompts and choices together are 1 to {MOST_CHOICES}", param="n")
+    given = _given(asked)
     sampling = replace(service.engine.sampling, **{"seed": secrets.randbelow(LARGEST), **given})
     most = service.config.max_tokens
     limits = [limit for limit in (asked.max_tokens, most) if limit is not None]
@@ -157,3 +157,13 @@ def read_chosen(chat: Chat) -> tuple[Tool, ...]:
     if not chosen:
         raise Fault(400, f"no tool '{chat.tool_choice[:80]}'", param="tool_choice")
     return chosen
+
+
+def _given(asked: Asked) -> dict[str, Any]:
+    """The fields of `Sampling` that a request has. Clients have larger seeds than it, and vLLM's call all tokens -1."""
+    given = {name: value for name, value in asked.drawing.items() if value is not None}
+    if isinstance(seed := given.get("seed"), int) and not 0 <= seed <= LARGEST:
+        given["seed"] = seed % LARGEST
+    if given.get("top_k") == -1:
+        given["top_k"] = 0
+    return given

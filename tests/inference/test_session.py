@@ -50,6 +50,12 @@ def test_more_tokens_than_the_context(session):
         session.logits([5] * (session.context + 1))
 
 
+@pytest.mark.parametrize(("ids", "said"), [([], "no tokens"), ([5, 10**7], "10000000: a token"), ([-1], "-1: a token")])
+def test_tokens_that_there_are_none_of(session, ids, said):
+    with pytest.raises(BadInput, match=said):
+        session.logits(ids)
+
+
 @pytest.mark.parametrize("name", ["paris", "../travel", ""])
 def test_an_unknown_adapter_names_those_there_are(session, name):
     with pytest.raises(BadInput, match="there are: cooking, travel"):

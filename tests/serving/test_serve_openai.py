@@ -51,6 +51,11 @@ def test_choices_seeds_and_biases(client):
     texts = [c.message.content for c in one.choices]
     assert texts == [c.message.content for c in again.choices] and len(set(texts)) == 3
     assert one.usage.prompt_tokens < 30  # once, not three times
+    large = {**more, "n": 1, "seed": 2**32 - 1, "extra_body": {"top_k": -1}}  # all tokens, as vLLM says it
+    first, second = (client.chat.completions.create(**large).choices[0].message.content for _ in range(2))
+    assert first == second
+    with pytest.raises(openai.BadRequestError, match="are 1 to 16"):
+        client.chat.completions.create(**{**more, "n": 0})
     free = client.chat.completions.create(**{**more, "seed": openai.omit, "n": 1, "max_tokens": 30}).choices[0]
     assert free.message.content != client.chat.completions.create(
         **{**more, "seed": openai.omit, "n": 1, "max_tokens": 30}).choices[0].message.content
