@@ -81,16 +81,24 @@ typedef int32_t Places __attribute__((vector_size(WIDTH * 4)));
 #endif
 
 /* Products of one row of x with some keys, WIDTH at a time and the last one in place of those that are not there. Each is
- * summed the same whatever is beside it: by lanes, whose sums are added by halves.
+ * summed the same whatever is beside it: by lanes, whose sums are added by halves. together: keys that are read at once, 4
+ * where they are in a cache, 1 where they come from memory. next: what is read afterwards, laid out as the keys, or NULL.
  */
-ALWAYS void dots_of(const float *x, const float *keys, int64_t size, int64_t tokens, float *out) {
+ALWAYS void dots_of(const float *x, const float *keys, int64_t size, int64_t tokens, int together, const float *next,
+                    float *out) {
   for (int64_t first = 0; first < tokens; first += WIDTH) {
-    const float *key[WIDTH];
     Vector sums[WIDTH] = {{0}};
-    for (int j = 0; j < WIDTH; j++) key[j] = keys + least(first + j, tokens - 1) * size;
-    for (int64_t c = 0; c < size; c += WIDTH) {
-      const Vector own = *(const Vector *)(x + c);
-      for (int j = 0; j < WIDTH; j++) sums[j] += own * *(const Vector *)(key[j] + c);
+#pragma GCC unroll 16
+    for (int j = 0; j < WIDTH; j += together) {
+      int64_t at[4];
+      for (int i = 0; i < together; i++) at[i] = least(first + j + i, tokens - 1) * size;
+      for (int64_t c = 0; c < size; c += WIDTH) {
+        const Vector own = *(const Vector *)(x + c);
+        for (int i = 0; i < together; i++) {
+          sums[j + i] += own * *(const Vector *)(keys + at[i] + c);
+          if (next) __builtin_prefetch(next + at[i] + c);
+        }
+      }
     }
 #define HALVED(half)                                                                                              \
   for (int j = 0; j < half; j++)                                                                                   \
@@ -109,8 +117,8 @@ ALWAYS void dots_of(const float *x, const float *keys, int64_t size, int64_t tok
 /* Scores of a tile. */
 static void score_floats(const float *queries, int64_t rows, int64_t size, const float *keys, const float *values,
                          int64_t tokens, float *scores) {
-  for (int64_t i = 0; i < tokens * size; i += WIDTH) __builtin_prefetch(values + i); /* read next, and as many */
-  for (int64_t r = 0; r < rows; r++) dots_of(queries + r * size, keys, size, tokens, scores + r * TILE);
+  dots_of(queries, keys, size, tokens, 1, values, scores);
+  for (int64_t r = 1; r < rows; r++) dots_of(queries + r * size, keys, size, tokens, 4, NULL, scores + r * TILE);
 }
 
 /* The weights of a tile's values in place of their scores, of which a row sees those from `begin` to `end`. */
