@@ -8,10 +8,11 @@ import numpy as np
 
 from phicli.dataset.counting import SeenBefore
 from phicli.dataset.encoding import RowEncoder, layout_fault
+from phicli.dataset.figures import Figures
 from phicli.dataset.findings import SHOWN_LINES, Finding, Findings
 from phicli.dataset.languages import FIRST, Languages
 from phicli.dataset.lines import Container, Line
-from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Figures, Look
+from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Look
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import HeldOut, Overlap
 from phicli.dataset.understood import Understood
