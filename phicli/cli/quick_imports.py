@@ -23,9 +23,10 @@ LATER = {
     "peft": ("transformers.distributed.tensor_parallel",),
     "torch": (),
     "transformers": (
+        "librosa", "scipy", "sklearn", "soundfile", "soxr", "torchaudio", "torchvision",  # for images, sound, metrics
         "torch._dynamo", "torch.distributed._composable", "torch.distributed.checkpoint", "torch.distributed.fsdp",
         "torch.distributed.tensor", "transformers.distributed.expert_parallel",
-        "transformers.distributed.tensor_parallel"),
+        "transformers.distributed.sharding_utils", "transformers.distributed.tensor_parallel"),
 }
 # Decorators that import torch's compiler to tell it of a function; here nothing is compiled.
 COMPILER = "torch._dynamo"
@@ -112,7 +113,14 @@ def _import_less(name: str, globals: Mapping[str, Any] | None = None, locals: Ma
             _leave_out(module)
     if whole == "transformers.utils.import_utils" and importer == "transformers":
         found.create_import_structure_from_path = functools.cache(found.create_import_structure_from_path)
+    if whole == "transformers.utils.auto_docstring" and importer == "transformers.utils":
+        found.auto_docstring = _leave_undocumented  # it imports all that reads images to name it
     return found
+
+
+def _leave_undocumented(documented: Any = None, **_: Any) -> Any:
+    """A decorator, with or without arguments, that writes no text of arguments."""
+    return documented or (lambda documented: documented)
 
 
 def _leave_out(module: str) -> None:
