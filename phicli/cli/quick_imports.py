@@ -1,7 +1,7 @@
 """Libraries without what they import for others: half of the modules behind torch, transformers and Olive.
 
-transformers imports torch's compiler and its sharded tensors, and reads all of its own source, 45 MB, twice to know
-what it holds; Olive imports all its commands. Here such modules come when something of them is used, which in most
+transformers imports torch's compiler, its sharded tensors and whatever is installed for images and sound, and reads all
+of its own source, 45 MB, twice to know what it holds; Olive imports all its commands. Here such modules come when something of them is used, which in most
 steps nothing is. Only phicli's own process is changed: a program that imports phicli keeps Python's import.
 """
 
@@ -113,9 +113,20 @@ def _import_less(name: str, globals: Mapping[str, Any] | None = None, locals: Ma
             _leave_out(module)
     if whole == "transformers.utils.import_utils" and importer == "transformers":
         found.create_import_structure_from_path = functools.cache(found.create_import_structure_from_path)
+        found.fetch__all__ = _of_the_end(found.fetch__all__)
     if whole == "transformers.utils.auto_docstring" and importer == "transformers.utils":
         found.auto_docstring = _leave_undocumented  # it imports all that reads images to name it
     return found
+
+
+def _of_the_end(fetch: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    """transformers' reading of `__all__`, without what comes before: it looks at every line of its 45 MB."""
+
+    @functools.wraps(fetch)
+    def fetch_end(source: str) -> list[str]:
+        return fetch(source[source.rfind("\n__all__") + 1:])
+
+    return fetch_end
 
 
 def _leave_undocumented(documented: Any = None, **_: Any) -> Any:

@@ -36,7 +36,10 @@ sys.path.remove(sys.argv[1])
 
 scan = import_utils.create_import_structure_from_path
 folder = transformers.models.__path__[0]
-assert scan(folder) == scan.__wrapped__(folder)
+found = scan(folder)
+import_utils.fetch__all__ = import_utils.fetch__all__.__wrapped__
+import_utils.create_import_structure_from_path = plain = scan.__wrapped__
+assert found == plain(folder) and len(found) > 400
 
 import olive
 import onnx_ir
