@@ -1,8 +1,9 @@
 """Libraries without what they import for others: half of the modules behind torch, transformers and Olive.
 
 transformers imports torch's compiler, its sharded tensors and whatever is installed for images and sound, and reads all
-of its own source, 45 MB, twice to know what it holds; Olive imports all its commands. Here such modules come when something of them is used, which in most
-steps nothing is. Only phicli's own process is changed: a program that imports phicli keeps Python's import.
+of its own source, 45 MB, twice to know what it holds; Olive imports all its commands. Here such modules come when
+something of them is used, which in most steps nothing is. Only phicli's own process is changed: a program that imports
+phicli keeps Python's import.
 """
 
 import builtins

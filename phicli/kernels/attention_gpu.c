@@ -33,14 +33,14 @@ static Status launch(const Work *work, int kernel, int64_t x, int64_t y, int64_t
   const unsigned threads = 32 * (kernel == TAKE ? TAKE_WARPS : kernel == FINISH ? FINISH_WARPS : WARPS);
   const unsigned shared = kernel == ATTEND_MANY ? 4 * LINES * ((unsigned)work->size + 16) : 0; /* two of keys and values */
   void *arguments[] = {of};
-  return gpu_launch(LORA_KERNELS + NBITS_KERNELS + at * OF_SIZE + kernel, name, grid, threads, shared, 1, arguments, stream);
+  return gpu_launch(LORA_KERNELS + NBITS_KERNELS + at * OF_SIZE + kernel, name, grid, threads, shared, arguments, stream);
 }
 
 static Status copy_past(const Work *work, Attending *of, void *stream) {
   int words = (int)(work->size + work->kernel->behind) / 4;
   const int64_t grid[3] = {least(ceil_div(work->room * words, 256), 256), work->batch * work->kernel->kv_heads, 2};
   void *arguments[] = {of, &words};
-  return gpu_launch(COPY_KERNEL, "attention_copy", grid, 256, 0, 1, arguments, stream);
+  return gpu_launch(COPY_KERNEL, "attention_copy", grid, 256, 0, arguments, stream);
 }
 
 /* Whether rows share their tokens out, and then so many splits of them that all multiprocessors have work; of many warps

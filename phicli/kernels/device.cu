@@ -71,6 +71,11 @@ __device__ __forceinline__ uint4 load16(const void* from) {  // what is read onc
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
   return v;
 }
+__device__ __forceinline__ uint4 load16_early(const void* from) {  // the compiler would move the other behind waiting
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
 // A kernel may be launched before the one that it follows is done: until it has waited it may read only what no kernel
 // writes.
 __device__ __forceinline__ void let_next_start() {

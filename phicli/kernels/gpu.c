@@ -59,7 +59,7 @@ Status gpu_here(Gpu *gpu) {
 }
 
 Status gpu_launch(int kernel, const char *name, const int64_t grid[3], unsigned threads, unsigned shared,
-                  int early, void **arguments, void *stream) {
+                  void **arguments, void *stream) {
   int place = 0;
   TRY(device_here(&place));
   void **function = &devices[place].functions[kernel];
@@ -72,7 +72,7 @@ Status gpu_launch(int kernel, const char *name, const int64_t grid[3], unsigned 
   }
   const Attribute attribute = {STARTS_EARLY, 0, {1}}; /* programmatic stream serialization, see CUDA's guide */
   const Launch launch = {{(unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2]}, {threads, 1, 1}, shared, stream,
-                         &attribute, early && devices[place].gpu.major >= 9};
+                         &attribute, devices[place].gpu.major >= 9};
   if (driver.launch(&launch, *function, arguments, NULL))
     return failure(RUNTIME_EXCEPTION, "a kernel could not be launched");
   return NULL;

@@ -15,7 +15,7 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* The current device, and its kernels at the first call. */
 Status gpu_here(Gpu *gpu);
 
-/* kernel: below KERNELS, always for the same name. shared: bytes that the launch adds. early: it waits itself for the
-   kernel before, and may start while that one runs. */
+/* kernel: below KERNELS, always for the same name. shared: bytes that the launch adds. It waits itself for the kernel
+   before, and may start while that one runs. */
 Status gpu_launch(int kernel, const char *name, const int64_t grid[3], unsigned threads, unsigned shared,
-                  int early, void **arguments, void *stream);
+                  void **arguments, void *stream);

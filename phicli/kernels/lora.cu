@@ -27,12 +27,27 @@ struct Each {
   int starts[64], ranks[64];
 };
 
-// A block for each row of A.
-__device__ __forceinline__ void down_one(const half_bits* x, const half_bits* line, float* h, int inputs) {
+// A block for each row of A, or for none. What of it 8,192 inputs need is loaded while the kernel before runs.
+__device__ __forceinline__ void down_one(const half_bits* x, const half_bits* line, float* h, int inputs, bool there) {
+  constexpr int EARLY = 4, STEP = 2048;
   __shared__ float sums[8];
+  uint4 weights[EARLY];
   float sum = 0.f;
+  let_next_start();
+#pragma unroll
+  for (int i = 0; i < EARLY; i++) {
+    const int k = threadIdx.x * 8 + i * STEP;
+    weights[i] = there && k < inputs ? load16_early(line + k) : make_uint4(0, 0, 0, 0);
+  }
+  wait_for_previous();
+  if (!there) return;
+#pragma unroll
+  for (int i = 0; i < EARLY; i++) {
+    const int k = threadIdx.x * 8 + i * STEP;
+    if (k < inputs) sum = dot8(weights[i], *(const uint4*)(x + k), sum);
+  }
 #pragma unroll 4
-  for (int k = threadIdx.x * 8; k < inputs; k += 2048)
+  for (int k = threadIdx.x * 8 + EARLY * STEP; k < inputs; k += STEP)
     sum = dot8(__ldg((const uint4*)(line + k)), *(const uint4*)(x + k), sum);
   for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
@@ -45,15 +60,15 @@ __device__ __forceinline__ void down_one(const half_bits* x, const half_bits* li
 
 extern "C" __global__ void __launch_bounds__(256)
 lora_down_one(const half_bits* x, const half_bits* a, float* h, int inputs) {
-  down_one(x, a + (size_t)blockIdx.x * inputs, h + blockIdx.x, inputs);
+  down_one(x, a + (size_t)blockIdx.x * inputs, h + blockIdx.x, inputs, true);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
 lora_down_each(const half_bits* x, const half_bits* a, float* h, int inputs, int stride,
                const __grid_constant__ Each each) {
   const size_t m = blockIdx.y;
-  if (blockIdx.x >= each.ranks[m]) return;
-  down_one(x + m * inputs, a + (size_t)(each.starts[m] + blockIdx.x) * inputs, h + m * stride + blockIdx.x, inputs);
+  down_one(x + m * inputs, a + (size_t)(each.starts[m] + blockIdx.x) * inputs, h + m * stride + blockIdx.x, inputs,
+           blockIdx.x < each.ranks[m]);
 }
 
 __device__ __forceinline__ float dot8(uint4 b, float4 h0, float4 h1, float sum) {
@@ -62,20 +77,32 @@ __device__ __forceinline__ float dot8(uint4 b, float4 h0, float4 h1, float sum) 
   return fmaf(w2.x, h1.x, fmaf(w2.y, h1.y, fmaf(w3.x, h1.z, fmaf(w3.y, h1.w, sum))));
 }
 
-// `lanes` neighbouring threads share an output, 8 columns of B at a time each; lanes is a power of two.
+// `lanes` neighbouring threads share an output, 8 columns of B at a time each; lanes is a power of two. Their first
+// columns are loaded while the kernel before runs.
 template <bool GATED>
 __device__ __forceinline__ void up_one(const float* h, const half_bits* b, const half_bits* base, const half_bits* b2,
                                        const half_bits* base2, half_bits* y, int outputs, int rank, int lanes) {
   const int thread = blockIdx.x * 256 + threadIdx.x;
   const int n = thread / lanes, lane = thread % lanes;
   const bool inside = n < outputs, first = inside && lane == 0;
+  const size_t line = (size_t)n * rank;
+  uint4 w = make_uint4(0, 0, 0, 0), w2 = w;
+  let_next_start();
+  if (inside && lane * 8 < rank) {
+    w = load16_early(b + line + lane * 8);
+    if (GATED) w2 = load16_early(b2 + line + lane * 8);
+  }
+  wait_for_previous();
   const float start = first ? floats(base[n]).x : 0.f, start2 = GATED && first ? floats(base2[n]).x : 0.f;
   float sum = 0.f, sum2 = 0.f;
   for (int r = lane * 8; inside && r < rank; r += lanes * 8) {
-    const size_t at = (size_t)n * rank + r;
     const float4 h0 = *(const float4*)(h + r), h1 = *(const float4*)(h + r + 4);
-    sum = dot8(__ldg((const uint4*)(b + at)), h0, h1, sum);
-    if (GATED) sum2 = dot8(__ldg((const uint4*)(b2 + at)), h0, h1, sum2);
+    if (r > lane * 8) {
+      w = __ldg((const uint4*)(b + line + r));
+      if (GATED) w2 = __ldg((const uint4*)(b2 + line + r));
+    }
+    sum = dot8(w, h0, h1, sum);
+    if (GATED) sum2 = dot8(w2, h0, h1, sum2);
   }
   for (int step = lanes / 2; step; step >>= 1) {
     sum += __shfl_xor_sync(~0u, sum, step);
@@ -119,6 +146,8 @@ template <int TILES>
 __device__ __forceinline__ void down_many(const half_bits* x, const half_bits* a, float* h, int rows, int inputs,
                                           int rank) {
   __shared__ float all[8][16][TILES * 8 + 1];
+  let_next_start();
+  wait_for_previous();
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int m0 = blockIdx.x * 16, n0 = blockIdx.y * TILES * 8, part = blockIdx.z, parts = gridDim.z;
   const half_bits* upper = x + (size_t)min(m0 + group, rows - 1) * inputs + quad * 8;
@@ -169,6 +198,8 @@ __device__ __forceinline__ void up_many(const float* h, const half_bits* b, cons
                                         int parts) {
   constexpr int SIDES = GATED ? 2 : 1, STRIDE = 40;  // in words: rows fall on different banks
   __shared__ unsigned sums[32 * STRIDE];
+  let_next_start();
+  wait_for_previous();
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int m0 = blockIdx.x * 32, n0 = (blockIdx.y * 8 + warp) * 32;
   const half_bits* weights[2] = {b, b2};

@@ -15,7 +15,7 @@ static int64_t parts_of(int64_t rows) {
 }
 
 static Status launch(int kernel, const int64_t grid[3], void **arguments, void *stream) {
-  return gpu_launch(kernel, kernel_names[kernel], grid, 256, 0, 0, arguments, stream);
+  return gpu_launch(kernel, kernel_names[kernel], grid, 256, 0, arguments, stream);
 }
 
 /* Threads that share an output of one row: the same for all adapters, so that the rows beside it change nothing. */

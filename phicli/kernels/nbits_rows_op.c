@@ -46,7 +46,7 @@ static Status launch(const Kernel *kernel, int number, const char *what, const P
   char name[32];
   void *arguments[] = {of};
   snprintf(name, sizeof name, "nbits_%d_%s", (int)kernel->bits, what);
-  return gpu_launch(LORA_KERNELS + (kernel->bits == 8) * 5 + number, name, plan->grid, THREADS, (unsigned)plan->shared, 1,
+  return gpu_launch(LORA_KERNELS + (kernel->bits == 8) * 5 + number, name, plan->grid, THREADS, (unsigned)plan->shared,
                     arguments, stream);
 }
 
@@ -57,7 +57,7 @@ static Status multiply(const Kernel *kernel, const Plan *plan, Matrices *of, voi
   int count = of->rows * of->outputs / 4, parts = (int)plan->grid[1];
   const int64_t grid[3] = {ceil_div(count, SUM_THREADS), 1, 1};
   void *of_sum[] = {&of->sums, &of->y, &count, &parts};
-  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, SUM_THREADS, 0, 1, of_sum, stream);
+  return gpu_launch(SUM_KERNEL, "nbits_sum", grid, SUM_THREADS, 0, of_sum, stream);
 }
 
 /* x times what lies in the third output. */

@@ -127,6 +127,7 @@ static void wait_for_copies() {
   begun[threadIdx.x].clear();
 }
 static uint4 load16(const void* from) { return aligned(from, 16), *(const uint4*)from; }
+static uint4 load16_early(const void* from) { return load16(from); }
 template <class T> static T __ldg(const T* from) { return *from; }
 static std::function<void()> previous;  // what the kernel before does at its end
 static void let_next_start() {}

@@ -34,9 +34,12 @@ def test_products_load_weights_before_they_wait_for_the_kernel_before(tmp_path):
     (tmp_path / "cubin").write_bytes(build.compile_kernels(True, (9, 0)))
     done = subprocess.run([NVRTC / "nvidia" / "cu13" / "bin" / "nvdisasm", tmp_path / "cubin"], capture_output=True,
                           text=True, check=True)
-    section = re.compile(r"^//-+ \.text\.(nbits_[48]_[1248]) +-+\n(.*?)(?=^//-|\Z)", re.MULTILINE | re.DOTALL)
+    section = re.compile(r"^//-+ \.text\.((?:nbits|lora)_\w+) +-+\n(.*?)(?=^//-|\Z)", re.MULTILINE | re.DOTALL)
     kernels = dict(section.findall(done.stdout))
-    assert len(kernels) == 8
-    for name, code in kernels.items():
-        before, waiting, _ = code.partition("ACQBULK")
-        assert waiting and len(re.findall(r"LDG\.\S*\.128\b", before)) == 2 * int(name[6]) // 4, name
+    loads = {f"nbits_{bits}_{rows}": bits // 2 for bits in (4, 8) for rows in (1, 2, 4, 8)}
+    for rows in ("one", "each"):
+        loads |= {f"lora_down_{rows}": 4, f"lora_up_{rows}": 1, f"lora_gated_up_{rows}": 2}
+    for name, count in loads.items():
+        before, waiting, _ = kernels[name].partition("ACQBULK")
+        assert waiting and len(re.findall(r"LDG\.\S*\.128\b", before)) == count, name
+    assert all("ACQBULK" in code for name, code in kernels.items() if name.startswith("lora_"))
