@@ -1,5 +1,6 @@
 """The settings of commands that are no steps of the lab."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,6 +8,7 @@ from phicli.config import shared
 from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.setting import StepConfig, again, setting
+from phicli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ChatConfig(OfModel):
 
 
 LIMITS, ACCESS = "Limits", "Access"
+ANY_ORIGIN = "*"
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")  # as browsers send it
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ class ServeConfig(OfModel):
     allowed_hosts: tuple[str, ...] = setting((), "Name by which this machine may be called; may be repeated [default: "
                                              "its own addresses; any where others may ask]", flags=("--allowed-host",),
                                              metavar="NAME", panel=ACCESS)
-    cors_origins: tuple[str, ...] = setting((), "Origin whose pages may ask, such as https://example.org; may be "
-                                            "repeated", flags=("--cors-origin",), metavar="ORIGIN", panel=ACCESS)
+    cors_origins: tuple[str, ...] = setting((), "Origin whose pages may ask, such as https://example.org, or * for "
+                                            "any; may be repeated", flags=("--cors-origin",), metavar="ORIGIN",
+                                            panel=ACCESS)
     adapter_root: str | None = setting(None, "Folder from which clients may add adapters [default: ROOT/ft]",
                                        path=True, panel=ACCESS)
     page: bool = setting(True, "Serve the page to chat", flags=("--page/--no-page",), panel=ACCESS)
@@ -96,6 +101,20 @@ class ServeConfig(OfModel):
     provider: str = shared.provider()
     kernels: str = shared.kernels()
     chat_template_kwargs: tuple[str, ...] = shared.chat_template_kwargs()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for origin in self.cors_origins:
+            _check_origin(origin)
+
+
+def _check_origin(origin: str) -> None:
+    """Raises UsageError: no page's header Origin can be that."""
+    if origin in (ANY_ORIGIN, "null") or ORIGIN.fullmatch(origin):
+        return
+    meant = origin.lower().rstrip("/")
+    raise UsageError(f"'{origin}' is no origin: https://example.org is one, in small letters and without a path",
+                     where="--cors-origin", hint=f"--cors-origin {meant}" if ORIGIN.fullmatch(meant) else None)
 
 
 @dataclass(frozen=True)

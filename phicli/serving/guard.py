@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from phicli.serving.faults import Fault
 from phicli.serving.service import Service
 from phicli.serving.settings import LOOPBACK, is_loopback
-from phicli.serving.vllm_guard import digest, host_name, is_foreign
+from phicli.serving.vllm_guard import digest, host_name, is_foreign, may_ask
 
 OPEN = ("/", "/health", "/favicon.ico")  # without a key; and what the page consists of
 PAGE = "/page/"
@@ -62,7 +62,7 @@ class Guard:
         if not self._any_host and host_name(host) not in self._hosts:
             raise Fault(421, f"'{host_name(host)[:80]}' is no name of this server; --allowed-host adds one")
         origin = headers.get("origin")
-        if is_foreign(origin, host) and origin not in self.service.config.cors_origins:
+        if is_foreign(origin, host) and not may_ask(origin, self.service.config.cors_origins):
             raise Fault(403, "pages of other sites may not ask here; --cors-origin lets them")
         if path in OPEN or path.startswith(PAGE):
             return

@@ -7,12 +7,12 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 KEY = "VLLM_API_KEY"
 HOSTS = "PHICLI_ALLOWED_HOSTS"  # names by which the server may be called, with commas; none: any
-ORIGINS = "PHICLI_ALLOWED_ORIGINS"  # of pages that may ask, with commas; those that vLLM has too
+ORIGINS = "PHICLI_ALLOWED_ORIGINS"  # of pages that may ask, with commas, or *; those that vLLM has too
 OPEN = "/health"
 
 Scope = MutableMapping[str, Any]
@@ -41,18 +41,19 @@ class Guard:
         status, why = refused
         body = json.dumps({"error": {"message": why, "type": "invalid_request_error", "code": status}}).encode()
         told = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if (origin := headers.get(b"origin")) in self._origins:  # else its page is told of a network that fails
+        origin = headers.get(b"origin")
+        if origin and may_ask(origin, self._origins):  # else its page is told of a network that fails
             told += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
         await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
 
     def _refused(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if scope.get("method") == "OPTIONS" and origin in self._origins:  # what a browser asks before
+        if scope.get("method") == "OPTIONS" and may_ask(origin, self._origins):  # what a browser asks before
             return None
         if self._hosts and host_name(host) not in self._hosts:
             return 421, "that is no name of this server"
-        if is_foreign(origin, host) and origin not in self._origins:
+        if is_foreign(origin, host) and not may_ask(origin, self._origins):
             return 403, "pages of other sites may not ask here; --cors-origin lets them"
         if not self._key or scope["path"] == OPEN:
             return None
@@ -73,6 +74,11 @@ def host_name(host: str) -> str:
 def is_foreign(origin: str | None, host: str) -> bool:
     """Whether a page of another site asks, by the headers Origin and Host."""
     return bool(origin) and str(origin).partition("://")[2] != host
+
+
+def may_ask(origin: str | None, origins: Collection[str]) -> bool:
+    """Whether pages of an origin are let in; "*" lets in all."""
+    return origin is not None and (origin in origins or "*" in origins)
 
 
 def digest(key: str) -> bytes:

@@ -48,6 +48,24 @@ def test_pages_of_other_sites_may_not_ask(served):
     assert "access-control-allow-origin" not in served.ask(CHAT, method="OPTIONS", origin="https://a.example").headers
 
 
+def test_pages_of_any_site_may_ask_where_a_star_says_so(serve_root, start_server):
+    with start_server(serve_root, cors_origins=("*",)) as served:
+        for origin in ("https://a.example", "null"):
+            reply = served.ask("/v1/models", origin=origin)
+            assert reply.status == 200 and reply.headers["access-control-allow-origin"] == "*"
+        assert served.ask("/v1/models", origin="https://a.example", host="evil.example").status == 421
+
+
+@pytest.mark.parametrize(("origin", "meant"), [
+    ("https://a.example/", "--cors-origin https://a.example"), ("https://A.example", "--cors-origin https://a.example"),
+    ("a.example", None), ("https://a.example/page", None), ("https://a.example,https://b.example", None), ("", None)])
+def test_an_origin_that_no_page_has_is_refused(origin, meant):
+    with pytest.raises(UsageError, match="no origin") as refused:
+        ServeConfig(cors_origins=("https://b.example", origin))
+    assert refused.value.hint == meant
+    assert ServeConfig(cors_origins=("https://a.example:8443", "http://[::1]:3000", "null", "*"))
+
+
 @pytest.mark.parametrize(("body", "status", "said"), [
     (b"", 400, "JSON"), (b"{", 400, "JSON"), (b"[]", 400, "body"), (b"5", 400, "body"),
     (b'{"a": 1, "a": 2}', 400, "twice"), (b"[" * 100000, 400, ""), (b"\xff\xfe", 400, "JSON"),

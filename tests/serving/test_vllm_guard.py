@@ -77,6 +77,10 @@ def test_pages_of_other_sites_ask_where_their_origin_is_allowed_and_read_why_not
             assert found == 403 and "access-control-allow-origin" not in told
             assert status(address, "/invocations", "OPTIONS", Origin=origin, **before) == 403
         assert status(address, Origin=address, Authorization="Bearer right") == 200  # a page of its own
+    monkeypatch.setenv("PHICLI_ALLOWED_ORIGINS", "*")
+    with served(Guard(CORSMiddleware(application, ["*"], ["POST"], ["*"]))) as address:
+        assert status(address, Origin=mine, Authorization="Bearer right") == 200
+        assert status(address, Origin=mine) == status(address) == 401
 
 
 @pytest.mark.parametrize(("host", "expected"), [
