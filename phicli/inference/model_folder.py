@@ -20,6 +20,10 @@ from phicli.text import TextCodec
 from phicli.text.layout import LONGEST
 
 
+class NoAdapter(BadInput):
+    """A model has no adapter of that name."""
+
+
 class ModelFolder:
     """What `Session` and `Engine` know of a folder once it is `read`.
 
@@ -90,7 +94,7 @@ def adapters_beside(folder: Path) -> list[str]:
     return sorted(p.name[: -len(ADAPTER_SUFFIX)] for p in folder.glob(f"{ADAPTERS}/*{ADAPTER_SUFFIX}"))
 
 
-def no_adapter(folder: Path, name: str, known: Sequence[str] | None = None) -> BadInput:
+def no_adapter(folder: Path, name: str, known: Sequence[str] | None = None) -> NoAdapter:
     """The error where a model has no adapter of a name, and what makes one that has.
 
     known: those that it has; None: those that lie beside it.
@@ -98,12 +102,12 @@ def no_adapter(folder: Path, name: str, known: Sequence[str] | None = None) -> B
     known = adapters_beside(folder) if known is None else known
     merged = merged_into(folder)
     if merged is None:
-        return BadInput(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=folder / ADAPTERS,
+        return NoAdapter(f"no adapter '{name}'; there are: {', '.join(known) or 'none'}", where=folder / ADAPTERS,
                         hint=optimizing(folder, name))
     without = ["leave the adapter out: it is in the model"] if merged == name else []
     first, *more = *without, optimizing(folder, name)
-    return BadInput(f"no adapter '{name}': '{merged}' is in the weights of this model, which takes none",
-                    where=folder, hint=first, also=more)
+    return NoAdapter(f"no adapter '{name}': '{merged}' is in the weights of this model, which takes none",
+                     where=folder, hint=first, also=more)
 
 
 def optimizing(folder: Path, name: str) -> str:

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 
 from phicli.errors import BadInput, PhicliError, UsageError
 from phicli.inference.engine import Busy
+from phicli.inference.model_folder import NoAdapter
 
 RETRY_SECONDS = 1
 OPENAI = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -54,6 +55,8 @@ def fault_of(error: BaseException, fields: Mapping[str, str] = MappingProxyType(
         return Fault(504, "the answer took more time than it may")
     if isinstance(error, Busy):
         return Fault(429, error.message, code="rate_limit_exceeded")
+    if isinstance(error, NoAdapter):  # removed since its name was looked up
+        return Fault(404, error.message, param="model", code="model_not_found")
     if isinstance(error, BadInput | UsageError):
         where = error.where if isinstance(error.where, str) and error.where.replace("_", "").isalpha() else None
         where = fields.get(where or "", where)

@@ -1,13 +1,14 @@
 """Names in requests: the model itself and each adapter. Adapters come and go."""
 
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from phicli.errors import Missing, UsageError
-from phicli.inference.engine import Engine
+from phicli.inference.engine import Engine, NameTaken
 from phicli.inference.model_folder import no_adapter
 from phicli.serving.faults import Fault
 
@@ -30,13 +31,14 @@ class Models:
         known = engine.adapter_names()
         if missing := [name for name in only if name not in known]:
             raise no_adapter(engine.model.folder, missing[0], known)
-        self._served = set(only or known)
-        if base in self._served:
+        self._hidden = set(known) - set(only or known)  # that the engine has and that are not served
+        self._changing = threading.Lock()
+        if base in set(known) - self._hidden:
             raise UsageError("an adapter has that name too", where="--name", hint="--name ANOTHER")
         self._created = int(time.time())
 
     def names(self) -> list[str]:
-        return [self.base, *(name for name in self.engine.adapter_names() if name in self._served)]
+        return [self.base, *(name for name in self.engine.adapter_names() if name not in self._hidden)]
 
     def adapter_of(self, name: str | None) -> str | None:
         """The adapter that a name means, None for the base, which is also meant where there is no name.
@@ -60,24 +62,27 @@ class Models:
         if not NAME.fullmatch(name):
             raise Fault(400, "a name has up to 64 letters, digits, '.', '_' and '-'", param="name")
         if name in self.names():
-            raise Fault(409, f"there is a model '{name}' already", param="name")
+            raise taken(name)
         place = (self.root / path).resolve()
         if not place.is_relative_to(self.root.resolve()):
             raise Fault(400, "adapters are added from the folder --adapter-root only", param="path")
         if not place.exists():
             raise Fault(400, "no such adapter in the folder --adapter-root", param="path")
-        if name not in self.engine.adapter_names():  # else it was there and not served
-            try:
-                self.engine.add_adapter(name, place)
-            except Missing as e:
-                raise Fault(501, e.message, param="path") from None
-        self._served.add(name)
+        with self._changing:
+            if name in self._hidden:  # another one of that name
+                self.engine.remove_adapter(name)
+                self._hidden.discard(name)
+        try:
+            self.engine.add_adapter(name, place)
+        except NameTaken:  # by a request at the same time
+            raise taken(name) from None
+        except Missing as e:
+            raise Fault(501, e.message, param="path") from None
 
     def remove(self, name: str) -> None:
         """Rows that use it go on to their end. Raises Fault: 404, or 400 for the base."""
         if self.adapter_of(name) is None:
             raise Fault(400, "the base model cannot be removed", param="name")
-        self._served.discard(name)
         self.engine.remove_adapter(name)
 
     def document(self, name: str) -> dict[str, Any]:
@@ -87,3 +92,7 @@ class Models:
                 "parent": self.base if adapter else None, "max_model_len": self.engine.context,
                 "type": "model", "display_name": name, "lifecycle": "active",
                 "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created))}
+
+
+def taken(name: str) -> Fault:
+    return Fault(409, f"there is a model '{name}' already", param="name")

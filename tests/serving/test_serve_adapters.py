@@ -39,6 +39,35 @@ def test_adapters_come_and_go(changing):
     assert changing.ask("/v1/adapters", {"name": "stew", "path": "cooking"}).status == 409
 
 
+def answer(served, model):
+    return served.ask(CHAT, BODY | {"model": model}).json["choices"][0]["message"]["content"]
+
+
+def test_a_name_that_is_not_served_is_free(serve_root, start_server):
+    """The folder has an adapter of that name, which was left out: what is added is what was asked for."""
+    with start_server(serve_root, adapters=("travel",)) as found:
+        for name in ("cooking", "other"):
+            assert found.ask("/v1/adapters", {"name": name, "path": "travel"}).status == 201
+        assert answer(found, "cooking") == answer(found, "other")
+        assert found.ask("/v1/adapters/cooking", method="DELETE").status == 200
+        assert found.ask("/v1/adapters", {"name": "cooking", "path": "cooking"}).status == 201
+        assert answer(found, "cooking") != answer(found, "other")
+
+
+def test_names_that_change_after_they_were_looked_up(changing, monkeypatch):
+    """Another request was quicker: the refusal is the same as a moment later."""
+    models = changing.service.models
+    monkeypatch.setattr(models, "names", lambda: ["tiny"])
+    reply = changing.ask("/v1/adapters", {"name": "cooking", "path": "cooking"})
+    assert reply.status == 409 and "cooking" in reply.json["error"]["message"]
+    monkeypatch.undo()
+    models.engine.remove_adapter("cooking")
+    monkeypatch.setattr(models, "adapter_of", lambda name: name)
+    for reply in (changing.ask(CHAT, BODY | {"model": "cooking"}),
+                  changing.ask("/v1/adapters/cooking", method="DELETE")):
+        assert reply.status == 404 and reply.json["error"]["code"] == "model_not_found"
+
+
 @pytest.mark.parametrize(("name", "path", "said"), [
     ("a", "../onnx-ao", "--adapter-root"), ("a", "/etc", "--adapter-root"), ("a", "none", "no such adapter"),
     ("../a", "cooking", "name"), ("", "cooking", "name"), ("a" * 65, "cooking", "name"),

@@ -9,6 +9,7 @@
 from phicli.inference.engine.engine import Engine, Handle
 from phicli.inference.engine.grammar import Grammar
 from phicli.inference.engine.opening import Unfit
-from phicli.inference.engine.request import Busy, EngineStats, Finish, Piece, Request, TokenLogprob
+from phicli.inference.engine.request import Busy, EngineStats, Finish, NameTaken, Piece, Request, TokenLogprob
 
-__all__ = ["Busy", "Engine", "EngineStats", "Finish", "Grammar", "Handle", "Piece", "Request", "TokenLogprob", "Unfit"]
+__all__ = ["Busy", "Engine", "EngineStats", "Finish", "Grammar", "Handle", "NameTaken", "Piece", "Request",
+           "TokenLogprob", "Unfit"]

@@ -23,7 +23,7 @@ from phicli.inference.engine.batch import Batch
 from phicli.inference.engine.drawing import Drawing
 from phicli.inference.engine.grammar import Matcher, vocabulary_of
 from phicli.inference.engine.opening import Unfit, open_served
-from phicli.inference.engine.request import Busy, EngineStats, Finish, Piece, Request
+from phicli.inference.engine.request import Busy, EngineStats, Finish, NameTaken, Piece, Request
 from phicli.inference.engine.row import Row
 from phicli.inference.engine.rows import Rows
 from phicli.inference.engine.scheduler import Scheduler
@@ -124,7 +124,8 @@ class Engine:
         """Take another adapter, a PEFT folder, while rows run.
 
         Raises:
-            BadInput: the name is taken or none, the adapter is damaged or one for another model.
+            NameTaken: there is one of that name. BadInput: the name is none, the adapter is damaged or for another
+                model.
             Missing: this model takes none while it runs, or no more.
         """
         hint = optimizing(self.model.folder, name)
@@ -134,7 +135,7 @@ class Engine:
             raise BadInput(f"'{name}' is no name for an adapter: letters, digits, '.', '_' and '-'")
         with self._adding:
             if name in self._names:
-                raise BadInput(f"there is an adapter '{name}' already")
+                raise NameTaken(f"there is an adapter '{name}' already")
             loras, template = read_peft(Path(folder)), Path(folder) / "chat_template.jinja"
             codec = self.model.codec.under(read_text(template, LONGEST)) if template.is_file() else None
             with self._lock:  # which the engine's thread needs too: not for long

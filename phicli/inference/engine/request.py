@@ -17,6 +17,10 @@ class Busy(RemoteError):
     """More requests wait than may."""
 
 
+class NameTaken(BadInput):
+    """There is an adapter of that name."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt and how it is to be answered.
