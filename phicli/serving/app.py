@@ -104,8 +104,9 @@ def _answers(service: Service, form: type[Any], writer: type[Any]) -> Endpoint:
         begun = time.monotonic()
 
         def start(content: bytes) -> tuple[Job, Answer]:
+            body = parsed(form, content)
             try:
-                job = parsed(form, content).job(service)
+                job = body.job(service)
                 return job, Answer(service.bridge, job.requests)
             except (Fault, PhicliError) as e:
                 raise fault_of(e, writer.fields) from e

@@ -2,10 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import takewhile
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -21,9 +21,13 @@ is_field = re.compile(r"(?!(str|int|float|bool)$)[a-z0-9_]+$").match  # in a pla
 
 
 class Body(BaseModel):
-    """Fields of a body. Those that are not known are ignored: clients send many that do not matter here."""
+    """Fields of a body. Those that are not known are ignored: clients send many that do not matter here.
+
+    instead: fields of other servers without which the answer would be another one -> what is asked in their place.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
+    instead: ClassVar[Mapping[str, str | None]] = {}
 
 
 @asynccontextmanager
@@ -57,7 +61,9 @@ async def body_of(service: Service, request: Request) -> AsyncIterator[bytes]:
 def parsed(form: type[Form], content: bytes) -> Form:
     """The body as a form. Raises Fault: 400, with the field that is wrong."""
     try:
-        return form.model_validate(parse_json(content, "body"))
+        document = parse_json(content, "body")
+        _check_instead(form, document)
+        return form.model_validate(document)
     except BadInput as e:
         raise Fault(400, e.message) from None
     except RecursionError:
@@ -68,3 +74,8 @@ def parsed(form: type[Form], content: bytes) -> Form:
         raise Fault(400, f"{field}: {first['msg']}", param=field) from None
 
 
+def _check_instead(form: type[Body], document: Any) -> None:
+    """Raise Fault: 400, for a field that asks for something that is not done here."""
+    for name, other in form.instead.items():
+        if isinstance(document, dict) and document.get(name):
+            raise Fault(400, f"{name}: is not known here" + (f"; {other} is" if other else ""), param=name)

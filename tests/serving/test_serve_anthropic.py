@@ -57,6 +57,16 @@ def test_tools(client):
     assert client.messages.create(**{**more, "messages": back}).content
 
 
+@pytest.mark.parametrize(("more", "said"), [
+    ({"output_format": {"type": "json_schema", "schema": {}}}, "output_config.format"),
+    ({"messages": [*ASKED["messages"], {"role": "assistant", "content": "{"}]}, "assistant"),
+    ({"mcp_servers": [{"name": "a"}]}, "mcp_servers")])
+def test_what_would_change_the_answer_is_not_passed_over(client, more, said):
+    """An answer that was begun would be given anew, and one that was to be JSON as any text."""
+    with pytest.raises(anthropic.BadRequestError, match=said):
+        client.messages.create(**{**ASKED, "extra_body": ASKED["extra_body"] | more})
+
+
 def test_errors_have_anthropics_form(client):
     with pytest.raises(anthropic.NotFoundError, match="there are: tiny, cooking, travel") as e:
         client.messages.create(**{**ASKED, "model": "claude"})

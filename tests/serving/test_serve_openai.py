@@ -90,6 +90,9 @@ def test_answers_follow_a_schema(client):
     assert json.loads(found.message.content).keys() == {"city", "warm"} and found.finish_reason == "stop"
     free = client.chat.completions.create(**more, max_tokens=9, response_format={"type": "json_object"}).choices[0]
     assert free.message.content.startswith("{")
+    for kind in ("json_object", "json_schema"):  # as llama.cpp's clients have it
+        like = client.chat.completions.create(**more, max_tokens=60, response_format={"type": kind, "schema": SCHEMA})
+        assert like.choices[0].message.content == found.message.content
     document = json.loads(client.responses.create(
         model="tiny", input="A city?", text={"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
         max_output_tokens=60).output_text)
@@ -184,6 +187,28 @@ def test_what_is_wrong_with_a_request_is_said(client, wrong, said):
     with pytest.raises(openai.BadRequestError, match=said) as e:
         client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, **wrong})
     assert e.value.body["type"] == "invalid_request_error" and "/" not in e.value.body["message"]
+
+
+@pytest.mark.parametrize(("field", "value", "said"), [
+    ("guided_json", SCHEMA, "response_format"), ("structured_outputs", {"choice": ["a"]}, "response_format"),
+    ("grammar", 'root ::= "a"', "response_format"), ("format", "json", "response_format"),
+    ("stop_token_ids", [2], "stop"), ("min_tokens", 9, "ignore_eos"), ("use_beam_search", True, "use_beam_search")])
+def test_what_would_change_the_answer_elsewhere_is_not_passed_over(client, field, value, said):
+    """Fields of vLLM, llama.cpp and ollama: text of any form under 200 would be taken for what was asked."""
+    for ask, more in ((client.chat.completions, {"messages": QUESTION}), (client.completions, {"prompt": "a"})):
+        with pytest.raises(openai.BadRequestError, match=said) as e:
+            ask.create(model="tiny", max_tokens=2, **more, extra_body={field: value})
+        assert e.value.body["param"] == field and field in e.value.body["message"]
+        assert ask.create(model="tiny", max_tokens=2, **more, extra_body={field: None}).choices
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("functions", [{"name": "f"}]), ("continue_final_message", True), ("chat_template", "a"), ("best_of", 0)])
+def test_what_only_chats_have_is_not_passed_over(client, field, value):
+    ask = client.completions if field == "best_of" else client.chat.completions
+    more = {"prompt": "a"} if field == "best_of" else {"messages": QUESTION}
+    with pytest.raises(openai.BadRequestError, match=field):
+        ask.create(model="tiny", **more, extra_body={field: value})
 
 
 def test_text_of_a_user_is_no_control_token(client, served):

@@ -2,9 +2,9 @@
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,8 @@ class Turn(Body):
 
 class CountBody(Body):
     """What has to be known to count a prompt's tokens."""
+
+    instead: ClassVar[Mapping[str, str | None]] = {"output_format": "output_config.format", "mcp_servers": "tools"}
 
     model: str | None = None
     messages: list[Turn]
@@ -79,6 +81,9 @@ class MessagesBody(CountBody):
     stream: bool | None = None
 
     def job(self, service: Service) -> Job:
+        if self.messages and self.messages[-1].role == "assistant":
+            raise Fault(400, "the last message is the assistant's: an answer that is begun is not gone on with here",
+                        param="messages")
         drawing = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         asked = Asked(self.model, drawing, self.max_tokens, tuple(self.stop_sequences or ()), stream=bool(self.stream))
         return chat_job(service, asked, self.chat())

@@ -2,9 +2,9 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from phicli.serving.bodies import Body
 from phicli.serving.choices import Choice, Delta, Usage
 from phicli.serving.faults import Fault
 from phicli.serving.job import ANY_OBJECT, AUTO, Chat, Job, chat_job
-from phicli.serving.protocols.openai_fields import Drawn, logprob_of, usage_of
+from phicli.serving.protocols.openai_fields import INSTEAD, Drawn, logprob_of, usage_of
 from phicli.serving.service import Service
 from phicli.text.calls import Call
 
@@ -30,16 +30,20 @@ class Schema(Body):
 
 
 class Format(Body):
+    """schema: where llama.cpp's clients have it."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
 
     def asked(self) -> dict[str, Any] | None:
         """What the answer has to follow. Raises Fault: 400."""
-        if self.type == "json_schema":
-            if self.json_schema is None or self.json_schema.schema_ is None:
-                raise Fault(400, "json_schema has no schema", param="response_format")
-            return self.json_schema.schema_
-        return ANY_OBJECT if self.type == "json_object" else None
+        if self.type == "text":
+            return None
+        schema = self.schema_ if self.json_schema is None else self.json_schema.schema_
+        if schema is None and self.type == "json_schema":
+            raise Fault(400, "json_schema has no schema", param="response_format")
+        return ANY_OBJECT if schema is None else schema
 
 
 class FunctionName(Body):
@@ -54,6 +58,10 @@ class NamedTool(Body):
 class ChatBody(Drawn):
     """The request."""
 
+    instead: ClassVar[Mapping[str, str | None]] = INSTEAD | {
+        "functions": "tools", "chat_template": None, "continue_final_message": None, "audio": None,
+        "web_search_options": None}
+
     messages: list[Any]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -66,7 +74,7 @@ class ChatBody(Drawn):
         """Raises as `chat_job`."""
         top = self.top_logprobs or 0
         if not 0 <= top <= MOST_TOP:
-            raise Fault(400, f"must be 0 to {MOST_TOP}", param="top_logprobs")
+            raise Fault(400, f"top_logprobs: must be 0 to {MOST_TOP}", param="top_logprobs")
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
         chosen = self.tool_choice

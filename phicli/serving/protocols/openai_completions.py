@@ -2,16 +2,16 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from phicli.inference.engine import TokenLogprob
 from phicli.serving.answering import Event
 from phicli.serving.choices import Choice, Delta, Usage
 from phicli.serving.faults import Fault
 from phicli.serving.job import Job, prompts_job
-from phicli.serving.protocols.openai_fields import Drawn, usage_of
+from phicli.serving.protocols.openai_fields import INSTEAD, Drawn, usage_of
 from phicli.serving.service import Service
 from phicli.text.pieces import token_bytes
 
@@ -22,21 +22,19 @@ USUAL = 16  # tokens of an answer, as OpenAI has it
 class CompletionBody(Drawn):
     """The request. A prompt is text, in which nothing is a control token, or the numbers of tokens."""
 
+    instead: ClassVar[Mapping[str, str | None]] = INSTEAD | {
+        "response_format": INSTEAD["format"], "echo": None, "suffix": None}
+
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
     best_of: int | None = None
 
     def job(self, service: Service) -> Job:
         """Raises as `prompts_job`."""
-        for name in ("echo", "suffix"):
-            if getattr(self, name):
-                raise Fault(400, "is not done here", param=name)
         if self.best_of not in (None, self.n or 1):
-            raise Fault(400, "can only be n", param="best_of")
+            raise Fault(400, "best_of: can only be n", param="best_of")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_TOP:
-            raise Fault(400, f"must be 0 to {MOST_TOP}", param="logprobs")
+            raise Fault(400, f"logprobs: must be 0 to {MOST_TOP}", param="logprobs")
         if self.max_tokens is None:
             self.max_tokens = USUAL
         codec = service.engine.codec_of(service.models.adapter_of(self.model))

@@ -1,6 +1,7 @@
 """What OpenAI's protocols have in common, with the further fields that vLLM's clients know."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from phicli.inference.engine import TokenLogprob
 from phicli.serving.bodies import Body
@@ -14,12 +15,22 @@ DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "pres
            "seed")
 
 
+# vLLM's, llama.cpp's and ollama's ways to say what form an answer has, and where it ends
+FORMS = ("guided_json", "guided_choice", "guided_regex", "guided_grammar", "structured_outputs", "grammar",
+         "json_schema", "format")
+INSTEAD: dict[str, str | None] = {**dict.fromkeys(FORMS, "response_format of /v1/chat/completions"),
+                                  "stop_token_ids": "stop", "min_tokens": "ignore_eos", "bad_words": "logit_bias",
+                                  "allowed_token_ids": "logit_bias", "use_beam_search": None, "prompt_logprobs": None}
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
 
 
 class Drawn(Body):
     """How tokens are drawn, and what else both old protocols have."""
+
+    instead: ClassVar[Mapping[str, str | None]] = INSTEAD
 
     model: str | None = None
     temperature: float | None = None
@@ -45,7 +56,7 @@ class Drawn(Body):
             try:
                 drawing["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
             except ValueError:
-                raise Fault(400, "its keys are the numbers of tokens", param="logit_bias") from None
+                raise Fault(400, "logit_bias: its keys are the numbers of tokens", param="logit_bias") from None
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Asked(self.model, drawing, self.max_tokens, stops, 1 if self.n is None else self.n, logprobs,
                      bool(self.ignore_eos), bool(self.stream),

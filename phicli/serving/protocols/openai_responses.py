@@ -60,7 +60,7 @@ class ResponsesBody(Body):
         """Raises as `chat_job`."""
         for name in NEEDS_MEMORY:
             if getattr(self, name):
-                raise Fault(400, "this server keeps nothing between requests", param=name)
+                raise Fault(400, f"{name}: this server keeps nothing between requests", param=name)
         format = self.text.format if self.text else None
         if format and format.type == "json_schema" and format.schema_ is None:
             raise Fault(400, "json_schema has no schema", param="text.format")
