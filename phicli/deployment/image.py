@@ -133,10 +133,15 @@ def requirements(processor: str) -> list[str]:
 def collect_model(config: DeployConfig, target: Path, progress: Progress = SILENT) -> Path:
     """A copy of what is served: the ONNX model with its adapters, or for vLLM the checkpoint and PEFT folders.
 
+    It takes the place of an earlier one, of which nothing stays.
+
     Raises:
         Missing: there is none. BadInput: as `build_context`.
     """
-    return _collect(config, _adapters(config, progress), target)
+    adapters = _adapters(config, progress)
+    with publishing(target) as fresh:
+        _collect(config, adapters, fresh)
+    return target
 
 
 def _collect(config: DeployConfig, adapters: dict[str, Source], target: Path) -> Path:

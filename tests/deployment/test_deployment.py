@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.deploy import DeployConfig
-from phicli.deployment.image import PACKAGES, RUNTIMES, build_context, requirements
+from phicli.deployment.image import PACKAGES, RUNTIMES, build_context, collect_model, requirements
 from phicli.deployment.manifests import inference_service, kubernetes, write_manifests
 from phicli.errors import BadInput, UsageError
 
@@ -139,6 +139,19 @@ def test_kserves_predictor_is_a_pod_with_a_number_of_replicas(tmp_path):
     assert (predictor.pop("minReplicas"), predictor.pop("maxReplicas")) == (1, 4)
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"], "spec": predictor}
     kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_a_model_that_is_collected_again_has_nothing_of_the_one_before(root):
+    """An adapter that was removed since would be registered, and served, with the next deployment."""
+    (root / "onnx-ao" / "adapters" / "old.onnx_adapter").write_text("old")
+    place = root / "deploy" / "azureml" / "model"
+    collect_model(DeployConfig(model="m", root=str(root), engine="vllm"), place)
+    assert (place / "base").is_dir()
+    ours = DeployConfig(model="m", root=str(root))
+    assert (collect_model(ours, place) / "adapters" / "old.onnx_adapter").is_file()
+    (root / "onnx-ao" / "adapters" / "old.onnx_adapter").unlink()
+    collect_model(ours, place)
+    assert [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()] == ["genai_config.json"]
 
 
 def test_what_is_not_ours_stays(root):
