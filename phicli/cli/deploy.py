@@ -35,7 +35,7 @@ def deploy(
     if not delete:
         warn_of_idle(config, flags)
     if config.to == "azureml":
-        return _delete(config, workspace) if delete else _to_azure(config, workspace, yes, dry_run, json)
+        return _delete(config, workspace, json) if delete else _to_azure(config, workspace, yes, dry_run, json)
     if delete:
         raise UsageError("goes with --to azureml; files are yours to remove", where="--delete")
     if dry_run:
@@ -45,19 +45,28 @@ def deploy(
 
     with console.task_log("deploy", config.root_folder) as progress:
         place = write_deployment(config, progress)
-    console.result(str(place))
+    commands = _commands(config, shlex.quote(str(place)))
+    if json:
+        console.result_json({"path": str(place), "to": config.to, "commands": commands})
+    else:
+        console.result(str(place))
+        for line in commands:
+            console.note(line)
+    return [("deploy", "--to", "kubernetes")] if config.to == "docker" else []
+
+
+def _commands(config: DeployConfig, place: str) -> list[str]:
+    """What makes a service of what was written."""
     if config.to == "docker":
         from phicli.deployment.image import KEYS
 
         gpu = "--gpus all " if config.processor == "cuda" or config.engine == "vllm" else ""
-        console.note(f"docker build --tag {config.image} {shlex.quote(str(place))}")
-        console.note(f"docker run {gpu}--publish 8000:8000 --volume $PWD/keys.txt:{KEYS}:ro {config.image}")
-        return [("deploy", "--to", "kubernetes")]
+        return [f"docker build --tag {config.image} {place}",
+                f'docker run {gpu}--publish 8000:8000 --volume "$PWD/keys.txt:{KEYS}:ro" {config.image}']
     from phicli.deployment.manifests import SECRET
 
-    console.note(f"kubectl --namespace {config.namespace} create secret generic {SECRET} --from-file={SECRET}=keys.txt")
-    console.note(f"kubectl apply --filename {shlex.quote(str(place))}")
-    return []
+    return [f"kubectl --namespace {config.namespace} create secret generic {SECRET} --from-file={SECRET}=keys.txt",
+            f"kubectl apply --filename {place}"]
 
 
 def _to_azure(config: DeployConfig, workspace: WorkspaceConfig, yes: bool, dry_run: bool, json: bool) -> Sequence[Next]:
@@ -68,6 +77,8 @@ def _to_azure(config: DeployConfig, workspace: WorkspaceConfig, yes: bool, dry_r
         raise UsageError("which machine?", where="--instance-type", hint="--instance-type Standard_DS3_v2")
     console.note(f"billed: {costs(config)}")
     if dry_run:
+        if json:
+            console.result_json({"billed": costs(config)})
         return [("deploy",)]
     if not yes and (console.ask("Create it? Type yes") or "") != "yes":
         raise UsageError("nothing was created: it costs money", hint="the same with --yes")
@@ -86,7 +97,7 @@ def _to_azure(config: DeployConfig, workspace: WorkspaceConfig, yes: bool, dry_r
     return [("deploy", "--delete", "--name", config.name)]
 
 
-def _delete(config: DeployConfig, workspace: WorkspaceConfig) -> Sequence[Next]:
+def _delete(config: DeployConfig, workspace: WorkspaceConfig, json: bool) -> Sequence[Next]:
     from phicli.azure.target import find_target
 
     settings = Settings()
@@ -96,5 +107,8 @@ def _delete(config: DeployConfig, workspace: WorkspaceConfig) -> Sequence[Next]:
         from phicli.azure.workspace import Workspace
 
         delete(Workspace(target, settings.resolve(TransferConfig)), config.name, None)
-    console.result(config.name)
+    if json:
+        console.result_json({"endpoint": config.name, "deleted": True})
+    else:
+        console.result(config.name)
     return []

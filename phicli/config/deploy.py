@@ -10,6 +10,7 @@ from phicli.errors import UsageError
 
 IMAGE, ENDPOINT = "Image and Kubernetes", "Azure ML"  # headings of help
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1035, as a Service of Kubernetes is named
+IMAGE_NAME = re.compile(r"[a-z0-9][\w./:@-]*", re.ASCII | re.IGNORECASE)
 ENDPOINT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")
 
 
@@ -45,5 +46,9 @@ class DeployConfig(OfModel):
         for option, name in (("--name", self.name), ("--namespace", self.namespace)):
             if self.to != "azureml" and not LABEL.fullmatch(name):
                 raise UsageError("up to 63 small letters, digits and '-', a letter first", where=option)
+        for option, name in (("--image", self.image), ("--vllm-image", self.vllm_image)):
+            if not IMAGE_NAME.fullmatch(name):
+                raise UsageError(f"'{name}' is no name of an image", where=option, hint=f"{option} phicli-serve:latest"
+                                 if option == "--image" else None)
         if self.most_instances is not None and self.most_instances < self.instances:
             raise UsageError(f"fewer than --instances, {self.instances}", where="--most-instances")

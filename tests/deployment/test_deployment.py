@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,8 @@ def test_what_is_not_ours_stays(root):
 
 
 @pytest.mark.parametrize("wrong", [{"name": "Bad Name"}, {"name": "UPPER"}, {"namespace": "a b"}, {"name": "x" * 64},
-                                   {"instances": 4, "most_instances": 2}, {"to": "azureml", "name": "a"}])
+                                   {"instances": 4, "most_instances": 2}, {"to": "azureml", "name": "a"},
+                                   {"image": "a b"}, {"image": ""}, {"image": "-f"}, {"vllm_image": "a;b"}])
 def test_names_and_numbers_that_no_cluster_takes(wrong):
     with pytest.raises(UsageError):
         DeployConfig(model="m", **{"to": "kubernetes", **wrong})
@@ -190,6 +192,19 @@ def test_what_an_engine_does_not_take_is_named(cli, root, options, idle):
     done = cli("deploy", "--to", "kubernetes", "--root", root, "--model", "m", *options)
     assert done.code == 0 and ("of no effect" in done.err) == bool(idle)
     assert not idle or f"warning: of no effect with {idle}\n" in done.err
+
+
+@pytest.mark.parametrize(("to", "first"), [("docker", "docker build --tag mine:1 "), ("kubernetes", "kubectl "),
+                                           ("kserve", "kubectl ")])
+def test_what_was_written_as_json(cli, root, to, first):
+    place = root / "a place"
+    done = cli("deploy", "--to", to, "--root", root, "--model", "m", "--image", "mine:1", "--output", place, "--json")
+    found = json.loads(done.out)
+    assert (found["path"], found["to"], place.exists()) == (str(place), to, True)
+    assert found["commands"][0].startswith(first)
+    assert any(str(place) in shlex.split(line) for line in found["commands"])
+    billed = cli("deploy", "--root", root, "--model", "m", "--instance-type", "Small", "--dry-run", "--json")
+    assert json.loads(billed.out)["billed"].startswith("1 x Small")
 
 
 def test_a_dry_run_writes_no_files(root):
