@@ -31,6 +31,7 @@ CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
 REPEATED = (GateConfig.STEP, ServeConfig.STEP)  # hints of these to do the same again have all that was given
+RUNNERS = ("serve", "evaluate")  # which a hint to chat on another device means, where they were asked
 SECRET = ("api_key",)
 OTHERS = {"--merge", "--device", "--output", "--model", "--root"}  # with these a hint's command means another result
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
@@ -100,16 +101,19 @@ class Following:
         def completed(match: re.Match[str]) -> str:
             flags = set(match.string[match.end(1):].split())  # also those behind an argument
             own = {"--model", "-m", "--root"} & flags
-            if match[1] == command and command in REPEATED and not own:
-                return self.line(command, *match[2].split(), again=True)
+            named = command if match[1] == "chat" and "--device" in flags and command in RUNNERS else match[1]
+            if named == command and command in REPEATED and not own:
+                kept = {name for config in CONFIGS[command] for name in settings_of(config)}
+                return self.line(command, *match[2].split(), again=True,
+                                 only=kept - {"provider"} if "--device" in flags else None)
             taken = {"device"} if own else set(WHERE)
-            if match[1] == "inspect" and not own:  # it is to judge rows in the same way
+            if named == "inspect" and not own:  # it is to judge rows in the same way
                 taken |= set(OfRows.__annotations__)
-            folder = None if flags & OTHERS else named_folder(error, self.given, match[1])
+            folder = None if flags & OTHERS else named_folder(error, self.given, named)
             again = self._again(folder) if folder else []
-            if match[1] == command and self.given.get("path") and not own | {"--path"} & flags:
+            if named == command and self.given.get("path") and not own | {"--path"} & flags:
                 again = ["--path", str(self.given["path"])]
-            return self.line(match[1], *again, only=taken - {"device"} if "--device" in flags else taken) + match[2]
+            return self.line(named, *again, only=taken - {"device"} if "--device" in flags else taken) + match[2]
 
         if error.hint:
             error.hint = CALL.sub(completed, error.hint)

@@ -11,10 +11,11 @@ from phicli.cli.following import Following
 from phicli.config.commands import ChatConfig, ServeConfig
 from phicli.config.layers import Settings
 from phicli.config.setting import settings_of
-from phicli.config.steps import FinetuneConfig
+from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig
 from phicli.errors import BadInput, Missing, RemoteError, UsageError
 from phicli.hardware.driver import gpu_count
 from phicli.hub.roots import remember_model
+from phicli.inference.devices import RUN_HERE
 
 no_gpu = pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
 ELSEWHERE = "next, on a machine with an NVIDIA GPU: "
@@ -86,6 +87,20 @@ def test_a_server_that_is_to_start_again_has_all_that_it_was_given(monkeypatch, 
     error = UsageError("not so", hint=hint)
     Following(Settings(), given, settings_of(ServeConfig)).complete(error, "serve")
     assert error.hint == line
+
+
+@pytest.mark.parametrize(("command", "config", "given", "line"), [
+    ("serve", ServeConfig, {"provider": "webgpu", "port": 9}, "phicli serve --model tiny --port 9 --device cpu"),
+    ("evaluate", EvaluateConfig, {}, "phicli evaluate --model tiny --device cpu"),
+    ("chat", ChatConfig, {}, "phicli chat --model tiny --device cpu"),
+    ("optimize", OptimizeConfig, {}, "phicli chat --model tiny --device cpu")])
+def test_what_cannot_run_here_is_to_run_on_a_cpu(monkeypatch, tmp_path, command, config, given, line):
+    """By the command that was asked, without the provider that is not there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHICLI_MODEL", "tiny")
+    error = Missing("no such provider", hint=RUN_HERE, also=[RUN_HERE])
+    Following(Settings(), given, settings_of(config)).complete(error, command)
+    assert (error.hint, error.also) == (line, (line,))
 
 
 def test_a_folder_that_was_named_is_named_again(monkeypatch, tmp_path):
