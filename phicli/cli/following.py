@@ -89,8 +89,10 @@ class Following:
     def _spelt(self, name: str, setting: Setting) -> list[str]:
         own = self.own.get(name)
         flag = self.given.get(name) if own and (own.key == setting.key or name == "device") else None
-        if setting.choices and flag not in setting.choices:  # of optimize: a device that only the result runs on
-            flag = None
+        built = settings_of(OptimizeConfig)["provider"]
+        other = self.given.get("provider") and self.own.get("provider") == built  # the result runs on it by itself
+        if (name == "device" and other) or (setting.choices and flag not in setting.choices):
+            flag = None  # of optimize: a device that only the result runs on
         found = self.settings.get(setting, flag)
         if found.origin not in ("flag", setting.env) or found.value is None:
             return []

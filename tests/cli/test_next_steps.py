@@ -103,6 +103,15 @@ def test_what_cannot_run_here_is_to_run_on_a_cpu(monkeypatch, tmp_path, command,
     assert (error.hint, error.also) == (line, (line,))
 
 
+def test_a_result_for_a_provider_is_run_by_it(monkeypatch, tmp_path):
+    """`chat --device cpu` would run a folder for OpenVINO on onnxruntime's own CPU provider."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHICLI_MODEL", "tiny")
+    for given, line in (({"device": "cpu", "provider": "openvino"}, "phicli chat --model tiny"),
+                        ({"device": "cpu"}, "phicli chat --model tiny --device cpu")):
+        assert Following(Settings(), given, settings_of(OptimizeConfig)).line("chat") == line
+
+
 def test_a_folder_that_was_named_is_named_again(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for hint, line in (("phicli chat --device cpu", "phicli chat --path mine --device cpu"),
