@@ -41,8 +41,9 @@ class DeployConfig(OfModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to == "azureml" and not ENDPOINT_NAME.fullmatch(self.name):
-            raise UsageError("3 to 32 letters, digits and '-', a letter first", where="--name")
+        for option, name in (("--name", self.name), ("--deployment", self.deployment)):
+            if self.to == "azureml" and not ENDPOINT_NAME.fullmatch(name):
+                raise UsageError("3 to 32 letters, digits and '-', a letter first", where=option)
         for option, name in (("--name", self.name), ("--namespace", self.namespace)):
             if self.to != "azureml" and not LABEL.fullmatch(name):
                 raise UsageError("up to 63 small letters, digits and '-', a letter first", where=option)

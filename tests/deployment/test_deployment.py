@@ -179,6 +179,7 @@ def test_what_is_not_ours_stays(root):
 
 @pytest.mark.parametrize("wrong", [{"name": "Bad Name"}, {"name": "UPPER"}, {"namespace": "a b"}, {"name": "x" * 64},
                                    {"instances": 4, "most_instances": 2}, {"to": "azureml", "name": "a"},
+                                   {"to": "azureml", "deployment": "Grün"},
                                    {"image": "a b"}, {"image": ""}, {"image": "-f"}, {"vllm_image": "a;b"}])
 def test_names_and_numbers_that_no_cluster_takes(wrong):
     with pytest.raises(UsageError):
