@@ -23,7 +23,7 @@ CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 TEXTS = ("text", "content", "document")
 TOOLS = ("tools", "functions")
-LABELS = ("label",)  # in rows of KTO: whether the answer is a good one
+LABELS = ("label", "kto_tag")  # in rows of KTO, TRL's and LLaMA-Factory's: whether the answer is a good one
 
 
 class RowParser:
@@ -77,9 +77,10 @@ def recognise(fields: Fields) -> str:
 
 def _check_label(fields: Fields) -> None:
     """Raise Defect (labelled_bad) where a row's answer is one that a model is to be kept from."""
-    name = _first(fields, LABELS)
-    if name and fields[name] is False:
-        raise Defect("labelled_bad", f"'{name}' is false: its answer is a bad one; phicli trains on good ones", name)
+    for name in (_first(fields, (label,)) for label in LABELS):
+        if name and str(fields[name]).strip().lower() == "false":  # in a table it is text
+            raise Defect("labelled_bad", f"'{name}' is false: its answer is a bad one; phicli trains on good ones",
+                         name)
 
 
 def _messages(fields: Fields) -> Understood:

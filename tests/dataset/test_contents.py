@@ -108,6 +108,8 @@ def test_the_format_may_be_named():
     ({"prompt": ["a"], "response": ["b"]}, "wrapped", "'prompt' and 'response' are columns"),
     ({"prompt": {"0": "a"}, "response": {"0": "b"}}, "wrapped", "'prompt' and 'response' are columns"),
     ({"prompt|response": "a|b"}, "unknown_format", "no separator was recognised"),
+    ({"prompt": "a", "completion": "b", "label": "False"}, "labelled_bad", "'label' is false"),  # as in a table
+    ({"instruction": "a", "output": "b", "label": "x", "kto_tag": False}, "labelled_bad", "'kto_tag' is false"),
     ({"prompt": 5, "response": "a"}, "not_text", "'prompt' is a number"),
     ({"messages": []}, "bad_messages", "'messages' is empty"),
     ({"messages": ["a"]}, "bad_messages", "message 1: it is a string"),
