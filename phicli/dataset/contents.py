@@ -116,6 +116,7 @@ def _pairs(fields: Fields) -> Understood:
     tools = _first(fields, TOOLS)
     before = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
     before += _history(fields["history"]) if history else []
+    earlier = len(before)  # their answers are learnt, as LLaMA-Factory does; those in a list of messages are asked
     asked, said = (fields[name] if isinstance(fields[name], list) else _text(fields, name) for name in pair)
     if context and isinstance(asked, str):
         asked = f"{asked}\n\n{_text(fields, context)}"
@@ -126,9 +127,9 @@ def _pairs(fields: Fields) -> Understood:
         messages, trained = read_messages(before + after, prompt)
         texts = _said(messages)
     else:
-        messages, trained = (*before, *after), (True,) * (len(before) + len(after))
+        messages, trained = (*before, *after), (False,) * len(before) + (True,)
         texts = [(name, fields[name]) for name in kept if name]
-    learnt = tuple(t and at >= len(before) for at, t in enumerate(trained))
+    learnt = tuple(t and not earlier <= at < len(before) for at, t in enumerate(trained))
     found = Conversation(messages, learnt, read_tools(fields[tools]) if tools else ())
     named = "alpaca" if prompt.lower() == "instruction" else "prompt-response"
     return Understood(found, named, texts, _used((*kept, tools, *CONTEXTS, *SYSTEMS, "history")))
