@@ -28,7 +28,8 @@ class Setting:
     above, below: the number has to be larger, smaller than that.
     flags: how the option is spelt, where it is not `--name`. argument: given by its place, without a flag.
     verbatim: of a list: a flag or variable is one text as it is, in which a comma parts nothing; none is empty.
-    path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given.
+    path: a file or folder, or may be one: `~` at its beginning is the home folder, wherever it was given. A list of
+        them that has a default names at least one.
     reference: of a path: it may be the name of something else too, such as a model of the hub's.
     panel: heading under which help lists it, for what few people change; empty for what is common.
     recorded: whether the result depends on it, so that a stage's manifest tells it; False for places and for what
@@ -86,7 +87,7 @@ class Setting:
             texts = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in parts)
             if not all(isinstance(part, str) for part in texts):
                 raise error("needs a list of texts", where=where)
-            if self.verbatim and not all(texts):
+            if (self.verbatim and not all(texts)) or (self.path and self.default and not texts):
                 raise error("is empty", where=where)
             return tuple(map(expand, texts)) if self.path else texts
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:

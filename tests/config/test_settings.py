@@ -40,6 +40,7 @@ def test_origin_is_named(tmp_path, monkeypatch):
         ("[quantize]\nbits = true\n", "needs int", None),
         ("[finetune]\nmax_steps = 0\n", "at least 1", None),
         ("device = 'gpu'\n", "not one of auto, cuda, cpu", None),
+        ("data = []\n", "data: is empty", None),
         ("= 3", "not readable as TOML", None),
     ],
 )
@@ -74,6 +75,10 @@ def test_a_path_with_a_comma_that_is_there_is_one(tmp_path, monkeypatch):
         assert Settings().get(SETTINGS["data"]).value == value
         monkeypatch.delenv("PHICLI_DATA")
     assert Settings().get(SETTINGS["data"], [""]).value == ("",)
+    monkeypatch.setenv("PHICLI_DATA", "")
+    with pytest.raises(BadInput, match="PHICLI_DATA: is empty"):
+        Settings().get(SETTINGS["data"])
+    assert SETTINGS["quantize.own_rows"].checked([], "--own-rows") == ()
 
 
 def test_whole_numbers_are_floats_too(tmp_path):
