@@ -21,6 +21,7 @@ from phicli.dataset.counting import SeenBefore
 from phicli.dataset.defects import Defect
 from phicli.dataset.formats import COMPRESSIONS, READERS, ending
 from phicli.dataset.lines import Line, LineReader
+from phicli.dataset.messages import turns_of
 from phicli.dataset.rows import parse
 from phicli.dataset.text_repair import has_mojibake, repair, row_findings, text_findings
 from phicli.dataset.understood import Content, Understood, row_hash
@@ -147,6 +148,8 @@ def _numbers_as_text(fields: dict[str, Any], reader: RowParser) -> tuple[dict[st
 def _mended(value: Any, texts: Set[str], mend: Callable[[str], str]) -> Any:
     """A field in which the texts of the row, wherever they stand, are mended; the parts of one each for itself."""
     if isinstance(value, str):
+        if isinstance(turns := turns_of(value), list) and value not in texts:
+            return json.dumps(_mended(turns, texts, mend), ensure_ascii=False)
         return mend(value) if value in texts else value
     if isinstance(value, dict):
         return {name: _mended(part, texts, mend) for name, part in value.items()}

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from phicli.dataset.defects import Defect, check_text
-from phicli.dataset.messages import read_messages, read_tools
+from phicli.dataset.messages import read_messages, read_tools, turns_of
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
 from phicli.dataset.wrapped import check_no_columns, check_no_list
 from phicli.text import Conversation, Message, TextTemplate
@@ -56,7 +56,8 @@ def recognise(fields: Fields) -> str:
     """The name of the format in which a row with such fields is. Raises Defect: none, or preferences."""
     if ("chosen" in fields and "rejected" in fields) or "preferred_output" in fields:
         raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do")
-    dialogue = fields.get(_first(fields, DIALOGUES) or "")
+    named = _first(fields, DIALOGUES) or ""
+    dialogue = turns_of(fields.get(named))
     if isinstance(dialogue, list):
         return "sharegpt" if dialogue and isinstance(dialogue[0], dict) and "from" in dialogue[0] else "messages"
     pair = _pair(fields)
@@ -67,11 +68,13 @@ def recognise(fields: Fields) -> str:
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
     check_no_list(fields)
+    if isinstance(dialogue, str) and dialogue.lstrip().startswith("["):
+        return "messages"  # which says what is wrong
     if len(fields) == 1 and "|" in (name := next(iter(fields))):
         raise Defect("unknown_format", f"no separator was recognised in '{name[:80]}': of a table it is comma, "
                      "semicolon or tab")
-    named = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
-    paste = f" (if they are question and answer: {named})" if re.fullmatch(r"[\w =-]+", named) else ""
+    maps = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
+    paste = f" (if they are question and answer: {maps})" if re.fullmatch(r"[\w =-]+", maps) else ""
     raise Defect("unknown_format", f"no format has these fields: {_names(fields)}{paste}")
 
 
@@ -87,7 +90,7 @@ def _messages(fields: Fields) -> Understood:
     _check_label(fields)
     name = _first(fields, DIALOGUES) or "messages"
     tools = _first(fields, TOOLS)
-    turns = fields.get(name)
+    turns = turns_of(fields.get(name))
     system = next((name for name in SYSTEMS if fields.get(name)), None)
     if system and isinstance(turns, list):
         turns = [{"role": SYSTEM, "content": _text(fields, system)}, *turns]

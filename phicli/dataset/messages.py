@@ -18,6 +18,16 @@ PLAIN = (SYSTEM, USER, ASSISTANT)
 KEPT = ("name", "tool_call_id", *REASONING)
 
 
+def turns_of(found: Any) -> Any:
+    """Messages that are JSON text, as in a table, as the list that they are; all else as it is."""
+    if isinstance(found, str) and found.lstrip().startswith("["):
+        try:
+            return json.loads(found)
+        except (ValueError, RecursionError):
+            return found
+    return found
+
+
 def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bool, ...]]:
     """The messages, and which of them are learnt: the assistant's, but for those with `weight` 0 or `train` false.
 
@@ -25,9 +35,11 @@ def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bo
         Defect: bad_messages, not_text, lone_surrogate, or nothing_to_learn.
     """
     if not isinstance(turns, list) or not turns:
-        raise Defect("bad_messages", f"'{field}' is {'empty' if turns == [] else kind_of(turns)}", field)
+        what = "text, and no list in JSON" if isinstance(turns, str) else kind_of(turns)
+        raise Defect("bad_messages", f"'{field}' is {'empty' if turns == [] else what}", field)
     messages, trained = [], []
-    for number, turn in enumerate(turns, 1):
+    for number, given in enumerate(turns, 1):
+        turn = _in_small_letters(given)
         try:
             messages.append(read_message(turn))
         except Defect as e:
@@ -36,6 +48,13 @@ def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bo
     if not any(trained):
         raise Defect("nothing_to_learn", "no message of an assistant that is to be learnt", field)
     return tuple(messages), tuple(trained)
+
+
+def _in_small_letters(turn: Any) -> Any:
+    """A message whose names are in capitals, as serializers of C# write them, with the usual ones."""
+    if not isinstance(turn, dict) or "role" in turn or "from" in turn:
+        return turn
+    return {name.lower(): value for name, value in turn.items()}
 
 
 def _learnt(turn: Mapping[str, Any], field: str, number: int) -> bool:
@@ -71,6 +90,8 @@ def read_message(turn: Any) -> Message:
     sharegpt = "from" in turn and "role" not in turn
     said, content = turn.get("from" if sharegpt else "role"), turn.get("value" if sharegpt else "content")
     role = ROLES.get(said.lower()) if isinstance(said, str) else None
+    if "role" not in turn and not sharegpt:
+        raise Defect("bad_messages", f"it has no 'role' and no 'from', only: {', '.join(turn)[:80] or 'nothing'}")
     if role is None:
         raise Defect("bad_messages", f"its role is {str(said)[:40]!r}; there are: {', '.join(ROLES)}")
     calls = _calls(turn, content if said == CALL else None)

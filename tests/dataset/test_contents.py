@@ -36,6 +36,11 @@ KNOWN = {
     "capitals": ({"Question": "Where?", "Answer ": "There."}, "prompt-response", ONE),
     "roles in capitals": ({"messages": [{**USER, "role": "User"}, {**ASSISTANT, "role": "ASSISTANT"}]}, "messages",
                           ONE),
+    "messages in capitals": ({"Messages": [{"Role": "User", "Content": "Where?"},
+                                           {"Role": "Assistant", "Content": "There.", "Weight": 1}]}, "messages", ONE),
+    "messages as text": ({"id": "1", "messages": json.dumps([USER, ASSISTANT])}, "messages", ONE),  # as in a table
+    "sharegpt as text": ({"conversations": json.dumps([{"from": "human", "value": "Where?"},
+                                                       {"from": "gpt", "value": "There."}])}, "sharegpt", ONE),
     "trl with tools": ({"prompt": turns(USER), "completion": turns(ASSISTANT), "tools": [TOOL]}, "prompt-response",
                        Conversation.of(USER, ASSISTANT, tools=(TOOL,))),
     "calls as text": ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
@@ -115,6 +120,10 @@ def test_the_format_may_be_named():
     ({"instruction": "a", "output": "b", "label": "x", "kto_tag": False}, "labelled_bad", "'kto_tag' is false"),
     ({"prompt": 5, "response": "a"}, "not_text", "'prompt' is a number"),
     ({"messages": []}, "bad_messages", "'messages' is empty"),
+    ({"messages": str(turns(USER, ASSISTANT))}, "bad_messages", "'messages' is text, and no list in JSON"),
+    ({"dialogue": "A: Hi", "summary": "B"}, "unknown_format", "--map prompt=dialogue --map response=summary"),
+    ({"messages": [{"speaker": "a", "text": "b"}]}, "bad_messages", "message 1: it has no 'role' and no 'from', only: "
+     "speaker, text"),
     ({"messages": ["a"]}, "bad_messages", "message 1: it is a string"),
     ({"messages": [{"role": "assistent", "content": "a"}]}, "bad_messages", "message 1: its role is 'assistent'"),
     ({"messages": [USER, {"role": "assistant", "content": 5}]}, "not_text", "message 2: 'content' is a number"),

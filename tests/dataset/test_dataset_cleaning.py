@@ -123,6 +123,14 @@ def test_what_the_chat_template_refuses_is_left_out_once_it_is_restored_too(tmp_
     assert report["fix"]["dropped"] == {"not_laid_out": 3} and len(out.read_text().splitlines()) == 1
 
 
+def test_messages_in_a_cell_of_a_table_are_mended(tmp_path):
+    source, out = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    cell = json.dumps([{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "CafÃ© [1]"}])
+    source.write_text('id,messages\n1,"{}"\n'.format(cell.replace('"', '""')), "utf-8")
+    assert phicli.inspect(source, model="tiny", fix=out)["fix"]["changed"] == {"mojibake": 1}
+    assert [row.messages[1]["content"] for row in load_rows(out, RowParser())] == ["Café [1]"]
+
+
 def test_of_rows_of_kto_the_good_answers_are_kept(tmp_path):
     source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows = [{"prompt": f"{i}?", "completion": "a", "label": i < 2} for i in range(5)]
