@@ -3,14 +3,20 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phicli.artifacts.names import GENAI_CONFIG, ROOT_MODEL
 from phicli.config.root_model import called, root_around
 from phicli.errors import BadInput, PhicliError
 
+if TYPE_CHECKING:
+    from phicli.artifacts.stages import Manifest
+
 NAMED = ("path", "base", "stages", "against")  # settings that name folders of results, or NAME=FOLDER
 MAKERS = ("quantize", "optimize", "merge")  # commands which put their result where --output says
+READ_BY = {"--format": "format", "--map": "columns", "--text-template": "text_template",
+           "--chat-template-kwargs": "chat_template_kwargs"}  # options of rows -> their settings
+MOST_FILES = 8  # of rows, in a command to paste
 
 
 def named_folder(error: PhicliError, given: Mapping[str, Any], step: str) -> Path | None:
@@ -56,16 +62,33 @@ def sources_of(folder: Path) -> list[str]:
     return []
 
 
-def training_of(adapter: Path) -> list[str]:
-    """The options by which `phicli run` trains an adapter again: its name, rows and how long, as its manifest tells."""
-    from phicli.artifacts.origins import place_of
+def training_of(adapter: Path) -> list[str] | None:
+    """The options by which `phicli run` trains an adapter again: its name, rows, how they are read, and how long, as
+    its manifest tells. None where not all of its rows are there any more, as others would take their place."""
     from phicli.artifacts.stages import read_manifest
 
     found = ["--name", adapter.name]
     with contextlib.suppress(BadInput, KeyError, TypeError, ValueError, OSError):
         if manifest := read_manifest(adapter):
-            rows = place_of(manifest.origins["data"], adapter)
-            found += ["--data", called(rows)] if rows.exists() else []
+            if (rows := _rows_of(adapter, manifest)) is None:
+                return None
+            found += rows
+            for flag, name in READ_BY.items():
+                given = manifest.settings[name] or []
+                found += [part for text in ([given] if isinstance(given, str) else given) for part in (flag, text)]
             epochs, steps = manifest.settings["epochs"], manifest.settings["max_steps"]
             found += ["--epochs", f"{epochs:g}"] if epochs else ["--max-steps", str(steps)]
     return found
+
+
+def _rows_of(adapter: Path, manifest: "Manifest") -> list[str] | None:
+    """The files that an adapter was trained on, as options; None: not all are there, or they are very many."""
+    from phicli.artifacts.origins import place_of
+
+    names = sorted((name for name in manifest.inputs if name.split()[0] == "data"), key=lambda name: int(name[5:] or 1))
+    places = [place_of(manifest.origins[name], adapter) for name in names]
+    weights = manifest.settings.get("data_weights") or [1] * len(places)
+    if len(places) > MOST_FILES or not all(place.exists() for place in places):
+        return None
+    return [part for place, weight in zip(places, weights, strict=True)
+            for part in ("--data", called(place) + (f":{weight:g}" if weight != 1 else ""))]

@@ -41,8 +41,9 @@ def status(
     meant = next((stage for stage in adapters if stage.state not in ("up to date", DONE)), *adapters[:1])
     told = any(getattr(config, name) != getattr(LabConfig, name) for name in ("data", "max_steps", "epochs"))
     own = not meant.made or (told and Path(meant.place).name == config.name)  # the settings say how it is trained
+    again = [] if own else training_of(Path(meant.place))
     after: list[Next] = [(first,) if first not in ("data", "quantize", "finetune") else
-                         ("run", *([] if own else training_of(Path(meant.place))))]
+                         ("verify", meant.place) if again is None else ("run", *again)]
     if json:
         console.result_json([asdict(stage) for stage in stages])
         return after

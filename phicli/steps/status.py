@@ -11,10 +11,11 @@ from typing import Any
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
 from phicli.artifacts.names import CHECKPOINT_FILES, EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place
+from phicli.artifacts.origins import place_of
 from phicli.artifacts.reading import read_json
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
-from phicli.errors import Missing, PhicliError
+from phicli.errors import BadInput, Missing, PhicliError
 from phicli.libraries import user_is_offline
 from phicli.progress import SILENT, Progress
 from phicli.steps.lab import Lab
@@ -156,12 +157,23 @@ def _searched(file: Path) -> StageStatus:
 
 
 def _as_it_was(folder: Path, base: Path) -> Plan:
-    """The plan of an adapter with another name than the settings': its own settings, on the base that is there."""
+    """The plan of an adapter with another name than the settings': its own settings and rows, on the base that is
+    there. Rows that are not here any more count as they were."""
     have = stages.read_manifest(folder)
     assert have is not None
     plan = Plan("finetune", folder, {"base": base}, have.settings)
-    plan.inputs = {**have.inputs, "base": stages.fingerprint(base)}
+    plan.inputs = {**have.inputs, **_read_again(folder, have), "base": stages.fingerprint(base)}
     return plan
+
+
+def _read_again(folder: Path, have: stages.Manifest) -> dict[str, str]:
+    """The fingerprints of the files that a stage was made from, as they are now; of those that are there."""
+    found = {}
+    for name in have.inputs:
+        with contextlib.suppress(BadInput, KeyError, TypeError, ValueError, OSError):
+            if (place := place_of(have.origins[name], folder)).is_file():
+                found[name] = stages.fingerprint(place)
+    return found
 
 
 def _interrupted(adapter: Path) -> str | None:

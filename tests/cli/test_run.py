@@ -117,6 +117,36 @@ def test_after_status_run_trains_the_adapter_that_is_there_on_its_own_rows(cli, 
     assert cli("status", "--root", root, "--name", "new").err.splitlines()[-1].endswith(f"--root {root} --name new")
 
 
+def test_status_looks_at_the_rows_that_an_adapter_was_trained_on(cli, monkeypatch, lab, tmp_path):
+    """Several files, of which one counts twice, with names of their own: changed, and then gone."""
+    root, files = tmp_path / "copy", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    shutil.copytree(lab, root)
+    shutil.rmtree(root / "ft")
+    for file in files:
+        file.write_text("".join(json.dumps({"f": f"{i} {file.name}?", "a": "Yes."}) + "\n" for i in range(8)))
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**SMALL, "PHICLI_SEED": "1"}.items():  # as the lab was made
+        monkeypatch.setenv(name, value)
+    named = ["--map", "prompt=f", "--map", "response=a"]
+    done = cli("finetune", "--root", root, "--name", "own", "--data", "a.jsonl", "--data", "b.jsonl:2", *named,
+               "--max-steps", "1", "--device", "cpu", "--publish-anyway")
+    assert done.code == 0, done.err
+
+    def own():
+        found = cli("status", "--root", root, "--json")
+        state = next(one for one in json.loads(found.out) if one["place"].endswith("own"))
+        return f"{state['state']}: {state['why']}", found.err.splitlines()[-1].removeprefix("next: ")
+
+    assert own()[0] == "up to date: "
+    files[1].write_text(files[0].read_text())
+    state, after = own()
+    assert state == "stale: changed input data 2"
+    assert after == (f"phicli run --root {root} --seed 1 --name own --data {files[0]} --data {files[1]}:2 "
+                     "--map prompt=f --map response=a --max-steps 1")
+    files[0].unlink()
+    assert own() == (state, f"phicli verify --root {root} {root / 'ft' / 'own'}")
+
+
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_a_quantized_model_is_refused_before_the_first_step(cli, monkeypatch, lab, tmp_path, dry):
     done = run_lab(cli, monkeypatch, tmp_path / "root", "--model", lab / "awq", *dry)
