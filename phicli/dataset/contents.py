@@ -55,7 +55,8 @@ class RowParser:
 def recognise(fields: Fields) -> str:
     """The name of the format in which a row with such fields is. Raises Defect: none, or preferences."""
     if ("chosen" in fields and "rejected" in fields) or "preferred_output" in fields:
-        raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do")
+        raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do; "
+                     f"{_preferred(fields)} takes the preferred ones")
     named = _first(fields, DIALOGUES) or ""
     dialogue = turns_of(fields.get(named))
     if isinstance(dialogue, list):
@@ -76,6 +77,16 @@ def recognise(fields: Fields) -> str:
     maps = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
     paste = f" (if they are question and answer: {maps})" if re.fullmatch(r"[\w =-]+", maps) else ""
     raise Defect("unknown_format", f"no format has these fields: {_names(fields)}{paste}")
+
+
+def _preferred(fields: Fields) -> str:
+    """The options that make answers to learn of preferred ones: in TRL's, LLaMA-Factory's and OpenAI's forms."""
+    if "chosen" not in fields:
+        return "--map prompt=input.messages --map response=preferred_output"
+    if dialogue := _first(fields, DIALOGUES):
+        return f"--map prompt={dialogue} --map response=chosen"
+    alone = isinstance(fields["chosen"], list) and not _first(fields, PROMPTS)
+    return "--map messages=chosen" if alone else "--map response=chosen"
 
 
 def _check_label(fields: Fields) -> None:
@@ -120,7 +131,7 @@ def _pairs(fields: Fields) -> Understood:
     before = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
     before += _history(fields["history"]) if history else []
     earlier = len(before)  # their answers are learnt, as LLaMA-Factory does; those in a list of messages are asked
-    asked, said = (fields[name] if isinstance(fields[name], list) else _text(fields, name) for name in pair)
+    asked, said = (_side(fields, name) for name in pair)
     if context and isinstance(asked, str):
         asked = f"{asked}\n\n{_text(fields, context)}"
     before += asked if isinstance(asked, list) else [{"role": USER, "content": asked}]
@@ -207,6 +218,14 @@ def _first_of(fields: tuple[str, ...], names: tuple[str, ...]) -> str | None:
 def _text(fields: Fields, name: str) -> str:
     check_text(fields[name], name)
     return str(fields[name])
+
+
+def _side(fields: Fields, name: str) -> Any:
+    """A question or an answer: a text, or a list of messages, which may be one alone."""
+    found = fields[name]
+    if isinstance(found, dict) and ("role" in found or "from" in found):
+        return [found]
+    return found if isinstance(found, list) else _text(fields, name)
 
 
 def _dotted(fields: Fields, path: str) -> Any:

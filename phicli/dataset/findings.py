@@ -36,8 +36,8 @@ KINDS: dict[str, Kind] = {
                            "of a table the first line has the names", bad=True),
     "wrapped": Kind("rows within one object", 'each row is a line of its own: {"prompt": "…", "response": "…"}',
                     bad=True),
-    "preference": Kind("rows of preferred and rejected answers", "phicli trains on answers: --map response=chosen "
-                       "(or messages=chosen) takes the preferred ones", bad=True),
+    "preference": Kind("rows of preferred and rejected answers", "phicli trains on answers: take the preferred ones",
+                       bad=True),
     "labelled_bad": Kind("rows of preference training (KTO)", "--fix OUT leaves the bad answers out and keeps the good "
                          "ones", bad=True),
     "bad_messages": Kind("messages that are not in order", "each a role and a text: "

@@ -1,6 +1,7 @@
 """What rows of each format say, whatever their fields are called."""
 
 import json
+import re
 
 import pytest
 
@@ -96,6 +97,21 @@ def test_fields_may_be_named():
         RowParser(columns=["prompt=a.b"]).read(fields)
 
 
+@pytest.mark.parametrize("fields", [
+    {"prompt": "Where?", "chosen": "There.", "rejected": "No."},
+    {"prompt": turns(USER), "chosen": turns(ASSISTANT), "rejected": turns(SYSTEM)},
+    {"chosen": turns(USER, ASSISTANT), "rejected": turns(USER, SYSTEM)},
+    {"conversations": [{"from": "human", "value": "Where?"}], "chosen": {"from": "gpt", "value": "There."},
+     "rejected": {"from": "gpt", "value": "No."}},
+    {"input": {"messages": turns(USER)}, "preferred_output": turns(ASSISTANT), "non_preferred_output": []},
+])
+def test_what_takes_the_preferred_answers_is_said_and_does(fields):
+    with pytest.raises(Defect, match="takes the preferred ones") as caught:
+        RowParser().read(fields)
+    columns = re.findall(r"--map (\S+)", caught.value.message)
+    assert RowParser(columns=columns).read(fields).content == ONE
+
+
 def test_the_format_may_be_named():
     both = {"instruction": "Where?", "output": "There.", "text": "### Where? There."}
     assert RowParser().read(both).content == ONE and RowParser("text").read(both).content == both["text"]
@@ -107,6 +123,9 @@ def test_the_format_may_be_named():
 @pytest.mark.parametrize(("fields", "code", "said"), [
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "preference training"),
     ({"frage": "a"}, "unknown_format", "frage"),
+    ({"turns": turns(USER, ASSISTANT)}, "unknown_format", "'turns' is a list of messages: --map messages=turns"),
+    ({"turns": [{"speaker": "user", "text": "a"}]}, "wrapped", r"\{messages: \[\.turns\[\] \| \{role: \.speaker"),
+    ({"segments": [{"label": False, "text": "a"}]}, "unknown_format", "'segments' are parts of a text"),
     ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "preference", "preference training"),
     ({"messages": [USER, {**ASSISTANT, "weight": "0"}]}, "bad_messages", "message 2: its weight is a string"),
     ({"prompt": "a"}, "missing_field", "response"),
