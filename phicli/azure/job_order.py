@@ -14,6 +14,7 @@ from phicli.config.azure import JobConfig
 from phicli.config.layers import SETTINGS, Settings
 from phicli.config.setting import Setting
 from phicli.config.writing import write_settings
+from phicli.dataset.sources import matching, split_weight
 from phicli.errors import Missing, UsageError
 from phicli.progress import Progress
 from phicli.version import tested_versions
@@ -51,8 +52,14 @@ class Order:
         if name in WRITES:
             raise UsageError("a job writes into the root only", where=f"--{name.replace('_', '-')}")
         if isinstance(value, tuple):
-            return tuple(self._path(text) for text in value)
+            return tuple(path for text in value for path in self._paths(text))
         return self._path(str(value))
+
+    def _paths(self, text: str) -> list[str]:
+        """What is named as data, in the job: each file of a pattern, with the weight behind it."""
+        name, _ = split_weight(text)
+        files = [name] if Path(name).exists() else list(map(str, matching(name))) or [name]
+        return [self._path(file) + text[len(name):] for file in files]
 
     def _path(self, text: str) -> str:
         path = Path(text)

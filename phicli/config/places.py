@@ -1,5 +1,6 @@
 """Where the settings file is, and what the relative paths in it mean."""
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -50,5 +51,7 @@ def placed(setting: Setting, value: Any, folder: Path) -> Any:
 
 
 def is_there(path: str) -> bool:
-    """Whether there is a file or folder of that name, a weight after it aside."""
-    return os.path.exists(expand(_WEIGHT.sub("", path)))  # noqa: PTH110 (a Path may raise)
+    """Whether there is a file or folder of that name or pattern, a weight after it aside."""
+    plain = expand(_WEIGHT.sub("", path))
+    pattern = glob.has_magic(plain)
+    return os.path.exists(plain) or (pattern and any(glob.iglob(plain, recursive=True)))  # noqa: PTH110, PTH207

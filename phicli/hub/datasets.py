@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from phicli.dataset.formats import has_rows
-from phicli.dataset.sources import DATA_FILES, Source, find_files, local_path, split_name, split_weight
+from phicli.dataset.sources import DATA_FILES, Source, find_files, local_path, matching, split_name, split_weight
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.libraries import offline_by, online
 from phicli.progress import SILENT, Progress
@@ -24,8 +24,9 @@ def find_sources(data: Sequence[str], split: str = "train", progress: Progress =
     """The files that are named, each with its weight.
 
     Args:
-        data: each a file, "-" for stdin, a folder, or a data set of the hub's as owner/name, owner/name@revision or
-            owner/name/folder, from the hub's cache or fetched; with ":2" or ":0.5" after it a weight.
+        data: each a file, "-" for stdin, a folder, a pattern of files, or a data set of the hub's as owner/name,
+            owner/name@revision or owner/name/folder, from the hub's cache or fetched; with ":2" or ":0.5" after it a
+            weight.
         split: of a folder or a data set. A file that is named itself is taken whatever the split.
         local: nothing is fetched.
 
@@ -79,7 +80,10 @@ def data_inputs(sources: Sequence[Source], name: str = "data") -> dict[str, Path
 
 
 def _files(name: str, split: str, progress: Progress, local: bool) -> Sequence[str | Path]:
-    path = local_path(name) or _fetch(name, progress, local)
+    path = local_path(name)
+    if not path and (found := matching(name)):
+        return found
+    path = path or _fetch(name, progress, local)
     return find_files(path, split, progress) if path.is_dir() else [path]
 
 

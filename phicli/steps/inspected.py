@@ -13,7 +13,7 @@ from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner, clean_name
 from phicli.dataset.encoding import RowEncoder, end_of_turn
 from phicli.dataset.inspector import Inspector
 from phicli.dataset.overlap import Overlap
-from phicli.dataset.sources import Source, split_weight
+from phicli.dataset.sources import Source, matching, split_weight
 from phicli.dataset.understood import joined
 from phicli.errors import BadInput
 from phicli.text import Encoded
@@ -149,7 +149,7 @@ def _given(config: InspectConfig) -> list[str]:
 
 def _clean_name(data: str) -> str:
     """The name of a clean copy of what the user names as data."""
-    if data == "-":
-        return "rows.clean.jsonl"
     path = Path(split_weight(data)[0])
+    if data == "-" or (not path.exists() and matching(str(path))):
+        return "rows.clean.jsonl"
     return str(clean_name(path if path.exists() else Path(path.name)))  # the latter of a data set of the hub

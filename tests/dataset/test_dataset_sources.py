@@ -1,11 +1,17 @@
 """Files of a split in folders as people and libraries lay them out, and weights."""
 
+from pathlib import Path
+
 import pytest
 from datasets import Dataset, DatasetDict
 
+from phicli.azure.job_order import FILES, INPUT, Order
+from phicli.config.azure import JobConfig
+from phicli.config.layers import SETTINGS, Settings
 from phicli.dataset import read_rows
-from phicli.dataset.sources import find_files, split_weight
+from phicli.dataset.sources import Source, find_files, split_weight
 from phicli.errors import BadInput, UsageError
+from phicli.hub.datasets import find_sources
 from phicli.progress import Silent
 
 
@@ -132,3 +138,22 @@ def test_links_to_folders_are_not_followed(tmp_path):
     folder(tmp_path, "train.jsonl")
     (tmp_path / "round").symlink_to(tmp_path)
     assert found(tmp_path) == ["train.jsonl"]
+
+
+def test_a_pattern_names_files_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jsonl", "a.jsonl", "test.jsonl", "below/c.jsonl", "[x].jsonl"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("{}\n")
+    Path("d.jsonl").mkdir()
+    assert find_sources(["?.jsonl:2"]) == [Source(Path("a.jsonl"), 2.0), Source(Path("b.jsonl"), 2.0)]
+    assert [str(one.path) for one in find_sources(["**/[ct]*.jsonl"])] == ["below/c.jsonl", "test.jsonl"]
+    assert [str(one.path) for one in find_sources(["[x].jsonl"])] == ["[x].jsonl"]  # a file of that very name
+    with pytest.raises(BadInput, match="no such file or folder"):
+        find_sources(["*.csv"])
+    monkeypatch.chdir(tmp_path / "below")
+    Path("../phicli.toml").write_text('data = "?.jsonl"\n')
+    assert Settings().get(SETTINGS["data"]).value == ("../?.jsonl",)
+    order = Order("finetune", [], Path(), JobConfig())
+    assert order.take("data", SETTINGS["data"], ("../?.jsonl:2",)) == (
+        f"{INPUT}/{FILES}/0/a.jsonl:2", f"{INPUT}/{FILES}/1/b.jsonl:2") and len(order.taken) == 2
