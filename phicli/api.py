@@ -5,6 +5,7 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 (`phicli.errors`); nothing exits, nothing of the process is changed for longer than the call.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -255,9 +256,15 @@ def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]
         return given
     if given is not None:
         settings = {first: given, **settings}
-    unknown = sorted(settings.keys() - settings_of(kind).keys())
+    known = settings_of(kind)
+    unknown = sorted(settings.keys() - known.keys())
     if unknown:
-        raise UsageError(f"no setting {unknown[0]!r}; there are: {', '.join(settings_of(kind))}")
+        options = {flag.split("/")[0].lstrip("-").replace("-", "_"): name for name, setting in known.items()
+                   for flag in setting.flags}
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = options.get(unknown[0]) or (near[0] if near else None)
+        raise UsageError(f"no setting {unknown[0]!r}; there are: {', '.join(known)}",
+                         hint=f"did you mean {meant}?" if meant else None)
     config = kind(**settings)
     check_default_root(config)
     return config

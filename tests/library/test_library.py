@@ -95,6 +95,14 @@ def test_settings_are_keywords_or_one_object(tmp_path, tiny):
             call()
 
 
+@pytest.mark.parametrize(("given", "meant"), [("map", "columns"), ("sampels", "samples"), ("xyzzy", None)])
+def test_a_setting_that_there_is_not_comes_with_the_one_that_is_meant(given, meant):
+    """An option that is spelt otherwise, as a page or a message has it, and a slip."""
+    with pytest.raises(UsageError, match=f"no setting '{given}'") as caught:
+        phicli.quantize("tiny", **{given: 3})
+    assert caught.value.hint == (f"did you mean {meant}?" if meant else None)
+
+
 def test_libraries_are_silent_in_a_program(tmp_path, data_file):
     """What is seen of a step is its result: no bars, prints and log lines of transformers, genai and onnxruntime."""
     (tmp_path / "program.py").write_text(
