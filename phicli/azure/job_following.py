@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from phicli.azure import faults
 from phicli.azure.jobs import BROKEN, DONE, Job, get, storage_of
-from phicli.azure.on_compute import LOG, PROGRESS
+from phicli.azure.on_compute import LOG, PROGRESS, TAKEN
 from phicli.azure.storage import Container
 from phicli.azure.transport import RANGE
 from phicli.azure.workspace import Workspace
-from phicli.errors import RemoteError
+from phicli.errors import Missing, RemoteError
 from phicli.progress import Progress, keeping
 
 SHORTEST, LONGEST = 1.0, 15.0  # seconds between two looks
@@ -28,12 +28,29 @@ def log_of(workspace: Workspace, job: Job) -> str:
     return _read(*storage_of(workspace, job), LOG)
 
 
-def _state(container: Container, place: str) -> dict[str, Any]:
+def taken_along(workspace: Workspace, job: Job) -> dict[str, str]:
+    """What was in the root that a job began with, as `on_compute.results` tells it.
+
+    Raises:
+        Missing: the job's files have been removed.
+    """
+    found = _object(*storage_of(workspace, job), TAKEN)
+    if found is None:
+        raise Missing(f"the files of job {job.name} are gone from the storage", where=job.place,
+                      hint="the same command with --force begins another job")
+    return found
+
+
+def _object(container: Container, place: str, name: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(_read(container, place, PROGRESS))
+        found = json.loads(_read(container, place, name))
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _state(container: Container, place: str) -> dict[str, Any]:
+    return _object(container, place, PROGRESS) or {}
 
 
 def _read(container: Container, place: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """What a job is to do, and what it takes along: phicli itself, files, the settings below the flags, the root."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.package import zip_package
-from phicli.azure.content import Content, hash_content, list_content, list_file
+from phicli.artifacts.stages import MANIFEST, read_manifest
+from phicli.azure.content import Content, LocalFile, hash_content, list_content, list_file
 from phicli.config.azure import JobConfig
 from phicli.config.layers import SETTINGS, Settings
 from phicli.config.setting import Setting
 from phicli.config.writing import write_settings
 from phicli.dataset.sources import matching, split_weight
-from phicli.errors import Missing, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 from phicli.progress import Progress
 from phicli.version import tested_versions
 
@@ -23,6 +25,8 @@ PACKAGE, FILES, ROOT, SETTINGS_FILE, ORDER = "phicli.zip", "files", "root", "phi
 INPUT = "{job}"  # in an argument: the folder of what was taken along
 OF_THIS_MACHINE = ("azure.cache", "root", "model")  # settings that mean nothing there, or are given as flags
 FOR_METRICS = ("azureml-mlflow>=1.60", "mlflow-skinny>=3")
+BEFORE = {"finetune": ("quantize",), "optimize": ("quantize", "finetune"),
+          "evaluate": ("quantize", "finetune", "optimize")}  # a command -> whose results in the root it works on
 WRITES = ("output", "save_plan", "logging_dir", "fix", "path")  # places that a job cannot write to here
 
 
@@ -94,9 +98,20 @@ def pack(order: Order, scratch: Path, progress: Progress) -> Content:
              *(file for name, path in order.taken.items() for file in _under(name, path)), *root]
     content = hash_content(Content(tuple(files), ()), progress)
     decides = [f"{f.sha256} {f.name}" for f in content.files if not f.name.startswith(f"{ROOT}/")]
+    decides += [f"{f.sha256} {f.name}" for f in content.files if _is_worked_on(order.command, f)]
     where = [order.job.compute, order.job.instance_type, order.job.spot]
     order.digest = hashlib.sha256(json.dumps([decides, where]).encode()).hexdigest()
     return content
+
+
+def _is_worked_on(command: str, file: LocalFile) -> bool:
+    """Whether a file is the manifest of a result in the root that the command begins with."""
+    if not file.name.startswith(f"{ROOT}/") or file.path.name != MANIFEST:
+        return False
+    with contextlib.suppress(BadInput):  # the command itself says so, and better
+        manifest = read_manifest(file.path.parent)
+        return manifest is not None and manifest.step in BEFORE.get(command, ())
+    return False
 
 
 def _relative(value: Any) -> Any:

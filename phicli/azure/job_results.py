@@ -8,8 +8,10 @@ from phicli.artifacts.names import EVALUATION
 from phicli.artifacts.stages import MANIFEST, publishing, publishing_file, read_manifest
 from phicli.azure import faults
 from phicli.azure.fetching import damaged_files, fetch_files, list_files, range_length
+from phicli.azure.job_following import taken_along
 from phicli.azure.job_order import ROOT
 from phicli.azure.jobs import Job, storage_of
+from phicli.azure.on_compute import results
 from phicli.azure.part import Part, RemoteFile
 from phicli.azure.workspace import Workspace
 from phicli.errors import BadInput, RemoteError
@@ -19,12 +21,16 @@ JOBS = ".jobs"  # in the root: what is coming
 
 
 def fetch_results(workspace: Workspace, job: Job, root: Path, progress: Progress) -> list[Path]:
-    """Fetch the stages and files of a job that differ from those in the root; returns those put there.
+    """Fetch the stages and files that a job made and that differ from those in the root; returns those put there.
+
+    What the job only took along stays as it is here, where it may have been made again since.
 
     Raises:
-        RemoteError: a damaged copy in the storage. BadInput: names that cannot be those of files in a root.
+        Missing: the job's files have been removed. RemoteError: a damaged copy in the storage. BadInput: names that
+            cannot be those of files in a root.
     """
     container, place = storage_of(workspace, job)
+    taken = taken_along(workspace, job)
     with faults.explained(f"results of job {job.name}"):
         files = [file for file in list_files(container, f"{place}/{ROOT}") if _is_result(file.name)]
         folder = root / JOBS / job.name
@@ -33,11 +39,15 @@ def fetch_results(workspace: Workspace, job: Job, root: Path, progress: Progress
         manifests = [file for file in files if PurePosixPath(file.name).name == MANIFEST or "/" not in file.name]
         part.prepare(files, step)
         fetch_files(container, manifests, part, step)
-        wanted = [file for file in files if file in manifests or not _there(root, part.files, file)]
+        made = results(part.files)
+        manifests = [file for file in manifests if made.get(file.name) != taken.get(file.name)]
+        stages = _stages(manifests)
+        wanted = [file for file in files if _belongs(file, stages)
+                  and (file in manifests or not _there(root, part.files, file))]
         fetch_files(container, wanted, part, step, progress)
         if damaged_files(wanted, part, step, progress):
             raise RemoteError("not the content that was written (checksum)", where=job.name)
-    placed = [_place(root, part.files, stage, progress) for stage in _stages(manifests)]
+    placed = [_place(root, part.files, stage, progress) for stage in stages]
     part.remove()
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
@@ -52,6 +62,10 @@ def _is_result(name: str) -> bool:
 def _stages(manifests: list[RemoteFile]) -> list[str]:
     """Folders with a manifest, and files of the root."""
     return sorted({file.name.removesuffix(f"/{MANIFEST}") for file in manifests})
+
+
+def _belongs(file: RemoteFile, stages: list[str]) -> bool:
+    return any(file.name == stage or file.name.startswith(f"{stage}/") for stage in stages)
 
 
 def _there(root: Path, come: Path, file: RemoteFile) -> bool:

@@ -6,6 +6,7 @@ JOB is the folder that the job took along, OUT one that outlives the machine: th
 while the command runs, so that whoever comes after an interruption goes on from its checkpoint, and what it says.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.reading import files_now
+from phicli.artifacts.stages import MANIFEST
 from phicli.azure.job_order import INPUT, ORDER, ROOT, SETTINGS_FILE
 
-PROGRESS, LOG, RESULT = "progress.json", "log.txt", "result.txt"
+PROGRESS, LOG, RESULT, TAKEN = "progress.json", "log.txt", "result.txt", "taken.json"
 EVERY, EVERY_COPY = 3.0, 30.0  # seconds between two words to the outside, two copies of the root
 LONGEST_LINE, LONGEST_LOG = 2000, 4 << 20  # characters, bytes
 COPYING = ".new-file"  # in the copy of a root: what a machine may leave half written
@@ -33,6 +35,9 @@ LOOKS = 3  # at a root that changes while it is copied
 def main(job: Path, out: Path) -> int:
     order = json.loads((job / ORDER).read_text())
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / TAKEN).is_file():  # else the root's copy is of an earlier job, and so is what that one began with
+        (out / COPYING).write_text(json.dumps(results(job / ROOT)))
+        (out / COPYING).replace(out / TAKEN)
     with tempfile.TemporaryDirectory(prefix="phicli-job-") as scratch:
         root = Path(scratch) / ROOT
         before = out / ROOT if (out / ROOT).is_dir() else job / ROOT
@@ -58,6 +63,12 @@ def main(job: Path, out: Path) -> int:
         told.state["exit"] = process.returncode
         told.write()
     return process.returncode
+
+
+def results(root: Path) -> dict[str, str]:
+    """What there is in a root: the hash of each stage's manifest, and of each file beside the stages."""
+    found = [path for path in root.rglob("*") if path.is_file() and (path.name == MANIFEST or path.parent == root)]
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 class Told:

@@ -12,7 +12,14 @@ from azure_work import Worker
 
 from phicli.artifacts.stages import check_whole, publishing, read_manifest
 from phicli.azure.job_order import ROOT
+from phicli.azure.job_results import fetch_results
+from phicli.azure.jobs import get
 from phicli.azure.on_compute import COPYING, mirror
+from phicli.azure.target import Target
+from phicli.azure.workspace import Workspace
+from phicli.config.azure import TransferConfig
+from phicli.errors import Missing
+from phicli.progress import SILENT
 from phicli.steps.inventory import size_on_disk
 
 ELSEWHERE = ("--on", "azureml", "--compute", "cpus")
@@ -55,6 +62,31 @@ def test_a_step_elsewhere_ends_up_in_the_root_as_if_made_here(worker, cloud, cli
     again = cli(*QUANTIZE)
     assert (again.code, begun(cloud)) == (0, 1) and "0 results put into" in again.err
     assert (awq / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_job_works_on_the_results_that_are_here_and_leaves_them_as_they_are(worker, cloud, cli, tmp_path, data_file):
+    train = ("finetune", "--model", "tiny", "--data", data_file, "--lora-r", "4", "--seq-len", "32", "--max-steps", "1",
+             "--batch-size", "1", "--eval-split", "0", *ELSEWHERE)
+    awq, adapter = (tmp_path / "models" / "tiny" / name for name in ("awq", "ft/travel"))
+    bases = []
+    for samples in ("1", "2"):
+        assert cli("quantize", "--model", "tiny", "--samples", samples, "--seq-len", "32").code == 0
+        kept = (awq / "phicli.json").read_bytes()
+        done = cli(*train)
+        assert done.code == 0 and "1 results put into" in done.err, done.err
+        assert (awq / "phicli.json").read_bytes() == kept
+        bases.append(read_manifest(adapter).inputs["base"])
+    assert begun(cloud) == 2 and bases[0] != bases[1]
+    assert cli("quantize", "--model", "tiny", "--samples", "3", "--seq-len", "32", "--force").code == 0
+    kept = (awq / "phicli.json").read_bytes()
+    opened = Workspace(Target(*reversed(cloud.target[1::2])), TransferConfig())
+    last = list(cloud.azure.jobs)[-1]
+    assert fetch_results(opened, get(opened, last), awq.parent, SILENT) == []
+    assert (awq / "phicli.json").read_bytes() == kept
+    for blob in cloud.box.list_blobs():
+        cloud.box.delete_blob(blob.name)
+    with pytest.raises(Missing, match=f"the files of job {last} are gone"):
+        fetch_results(opened, get(opened, last), awq.parent, SILENT)
 
 
 def test_a_job_that_fails_says_why_and_the_next_one_has_its_place(worker, cloud, cli):
