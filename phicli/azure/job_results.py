@@ -29,8 +29,16 @@ def fetch_results(workspace: Workspace, job: Job, root: Path, progress: Progress
         Missing: the job's files have been removed. RemoteError: a damaged copy in the storage. BadInput: names that
             cannot be those of files in a root.
     """
-    container, place = storage_of(workspace, job)
     taken = taken_along(workspace, job)
+    with held(root / JOBS, progress):  # who comes second finds all there
+        placed = _fetch(workspace, job, taken, root, progress)
+        with contextlib.suppress(OSError):
+            (root / JOBS).rmdir()
+    return placed
+
+
+def _fetch(workspace: Workspace, job: Job, taken: dict[str, str], root: Path, progress: Progress) -> list[Path]:
+    container, place = storage_of(workspace, job)
     with faults.explained(f"results of job {job.name}"):
         files = [file for file in list_files(container, f"{place}/{ROOT}") if _is_result(file.name)]
         folder = root / JOBS / job.name
@@ -49,8 +57,6 @@ def fetch_results(workspace: Workspace, job: Job, root: Path, progress: Progress
             raise RemoteError("not the content that was written (checksum)", where=job.name)
     placed = [_place(root, part.files, stage, progress) for stage in stages]
     part.remove()
-    with contextlib.suppress(OSError):
-        folder.parent.rmdir()
     return [path for path in placed if path]
 
 
