@@ -12,18 +12,20 @@ from typing import Any
 from phicli.artifacts.package import zip_package
 from phicli.artifacts.stages import MANIFEST, read_manifest
 from phicli.azure.content import Content, LocalFile, hash_content, list_content, list_file
-from phicli.config.azure import JobConfig
+from phicli.config.azure import JobConfig, WorkspaceConfig
 from phicli.config.layers import SETTINGS, Settings
-from phicli.config.setting import Setting
+from phicli.config.places import apart, is_there, matching
+from phicli.config.setting import Setting, settings_of
 from phicli.config.writing import write_settings
-from phicli.dataset.sources import matching, split_weight
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.progress import Progress
 from phicli.version import tested_versions
 
 PACKAGE, FILES, ROOT, SETTINGS_FILE, ORDER = "phicli.zip", "files", "root", "phicli.toml", "order.json"
 INPUT = "{job}"  # in an argument: the folder of what was taken along
-OF_THIS_MACHINE = ("azure.cache", "root", "model")  # settings that mean nothing there, or are given as flags
+OF_THIS_MACHINE = ("root", "model")  # settings that mean nothing there, or are given as flags
+OF_THE_STEPS = ("", "inspect", "quantize", "finetune", "optimize", "evaluate")  # before the point in a setting's key
+OF_THE_WORKSPACE = tuple(f"azure.{name}" for name in settings_of(WorkspaceConfig))  # for models that Azure has
 FOR_METRICS = ("azureml-mlflow>=1.60", "mlflow-skinny>=3")
 BEFORE = {"finetune": ("quantize",), "optimize": ("quantize", "finetune"),
           "evaluate": ("quantize", "finetune", "optimize")}  # a command -> whose results in the root it works on
@@ -61,17 +63,16 @@ class Order:
 
     def _paths(self, text: str) -> list[str]:
         """What is named as data, in the job: each file of a pattern, with the weight behind it."""
-        name, _ = split_weight(text)
-        files = [name] if Path(name).exists() else list(map(str, matching(name))) or [name]
-        return [self._path(file) + text[len(name):] for file in files]
+        name, weight = apart(text)
+        return [self._path(f"{file}{weight}") for file in matching(name) or [name]]
 
     def _path(self, text: str) -> str:
-        path = Path(text)
-        if not path.exists():  # a name: of the hub's, of an adapter, of a model in Azure
+        if not is_there(text):  # a name: of the hub's, of an adapter, of a model in Azure
             return text
-        name = f"{FILES}/{len(self.taken)}/{path.resolve().name}"
-        self.taken[name] = path
-        return f"{INPUT}/{name}"
+        place, weight = apart(text)
+        name = f"{FILES}/{len(self.taken)}/{Path(place).resolve().name}"
+        self.taken[name] = Path(place)
+        return f"{INPUT}/{name}{weight}"
 
     @property
     def on_several_gpus(self) -> bool:
@@ -81,10 +82,12 @@ class Order:
         return any((given or self.settings.get(f"{step}.gpus", "1")) != "1" for step in steps)
 
     def take_settings(self, settings: Settings) -> None:
-        """Those of the environment and the settings file, as they would hold here."""
+        """Those of the environment and the settings file, as they would hold here; not those of other commands, which
+        may name files that are nobody else's, such as a server's keys."""
         for key, setting in SETTINGS.items():
             found = settings.get(setting)
-            if found.origin != "default" and key not in OF_THIS_MACHINE and not key.startswith("job."):
+            of_a_job = key in OF_THE_WORKSPACE or key.rpartition(".")[0] in OF_THE_STEPS
+            if found.origin != "default" and of_a_job and key not in OF_THIS_MACHINE:
                 self.settings[key] = self.take(setting.name, setting, found.value)
 
 
@@ -118,7 +121,17 @@ def _relative(value: Any) -> Any:
     """Paths in a settings file are seen from its folder."""
     if isinstance(value, tuple):
         return tuple(map(_relative, value))
-    return value.removeprefix(f"{INPUT}/") if isinstance(value, str) else value
+    return value.removeprefix(f"{INPUT}/") if isinstance(value, str) and _is_taken(value) else value
+
+
+def unpacked(argument: str, job: Path) -> str:
+    """An argument as the job's machine has it, where the job's folder is `job`."""
+    return f"{job}{argument.removeprefix(INPUT)}" if _is_taken(argument) else argument
+
+
+def _is_taken(text: str) -> bool:
+    """Whether it is a path of what was taken along; {job} elsewhere is what a template says."""
+    return text.startswith(f"{INPUT}/{FILES}/")
 
 
 def _under(name: str, path: Path) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from phicli.artifacts.reading import files_now
 from phicli.artifacts.stages import MANIFEST
-from phicli.azure.job_order import INPUT, ORDER, ROOT, SETTINGS_FILE
+from phicli.azure.job_order import ORDER, ROOT, SETTINGS_FILE, unpacked
 
 PROGRESS, LOG, RESULT, TAKEN = "progress.json", "log.txt", "result.txt", "taken.json"
 EVERY, EVERY_COPY = 3.0, 30.0  # seconds between two words to the outside, two copies of the root
@@ -43,7 +43,7 @@ def main(job: Path, out: Path) -> int:
         before = out / ROOT if (out / ROOT).is_dir() else job / ROOT
         if before.is_dir():
             shutil.copytree(before, root, ignore=shutil.ignore_patterns(COPYING))
-        arguments = [text.replace(INPUT, str(job)) for text in order["arguments"]]
+        arguments = [unpacked(text, job) for text in order["arguments"]]
         line = [sys.executable, "-m", "phicli", "--config", str(job / SETTINGS_FILE), "--progress", "json",
                 *order["command"].split(), *arguments, "--root", str(root)]
         with (out / RESULT).open("wb") as result:

@@ -52,6 +52,22 @@ def placed(setting: Setting, value: Any, folder: Path) -> Any:
 
 def is_there(path: str) -> bool:
     """Whether there is a file or folder of that name or pattern, a weight after it aside."""
-    plain = expand(_WEIGHT.sub("", path))
-    pattern = glob.has_magic(plain)
-    return os.path.exists(plain) or (pattern and any(glob.iglob(plain, recursive=True)))  # noqa: PTH110, PTH207
+    plain = expand(apart(path)[0])
+    return os.path.exists(plain) or bool(matching(plain))  # noqa: PTH110 (a Path may raise)
+
+
+def apart(path: str) -> tuple[str, str]:
+    """A path and the weight after it, such as ":2"; none where a file has that whole name."""
+    name = path if os.path.exists(expand(path)) else _WEIGHT.sub("", path)  # noqa: PTH110 (a Path may raise)
+    return name, path[len(name):]
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files of a pattern such as `rows/*.jsonl`, in the order of their names; `**` goes into folders below.
+
+    None where there is a file or folder of that very name.
+    """
+    if not glob.has_magic(pattern) or os.path.exists(expand(pattern)):  # noqa: PTH110 (a Path may raise)
+        return []
+    found = glob.glob(expand(pattern), recursive=True)  # noqa: PTH207 (a Path's needs a folder to begin at)
+    return sorted(path for path in map(Path, found) if path.is_file())

@@ -1,6 +1,5 @@
 """What a user names as data on this machine: files, stdin, folders of splits, and how much each of them counts."""
 
-import glob
 import math
 import os
 import re
@@ -60,14 +59,6 @@ def local_path(name: str) -> Path | None:
     if os.path.exists(place):  # noqa: PTH110 (Path.exists raises where it is too long)
         return Path(place)
     return next((folder / name for folder in PACKAGED if (folder / name).is_file()), None) if name in LABS else None
-
-
-def matching(pattern: str) -> list[Path]:
-    """The files of a pattern such as `rows/*.jsonl`, in the order of their names; `**` goes into folders below."""
-    if not glob.has_magic(pattern):
-        return []
-    found = glob.glob(expand(pattern), recursive=True)  # noqa: PTH207 (a Path's needs a folder to begin at)
-    return sorted(path for path in map(Path, found) if path.is_file())
 
 
 def split_name(split: str) -> str:

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from phicli.config.places import matching
 from phicli.dataset.formats import has_rows
-from phicli.dataset.sources import DATA_FILES, Source, find_files, local_path, matching, split_name, split_weight
+from phicli.dataset.sources import DATA_FILES, Source, find_files, local_path, split_name, split_weight
 from phicli.errors import BadInput, Missing, RemoteError
 from phicli.libraries import offline_by, online
 from phicli.progress import SILENT, Progress

@@ -7,13 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phicli.config.places import matching
 from phicli.config.setting import settings_of, spelt
 from phicli.config.steps import FinetuneConfig, InspectConfig
 from phicli.dataset.cleaning import FORM, LOST, RESTORED, Cleaner, clean_name
 from phicli.dataset.encoding import RowEncoder, end_of_turn
 from phicli.dataset.inspector import Inspector
 from phicli.dataset.overlap import Overlap
-from phicli.dataset.sources import Source, matching, split_weight
+from phicli.dataset.sources import Source, split_weight
 from phicli.dataset.understood import joined
 from phicli.errors import BadInput
 from phicli.text import Encoded

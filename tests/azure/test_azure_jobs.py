@@ -4,14 +4,17 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from azure_work import Worker
 
 from phicli.artifacts.stages import check_whole, publishing, read_manifest
-from phicli.azure.job_order import ROOT
+from phicli.azure.job_order import ROOT, unpacked
 from phicli.azure.job_results import fetch_results
 from phicli.azure.jobs import get
 from phicli.azure.on_compute import COPYING, mirror
@@ -39,6 +42,10 @@ def begun(cloud) -> int:
     return sum(line.startswith("PUT") and "/jobs/" in line for line in cloud.azure.log)
 
 
+def workspace_of(cloud) -> Workspace:
+    return Workspace(Target(*reversed(cloud.target[1::2])), TransferConfig())
+
+
 def test_a_step_elsewhere_ends_up_in_the_root_as_if_made_here(worker, cloud, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PHICLI_QUANTIZE_ROUNDING", "nearest")  # settings of this machine hold there too
     worker.gate.clear()
@@ -58,6 +65,12 @@ def test_a_step_elsewhere_ends_up_in_the_root_as_if_made_here(worker, cloud, cli
     state = json.loads(cli("jobs", "show", name, "--json").out)
     assert (state["status"], state["exit"], state["compute"]) == ("Completed", 0, "cpus")
     assert '"event": "end"' in cli("jobs", "logs", name).out
+    shutil.rmtree(awq)
+    job = get(opened := workspace_of(cloud), name)
+    with ThreadPoolExecutor(2) as pool:  # two terminals wait for one job
+        both = [pool.submit(fetch_results, opened, job, awq.parent, SILENT) for _ in range(2)]
+    assert sorted(len(one.result()) for one in both) == [0, 1]
+    check_whole(awq)
     stamp = (awq / "model.safetensors").stat().st_mtime_ns
     again = cli(*QUANTIZE)
     assert (again.code, begun(cloud)) == (0, 1) and "0 results put into" in again.err
@@ -79,7 +92,7 @@ def test_a_job_works_on_the_results_that_are_here_and_leaves_them_as_they_are(wo
     assert begun(cloud) == 2 and bases[0] != bases[1]
     assert cli("quantize", "--model", "tiny", "--samples", "3", "--seq-len", "32", "--force").code == 0
     kept = (awq / "phicli.json").read_bytes()
-    opened = Workspace(Target(*reversed(cloud.target[1::2])), TransferConfig())
+    opened = workspace_of(cloud)
     last = list(cloud.azure.jobs)[-1]
     assert fetch_results(opened, get(opened, last), awq.parent, SILENT) == []
     assert (awq / "phicli.json").read_bytes() == kept
@@ -160,6 +173,38 @@ def test_what_cannot_be_a_job_is_refused_before_anything_is_asked_of_azure(cli, 
     assert shown["command"] == "phicli quantize --samples 2 --seq-len 64 --model tiny"
     assert {"phicli.zip", "phicli.toml", "order.json"} == shown["files"].keys() and any(
         line.startswith("olive-ai==") for line in shown["pip"])
+
+
+def test_names_that_can_be_nothing_are_refused_before_a_machine_is_paid(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options, code, message in ((("--data", "missing.jsonl"), 3, "no such file or folder"),
+                                   (("--data", "-"), 2, "stdin cannot go along"),
+                                   (("--eval-data", "./missing"), 3, "no such file or folder"),
+                                   (("--base", "missing"), 3, "no such model folder"),
+                                   (("--model", "./missing"), 3, "no such model folder")):
+        done = cli("finetune", *ELSEWHERE, "--dry-run", *options)
+        assert done.code == code and message in done.err, done.err
+    done = cli("quantize", "--calibration", "missing.txt", *ELSEWHERE, "--dry-run")
+    assert done.code == 3 and "no such calibration file" in done.err
+    assert cli("finetune", "--data", "owner/rows", "--model", "owner/model", *ELSEWHERE, "--dry-run").code == 0
+
+
+def test_a_job_takes_along_what_its_command_names_and_no_settings_of_others(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows 1.jsonl", "keys.txt"):
+        (tmp_path / name).write_text('{"prompt": "a", "response": "b"}\n')
+    train = ("finetune", "--model", "tiny", "--data", "rows 1.jsonl:0.5", *ELSEWHERE, "--dry-run", "--json")
+    alone = json.loads(cli(*train).out)
+    assert "--data {job}/files/0/rows 1.jsonl:0.5" in alone["command"]
+    assert {name for name in alone["files"] if name.startswith("files/")} == {"files/0/rows 1.jsonl"}
+    (tmp_path / "phicli.toml").write_text('[serve]\napi_key_file = "keys.txt"\n[chat]\nsystem = "Be brief."\n')
+    monkeypatch.setenv("PHICLI_AZURE_TIMEOUT", "77")
+    assert json.loads(cli(*train).out) == alone
+
+
+def test_a_template_may_have_a_field_named_job():
+    assert unpacked("{job}/files/0/rows.jsonl:2", Path("/in")) == "/in/files/0/rows.jsonl:2"
+    assert unpacked("An advertisement for {job}: {prompt}", Path("/in")) == "An advertisement for {job}: {prompt}"
 
 
 def test_a_root_is_mirrored_but_for_locks_and_unfinished_results(tmp_path):
