@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from phicli.cli.following import Next
 from phicli.config.azure import JobConfig, TransferConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.layers import Settings
+from phicli.config.places import is_there
 from phicli.config.setting import Setting, spelt
+from phicli.errors import BadInput, Missing, UsageError
 from phicli.progress import SILENT
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ def run_away(command: str, job: JobConfig, config: OfModel, settings: Settings, 
     from phicli.azure.job_order import Order
     from phicli.azure.jobs import check_compute
 
+    _check_inputs(config)
     order = Order(command, [], config.root_folder, job)
     for name, setting in known.items():
         if name in ("root", "model", *plain) or setting.key.startswith("job.") or name not in flags:
@@ -45,6 +49,33 @@ def run_away(command: str, job: JobConfig, config: OfModel, settings: Settings, 
     json = bool(given.get("json"))
     return _show(order, json) if given.get("dry_run") else _submit(
         order, config.model, settings, bool(flags.get("force") or given.get("force")), json)
+
+
+def _check_inputs(config: OfModel) -> None:
+    """Refuse what is neither a file here nor a name of the hub's, before a machine is paid to find that out.
+
+    Raises:
+        BadInput: there is no such model, file or folder. UsageError: a weight that is none, or rows from stdin.
+    """
+    from phicli.hub.datasets import find_sources, held_out_sources
+    from phicli.hub.models import local_model
+
+    for name in ("model", "base"):
+        if (given := getattr(config, name, None)) and not given.startswith("azureml:"):
+            local_model(given)
+    rows = [row for name in ("data", "own_rows") for row in getattr(config, name, None) or ()]
+    held_out = getattr(config, "eval_data", None)
+    if "-" in (*rows, held_out):
+        raise UsageError("what comes from stdin cannot go along with a job", where="-", hint="the same rows as a file")
+    for row in rows:
+        with suppress(Missing):  # of the hub's, and not fetched yet
+            find_sources([row], local=True)
+    if held_out:
+        with suppress(Missing):
+            held_out_sources(held_out, local=True)
+    calibration = getattr(config, "calibration", None)
+    if calibration and not is_there(calibration):
+        raise BadInput("no such calibration file", where=calibration, hint="--calibration FILE")
 
 
 def _show(order: "Order", json: bool) -> Sequence[Next]:
