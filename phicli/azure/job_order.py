@@ -31,6 +31,8 @@ BEFORE = {"finetune": ("quantize",), "optimize": ("quantize", "finetune"),
           "evaluate": ("quantize", "finetune", "optimize")}  # a command -> whose results in the root it works on
 WRITES = ("output", "save_plan", "logging_dir", "fix", "path")  # places that a job cannot write to here
 
+READ = ("calibration", "plan", "workflow")  # files that cannot be names of something else
+
 
 @dataclass
 class Order:
@@ -51,12 +53,14 @@ class Order:
         """A setting's value as the job has it: files and folders of this machine are taken along.
 
         Raises:
-            UsageError: a place to write to on this machine.
+            UsageError: a place to write to on this machine. BadInput: a file that is not there.
         """
         if not setting.path:
             return value
         if name in WRITES:
             raise UsageError("a job writes into the root only", where=f"--{name.replace('_', '-')}")
+        if name in READ and not is_there(value):
+            raise BadInput(f"no such file for --{name}", where=value, hint=f"--{name} FILE")
         if isinstance(value, tuple):
             return tuple(path for text in value for path in self._paths(text))
         return self._path(str(value))

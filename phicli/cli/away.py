@@ -12,9 +12,8 @@ from phicli.cli.following import Next
 from phicli.config.azure import JobConfig, TransferConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.layers import Settings
-from phicli.config.places import is_there
-from phicli.config.setting import Setting, spelt
-from phicli.errors import BadInput, Missing, UsageError
+from phicli.config.setting import Setting, flags_of, spelt
+from phicli.errors import Missing, UsageError
 from phicli.progress import SILENT
 
 if TYPE_CHECKING:
@@ -22,6 +21,15 @@ if TYPE_CHECKING:
 
 AWAY = ("run", "quantize", "finetune", "optimize", "evaluate")  # the commands that can be jobs
 HERE = ("json", "dry_run")  # options of a command that are for the terminal
+
+
+def check_meant(given: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
+    """Raise UsageError for an option of jobs where the command is to run on this machine."""
+    for name in given:
+        if known[name].key.startswith("job."):
+            raise UsageError("is of a job, and without --on azureml this machine does the work",
+                             where=flags_of(name, known[name])[0].partition("/")[0],
+                             hint="add --on azureml, or leave it out")
 
 
 def run_away(command: str, job: JobConfig, config: OfModel, settings: Settings, flags: Mapping[str, Any],
@@ -73,9 +81,15 @@ def _check_inputs(config: OfModel) -> None:
     if held_out:
         with suppress(Missing):
             held_out_sources(held_out, local=True)
-    calibration = getattr(config, "calibration", None)
-    if calibration and not is_there(calibration):
-        raise BadInput("no such calibration file", where=calibration, hint="--calibration FILE")
+
+
+def _check_writable(root: Path) -> None:
+    """Find out before a machine is paid whether its results have a place. Raises Missing: they have none."""
+    from phicli.artifacts.stages import writing
+
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=root, prefix=".new-").cleanup()
 
 
 def _show(order: "Order", json: bool) -> Sequence[Next]:
@@ -99,6 +113,8 @@ def _submit(order: "Order", model: str, settings: Settings, again: bool, json: b
     from phicli.azure.target import find_target
 
     target = find_target(settings, asdict(settings.resolve(WorkspaceConfig)), console.ask)
+    if order.job.wait:
+        _check_writable(order.root)
     with console.task_log("job", order.root) as progress:
         from phicli.azure.job_following import follow
         from phicli.azure.job_results import fetch_results

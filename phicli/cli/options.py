@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypedDict
 import typer
 
 from phicli.cli import console
-from phicli.cli.away import AWAY, run_away
+from phicli.cli.away import AWAY, check_meant, run_away
 from phicli.cli.completion import completion_of
 from phicli.cli.following import Following, Next
 from phicli.cli.help import ALL, GENERAL
@@ -89,6 +89,8 @@ def command(function: Callable[..., Sequence[Next] | None]) -> Callable[..., Non
                 if job and job.on:
                     after = run_away(title, job, resolved["config"], settings, raw, known, given, spellings)
                 else:
+                    if job:
+                        check_meant(raw, known)
                     more = dict.fromkeys(flags, raw) | {name: given[name] for name in plain}
                     after = function(**resolved, **more)
             except PhicliError:

@@ -113,12 +113,25 @@ def test_a_job_that_fails_says_why_and_the_next_one_has_its_place(worker, cloud,
     assert places[0] == places[1]
 
 
-def test_a_job_is_ended(worker, cloud, cli):
+def test_a_root_that_cannot_be_written_is_told_before_a_machine_is_paid(worker, cloud, cli, tmp_path):
+    (tmp_path / "file").touch()
+    done = cli(*QUANTIZE, "--root", "file/root")
+    assert done.code == 4 and "file/root: cannot be written" in done.err, done.err
+    assert begun(cloud) == 0
+
+
+def test_a_job_is_ended(worker, cloud, cli, monkeypatch):
+    assert "next:" not in cli("jobs", "list").err  # which machine is to run a first one is not known
+    monkeypatch.setenv("PHICLI_JOB_COMPUTE", "cpus")
+    assert "next: phicli run --on azureml" in cli("jobs", "list").err
     worker.gate.clear()
     name = cli(*QUANTIZE, "--no-wait").out.strip()
     assert (cli("jobs", "cancel", name).code, cloud.azure.jobs[name]["properties"]["status"]) == (0, "Canceled")
-    none = cli("jobs", "cancel", "phicli-none")
-    assert none.code == 4 and "phicli jobs list" in none.err
+    assert "had ended already: Canceled" in cli("jobs", "cancel", name).err
+    assert sum(line.endswith("/cancel") for line in cloud.azure.log) == 1
+    for nobody in ("phicli-none", ""):
+        none = cli("jobs", "cancel", nobody, "--resource-group", cloud.target[3])
+        assert none.code == 4 and f"phicli jobs list --workspace-name {cloud.target[1]}" in none.err, none.err
 
 
 def test_a_machine_taken_away_in_training_is_followed_by_one_that_goes_on(worker, cloud, cli, tmp_path, data_file):
@@ -165,6 +178,8 @@ def test_serverless_spot_as_the_service_is_told(worker, cloud, cli, tmp_path):
 def test_what_cannot_be_a_job_is_refused_before_anything_is_asked_of_azure(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options, message in ((("--on", "azureml"), "which machine?"),
+                             (("--compute", "cpus"), "--compute: is of a job"),
+                             (("--no-wait",), "without --on azureml this machine does the work"),
                              ((*ELSEWHERE, "--spot"), "a cluster has its own"),
                              ((*ELSEWHERE, "--output", "out"), "a job writes into the root only")):
         done = cli("quantize", "--model", "tiny", *options)
@@ -184,8 +199,9 @@ def test_names_that_can_be_nothing_are_refused_before_a_machine_is_paid(cli, tmp
                                    (("--model", "./missing"), 3, "no such model folder")):
         done = cli("finetune", *ELSEWHERE, "--dry-run", *options)
         assert done.code == code and message in done.err, done.err
-    done = cli("quantize", "--calibration", "missing.txt", *ELSEWHERE, "--dry-run")
-    assert done.code == 3 and "no such calibration file" in done.err
+    for command, option in (("quantize", "calibration"), ("quantize", "plan"), ("run", "workflow")):
+        done = cli(command, f"--{option}", "missing.txt", *ELSEWHERE, "--dry-run")
+        assert done.code == 3 and f"missing.txt: no such file for --{option}" in done.err, done.err
     assert cli("finetune", "--data", "owner/rows", "--model", "owner/model", *ELSEWHERE, "--dry-run").code == 0
 
 
