@@ -122,6 +122,8 @@ def find(workspace: Workspace, name: str) -> Job | None:
     """The job of a name; None where there is none."""
     from azure.core.exceptions import ResourceNotFoundError
 
+    if not name.strip():  # the SDK makes no address of it
+        return None
     with faults.explained(f"job {name}"):
         try:
             return _job(workspace.client.jobs.get(name))
@@ -142,11 +144,14 @@ def list_jobs(workspace: Workspace) -> list[Job]:
         return [_job(job) for job in listed(workspace.client.jobs.list()) if TAG in (job.tags or {})]
 
 
-def cancel(workspace: Workspace, name: str) -> None:
-    """Ask Azure to end a job; its files stay."""
-    get(workspace, name)
+def cancel(workspace: Workspace, name: str) -> str:
+    """Ask Azure to end a job; its files stay. Returns with which status it has ended already, else nothing."""
+    status = get(workspace, name).status
+    if status in (DONE, *BROKEN):
+        return status
     with faults.explained(f"job {name}"):
         workspace.client.jobs.begin_cancel(name).wait(60)
+    return ""
 
 
 def _job(found: Any) -> Job:

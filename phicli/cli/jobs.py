@@ -10,7 +10,7 @@ import typer
 from phicli.cli import console, options
 from phicli.cli.following import Next
 from phicli.cli.once import Command, Group
-from phicli.config.azure import TransferConfig, WorkspaceConfig
+from phicli.config.azure import JobConfig, TransferConfig, WorkspaceConfig
 from phicli.config.layers import Settings
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at jobs in Azure ML, or end one.")
@@ -48,7 +48,10 @@ def list_(workspace: WorkspaceConfig, json: options.Json = False) -> Sequence[Ne
     else:
         console.result_table(("job", "status", "what", "compute"),
                              [(job.name, job.status, job.command, job.compute) for job in found])
-    return [("jobs show", found[0].name)] if found else [("run", "--on", "azureml")]
+    if found:
+        return [("jobs show", found[0].name)]
+    job = Settings().resolve(JobConfig)
+    return [("run", "--on", "azureml")] if job.compute or job.instance_type else []
 
 
 @app.command(cls=Command)
@@ -106,6 +109,8 @@ def cancel(name: Name, workspace: WorkspaceConfig) -> Sequence[Next]:
     from phicli.azure.jobs import cancel as end
 
     with _opened(workspace) as opened:
-        end(opened, name)
+        status = end(opened, name)
+    if status:
+        console.note(f"had ended already: {status}")
     console.result(name)
     return [("jobs show", name)]
