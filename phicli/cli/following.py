@@ -27,7 +27,7 @@ CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
                                              LogsConfig, BenchmarkConfig, ReportConfig, SearchConfig, VerifyConfig,
                                              MergeConfig, ExportConfig)},
     "status": (LabConfig,), "upload": (UploadConfig, WorkspaceConfig), "deploy": (DeployConfig, WorkspaceConfig),
-    **dict.fromkeys(("download", "jobs list", "jobs show", "jobs logs"), (WorkspaceConfig,))}
+    **dict.fromkeys(("download", "jobs list", "jobs show", "jobs logs", "jobs cancel"), (WorkspaceConfig,))}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
 REPEATED = (GateConfig.STEP, ServeConfig.STEP)  # hints of these to do the same again have all that was given
@@ -109,6 +109,7 @@ class Following:
                 return self.line(command, *match[2].split(), again=True,
                                  only=kept - {"provider"} if "--device" in flags else None)
             taken = {"device"} if own else set(WHERE)
+            taken |= set(WorkspaceConfig.__annotations__)
             if named == "inspect" and not own:  # it is to judge rows in the same way
                 taken |= set(OfRows.__annotations__)
             folder = None if flags & OTHERS else named_folder(error, self.given, named)

@@ -47,7 +47,13 @@ def upload(
         console.note(f"{done.status}: {done.name}:{done.version}, {console.size(done.bytes)}, "
                      f"{console.size(done.bytes_sent)} sent")
     console.result(done.reference)
-    return [("upload",) if dry_run else ("download", done.reference)]
+    return [("upload", *_again(config, tags)) if dry_run else ("download", done.reference)]
+
+
+def _again(config: UploadConfig, tags: dict[str, str]) -> list[str]:
+    """The options of this run that are no settings."""
+    return [*(["--path", config.path] if config.path else []),
+            *(part for key, value in tags.items() for part in ("--tag", f"{key}={value}"))]
 
 
 def parse_tags(texts: list[str]) -> dict[str, str]:

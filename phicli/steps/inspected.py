@@ -151,6 +151,6 @@ def _given(config: InspectConfig) -> list[str]:
 def _clean_name(data: str) -> str:
     """The name of a clean copy of what the user names as data."""
     path = Path(split_weight(data)[0])
-    if data == "-" or (not path.exists() and matching(str(path))):
+    if data == "-" or matching(str(path)):
         return "rows.clean.jsonl"
     return str(clean_name(path if path.exists() else Path(path.name)))  # the latter of a data set of the hub

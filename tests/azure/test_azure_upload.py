@@ -63,6 +63,8 @@ def test_dry_run_writes_nothing(cloud, cli, model):
     assert list(cloud.box.list_blobs(name_starts_with=prefix, include=["uncommittedblobs"])) == []
     table = cli("upload", *cloud.target, "--dry-run")
     assert "model.onnx.data" in table.out and "6000003" in table.out and "would send 6.0 MB" in table.err
+    proposed = cli("upload", "--path", model, "--tag", "team=a b", *cloud.target, "--dry-run").err
+    assert f"--path {model} --tag 'team=a b'" in proposed.splitlines()[-1], proposed
 
 
 def test_manifest_and_evaluation_become_tags_and_properties(cloud, cli, model):
