@@ -68,7 +68,7 @@ class Order:
     def _paths(self, text: str) -> list[str]:
         """What is named as data, in the job: each file of a pattern, with the weight behind it."""
         name, weight = apart(text)
-        return [self._path(f"{file}{weight}") for file in matching(name) or [name]]
+        return [self._path(f"{file}{weight}") for file in list(map(str, matching(name))) or [name]]
 
     def _path(self, text: str) -> str:
         if not is_there(text):  # a name: of the hub's, of an adapter, of a model in Azure
