@@ -13,6 +13,7 @@ from phicli.config.azure import JobConfig, TransferConfig, WorkspaceConfig
 from phicli.config.bases import OfModel
 from phicli.config.layers import Settings
 from phicli.config.setting import Setting, flags_of, spelt
+from phicli.config.steps import FinetuneConfig, OptimizeConfig
 from phicli.errors import Missing, UsageError
 from phicli.progress import SILENT
 
@@ -64,9 +65,10 @@ def _check_inputs(config: OfModel) -> None:
 
     Raises:
         BadInput: there is no such model, file or folder. UsageError: a weight that is none, or rows from stdin.
+        Missing: the root has no quantized model for the step.
     """
     from phicli.hub.datasets import find_sources, held_out_sources
-    from phicli.hub.models import local_model
+    from phicli.hub.models import find_base, local_model
 
     for name in ("model", "base"):
         if (given := getattr(config, name, None)) and not given.startswith("azureml:"):
@@ -81,6 +83,8 @@ def _check_inputs(config: OfModel) -> None:
     if held_out:
         with suppress(Missing):
             held_out_sources(held_out, local=True)
+    if isinstance(config, FinetuneConfig | OptimizeConfig) and not config.base:
+        find_base(config.root_folder)
 
 
 def _check_writable(root: Path) -> None:

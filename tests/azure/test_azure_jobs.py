@@ -202,14 +202,17 @@ def test_names_that_can_be_nothing_are_refused_before_a_machine_is_paid(cli, tmp
     for command, option in (("quantize", "calibration"), ("quantize", "plan"), ("run", "workflow")):
         done = cli(command, f"--{option}", "missing.txt", *ELSEWHERE, "--dry-run")
         assert done.code == 3 and f"missing.txt: no such file for --{option}" in done.err, done.err
-    assert cli("finetune", "--data", "owner/rows", "--model", "owner/model", *ELSEWHERE, "--dry-run").code == 0
+    assert cli("finetune", "--data", "owner/rows", "--base", "owner/model", *ELSEWHERE, "--dry-run").code == 0
+    for command in ("finetune", "optimize"):
+        done = cli(command, "--model", "tiny", *ELSEWHERE, "--dry-run")
+        assert done.code == 4 and "no quantized model there" in done.err, done.err
 
 
 def test_a_job_takes_along_what_its_command_names_and_no_settings_of_others(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("rows 1.jsonl", "keys.txt"):
         (tmp_path / name).write_text('{"prompt": "a", "response": "b"}\n')
-    train = ("finetune", "--model", "tiny", "--data", "rows 1.jsonl:0.5", *ELSEWHERE, "--dry-run", "--json")
+    train = ("finetune", "--base", "tiny", "--data", "rows 1.jsonl:0.5", *ELSEWHERE, "--dry-run", "--json")
     alone = json.loads(cli(*train).out)
     assert "--data {job}/files/0/rows 1.jsonl:0.5" in alone["command"]
     assert {name for name in alone["files"] if name.startswith("files/")} == {"files/0/rows 1.jsonl"}
