@@ -6,7 +6,9 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +31,7 @@ from phicli.config.commands import WorkflowConfig
 from phicli.config.deploy import DeployConfig
 from phicli.config.measuring import ReportConfig, SearchConfig
 from phicli.config.setting import settings_of
+from phicli.dataset.in_memory import as_named
 from phicli.errors import UsageError
 from phicli.progress import Progress, automatic
 from phicli.workflow.plan import StageResult
@@ -41,8 +44,25 @@ if TYPE_CHECKING:
     from phicli.steps.verify import Verified
 
 Config = TypeVar("Config", bound=StepConfig)
+Function = TypeVar("Function", bound=Callable[..., Any])
+ROWS = ("data", "eval_data", "own_rows")  # settings that name files of rows
 
 
+def _takes_rows(function: Function) -> Function:
+    """A function to which rows may be given as they are in memory, in place of the names of files."""
+
+    @functools.wraps(function)
+    def with_files(*given: Any, **settings: Any) -> Any:
+        with ExitStack() as files:
+            def named(value: Any) -> Any:
+                return files.enter_context(as_named(value))
+
+            return function(*map(named, given), **{k: named(v) if k in ROWS else v for k, v in settings.items()})
+
+    return with_files  # type: ignore[return-value]
+
+
+@_takes_rows
 def inspect(data: str | Path | InspectConfig | None = None, *, progress: Progress | None = None,
             **settings: Any) -> dict[str, Any]:
     """What is in a file of rows, and what may be wrong with it; see `phicli.steps.inspect.inspect_file`."""
@@ -51,6 +71,7 @@ def inspect(data: str | Path | InspectConfig | None = None, *, progress: Progres
     return inspect_file(_config(InspectConfig, "data", data, settings), progress or automatic())
 
 
+@_takes_rows
 def quantize(model: str | Path | QuantizeConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> StageResult:
     """Quantize a model's decoder layers to int4, AWQ (Lin et al., 2023, arXiv:2306.00978) by default.
@@ -71,6 +92,7 @@ def quantize(model: str | Path | QuantizeConfig | None = None, *, progress: Prog
     return step(_config(QuantizeConfig, "model", model, settings), progress or automatic())
 
 
+@_takes_rows
 def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> StageResult:
     """Train an adapter, LoRA (Hu et al., 2021, arXiv:2106.09685) by default, on the quantized model under the root.
@@ -82,6 +104,7 @@ def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Prog
     return step(_config(FinetuneConfig, "model", model, settings), progress or automatic())
 
 
+@_takes_rows
 def merge(model: str | Path | MergeConfig | None = None, *, progress: Progress | None = None,
           **settings: Any) -> StageResult:
     """Put an adapter into the weights of a model, unquantized or int4.
@@ -115,6 +138,7 @@ def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progr
     return step(_config(ExportConfig, "model", model, settings), progress or automatic())
 
 
+@_takes_rows
 def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> dict[str, Any]:
     """Measure every stage under the root, or those named as `stages`, on held-out rows or a text.
@@ -137,6 +161,7 @@ def benchmark(model: str | Path | BenchmarkConfig | None = None, *, progress: Pr
     return step(_config(BenchmarkConfig, "model", model, settings), progress or automatic())
 
 
+@_takes_rows
 def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | None = None,
          **settings: Any) -> "GateResult":
     """Check what is under the root against limits and the last accepted build.
@@ -156,6 +181,7 @@ def run_workflow(workflow: str | Path | WorkflowConfig | None = None, *, progres
     return step(_config(WorkflowConfig, "workflow", workflow, settings), progress or automatic())
 
 
+@_takes_rows
 def search(model: str | Path | SearchConfig | None = None, *, quantize: QuantizeConfig | None = None,
            finetune: FinetuneConfig | None = None, optimize: OptimizeConfig | None = None,
            evaluate: EvaluateConfig | None = None, progress: Progress | None = None, **settings: Any) -> dict[str, Any]:
