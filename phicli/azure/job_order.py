@@ -26,6 +26,7 @@ INPUT = "{job}"  # in an argument: the folder of what was taken along
 OF_THIS_MACHINE = ("root", "model")  # settings that mean nothing there, or are given as flags
 OF_THE_STEPS = ("", "inspect", "quantize", "finetune", "optimize", "evaluate")  # before the point in a setting's key
 OF_THE_WORKSPACE = tuple(f"azure.{name}" for name in settings_of(WorkspaceConfig))  # for models that Azure has
+FORCE = "--force"
 FOR_METRICS = ("azureml-mlflow>=1.60", "mlflow-skinny>=3")
 BEFORE = {"finetune": ("quantize",), "optimize": ("quantize", "finetune"),
           "evaluate": ("quantize", "finetune", "optimize")}  # a command -> whose results in the root it works on
@@ -104,7 +105,8 @@ def pack(order: Order, scratch: Path, progress: Progress) -> Content:
     files = [*(list_file(scratch / name, name) for name in (SETTINGS_FILE, ORDER, PACKAGE)),
              *(file for name, path in order.taken.items() for file in _under(name, path)), *root]
     content = hash_content(Content(tuple(files), ()), progress)
-    decides = [f"{f.sha256} {f.name}" for f in content.files if not f.name.startswith(f"{ROOT}/")]
+    decides = [order.command, *(part for part in order.arguments if part != FORCE)]  # its job is found without it, too
+    decides += [f"{f.sha256} {f.name}" for f in content.files if f.name != ORDER and not f.name.startswith(f"{ROOT}/")]
     decides += [f"{f.sha256} {f.name}" for f in content.files if _is_worked_on(order.command, f)]
     where = [order.job.compute, order.job.instance_type, order.job.spot]
     order.digest = hashlib.sha256(json.dumps([decides, where]).encode()).hexdigest()

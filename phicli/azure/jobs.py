@@ -40,7 +40,8 @@ class Job:
 
 
 def begin(workspace: Workspace, order: Order, progress: Progress, again: bool = False) -> Job:
-    """The job of an order: the one that is there, or a new one. again: a new one also where one has completed.
+    """The job of an order: the last one that is there and has not failed, or a new one. again: a new one also where one
+    has completed.
 
     Raises:
         UsageError: settings of compute that do not go together. Missing, RemoteError: as `faults.explained` says.
@@ -48,15 +49,18 @@ def begin(workspace: Workspace, order: Order, progress: Progress, again: bool = 
     check_compute(order)
     with tempfile.TemporaryDirectory(prefix="phicli-job-") as scratch:
         content = pack(order, Path(scratch), progress)
+        there: list[Job] = []
         for number in range(1, 1000):
             name = f"phicli-{order.command}-{order.digest[:16]}" + (f"-{number}" if number > 1 else "")
-            found = find(workspace, name)
-            if found and found.status not in BROKEN and not (again and found.status == DONE):
-                progress.note(f"job {name} is there: {found.status}")
-                return found
-            if not found:
-                return _submit(workspace, order, name, content, progress)
-    raise RemoteError("a thousand jobs of this order are there")
+            if not (found := find(workspace, name)):
+                break
+            there += [found] if found.status not in BROKEN and not (again and found.status == DONE) else []
+        else:
+            raise RemoteError("a thousand jobs of this order are there")
+        if there:
+            progress.note(f"job {there[-1].name} is there: {there[-1].status}")
+            return there[-1]
+        return _submit(workspace, order, name, content, progress)
 
 
 def check_compute(order: Order) -> None:

@@ -75,6 +75,11 @@ def test_a_step_elsewhere_ends_up_in_the_root_as_if_made_here(worker, cloud, cli
     again = cli(*QUANTIZE)
     assert (again.code, begun(cloud)) == (0, 1) and "0 results put into" in again.err
     assert (awq / "model.safetensors").stat().st_mtime_ns == stamp
+    made = read_manifest(awq).created
+    assert cli(*QUANTIZE, "--force", "--no-wait").out == f"{name}-2\n"
+    again = cli(*QUANTIZE)  # without the option its results are fetched, and nothing is made once more
+    assert (again.code, begun(cloud)) == (0, 2) and f"job {name}-2 is there" in again.err, again.err
+    assert read_manifest(awq).created > made
 
 
 def test_a_job_works_on_the_results_that_are_here_and_leaves_them_as_they_are(worker, cloud, cli, tmp_path, data_file):
