@@ -16,6 +16,7 @@ from phicli.serving.faults import Fault
 from phicli.serving.service import Service
 from phicli.text import Message, TextCodec
 from phicli.text.calls import CallFormat, CallReader, Tool
+from phicli.text.layout import NAMES, is_option
 
 MOST_CHOICES = 16
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -45,13 +46,15 @@ class Asked:
 class Chat:
     """A conversation. tools, messages: as OpenAI has them. tool_choice: AUTO, NONE, REQUIRED or a tool's name.
 
-    schema: a JSON schema that the answer has to follow; None for any text.
+    schema: a JSON schema that the answer has to follow; None for any text. template_kwargs: variables of the chat
+    template, over those of the server.
     """
 
     messages: Sequence[Any]
     tools: Any = None
     tool_choice: str = AUTO
     schema: Mapping[str, Any] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,17 @@ def chat_job(service: Service, asked: Asked, chat: Chat) -> Job:
     """
     adapter = service.models.adapter_of(asked.model)
     codec = service.engine.codec_of(adapter)
-    messages, tools = read_all(chat.messages), read_chosen(chat)
+    messages, tools, options = read_all(chat.messages), read_chosen(chat), read_options(chat)
     format = service.call_format(codec) if tools else None
     if tools and format is None:
         raise Fault(400, "the model's chat template knows no tools, or writes calls in a form that cannot be read",
                     param="tools")
     try:
-        ids = codec.encode_chat(messages, tools=tools or None)
+        ids = codec.encode_chat(messages, tools=tools or None, options=options)
     except BadInput as e:  # of the template, which refuses them
         raise Fault(400, e.message, param="messages") from None
+    except RecursionError:
+        raise Fault(400, "nested too deeply") from None
     grammar = None
     if format and chat.tool_choice not in (AUTO, NONE):
         try:
@@ -157,6 +162,16 @@ def read_chosen(chat: Chat) -> tuple[Tool, ...]:
     if not chosen:
         raise Fault(400, f"no tool '{chat.tool_choice[:80]}'", param="tool_choice")
     return chosen
+
+
+def read_options(chat: Chat) -> Mapping[str, Any]:
+    """The variables of the chat template. Raises Fault: 400, a name that is none or whose value is not the client's."""
+    found = chat.template_kwargs or {}
+    wrong = [name for name in found if not is_option(name) or name in NAMES]
+    if wrong:
+        raise Fault(400, f"chat_template_kwargs: '{wrong[0][:40]}' is no name of a variable that a request may set",
+                    param="chat_template_kwargs")
+    return found
 
 
 def _given(asked: Asked) -> dict[str, Any]:

@@ -82,13 +82,15 @@ class TextCodec:
         return Encoded.counted_from([*begin, *ids], len(begin) + first)
 
     def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
-                    tools: Sequence[Any] | None = None) -> list[int]:
+                    tools: Sequence[Any] | None = None, options: Mapping[str, Any] | None = None) -> list[int]:
         """Ids of a conversation, laid out by the model's own chat template.
+
+        options: variables of the template for this conversation, over those of the codec.
 
         Raises:
             BadInput: the model has no chat template, or the template refuses the messages.
         """
-        text, alphabet = self._laid_out(messages, add_generation_prompt, tools)
+        text, alphabet = self._laid_out(messages, add_generation_prompt, tools, options)
         shown, _ = self._with_aliases(text, alphabet, [])
         return self.tokens.ids(self.tokens.encode(shown))
 
@@ -141,9 +143,9 @@ class TextCodec:
         return [] if ident is None or self.tokens.decoder.id_to_token(ident) is None else [ident]
 
     def _laid_out(self, messages: Sequence[Message], add_generation_prompt: bool,
-                  tools: Sequence[Any] | None) -> tuple[str, Alphabet]:
-        plain = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-        text, alphabet = self.layout.foreign(messages, add_generation_prompt, tools)
+                  tools: Sequence[Any] | None, options: Mapping[str, Any] | None = None) -> tuple[str, Alphabet]:
+        plain = self.layout.render(messages, add_generation_prompt, tools=tools, options=options)
+        text, alphabet = self.layout.foreign(messages, add_generation_prompt, tools, options)
         control = self.tokens.pattern
         if alphabet.show(text) != plain and control.findall(text) == control.findall(plain):
             return plain, Alphabet()  # a template that traced text does not follow, and no foreign marks

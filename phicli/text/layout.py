@@ -21,7 +21,7 @@ NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 TEMPLATE_FILE = "chat_template.jinja"
 TOOL_USE = "tool_use"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # fields of a message; templates read one of the first two
-RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no option
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "self")  # variables that are no option
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 MERGED_SYSTEM = "the chat template takes no system message: it is put before the first question"
 # For a model that has no chat template, as most base models; its turns end with the token that ends its texts. An
@@ -60,8 +60,10 @@ class ChatLayout:
             raise BadInput(f"chat template: {e}", where=folder) from None
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, *, tools: Sequence[Any] | None = None,
-               alphabet: Alphabet | None = None) -> str:
+               alphabet: Alphabet | None = None, options: Mapping[str, Any] | None = None) -> str:
         """The conversation as text; with an alphabet, foreign text in its characters, owned by the message's number.
+
+        options: variables for this time, over those of the layout; what they say is foreign, as messages are.
 
         Raises:
             BadInput: the template fails, refuses the messages, or takes too much time or memory.
@@ -72,13 +74,14 @@ class ChatLayout:
             given = [{"role": m["role"], **{str(k): alphabet.hide_all(v, at) for k, v in m.items() if k != "role"}}
                      for at, m in enumerate(given, len(messages) - len(given))]
             tools = alphabet.hide_all(list(tools), -1) if tools else None
-        return self._run(given, tools or None, add_generation_prompt, shown, marks)
+            options = {name: alphabet.hide_all(value, -1) for name, value in (options or {}).items()}
+        return self._run(given, tools or None, add_generation_prompt, shown, marks, options)
 
     def foreign(self, messages: Sequence[Message], add_generation_prompt: bool,
-                tools: Sequence[Any] | None = None) -> tuple[str, Alphabet]:
+                tools: Sequence[Any] | None = None, options: Mapping[str, Any] | None = None) -> tuple[str, Alphabet]:
         """The conversation as text in which every foreign character is one of the alphabet's. Raises as `render`."""
         alphabet = Alphabet(self._own)
-        return self.render(messages, add_generation_prompt, tools=tools, alphabet=alphabet), alphabet
+        return self.render(messages, add_generation_prompt, tools=tools, alphabet=alphabet, options=options), alphabet
 
     @cached_property
     def refuses_system(self) -> bool:
@@ -102,13 +105,13 @@ class ChatLayout:
         return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
     def _run(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool, shown: Alphabet,
-             marks: tuple[str, str]) -> str:
+             marks: tuple[str, str], options: Mapping[str, Any] | None = None) -> str:
         with self._lock:
-            self._environment.begin(messages, tools, shown, marks)
+            self._environment.begin(messages, [tools, options], shown, marks)
             try:
                 template = self._with_tools if tools else self._template
                 return template.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt,
-                                       **self._given)
+                                       **self._given | dict(options or {}))
             except PhicliError:
                 raise
             except Exception as e:  # a template can fail in any way that Python can
@@ -183,12 +186,17 @@ def ends_said(folder: Path) -> list[int]:
     return list(dict.fromkeys(ident for ident in found if type(ident) is int and 0 <= ident < 1 << 31))
 
 
+def is_option(name: str) -> bool:
+    """Whether a variable of that name may be given to a template."""
+    return name.isidentifier() and name not in RESERVED
+
+
 def template_options(given: Sequence[str]) -> dict[str, Any]:
     """`enable_thinking=false` as {"enable_thinking": False}. Raises UsageError: not NAME=VALUE, or a reserved name."""
     found = {}
     for option in given:
         name, equals, value = option.partition("=")
-        if not equals or not name.isidentifier() or name in RESERVED:
+        if not equals or not is_option(name):
             raise UsageError(f"needs NAME=VALUE with a name that is free, not {option[:40]!r}",
                              where="--chat-template-kwargs", hint="--chat-template-kwargs enable_thinking=false")
         try:

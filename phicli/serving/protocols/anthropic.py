@@ -50,6 +50,7 @@ class CountBody(Body):
     tools: list[dict[str, Any]] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def chat(self) -> Chat:
         """Raises Fault: 400, a kind of block that is not known."""
@@ -62,8 +63,8 @@ class CountBody(Body):
         named = chosen and chosen.type == "tool"
         return Chat(messages, [_tool(tool) for tool in self.tools or ()],
                     (chosen.name or "") if chosen and named else CHOICES[chosen.type] if chosen else AUTO,
-                    schema=self.output_config.format.schema_ if self.output_config and self.output_config.format
-                    else None)
+                    self.output_config.format.schema_ if self.output_config and self.output_config.format else None,
+                    self.chat_template_kwargs)
 
     def job(self, service: Service) -> Job:
         """Raises as `chat_job`."""

@@ -69,6 +69,7 @@ class ChatBody(Drawn):
     tools: list[Any] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     response_format: Format | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def job(self, service: Service) -> Job:
         """Raises as `chat_job`."""
@@ -79,7 +80,8 @@ class ChatBody(Drawn):
             self.max_tokens = self.max_completion_tokens
         chosen = self.tool_choice
         name = chosen.function.name if isinstance(chosen, NamedTool) else chosen or AUTO
-        chat = Chat(self.messages, self.tools, name, self.response_format.asked() if self.response_format else None)
+        chat = Chat(self.messages, self.tools, name, self.response_format.asked() if self.response_format else None,
+                    self.chat_template_kwargs)
         return chat_job(service, self.asked(top if self.logprobs else None), chat)
 
 

@@ -50,6 +50,7 @@ class ResponsesBody(Body):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     text: Text | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     stream: bool | None = None
     previous_response_id: Any = None
     conversation: Any = None
@@ -72,7 +73,7 @@ class ResponsesBody(Body):
         return chat_job(service, asked, Chat(
             [*([{"role": "system", "content": self.instructions}] if self.instructions else []), *self._messages()],
             [_tool(tool) for tool in self.tools or ()],
-            chosen.name if isinstance(chosen, NamedTool) else chosen or AUTO, schema=schema))
+            chosen.name if isinstance(chosen, NamedTool) else chosen or AUTO, schema, self.chat_template_kwargs))
 
     def _messages(self) -> list[dict[str, Any]]:
         """As chat completions have them; calls that follow each other are of one message."""

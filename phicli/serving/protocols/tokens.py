@@ -14,6 +14,7 @@ class TokenizeBody(Body):
     prompt: str | None = None
     messages: list[Any] | None = None
     tools: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
     def document(self, service: Service) -> dict[str, Any]:
@@ -24,7 +25,7 @@ class TokenizeBody(Body):
         if self.prompt is not None:
             ids = [*codec.tokens.begin, *codec.encode_text(self.prompt)]
         else:
-            chat = Chat(self.messages or [], self.tools)
+            chat = Chat(self.messages or [], self.tools, template_kwargs=self.chat_template_kwargs)
             ids = list(chat_job(service, Asked(self.model, {}), chat).requests[0].ids)
         words = [token_bytes(codec.tokens, ident).decode(errors="replace") for ident in ids]
         return {"count": len(ids), "max_model_len": service.engine.context, "tokens": ids,
