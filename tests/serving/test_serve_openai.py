@@ -202,6 +202,41 @@ def test_what_would_change_the_answer_elsewhere_is_not_passed_over(client, field
         assert ask.create(model="tiny", max_tokens=2, **more, extra_body={field: None}).choices
 
 
+def test_names_that_llama_cpps_clients_have(client):
+    for ask, more in ((client.chat.completions, {"messages": QUESTION}), (client.completions, {"prompt": "a"})):
+        def tokens(given, ask=ask, more=more, **named):
+            found = ask.create(model="tiny", temperature=0, **more, **named, extra_body={"ignore_eos": True} | given)
+            return found.usage.completion_tokens, found.choices[0]
+
+        assert tokens({"n_predict": 3})[0] == 3 and tokens({"n_predict": 3}, max_tokens=5)[0] == 5
+        assert tokens({"n_predict": -1})[0] > 500  # no limit but the context
+        usual, named, other = (tokens({"n_predict": 30, **penalty})[1] for penalty in (
+            {}, {"repetition_penalty": 1.9}, {"repeat_penalty": 1.9}))
+        assert usual != named == other
+        for wrong in ({"n_predict": 0}, {"n_predict": -2}, {"repeat_penalty": 0}):
+            with pytest.raises(openai.BadRequestError) as e:
+                tokens(wrong)
+            assert [e.value.body["param"]] == list(wrong)
+
+
+def test_likelier_tokens_go_with_logprobs(client):
+    more = {"model": "tiny", "messages": QUESTION, "max_tokens": 2}
+    for given in ({}, {"logprobs": False}):
+        with pytest.raises(openai.BadRequestError, match="logprobs, true") as e:
+            client.chat.completions.create(**more, **given, top_logprobs=3)
+        assert e.value.body["param"] == "top_logprobs"
+        assert client.chat.completions.create(**more, **given, top_logprobs=0).choices[0].logprobs is None
+
+
+def test_any_text_is_a_format_of_completions_too(client):
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+    assert client.completions.create(**asked, extra_body={"response_format": {"type": "text"}}).choices
+    for other in ({"type": "json_object"}, {"type": "json_schema", "schema": SCHEMA}, {"a": 1}):
+        with pytest.raises(openai.BadRequestError, match="response_format of /v1/chat/completions") as e:
+            client.completions.create(**asked, extra_body={"response_format": other})
+        assert e.value.body["param"] == "response_format"
+
+
 @pytest.mark.parametrize(("field", "value"), [
     ("functions", [{"name": "f"}]), ("continue_final_message", True), ("chat_template", "a"), ("best_of", 0)])
 def test_what_only_chats_have_is_not_passed_over(client, field, value):

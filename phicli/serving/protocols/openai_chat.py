@@ -76,6 +76,8 @@ class ChatBody(Drawn):
         top = self.top_logprobs or 0
         if not 0 <= top <= MOST_TOP:
             raise Fault(400, f"top_logprobs: must be 0 to {MOST_TOP}", param="top_logprobs")
+        if top and not self.logprobs:
+            raise Fault(400, "top_logprobs: goes with logprobs, true", param="top_logprobs")
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
         chosen = self.tool_choice

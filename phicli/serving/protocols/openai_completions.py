@@ -22,12 +22,12 @@ USUAL = 16  # tokens of an answer, as OpenAI has it
 class CompletionBody(Drawn):
     """The request. A prompt is text, in which nothing is a control token, or the numbers of tokens."""
 
-    instead: ClassVar[Mapping[str, str | None]] = INSTEAD | {
-        "response_format": INSTEAD["format"], "echo": None, "suffix": None}
+    instead: ClassVar[Mapping[str, str | None]] = INSTEAD | {"echo": None, "suffix": None}
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
     best_of: int | None = None
+    response_format: dict[str, Any] | None = None
 
     def job(self, service: Service) -> Job:
         """Raises as `prompts_job`."""
@@ -35,7 +35,10 @@ class CompletionBody(Drawn):
             raise Fault(400, "best_of: can only be n", param="best_of")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_TOP:
             raise Fault(400, f"logprobs: must be 0 to {MOST_TOP}", param="logprobs")
-        if self.max_tokens is None:
+        if self.response_format and self.response_format.get("type") != "text":
+            raise Fault(400, f"response_format: only text is known here; {INSTEAD['format']} takes more",
+                        param="response_format")
+        if self.max_tokens is None and self.n_predict is None:
             self.max_tokens = USUAL
         codec = service.engine.codec_of(service.models.adapter_of(self.model))
         many: list[Any] = self.prompt if isinstance(self.prompt, list) and not all(

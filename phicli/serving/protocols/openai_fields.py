@@ -1,7 +1,9 @@
 """What OpenAI's protocols have in common, with the further fields that vLLM's clients know."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from phicli.inference.engine import TokenLogprob
 from phicli.serving.bodies import Body
@@ -28,7 +30,10 @@ class StreamOptions(Body):
 
 
 class Drawn(Body):
-    """How tokens are drawn, and what else both old protocols have."""
+    """How tokens are drawn, and what else both old protocols have.
+
+    n_predict, repeat_penalty: llama.cpp's names of max_tokens, -1 for no limit, and of repetition_penalty.
+    """
 
     instead: ClassVar[Mapping[str, str | None]] = INSTEAD
 
@@ -48,6 +53,14 @@ class Drawn(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    n_predict: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
+    repeat_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    def model_post_init(self, context: Any) -> None:
+        if self.max_tokens is None and self.n_predict != -1:
+            self.max_tokens = self.n_predict
+        if self.repetition_penalty is None:
+            self.repetition_penalty = self.repeat_penalty
 
     def asked(self, logprobs: int | None) -> Asked:
         """Raises Fault: 400, a bias that is not of a token."""
