@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from phicli.cli import console, options
-from phicli.cli.engines import warn_of_idle
+from phicli.cli.engines import warn_of_idle, warn_of_target
 from phicli.cli.following import Next
 from phicli.config.azure import TransferConfig, WorkspaceConfig
 from phicli.config.deploy import DeployConfig
@@ -33,7 +33,11 @@ def deploy(
     More: docs/deploy.md
     """
     if not delete:
+        from phicli.deployment.image import check_served
+
         warn_of_idle(config, flags)
+        warn_of_target(config, flags)
+        check_served(config)  # before a price is named
     if config.to == "azureml":
         return _delete(config, workspace, json) if delete else _to_azure(config, workspace, yes, dry_run, json)
     if delete:

@@ -13,9 +13,9 @@ from phicli.cli.rebuilding import named_folder, sources_of
 from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfRows
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
-from phicli.config.deploy import DeployConfig
+from phicli.config.deploy import IDLE, DeployConfig
 from phicli.config.exporting import ExportConfig, MergeConfig
-from phicli.config.layers import Settings
+from phicli.config.layers import Settings, Value
 from phicli.config.measuring import BenchmarkConfig, GateConfig, ReportConfig, SearchConfig, VerifyConfig
 from phicli.config.setting import Setting, StepConfig, flags_of, settings_of, spelt
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, InspectConfig, LabConfig, OptimizeConfig, QuantizeConfig
@@ -64,8 +64,9 @@ class Following:
         config = os.environ.get("PHICLI_CONFIG")
         parts = ["phicli", *(["--config", config] if config else []), *command.split()]
         known = [pair for config in CONFIGS.get(command, ()) for pair in settings_of(config).items()]
+        idle = self._idle(more) if command == DeployConfig.STEP else ()
         for name, setting in known:
-            if ((setting.key or (again and name not in SECRET)) and (only is None or name in only)
+            if (name not in idle and (setting.key or (again and name not in SECRET)) and (only is None or name in only)
                     and not _has(more, name, setting)):
                 parts += self._spelt(name, setting)
         return shlex.join([*parts, *more])
@@ -86,17 +87,29 @@ class Following:
         """A command line that has all its settings already, with the present settings file."""
         return self.line(*shlex.split(line)[1:], only=())
 
+    def _idle(self, more: Sequence[str]) -> Collection[str]:
+        """The settings that change nothing for what is deployed to by a command with such arguments."""
+        found = set(IDLE["--delete"]) if "--delete" in more else set[str]()
+        for name in ("to", "engine"):
+            setting = settings_of(DeployConfig)[name]
+            told = more[more.index(f"--{name}") + 1] if f"--{name}" in more else self._value(name, setting).value
+            found.update(IDLE[told])
+        return found
+
     def _spelt(self, name: str, setting: Setting) -> list[str]:
+        found = self._value(name, setting)
+        if found.origin not in ("flag", setting.env) or found.value is None:
+            return []
+        return spelt(name, setting, found.value)
+
+    def _value(self, name: str, setting: Setting) -> Value:
         own = self.own.get(name)
         flag = self.given.get(name) if own and (own.key == setting.key or name == "device") else None
         built = settings_of(OptimizeConfig)["provider"]
         other = self.given.get("provider") and self.own.get("provider") == built  # the result runs on it by itself
         if (name == "device" and other) or (setting.choices and flag not in setting.choices):
             flag = None  # of optimize: a device that only the result runs on
-        found = self.settings.get(setting, flag)
-        if found.origin not in ("flag", setting.env) or found.value is None:
-            return []
-        return spelt(name, setting, found.value)
+        return self.settings.get(setting, flag)
 
     def complete(self, error: PhicliError, command: str) -> None:
         """Give an error's hint the settings of the command that it came up in, and a hint where it has none."""

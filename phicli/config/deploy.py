@@ -1,11 +1,13 @@
 """The settings of `phicli deploy`."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from phicli.config.azure import WorkspaceConfig
 from phicli.config.bases import OfModel
-from phicli.config.setting import setting
+from phicli.config.setting import setting, settings_of
 from phicli.errors import UsageError
 
 IMAGE, ENDPOINT = "Image and Kubernetes", "Azure ML"  # headings of help
@@ -53,3 +55,13 @@ class DeployConfig(OfModel):
                                  if option == "--image" else None)
         if self.most_instances is not None and self.most_instances < self.instances:
             raise UsageError(f"fewer than --instances, {self.instances}", where="--most-instances")
+
+
+_OF_AZURE = ("deployment", "traffic", "instance_type", "question", *settings_of(WorkspaceConfig))
+_OF_MANIFESTS = ("instances", "most_instances", "namespace")
+# What changes nothing for what is deployed to, for what serves there, or where an endpoint is deleted
+IDLE: Mapping[str, tuple[str, ...]] = {
+    "azureml": ("image", "namespace", "output"), "docker": ("name", *_OF_AZURE, *_OF_MANIFESTS),
+    **dict.fromkeys(("kubernetes", "kserve"), (*_OF_AZURE, "vllm_image")),
+    "vllm": ("processor",), "phicli": ("vllm_image",),
+    "--delete": tuple(name for name in settings_of(DeployConfig) if name not in ("model", "root", "to", "name"))}

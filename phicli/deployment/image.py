@@ -1,5 +1,6 @@
 """The folder that a container image is built from: Dockerfile, phicli, what pip installs, start script, model."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -11,9 +12,10 @@ from phicli.artifacts.package import zip_package
 from phicli.artifacts.places import check_own_place
 from phicli.artifacts.publishing import publishing
 from phicli.config.deploy import DeployConfig
-from phicli.errors import BadInput, Missing
+from phicli.errors import BadInput, Missing, PhicliError
 from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_rank, write_adapters
 from phicli.export.sources import Source
+from phicli.hub.models import find_base
 from phicli.progress import SILENT, Progress
 from phicli.version import tested_versions
 
@@ -94,6 +96,7 @@ def build_context(config: DeployConfig, output: Path, model: bool = True, progre
             things there.
     """
     _check_output(output)
+    check_served(config)
     adapters = _adapters(config, progress)
     with publishing(output) as fresh:
         copied = f"COPY {PLACE} {PLACE}\n" if model else ""
@@ -138,18 +141,29 @@ def collect_model(config: DeployConfig, target: Path, progress: Progress = SILEN
     Raises:
         Missing: there is none. BadInput: as `build_context`.
     """
+    check_served(config)
     adapters = _adapters(config, progress)
     with publishing(target) as fresh:
         _collect(config, adapters, fresh)
     return target
 
 
+def check_served(config: DeployConfig) -> None:
+    """Raises Missing: nothing is there to serve. BadInput: vLLM cannot read what is there."""
+    if config.engine == "vllm":
+        choose_checkpoint(None, config.root_folder)
+        return
+    folder, begun = config.root_folder / ONNX_FOLDER, False
+    if (folder / GENAI_CONFIG).is_file():
+        return
+    with contextlib.suppress(PhicliError):
+        begun = bool(find_base(config.root_folder))
+    raise Missing("no optimized model here yet", where=folder, hint="phicli optimize" if begun else "phicli run")
+
+
 def _collect(config: DeployConfig, adapters: dict[str, Source], target: Path) -> Path:
     if config.engine == "phicli":
-        folder = config.root_folder / ONNX_FOLDER
-        if not (folder / GENAI_CONFIG).is_file():
-            raise Missing("no optimized model", where=folder, hint="phicli optimize")
-        _copy(folder, target)
+        _copy(config.root_folder / ONNX_FOLDER, target)
     else:
         _copy(choose_checkpoint(None, config.root_folder), target / BASE)
         write_adapters(adapters, target / "adapters", BASE)

@@ -9,7 +9,7 @@ from phicli.azure.target import Target
 from phicli.azure.workspace import Workspace
 from phicli.config.azure import TransferConfig
 from phicli.config.deploy import DeployConfig
-from phicli.deployment.image import build_context, collect_model
+from phicli.deployment.image import build_context, check_served, collect_model
 from phicli.deployment.manifests import write_manifests
 from phicli.progress import SILENT, Progress
 
@@ -20,6 +20,7 @@ def write_deployment(config: DeployConfig, progress: Progress = SILENT) -> Path:
     Raises:
         Missing: nothing to serve is there. BadInput: vLLM cannot take it, or something else stands at that place.
     """
+    check_served(config)
     docker = config.to == "docker"
     place = Path(config.output or config.root_folder / "deploy" / ("docker" if docker else f"{config.to}.yaml"))
     return build_context(config, place, progress=progress) if docker else write_manifests(config, place)

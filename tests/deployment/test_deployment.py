@@ -14,11 +14,12 @@ import yaml
 from packaging.requirements import Requirement
 from safetensors.numpy import save_file
 
+import phicli
 from phicli.artifacts.stages import Manifest, write_manifest
 from phicli.config.deploy import DeployConfig
 from phicli.deployment.image import PACKAGES, RUNTIMES, build_context, collect_model, requirements
 from phicli.deployment.manifests import inference_service, kubernetes, write_manifests
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 
 
 @pytest.fixture
@@ -193,6 +194,49 @@ def test_what_an_engine_does_not_take_is_named(cli, root, options, idle):
     done = cli("deploy", "--to", "kubernetes", "--root", root, "--model", "m", *options)
     assert done.code == 0 and ("of no effect" in done.err) == bool(idle)
     assert not idle or f"warning: of no effect with {idle}\n" in done.err
+
+
+AZURES = ("--deployment", "green", "--traffic", "10", "--instance-type", "x", "--workspace-name", "w")
+MANIFESTS = ("--instances", "2", "--namespace", "q")
+
+
+@pytest.mark.parametrize(("to", "options", "idle"), [
+    ("docker", (*AZURES, *MANIFESTS, "--name", "trip"),
+     "--name, --deployment, --traffic, --instance-type, --workspace-name, --instances, --namespace"),
+    ("docker", ("--image", "mine:1"), None),
+    ("kubernetes", (*AZURES, *MANIFESTS, "--name", "trip"),
+     "--deployment, --traffic, --instance-type, --workspace-name"),
+    ("kserve", (*MANIFESTS, "--image", "mine:1", "--output", "a.yaml"), None),
+    ("azureml", ("--instance-type", "x", "--image", "mine:1", "--namespace", "q"), "--image, --namespace")])
+def test_what_a_target_does_not_take_is_named_and_not_carried_on(cli, root, tmp_path, monkeypatch, to, options, idle):
+    monkeypatch.chdir(tmp_path)
+    more = ("--dry-run",) if to == "azureml" else ()
+    done = cli("deploy", "--to", to, "--root", root, "--model", "m", *options, *more)
+    assert done.code == 0 and ("of no effect" in done.err) == bool(idle), done.err
+    assert not idle or f"warning: of no effect with --to {to}: {idle}\n" in done.err
+    following = [line for line in done.err.splitlines() if line.startswith("next: ")]
+    if to == "docker":
+        kept = " --name trip --instances 2 --namespace q" if idle else " --image mine:1"
+        assert following == [f"next: phicli deploy --model m --root {root}{kept} --to kubernetes"]
+    if to == "azureml":
+        assert following == [f"next: phicli deploy --model m --root {root} --to azureml --instance-type x"]
+
+
+@pytest.mark.parametrize(("engine", "hint"), [("phicli", "phicli run"), ("vllm", "phicli quantize")])
+@pytest.mark.parametrize("to", [("kubernetes",), ("kserve",), ("docker",), ("azureml",),
+                                ("azureml", "--instance-type", "x", "--dry-run")])
+def test_no_model_is_said_before_a_price_is_or_a_file_is_written(cli, root, to, engine, hint):
+    done = cli("deploy", "--root", root / "none", "--model", "tiny", "--engine", engine, "--to", *to)
+    assert done.code == 4 and "billed" not in done.err and not (root / "none" / "deploy").exists()
+    assert f"try: {hint} --model tiny --root {root / 'none'}\n" in done.err
+    with pytest.raises(Missing, match=r"there|yet"):
+        phicli.deploy("tiny", root=root / "none", engine=engine, to="kubernetes")
+
+
+def test_a_quantized_model_is_only_to_be_optimized(cli, root):
+    (root / "onnx-ao" / "genai_config.json").unlink()
+    done = cli("deploy", "--root", root, "--model", "m", "--to", "kubernetes")
+    assert done.code == 4 and f"try: phicli optimize --model m --root {root}\n" in done.err
 
 
 @pytest.mark.parametrize(("to", "first"), [("docker", "docker build --tag mine:1 "), ("kubernetes", "kubectl "),

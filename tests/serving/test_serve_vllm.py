@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from phicli.checkpoints.peft_folder import read_peft
-from phicli.cli.engines import IDLE
+from phicli.cli.engines import IDLE_SERVING
 from phicli.config import ServeConfig
 from phicli.config.setting import settings_of
 from phicli.errors import BadInput, Missing, UsageError
@@ -173,9 +173,9 @@ def test_what_vllm_is_not_told_of_is_all_that_changes_nothing_for_it(two_graphs,
         changed = base.but(**{name: value})
         told = [(vllm_command(one, base_name(one), lambda text: None), vllm_environment(one, read_keys(one)))
                 for one in (base.but(port=18231), changed.but(port=18231))]
-        assert told[0] != told[1] and name not in IDLE["serve", "vllm"], name
+        assert told[0] != told[1] and name not in IDLE_SERVING, name
     known = {*others, "model", "root", "path", "port", "engine", "without_key"}
-    assert known | {*IDLE["serve", "vllm"]} == {*settings_of(ServeConfig)} and not known & {*IDLE["serve", "vllm"]}
+    assert known | {*IDLE_SERVING} == {*settings_of(ServeConfig)} and not known & {*IDLE_SERVING}
 
 
 def test_a_program_does_not_get_another_engine_than_it_asked_for(root):
