@@ -17,6 +17,7 @@ from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_r
 from phicli.export.sources import Source
 from phicli.hub.models import find_base
 from phicli.progress import SILENT, Progress
+from phicli.serving.settings import model_name
 from phicli.version import tested_versions
 
 PORT, PLACE = 8000, "model"
@@ -24,7 +25,7 @@ KEYS = "/run/secrets/api-key"  # in the container: a file with keys, one a line
 DOCKERFILE, IGNORED, CODE, NEEDS, START = "Dockerfile", ".dockerignore", "phicli.zip", "requirements.txt", "serve.sh"
 GUARD = Path(__file__).parent.parent / "serving" / "vllm_guard.py"  # goes into vLLM's image, where phicli is not
 MOST_AT_ONCE = 8  # adapters in a batch of vLLM's, each of which takes memory
-BASE = "base"  # the model without an adapter, under vLLM
+BASE = "base"  # folder of the model without an adapter, under vLLM
 MADE_BY = "Made by phicli deploy"  # at the beginning of what it may write anew
 # What `phicli serve` imports, and no more: no torch, no transformers.
 PACKAGES = ("filelock", "jinja2", "llguidance", "ml-dtypes", "numpy", "onnx", "packaging", "prometheus-client",
@@ -69,7 +70,8 @@ START_OURS = """\
 set -eu
 config=$(find "${{AZUREML_MODEL_DIR:-/app/{place}}}" -name {config} | head -n 1)
 if [ -n "${{AZUREML_MODEL_DIR:-}}" ]; then set -- --without-key; else set -- --api-key-file {keys}; fi
-exec python -m phicli serve --path "$(dirname "$config")" --host 0.0.0.0 --port {port} --device {device} "$@"
+exec python -m phicli serve --path "$(dirname "$config")" --name {name} --host 0.0.0.0 --port {port} \\
+  --device {device} "$@"
 """
 START_VLLM = """\
 #!/bin/sh
@@ -83,8 +85,8 @@ if [ -z "${{AZUREML_MODEL_DIR:-}}" ]; then
   [ "$(printf '%s\\n' "$VLLM_API_KEY" | grep -c .)" = 1 ] || {{ echo 'vLLM needs one key, in {keys}' >&2; exit 1; }}
   export VLLM_API_KEY
 fi
-exec python3 -m vllm.entrypoints.cli.main serve "$model/{base}" --served-model-name {base} --host 0.0.0.0 \\
-  --port {port} --middleware {guard}.Guard --allowed-origins '[]'{adapters}
+exec python3 -m vllm.entrypoints.cli.main serve "$model/{base}" --served-model-name {name} \\
+  --host 0.0.0.0 --port {port} --middleware {guard}.Guard --allowed-origins '[]'{adapters}
 """
 
 
@@ -174,7 +176,8 @@ def _adapters(config: DeployConfig, progress: Progress) -> dict[str, Source]:
     """Those that vLLM is given."""
     if config.engine != "vllm":
         return {}
-    return choose_adapters((), config.root_folder, choose_checkpoint(None, config.root_folder), BASE, progress.warn)
+    return choose_adapters((), config.root_folder, choose_checkpoint(None, config.root_folder),
+                           model_name(config.model), progress.warn)
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -203,9 +206,12 @@ def _dockerfile(config: DeployConfig, model: str) -> str:
 
 
 def _start(config: DeployConfig, adapters: dict[str, Source]) -> str:
+    name = shlex.quote(model_name(config.model))  # as in requests to `phicli serve`
     if config.engine == "phicli":
-        return START_OURS.format(keys=KEYS, place=PLACE, config=GENAI_CONFIG, port=PORT, device=config.processor)
-    return START_VLLM.format(keys=KEYS, place=PLACE, port=PORT, base=BASE, guard=GUARD.stem, adapters=_lora(adapters))
+        return START_OURS.format(keys=KEYS, place=PLACE, config=GENAI_CONFIG, name=name, port=PORT,
+                                 device=config.processor)
+    return START_VLLM.format(keys=KEYS, place=PLACE, port=PORT, base=BASE, name=name, guard=GUARD.stem,
+                             adapters=_lora(adapters))
 
 
 def _lora(adapters: dict[str, Source]) -> str:

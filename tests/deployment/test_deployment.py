@@ -16,10 +16,12 @@ from safetensors.numpy import save_file
 
 import phicli
 from phicli.artifacts.stages import Manifest, write_manifest
+from phicli.config import ServeConfig
 from phicli.config.deploy import DeployConfig
 from phicli.deployment.image import PACKAGES, RUNTIMES, build_context, collect_model, requirements
 from phicli.deployment.manifests import inference_service, kubernetes, write_manifests
 from phicli.errors import BadInput, Missing, UsageError
+from phicli.serving.settings import base_name
 
 
 @pytest.fixture
@@ -78,6 +80,21 @@ def started(folder: Path, model: Path, keys: str | None, tmp_path: Path) -> tupl
                           env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
     arguments, key = json.loads(done.stdout) if done.returncode == 0 else ([], "")
     return arguments, key, done.stderr
+
+
+@pytest.mark.parametrize(("model", "name"), [("org/Model-1", "org/Model-1"), ("my models/a 'b'", "a 'b'")])
+def test_the_model_has_the_name_that_serve_gives_it(root, tmp_path, monkeypatch, model, name):
+    monkeypatch.chdir(tmp_path)
+    if model.startswith("my"):
+        (tmp_path / model).mkdir(parents=True)
+    assert base_name(ServeConfig(model=model, root=str(root))) == name
+    ours = build_context(DeployConfig(model=model, root=str(root)), root / "ours")
+    last = (ours / "serve.sh").read_text().partition("\nexec ")[2].replace("\\\n", " ")
+    words = shlex.split(last)
+    assert words[words.index("--name") + 1] == name
+    folder = build_context(DeployConfig(model=model, root=str(root), engine="vllm"), root / "out")
+    arguments, _, errors = started(folder, folder / "model", "key", tmp_path)
+    assert arguments[arguments.index("--served-model-name") + 1] == name, errors
 
 
 def test_vllm_gets_the_key_and_every_adapter_whatever_its_name(root, tmp_path):
