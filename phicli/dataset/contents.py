@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from phicli.dataset.defects import Defect, check_text
+from phicli.dataset.media import check_no_media
 from phicli.dataset.messages import read_messages, read_tools, turns_of
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
 from phicli.dataset.wrapped import check_no_columns, check_no_list
@@ -39,7 +40,12 @@ class RowParser:
         self.columns = dict(column.split("=", 1) for column in columns)
 
     def read(self, fields: Fields) -> Understood:
-        """Raises Defect: the row is in no known format, or something is missing or wrong in it."""
+        """Raises Defect: the row is in no known format, something is missing or wrong in it, or it has pictures."""
+        found = self._read(fields)
+        check_no_media(fields, found.used)
+        return found
+
+    def _read(self, fields: Fields) -> Understood:
         if self.template:
             return _templated(fields, self.template)
         if not self.columns:

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
                        bad=True),
     "labelled_bad": Kind("rows of preference training (KTO)", "--fix OUT leaves the bad answers out and keeps the good "
                          "ones", bad=True),
+    "media": Kind("rows with pictures, sounds or videos", "phicli trains on text; --fix OUT leaves them out", bad=True),
     "bad_messages": Kind("messages that are not in order", "each a role and a text: "
                          '{"role": "user", "content": "…"}', bad=True),
     "nothing_to_learn": Kind("no answer of an assistant in it", "it teaches a model nothing to say", bad=True),

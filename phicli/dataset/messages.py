@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phicli.dataset.defects import Defect, check_text, kind_of
+from phicli.dataset.media import check_no_media
 from phicli.text import Message
 from phicli.text.layout import ASSISTANT, REASONING, SYSTEM, USER
 
@@ -32,7 +33,7 @@ def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bo
     """The messages, and which of them are learnt: the assistant's, but for those with `weight` 0 or `train` false.
 
     Raises:
-        Defect: bad_messages, not_text, lone_surrogate, or nothing_to_learn.
+        Defect: bad_messages, not_text, lone_surrogate, media, or nothing_to_learn.
     """
     if not isinstance(turns, list) or not turns:
         what = "text, and no list in JSON" if isinstance(turns, str) else kind_of(turns)
@@ -81,7 +82,7 @@ def read_tools(found: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def read_message(turn: Any) -> Message:
-    """One message. Raises Defect: bad_messages, not_text, lone_surrogate."""
+    """One message. Raises Defect: bad_messages, not_text, lone_surrogate, media."""
     if not isinstance(turn, dict):
         raise Defect("bad_messages", f"it is {kind_of(turn)}")
     if len(turn) == 2 and isinstance(turn.get("content"), str) and turn.get("role") in PLAIN:  # most are: no time lost
@@ -94,6 +95,7 @@ def read_message(turn: Any) -> Message:
         raise Defect("bad_messages", f"it has no 'role' and no 'from', only: {', '.join(turn)[:80] or 'nothing'}")
     if role is None:
         raise Defect("bad_messages", f"its role is {str(said)[:40]!r}; there are: {', '.join(ROLES)}")
+    check_no_media(turn, row=False)
     calls = _calls(turn, content if said == CALL else None)
     content = "" if said == CALL else _text_of(content, bool(calls))
     found: dict[str, Any] = {"role": role, "content": content}

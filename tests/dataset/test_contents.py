@@ -148,6 +148,13 @@ def test_the_format_may_be_named():
     ({"messages": [USER, {"role": "assistant", "content": 5}]}, "not_text", "message 2: 'content' is a number"),
     ({"messages": [USER, {"role": "assistant"}]}, "not_text", "message 2: 'content' is null"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "bad_messages", "no text"),
+    ({"messages": turns(USER, ASSISTANT), "images": ["a.png"]}, "media", "'images' has pictures beside the text"),
+    ({"messages": turns({**USER, "images": ["aGk="]}, ASSISTANT)}, "media", "message 1: 'images' has pictures"),
+    ({"instruction": "<video>Where?", "output": "There.", "videos": ["a.mp4"]}, "media", "'videos' has videos"),
+    ({"prompt": "<audio>Where?", "response": "There.", "audios": "['a.wav']"}, "media", r"del\(\.\"audios\"\)' FILE"),
+    ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "There."}],
+      "image": "coco/a.jpg"}, "media", "'image' has a picture"),
+    ({"text": "All of it.", "Image": {"bytes": None, "path": "a.jpg"}}, "media", "'Image' has a picture"),
     ({"messages": turns(USER)}, "nothing_to_learn", "no message of an assistant"),
     ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "nothing_to_learn", "no message of an assistant"),
     ({"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": "1"}]}]}, "bad_messages", "has no name"),
@@ -159,6 +166,17 @@ def test_what_is_wrong_is_said(fields, code, said):
     with pytest.raises(Defect, match=said) as caught:
         RowParser().read(fields)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("none", [None, [], "", "[]", [None], {"bytes": None, "path": None}, False, 3])
+def test_a_field_without_a_picture_in_it_does_no_harm(none):
+    messages = turns({**USER, "images": none}, ASSISTANT)
+    assert RowParser().read({"messages": messages, "images": none, "image": none}).content == ONE
+
+
+def test_a_picture_that_is_named_as_text_is_text():
+    found = RowParser(columns=["prompt=image"]).read({"image": "Where?", "response": "There."})
+    assert found.content == ONE
 
 
 def test_rows_that_differ_in_what_is_learnt_or_called_are_not_the_same():

@@ -139,6 +139,14 @@ def test_of_rows_of_kto_the_good_answers_are_kept(tmp_path):
     assert [row.messages[0]["content"] for row in load_rows(out, RowParser())] == ["0?", "1?"]
 
 
+def test_rows_with_pictures_are_left_out(tmp_path):
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": f"<image>{i}?", "completion": "a", "images": ["a.png"][:i]} for i in range(2)]
+    source.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert phicli.inspect(source, model="tiny", fix=out)["fix"]["dropped"] == {"media": 1}
+    assert [row.messages[0]["content"] for row in load_rows(out, RowParser())] == ["<image>0?"]
+
+
 def test_empty_first_field_is_kept(tmp_path):
     fix, _ = clean(tmp_path, row("", "An answer to nothing."))
     assert fix["rows"] == 1 and fix["dropped"] == {}

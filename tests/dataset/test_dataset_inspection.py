@@ -46,6 +46,7 @@ PROVOKED = {
     "wrapped": (CLEAN + jsonl({"data": [GOOD[0]]}), [21], 1),
     "preference": (CLEAN + jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}), [21], 1),
     "labelled_bad": (CLEAN + row(label=False), [21], 1),
+    "media": (CLEAN + row(images=["a.png"]), [21], 1),
     "bad_messages": (CLEAN + jsonl({"messages": [{"role": "assistent", "content": "a"}]}), [21], 1),
     "nothing_to_learn": (CLEAN + jsonl({"messages": [{"role": "user", "content": "a"}]}), [21], 1),
     "not_laid_out": (CLEAN + row(response="REFUSED"), [21], 1),
