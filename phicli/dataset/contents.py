@@ -4,6 +4,7 @@ To add a format: a function from fields to `Understood` and an entry in FORMATS.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,7 @@ from phicli.dataset.defects import Defect, check_text
 from phicli.dataset.media import check_no_media
 from phicli.dataset.messages import read_messages, read_tools, turns_of
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
-from phicli.dataset.wrapped import check_no_columns, check_no_list
+from phicli.dataset.wrapped import check_no_columns, check_no_list, check_no_message
 from phicli.text import Conversation, Message, TextTemplate
 from phicli.text.layout import ASSISTANT, SYSTEM, USER
 
@@ -53,7 +54,8 @@ class RowParser:
         sources = {part for path in self.columns.values() for part in (path, path.split(".")[0])}
         own = {name: _dotted(fields, path) for name, path in self.columns.items()}
         fields = {name: value for name, value in fields.items() if name not in sources} | own
-        named = self.format or ("messages" if "messages" in own else recognise(fields))
+        given = "messages" if "messages" in own else "text" if own.keys() == {"text"} else None
+        named = self.format or given or recognise(fields)
         found = FORMATS[named](fields)
         return found._replace(used=found.used | sources)
 
@@ -70,7 +72,9 @@ def recognise(fields: Fields) -> str:
     pair = _pair(fields)
     if pair:
         return "alpaca" if pair[0].lower() == "instruction" else "prompt-response"
-    if _first(fields, TEXTS):
+    check_no_message(fields)
+    if text := _first(fields, TEXTS):
+        _check_alone(fields, text)
         return "text"
     if _first(fields, PROMPTS) or _first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
@@ -93,6 +97,16 @@ def _preferred(fields: Fields) -> str:
         return f"--map prompt={dialogue} --map response=chosen"
     alone = isinstance(fields["chosen"], list) and not _first(fields, PROMPTS)
     return "--map messages=chosen" if alone else "--map response=chosen"
+
+
+def _check_alone(fields: Fields, text: str) -> None:
+    """Raise Defect where a text stands beside a question or an answer, which would be lost if it were learnt alone."""
+    for names, wanted, meaning in ((PROMPTS, "response", "the answer"), (RESPONSES, "prompt", "the question")):
+        other = _first(fields, names)
+        if other and isinstance(fields[other], str | list) and fields[other]:
+            named = shlex.quote(f"{wanted}={text}")
+            raise Defect("missing_field", f"no field '{wanted}' beside '{other}', but '{text}': --map {named} if it is "
+                         f"{meaning}, --format text if it alone is to be learnt", wanted)
 
 
 def _check_label(fields: Fields) -> None:

@@ -100,15 +100,15 @@ def _check_lines(stream: ByteStream, ending: str) -> None:
         fields, end = {key[1]: [{"paragraphs": []} if '"paragraphs"' in text else {}]} if key else {}, len(text)
     if "\n" in text[:end]:
         try:
-            jq = "."
+            jq = "jq -c '.'"
             RowParser().read(fields)
         except Wrapped as e:
-            jq = e.filter
+            jq = e.jq
         except Defect:
             pass
         file = "FILE" if stream.name == "stdin" else shlex.quote(stream.name)
         raise BadInput("a JSON object over several lines, where each row is a line", where=stream.name,
-                       hint=f"jq -c '{jq}' {file} > rows.jsonl")
+                       hint=f"{jq} {file} > rows.jsonl")
 
 
 def _is_table(text: str) -> bool:

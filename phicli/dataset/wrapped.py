@@ -1,23 +1,27 @@
-"""Rows that lie inside one object: what they are, and the filter of jq that takes them out."""
+"""Rows that lie inside one object, or of which each has one message only: what they are, and jq's filter for rows."""
 
 import re
 from typing import Any
 
 from phicli.dataset.defects import Defect
+from phicli.dataset.messages import ROLES
 from phicli.dataset.understood import Fields
 
 SQUAD = ".data[].paragraphs[] | .context as $context | .qas[] | {question, $context, answer: .answers[0].text}"
 SPEAKERS = ("speaker", "author", "sender")  # what others call the role of a message, and its text
+TREE = ('INDEX(.message_id) as $by | .[] | select(.role == "assistant") | {prompt: ([recurse($by[.parent_id // ""] // '
+        'empty)][1:] | reverse | map({role, content: .text})), response: .text}')  # of OASST
+CONVERSATIONS = ("conversation_id", "conv_id", "thread_id", "session_id", "chat_id", "dialog_id", "dialogue_id")
 SAYINGS = ("text", "content", "value", "message", "utterance")
 _NAME = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
 class Wrapped(Defect):
-    """An object that holds rows and is none itself. filter: of jq."""
+    """An object that holds rows and is none itself, or a part of one. filter: of jq. slurped: of all rows at once."""
 
-    def __init__(self, what: str, filter: str):
-        super().__init__("wrapped", f"{what}; what makes rows of it: jq -c '{filter}' FILE > rows.jsonl")
-        self.filter = filter
+    def __init__(self, what: str, filter: str, code: str = "wrapped", slurped: bool = False):
+        self.jq = f"jq -c{'s' if slurped else ''} '{filter}'"
+        super().__init__(code, f"{what}; what makes rows of it: {self.jq} FILE > rows.jsonl")
 
 
 def check_no_list(fields: Fields) -> None:
@@ -36,6 +40,21 @@ def check_no_list(fields: Fields) -> None:
                 raise Wrapped(f"'{name}' is a conversation of {speaker} and {said}",
                               f"{{messages: [.{name}[] | {{role: .{speaker}, content: .{said}}}]}}")
             raise Wrapped(f"'{name}' is a list of {len(value)} objects", f".{name}[]")
+
+
+def check_no_message(fields: Fields) -> None:
+    """Raise Wrapped: a row is one message, as in OASST, whose role would be lost if its text were learnt alone."""
+    by = next((name for name in ("role", "from") if str(fields.get(name)).lower() in ROLES), None)
+    said = next((name for name in SAYINGS if isinstance(fields.get(name), str)), None)
+    if not by or not said:
+        return
+    what = f"one message ('{by}' and '{said}'), where a row is a whole conversation"
+    if {"message_id", "parent_id", "text", "role"} <= fields.keys():
+        raise Wrapped(what, TREE, "bad_messages", slurped=True)
+    messages = f"{{messages: map({{role: .{by}, content: .{said}}})}}"
+    if known := next((name for name in CONVERSATIONS if name in fields), None):
+        raise Wrapped(what, f"group_by(.{known})[] | {messages}", "bad_messages", slurped=True)
+    raise Wrapped(f"{what}, perhaps the file (--format text learns the text alone)", messages, "bad_messages", True)
 
 
 def check_no_columns(fields: Fields, names: tuple[str, str]) -> None:

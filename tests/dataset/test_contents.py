@@ -112,6 +112,25 @@ def test_what_takes_the_preferred_answers_is_said_and_does(fields):
     assert RowParser(columns=columns).read(fields).content == ONE
 
 
+@pytest.mark.parametrize(("fields", "answer", "alone"), [
+    ({"prompt": "Where?", "text": "There."}, "response=text", "There."),
+    ({"document": "Where?", "target": "There."}, "prompt=document", "Where?"),
+    ({"question": "Where?", "the text": "", "content": "There."}, "response=content", "There."),
+])
+def test_a_text_beside_a_question_or_an_answer_is_what_is_said(fields, answer, alone):
+    with pytest.raises(Defect, match=f"--map {answer} "):
+        RowParser().read(fields)
+    assert RowParser(columns=[answer]).read(fields).content == ONE
+    assert RowParser("text").read(fields).content == alone
+    named = next(name for name in fields if fields[name] == alone)
+    assert RowParser(columns=[f"text={named}"]).read(fields).content == alone
+
+
+def test_a_text_beside_what_is_no_text_is_learnt_alone():
+    for other in ({"target": 0}, {"user": None}, {"input": ""}, {"role": "engineer"}, {"role": None}):
+        assert RowParser().read({"text": "All of it.", **other}).content == "All of it."
+
+
 def test_the_format_may_be_named():
     both = {"instruction": "Where?", "output": "There.", "text": "### Where? There."}
     assert RowParser().read(both).content == ONE and RowParser("text").read(both).content == both["text"]
@@ -154,6 +173,9 @@ def test_the_format_may_be_named():
     ({"prompt": "<audio>Where?", "response": "There.", "audios": "['a.wav']"}, "media", r"del\(\.\"audios\"\)' FILE"),
     ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "There."}],
       "image": "coco/a.jpg"}, "media", "'image' has a picture"),
+    ({"prompt": "a", "text": "b"}, "missing_field", "--map response=text if it is the answer, --format text if"),
+    ({"answer": "a", "Content": "b"}, "missing_field", "no field 'prompt' beside 'answer', but 'Content': --map prom"),
+    ({"role": "user", "content": "a"}, "bad_messages", r"perhaps the file .*'\{messages: map\(\{role: \.role"),
     ({"text": "All of it.", "Image": {"bytes": None, "path": "a.jpg"}}, "media", "'Image' has a picture"),
     ({"messages": turns(USER)}, "nothing_to_learn", "no message of an assistant"),
     ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "nothing_to_learn", "no message of an assistant"),

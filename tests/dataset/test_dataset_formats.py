@@ -11,6 +11,7 @@ from lab_rows import UNDER_IT, calibration
 
 from phicli.api import inspect
 from phicli.dataset import Row, formats, load_rows, read_rows
+from phicli.dataset.contents import RowParser
 from phicli.dataset.lines import Container, Line
 from phicli.errors import BadInput
 from phicli.quantization.calibration import calibration_tokens
@@ -83,6 +84,30 @@ def test_an_object_over_several_lines_comes_with_the_command_that_makes_rows_of_
         pytest.skip("no jq")
     subprocess.run(caught.value.hint, shell=True, check=True)
     assert inspect("rows.jsonl", model="tiny")["bad_rows"] == 0
+
+
+def oasst(number, parent, role, text):
+    return {"message_id": f"m{number}", "parent_id": parent, "role": role, "text": text, "lang": "en"}
+
+
+@pytest.mark.parametrize(("rows", "turns"), [
+    ([oasst(1, None, "prompter", "a"), oasst(2, "m1", "assistant", "b"), oasst(3, "m2", "prompter", "c"),
+      oasst(4, "m3", "assistant", "d"), oasst(5, "m3", "assistant", "e")], ["ab", "abcd", "abce"]),
+    ([{"conversation_id": at % 2, "from": by, "value": text} for at, (by, text) in enumerate(
+        zip(["human"] * 2 + ["gpt"] * 2, "abcd", strict=True))], ["ac", "bd"]),
+    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], ["ab"]),
+])
+def test_rows_of_one_message_come_with_the_command_that_makes_conversations_of_them(tmp_path, monkeypatch, rows, turns):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match=r"one message .* where a row is a whole conversation") as caught:
+        load_rows("FILE", RowParser())
+    if not shutil.which("jq"):
+        pytest.skip("no jq")
+    subprocess.run(caught.value.message[caught.value.message.index("jq -cs") :], shell=True, check=True)
+    found = load_rows("rows.jsonl", RowParser())
+    assert ["".join(message["content"] for message in talk.messages) for talk in found] == turns
+    assert all(talk.trained == (False,) * (len(talk.messages) - 1) + (True,) for talk in found)
 
 
 def test_a_first_line_that_is_broken_is_a_bad_row_only(tmp_path):
