@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phicli.artifacts.stages import fingerprint, read_manifest
+from phicli.artifacts.stages import Manifest, fingerprint, read_manifest
 from phicli.errors import BadInput
 
 MOST_FILES = 1000  # of an input, that are told one by one; of one with more, its fingerprint is
@@ -37,6 +37,16 @@ def origin(path: Path, files: Mapping[str, str], target: Path) -> dict[str, Any]
 def place_of(found: Mapping[str, Any], target: Path) -> Path:
     """Where an input of the result at `target` was. Raises KeyError, TypeError: the entry is no `origin`."""
     return Path(os.path.normpath(os.path.realpath(target) / Path(found["path"])))
+
+
+def rows_of(manifest: Manifest, target: Path) -> list[tuple[Path, float]]:
+    """Where the files of rows were that an adapter at `target` was trained on, and how often the rows of each count.
+
+    Raises KeyError, TypeError, ValueError: the manifest does not tell.
+    """
+    names = sorted((name for name in manifest.inputs if name.split()[0] == "data"), key=lambda name: int(name[5:] or 1))
+    weights = manifest.settings.get("data_weights") or [1.0] * len(names)
+    return [(place_of(manifest.origins[name], target), weight) for name, weight in zip(names, weights, strict=True)]
 
 
 def still_there(name: str, result: Path) -> Path | None:

@@ -83,12 +83,10 @@ def training_of(adapter: Path) -> list[str] | None:
 
 def _rows_of(adapter: Path, manifest: "Manifest") -> list[str] | None:
     """The files that an adapter was trained on, as options; None: not all are there, or they are very many."""
-    from phicli.artifacts.origins import place_of
+    from phicli.artifacts.origins import rows_of
 
-    names = sorted((name for name in manifest.inputs if name.split()[0] == "data"), key=lambda name: int(name[5:] or 1))
-    places = [place_of(manifest.origins[name], adapter) for name in names]
-    weights = manifest.settings.get("data_weights") or [1] * len(places)
-    if len(places) > MOST_FILES or not all(place.exists() for place in places):
+    rows = rows_of(manifest, adapter)
+    if len(rows) > MOST_FILES or not all(place.exists() for place, _ in rows):
         return None
-    return [part for place, weight in zip(places, weights, strict=True)
+    return [part for place, weight in rows
             for part in ("--data", called(place) + (f":{weight:g}" if weight != 1 else ""))]

@@ -36,13 +36,14 @@ def status(
     from phicli.steps.status import DONE, stage_statuses
 
     stages = stage_statuses(Settings(), flags, reread, asked=False)
-    first = next((stage.step for stage in stages if stage.state not in ("up to date", DONE)), "chat")
+    missing = [stage.step for stage in stages if stage.state not in ("up to date", DONE)]
+    first = next((step for step in missing if step != "data"), "chat")  # rows that are gone make no adapter stale
     adapters = [stage for stage in stages if stage.step == "finetune"]
     meant = next((stage for stage in adapters if stage.state not in ("up to date", DONE)), *adapters[:1])
     told = any(getattr(config, name) != getattr(LabConfig, name) for name in ("data", "max_steps", "epochs"))
     own = not meant.made or (told and Path(meant.place).name == config.name)  # the settings say how it is trained
     again = [] if own else training_of(Path(meant.place))
-    after: list[Next] = [(first,) if first not in ("data", "quantize", "finetune") else
+    after: list[Next] = [(first,) if first not in ("quantize", "finetune") else
                          ("verify", meant.place) if again is None else ("run", *again)]
     if json:
         console.result_json([asdict(stage) for stage in stages])

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from phicli.artifacts import hashing, stages
 from phicli.artifacts.locks import holder
 from phicli.artifacts.names import CHECKPOINT_FILES, EVALUATION, FINETUNED, ONNX_FOLDER, SEARCH, checkpoint_place
-from phicli.artifacts.origins import place_of
+from phicli.artifacts.origins import place_of, rows_of
 from phicli.artifacts.reading import read_json
 from phicli.config.layers import Config, Settings
 from phicli.config.steps import EvaluateConfig, FinetuneConfig, OptimizeConfig, QuantizeConfig
@@ -64,13 +64,14 @@ class _Stages:
 
         quantize, finetune = self.lab.config(QuantizeConfig), self.lab.config(FinetuneConfig)
         adapter, base = self.root / FINETUNED / finetune.name, self.root / quantize.algorithm
-        yield self.data(finetune)
-        yield self.status("quantize", base, lambda: plan_quantize(as_local(quantize)))
         others = sorted(place.parent for place in self.root.glob(f"{FINETUNED}/[!.]*/{stages.MANIFEST}")
                         if place.parent != adapter)
         named = finetune.name != FinetuneConfig.name
         begun = adapter.exists() or checkpoint_place(adapter).exists()
-        if self.asked or named or begun or not others:
+        own = self.asked or named or begun or not others
+        yield from self.all_data(finetune, own, () if self.asked else others)
+        yield self.status("quantize", base, lambda: plan_quantize(as_local(quantize)))
+        if own:
             yield self.status("finetune", adapter, lambda: plan_finetune(as_local(finetune)))
         for folder in others:
             yield self.status("finetune", folder, partial(_as_it_was, folder, base))
@@ -80,6 +81,18 @@ class _Stages:
             yield self.status("evaluate", self.root / EVALUATION, lambda: plan_evaluate(as_local(evaluate)))
         if (self.root / SEARCH).exists():
             yield _searched(self.root / SEARCH)
+
+    def all_data(self, config: FinetuneConfig, own: bool, others: Sequence[Path]) -> Iterator[StageStatus]:
+        """The rows of the settings, if they are for an adapter there or were given, and those of the other adapters."""
+        read = [config] if own or config.data != FinetuneConfig.data else []
+        for folder in others:
+            with contextlib.suppress(PhicliError, KeyError, TypeError, ValueError, OSError):
+                read.append(_rows_as_they_were(folder, config))
+        told = set()
+        for each in read or [config]:
+            if (where := tuple(str(Path(name).resolve()) for name in each.data)) not in told:
+                told.add(where)
+                yield self.data(each)
 
     def data(self, config: FinetuneConfig) -> StageStatus:
         from phicli.dataset.sources import local_path
@@ -154,6 +167,20 @@ def _searched(file: Path) -> StageStatus:
         return StageStatus("search", State.BROKEN, str(e), str(file), made, size)
     return StageStatus("search", DONE, f"{holder(file.parent)} works on it" if holder(file.parent) else why,
                        str(file), made, size)
+
+
+def _rows_as_they_were(folder: Path, config: FinetuneConfig) -> FinetuneConfig:
+    """Settings with the files of rows of an adapter, and how they were read. Raises as `rows_of`; PhicliError."""
+    have = stages.read_manifest(folder)
+    assert have is not None
+    files = [_from_here(place) + (f":{weight:g}" if weight != 1 else "") for place, weight in rows_of(have, folder)]
+    names = ("format", "columns", "text_template")
+    return config.but(data=files, **{name: have.settings.get(name, getattr(FinetuneConfig, name)) for name in names})
+
+
+def _from_here(place: Path) -> str:
+    """A file as it is called from the working folder, if it lies in it."""
+    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
 
 
 def _as_it_was(folder: Path, base: Path) -> Plan:

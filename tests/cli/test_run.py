@@ -132,12 +132,15 @@ def test_status_looks_at_the_rows_that_an_adapter_was_trained_on(cli, monkeypatc
                "--max-steps", "1", "--device", "cpu", "--publish-anyway")
     assert done.code == 0, done.err
 
-    def own():
-        found = cli("status", "--root", root, "--json")
+    def own(*more):
+        found = cli("status", "--root", root, "--json", *more)
         state = next(one for one in json.loads(found.out) if one["place"].endswith("own"))
         return f"{state['state']}: {state['why']}", found.err.splitlines()[-1].removeprefix("next: ")
 
     assert own()[0] == "up to date: "
+    assert [one for one in json.loads(cli("status", "--root", root, "--json").out) if one["step"] == "data"] == [
+        {"step": "data", "state": "up to date", "why": "24 rows", "place": "a.jsonl, b.jsonl:2", "made": "",
+         "bytes": sum(file.stat().st_size for file in files)}]
     files[1].write_text(files[0].read_text())
     state, after = own()
     assert state == "stale: changed input data 2"
@@ -145,6 +148,25 @@ def test_status_looks_at_the_rows_that_an_adapter_was_trained_on(cli, monkeypatc
                      "--map prompt=f --map response=a --max-steps 1")
     files[0].unlink()
     assert own() == (state, f"phicli verify --root {root} {root / 'ft' / 'own'}")
+    assert own("--data", files[1])[0] == state
+
+
+def test_status_tells_the_rows_of_each_adapter_and_those_that_are_asked_for(cli, monkeypatch, lab, tmp_path):
+    """Of a copied lab with two adapters on the same rows, and then with rows given."""
+    root, rows = tmp_path / "copy", tmp_path / "rows.jsonl"
+    shutil.copytree(lab, root)
+    rows.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n")
+    monkeypatch.chdir(tmp_path)
+
+    def told(*more):
+        found = json.loads(cli("status", "--root", root, "--json", *more).out)
+        return [(one["why"], Path(one["place"]).name) for one in found if one["step"] == "data"]
+
+    lab_rows = ("400 rows", "data_sample_travel.jsonl")
+    (root / "ft" / "travel").rename(root / "ft" / "faq")
+    shutil.copytree(root / "ft" / "faq", root / "ft" / "more")
+    assert told() == [lab_rows]
+    assert told("--data", rows) == [("1 rows", "rows.jsonl"), lab_rows]
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
