@@ -14,7 +14,7 @@ from phicli.dataset.defects import Defect
 from phicli.dataset.lines import READABLE, Container, LineReader, find_encoding
 from phicli.dataset.readers.array import ArrayReader
 from phicli.dataset.readers.columnar import ArrowReader, ParquetReader
-from phicli.dataset.readers.table import DELIMITERS, TableReader, split_header
+from phicli.dataset.readers.table import DELIMITERS, TableReader, is_clear_table, split_header
 from phicli.dataset.streams import LOOK, ByteStream
 from phicli.dataset.wrapped import Wrapped
 from phicli.errors import BadInput
@@ -75,7 +75,9 @@ def _reader(head: bytes, ending: str) -> type[Container]:
     if _OBJECT.match(text):
         return LineReader
     named = READERS.get(ending, LineReader)
-    return TableReader if named is LineReader and _is_table(text) else named
+    whole = text.rpartition("\n")[0] if len(head) >= LOOK else text  # the last line may be cut off
+    tabular = named is LineReader and _is_table(text) and (ending not in PROSE or is_clear_table(whole))
+    return TableReader if tabular else named
 
 
 def _text(head: bytes) -> str:
@@ -87,7 +89,8 @@ def _check_lines(stream: ByteStream, ending: str) -> None:
     """Raise BadInput, with what helps, for a text that is clearly no JSON Lines."""
     text = _text(stream.head).lstrip()
     if ending in PROSE and text and "\0" not in text and not _OBJECT.search(text):
-        raise BadInput(f"{PROSE[ending]}, and no rows", where=stream.name, hint=f"rows are {READABLE}")
+        raise BadInput(f"{PROSE[ending]}, and no rows", where=stream.name,
+                       hint=f"rows are {READABLE}; the name of a table ends in .csv or .tsv")
     line, more, _ = text.partition("\n")
     if not more or not line.startswith("{") or line.rstrip().endswith("}"):
         return

@@ -117,6 +117,28 @@ def test_a_first_line_that_is_broken_is_a_bad_row_only(tmp_path):
     assert (report["rows"], report["bad_rows"]) == (40, 1)
 
 
+@pytest.mark.parametrize("text", [
+    "Hello, this is a text, of mine\nIt goes on, with commas, in every line\n", "Dear all,\nthis is it, in short\n",
+    "tea,cake\nand a walk, later on, by the sea\n", "First; then\nand; so on\n",
+])
+def test_a_text_with_commas_is_a_text_by_its_name(tmp_path, text):
+    path = tmp_path / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match="plain text, and no rows") as caught:
+        list(read_rows(path))
+    assert "the name of a table ends in .csv" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", [
+    "prompt,response\n" + "".join(f'"{i}, you?","It is\n{i}."\n' for i in range(9000)), "frage\tantwort\na\tb, c\n",
+    json.dumps(ROWS[0]) + "\n", json.dumps(ROWS),
+])
+def test_clear_rows_are_rows_in_a_text_too(tmp_path, text):
+    path = tmp_path / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    assert all(len(row.fields) == 2 for row in read_rows(path))
+
+
 @pytest.mark.parametrize(("name", "what"), [("a.yaml", "YAML"), ("a.txt.gz", "plain text"), ("A.MD", "Markdown")])
 def test_a_text_without_rows_is_called_what_it_is(tmp_path, name, what):
     text = b"- prompt: Where?\n  response: There, by train.\n"

@@ -1,10 +1,12 @@
 """Tables: CSV and its like, whose first line names the columns."""
 
 import csv
+import io
 import json
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 
 from phicli.dataset import lines
 from phicli.dataset.lines import Line, LineReader
@@ -82,6 +84,17 @@ def split_header(line: str, delimiter: str) -> list[str]:
     """The names of the columns; those without one are called by their position."""
     cells = _next(csv.reader([line], delimiter=delimiter)) or []
     return [cell.strip() or f"column {at}" for at, cell in enumerate(cells, 1)]
+
+
+def is_clear_table(text: str) -> bool:
+    """Whether a text is a table whatever it is called: no blank or end follows a separator in its first line, as in a
+    sentence, and all of its rows have as many cells."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(DELIMITERS, key=lambda each: len(split_header(header, each)))
+    sizes: list[int] = []
+    with suppress(csv.Error):  # where the text is cut off
+        sizes += (len(cells) for cells in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if any(cells))
+    return delimiter + " " not in header + " " and len(sizes) > 1 and len(set(sizes)) == 1
 
 
 def _next(rows: Iterator[list[str]]) -> list[str] | None:
