@@ -33,7 +33,7 @@ def find_sources(data: Sequence[str], split: str = "train", progress: Progress =
 
     Raises:
         UsageError: no such split, a weight that is none, or as `find_files`.
-        BadInput: no such file, folder or data set, or as `find_files`.
+        BadInput: no such file, folder or data set, a pipe, or as `find_files`.
         Missing: offline, and not in the cache; or access has to be asked for. RemoteError: the hub cannot be reached.
     """
     split_name(split)
@@ -84,6 +84,9 @@ def _files(name: str, split: str, progress: Progress, local: bool) -> Sequence[s
     path = local_path(name)
     if not path and (found := matching(name)):
         return found
+    if path and path.is_fifo():  # such as bash makes of <(COMMAND)
+        raise BadInput("not a regular file but a pipe, which can be read once", where=name,
+                       hint="… | phicli inspect -, or … | phicli finetune --data -; else name a file")
     path = path or _fetch(name, progress, local)
     return find_files(path, split, progress) if path.is_dir() else [path]
 

@@ -54,12 +54,15 @@ def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progr
         one Step after the other, as soon as it is done.
 
     Raises:
-        UsageError: no such step, or the last before the first. What the steps raise; those before stay done.
+        UsageError: no such step, or the last before the first; data from stdin. What steps raise; those before stay.
     """
     begin, end = check_range(first, last)
     for kind in CONFIGS[: end + 1]:  # what is out of range in a late step ends the run before the first one
         settings.resolve(kind, flags)
     check_name(settings.resolve(FinetuneConfig, flags).name)
+    if end and "-" in settings.resolve(FinetuneConfig, flags).data:
+        raise UsageError("several steps read the data, and stdin can be read once", where="--data -",
+                         hint="name a file, or … | phicli finetune --data -")
     Lab(settings, flags, progress).check_model(end)
     for i, name in enumerate(STEPS[: end + 1]):
         lab = Lab(settings, {**flags, "force": flags.get("force") or i >= begin}, progress)

@@ -1,5 +1,6 @@
 """Files of a split in folders as people and libraries lay them out, and weights."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from phicli.dataset import read_rows
 from phicli.dataset.sources import Source, find_files, split_weight
 from phicli.errors import BadInput, UsageError
 from phicli.hub.datasets import find_sources
-from phicli.progress import Silent
+from phicli.progress import SILENT, Silent
+from phicli.steps.lab import run_lab
 
 
 def folder(root, *names):
@@ -34,6 +36,19 @@ def found(root, split="train"):
 def test_weights(tmp_path, monkeypatch, name, expected):
     monkeypatch.chdir(folder(tmp_path, "b:2"))
     assert split_weight(name) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_comes_with_the_way_to_stdin(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="but a pipe, which can be read once") as caught:
+        find_sources([str(tmp_path / "pipe")])
+    assert "| phicli inspect -, or … | phicli finetune --data -" in caught.value.hint
+
+
+def test_a_run_reads_no_stdin():
+    with pytest.raises(UsageError, match="stdin can be read once"):
+        next(run_lab(Settings(), {"model": "tiny", "data": ["-"]}, None, SILENT))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl:0", "a.jsonl:0.0", f"a.jsonl:{'9' * 400}"])
