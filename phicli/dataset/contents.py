@@ -11,7 +11,7 @@ from typing import Any
 
 from phicli.dataset.defects import Defect, check_text
 from phicli.dataset.media import check_no_media
-from phicli.dataset.messages import read_messages, read_tools, turns_of
+from phicli.dataset.messages import begins_with_system, read_messages, read_tools, turns_of
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
 from phicli.dataset.wrapped import check_no_columns, check_no_list, check_no_message
 from phicli.text import Conversation, Message, TextTemplate
@@ -122,12 +122,19 @@ def _messages(fields: Fields) -> Understood:
     name = _first(fields, DIALOGUES) or "messages"
     tools = _first(fields, TOOLS)
     turns = turns_of(fields.get(name))
-    system = next((name for name in SYSTEMS if fields.get(name)), None)
+    system, looked_at = _system(fields, turns)
     if system and isinstance(turns, list):
         turns = [{"role": SYSTEM, "content": _text(fields, system)}, *turns]
     messages, trained = read_messages(turns, name)
     found = Conversation(messages, trained, read_tools(fields.get(tools)) if tools else ())
-    return Understood(found, "messages", _said(messages), _used((name, tools, *SYSTEMS)))
+    return Understood(found, "messages", _said(messages), _used((name, tools, *looked_at)))
+
+
+def _system(fields: Fields, turns: Any) -> tuple[str | None, tuple[str, ...]]:
+    """The field of a system message, and those that are used or empty: none where the messages begin with one, which
+    LLaMA-Factory takes too."""
+    system = next((name for name in SYSTEMS if fields.get(name)), None)
+    return (None, ()) if system and begins_with_system(turns) else (system, SYSTEMS)
 
 
 def _sharegpt(fields: Fields) -> Understood:
@@ -145,7 +152,7 @@ def _pairs(fields: Fields) -> Understood:
     if not isinstance(fields[prompt], str):
         check_no_columns(fields, pair)
     context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
-    system = next((name for name in SYSTEMS if fields.get(name)), None)
+    system, looked_at = _system(fields, fields[prompt])
     history = "history" if fields.get("history") else None
     tools = _first(fields, TOOLS)
     before = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
@@ -166,7 +173,7 @@ def _pairs(fields: Fields) -> Understood:
     learnt = tuple(t and not earlier <= at < len(before) for at, t in enumerate(trained))
     found = Conversation(messages, learnt, read_tools(fields[tools]) if tools else ())
     named = "alpaca" if prompt.lower() == "instruction" else "prompt-response"
-    return Understood(found, named, texts, _used((*kept, tools, *CONTEXTS, *SYSTEMS, "history")))
+    return Understood(found, named, texts, _used((*kept, tools, *CONTEXTS, *looked_at, "history")))
 
 
 def _plain(fields: Fields) -> Understood:

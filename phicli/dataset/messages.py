@@ -51,6 +51,13 @@ def read_messages(turns: Any, field: str) -> tuple[tuple[Message, ...], tuple[bo
     return tuple(messages), tuple(trained)
 
 
+def begins_with_system(turns: Any) -> bool:
+    """Whether the first of a list of messages says what the model is."""
+    first = _in_small_letters(turns[0]) if isinstance(turns, list) and turns else None
+    said = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return isinstance(said, str) and ROLES.get(said.lower()) == SYSTEM
+
+
 def _in_small_letters(turn: Any) -> Any:
     """A message whose names are in capitals, as serializers of C# write them, with the usual ones."""
     if not isinstance(turn, dict) or "role" in turn or "from" in turn:

@@ -112,6 +112,18 @@ def test_what_takes_the_preferred_answers_is_said_and_does(fields):
     assert RowParser(columns=columns).read(fields).content == ONE
 
 
+@pytest.mark.parametrize("fields", [
+    {"messages": turns(SYSTEM, USER, ASSISTANT)}, {"prompt": turns(SYSTEM, USER), "completion": turns(ASSISTANT)},
+    {"conversations": [{"From": "System", "Value": "Be brief."}, {"from": "human", "value": "Where?"},
+                       {"from": "gpt", "value": "There."}]},
+    {"conversations": json.dumps(turns({**SYSTEM, "role": "developer"}, USER, ASSISTANT))},
+])
+def test_of_two_system_messages_the_one_in_the_messages_is_taken(fields):
+    found = RowParser().read({"system": "Be long.", **fields})
+    assert found.content == WITH_SYSTEM and "system" not in found.used
+    assert "system" in RowParser().read({"system": "", **fields}).used
+
+
 @pytest.mark.parametrize(("fields", "answer", "alone"), [
     ({"prompt": "Where?", "text": "There."}, "response=text", "There."),
     ({"document": "Where?", "target": "There."}, "prompt=document", "Where?"),
