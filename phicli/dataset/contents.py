@@ -4,28 +4,32 @@ To add a format: a function from fields to `Understood` and an entry in FORMATS.
 """
 
 import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from phicli.dataset.defects import Defect, check_text
+from phicli.dataset.field_names import (
+    CONTEXTS,
+    DIALOGUES,
+    PROMPTS,
+    RESPONSES,
+    SYSTEMS,
+    TEXTS,
+    TOOLS,
+    dotted,
+    first,
+    first_of,
+    names_of,
+    there_are,
+)
 from phicli.dataset.media import check_no_media
 from phicli.dataset.messages import begins_with_system, read_messages, read_tools, turns_of
+from phicli.dataset.refused import answer_within, check_alone, check_label, preferred
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
 from phicli.dataset.wrapped import check_no_columns, check_no_list, check_no_message
 from phicli.text import Conversation, Message, TextTemplate
 from phicli.text.layout import ASSISTANT, SYSTEM, USER
-
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "inputs", "user", "human", "problem")
-RESPONSES = ("response", "completion", "answer", "output", "outputs", "assistant", "reply", "solution", "target",
-             "targets")
-DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-CONTEXTS = ("input", "context")
-SYSTEMS = ("system", "system_prompt")
-TEXTS = ("text", "content", "document")
-TOOLS = ("tools", "functions")
-LABELS = ("label", "kto_tag")  # in rows of KTO, TRL's and LLaMA-Factory's: whether the answer is a good one
 
 
 class RowParser:
@@ -52,7 +56,7 @@ class RowParser:
         if not self.columns:
             return FORMATS[self.format or recognise(fields)](fields)
         sources = {part for path in self.columns.values() for part in (path, path.split(".")[0])}
-        own = {name: _dotted(fields, path) for name, path in self.columns.items()}
+        own = {name: dotted(fields, path) for name, path in self.columns.items()}
         fields = {name: value for name, value in fields.items() if name not in sources} | own
         given = "messages" if "messages" in own else "text" if own.keys() == {"text"} else None
         named = self.format or given or recognise(fields)
@@ -64,8 +68,8 @@ def recognise(fields: Fields) -> str:
     """The name of the format in which a row with such fields is. Raises Defect: none, or preferences."""
     if ("chosen" in fields and "rejected" in fields) or "preferred_output" in fields:
         raise Defect("preference", "chosen and rejected answers are for preference training, which phicli does not do; "
-                     f"{_preferred(fields)} takes the preferred ones")
-    named = _first(fields, DIALOGUES) or ""
+                     f"{preferred(fields)} takes the preferred ones")
+    named = first(fields, DIALOGUES) or ""
     dialogue = turns_of(fields.get(named))
     if isinstance(dialogue, list):
         return "sharegpt" if dialogue and isinstance(dialogue[0], dict) and "from" in dialogue[0] else "messages"
@@ -73,10 +77,10 @@ def recognise(fields: Fields) -> str:
     if pair:
         return "alpaca" if pair[0].lower() == "instruction" else "prompt-response"
     check_no_message(fields)
-    if text := _first(fields, TEXTS):
-        _check_alone(fields, text)
+    if text := first(fields, TEXTS):
+        check_alone(fields, text)
         return "text"
-    if _first(fields, PROMPTS) or _first(fields, RESPONSES):
+    if first(fields, PROMPTS) or first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
     check_no_list(fields)
     if isinstance(dialogue, str) and dialogue.lstrip().startswith("["):
@@ -86,41 +90,13 @@ def recognise(fields: Fields) -> str:
                      "semicolon or tab")
     maps = "--map prompt={} --map response={}".format(*fields) if len(fields) == 2 else ""
     paste = f" (if they are question and answer: {maps})" if re.fullmatch(r"[\w =-]+", maps) else ""
-    raise Defect("unknown_format", f"no format has these fields: {_names(fields)}{paste}")
-
-
-def _preferred(fields: Fields) -> str:
-    """The options that make answers to learn of preferred ones: in TRL's, LLaMA-Factory's and OpenAI's forms."""
-    if "chosen" not in fields:
-        return "--map prompt=input.messages --map response=preferred_output"
-    if dialogue := _first(fields, DIALOGUES):
-        return f"--map prompt={dialogue} --map response=chosen"
-    alone = isinstance(fields["chosen"], list) and not _first(fields, PROMPTS)
-    return "--map messages=chosen" if alone else "--map response=chosen"
-
-
-def _check_alone(fields: Fields, text: str) -> None:
-    """Raise Defect where a text stands beside a question or an answer, which would be lost if it were learnt alone."""
-    for names, wanted, meaning in ((PROMPTS, "response", "the answer"), (RESPONSES, "prompt", "the question")):
-        other = _first(fields, names)
-        if other and isinstance(fields[other], str | list) and fields[other]:
-            named = shlex.quote(f"{wanted}={text}")
-            raise Defect("missing_field", f"no field '{wanted}' beside '{other}', but '{text}': --map {named} if it is "
-                         f"{meaning}, --format text if it alone is to be learnt", wanted)
-
-
-def _check_label(fields: Fields) -> None:
-    """Raise Defect (labelled_bad) where a row's answer is one that a model is to be kept from."""
-    for name in (_first(fields, (label,)) for label in LABELS):
-        if name and str(fields[name]).strip().lower() == "false":  # in a table it is text
-            raise Defect("labelled_bad", f"'{name}' is false: its answer is a bad one; phicli trains on good ones",
-                         name)
+    raise Defect("unknown_format", f"no format has these fields: {names_of(fields)}{paste}")
 
 
 def _messages(fields: Fields) -> Understood:
-    _check_label(fields)
-    name = _first(fields, DIALOGUES) or "messages"
-    tools = _first(fields, TOOLS)
+    check_label(fields)
+    name = first(fields, DIALOGUES) or "messages"
+    tools = first(fields, TOOLS)
     turns = turns_of(fields.get(name))
     system, looked_at = _system(fields, turns)
     if system and isinstance(turns, list):
@@ -143,18 +119,19 @@ def _sharegpt(fields: Fields) -> Understood:
 
 def _pairs(fields: Fields) -> Understood:
     """Alpaca's instruction, input and output, and all other pairs; each may be a list of messages, as TRL has them."""
-    _check_label(fields)
+    check_label(fields)
     pair = _pair(fields)
     if not pair:
-        wanted = "response" if _first(fields, PROMPTS) else "prompt"
-        raise Defect("missing_field", f"no field '{wanted}', nor another that means it{_there(fields)}", wanted)
+        wanted = "response" if first(fields, PROMPTS) else "prompt"
+        more = (answer_within(fields) if wanted == "response" else "") + there_are(fields)
+        raise Defect("missing_field", f"no field '{wanted}', nor another that means it{more}", wanted)
     prompt, response = pair
     if not isinstance(fields[prompt], str):
         check_no_columns(fields, pair)
     context = next((name for name in CONTEXTS if name not in pair and fields.get(name)), None)
     system, looked_at = _system(fields, fields[prompt])
     history = "history" if fields.get("history") else None
-    tools = _first(fields, TOOLS)
+    tools = first(fields, TOOLS)
     before = [{"role": SYSTEM, "content": _text(fields, system)}] if system else []
     before += _history(fields["history"]) if history else []
     earlier = len(before)  # their answers are learnt, as LLaMA-Factory does; those in a list of messages are asked
@@ -177,9 +154,9 @@ def _pairs(fields: Fields) -> Understood:
 
 
 def _plain(fields: Fields) -> Understood:
-    name = _first(fields, TEXTS)
+    name = first(fields, TEXTS)
     if name is None:
-        raise Defect("missing_field", f"no field 'text'{_there(fields)}", "text")
+        raise Defect("missing_field", f"no field 'text'{there_are(fields)}", "text")
     text = _text(fields, name)
     return Understood(text, "text", [(name, text)], frozenset([name]))
 
@@ -188,7 +165,7 @@ def _templated(fields: Fields, template: TextTemplate) -> Understood:
     names = list(dict.fromkeys(template.fields))
     for name in names:
         if name not in fields:
-            raise Defect("missing_field", f"no field '{name}', which the text template names{_there(fields)}", name)
+            raise Defect("missing_field", f"no field '{name}', which the text template names{there_are(fields)}", name)
         check_text(fields[name], name)
     used = {name: fields[name] for name in names}
     return Understood(TemplatedRow(used), "text-template", list(used.items()), frozenset(names))
@@ -206,17 +183,9 @@ def _used(names: tuple[str | None, ...]) -> frozenset[str]:
 
 def _pair(fields: Fields) -> tuple[str, str] | None:
     """The names of question and answer, by the order of the lists above."""
-    response = _first(fields, RESPONSES)
-    prompt = _first_of(tuple(name for name in fields if name != response), PROMPTS)
+    response = first(fields, RESPONSES)
+    prompt = first_of(tuple(name for name in fields if name != response), PROMPTS)
     return (prompt, response) if prompt and response else None
-
-
-def _names(fields: Fields) -> str:
-    return ", ".join(str(name)[:60] for name in list(fields)[:8]) + (", …" if len(fields) > 8 else "") or "none"
-
-
-def _there(fields: Fields) -> str:
-    return f"; there are: {_names(fields)}"
 
 
 def _said(messages: Sequence[Message]) -> list[tuple[str, str]]:
@@ -231,17 +200,6 @@ def _history(found: Any) -> list[dict[str, Any]]:
     return [{"role": role, "content": turn[at]} for turn in found for at, role in enumerate((USER, ASSISTANT))]
 
 
-def _first(fields: Fields, names: tuple[str, ...]) -> str | None:
-    return _first_of(tuple(fields), names)
-
-
-@lru_cache(64)  # most rows of a file have the same fields
-def _first_of(fields: tuple[str, ...], names: tuple[str, ...]) -> str | None:
-    """The field that has the first of these names, in capitals or not: tables are often so."""
-    known = {name.strip().lower(): name for name in reversed(fields)}
-    return next((known[name] for name in names if name in known), None)
-
-
 def _text(fields: Fields, name: str) -> str:
     check_text(fields[name], name)
     return str(fields[name])
@@ -253,15 +211,3 @@ def _side(fields: Fields, name: str) -> Any:
     if isinstance(found, dict) and ("role" in found or "from" in found):
         return [found]
     return found if isinstance(found, list) else _text(fields, name)
-
-
-def _dotted(fields: Fields, path: str) -> Any:
-    """`a.b` is `b` of the object in field `a`, where no field has that very name."""
-    if path in fields:
-        return fields[path]
-    found: Any = fields
-    for part in path.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            raise Defect("missing_field", f"no field '{path}', which --map names{_there(fields)}", path)
-        found = found[part]
-    return found

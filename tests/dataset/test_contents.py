@@ -124,6 +124,24 @@ def test_of_two_system_messages_the_one_in_the_messages_is_taken(fields):
     assert "system" in RowParser().read({"system": "", **fields}).used
 
 
+@pytest.mark.parametrize("answers", [
+    {"text": ["There.", "Not there."], "answer_start": [5, 8]}, ["There."], [{"answer_id": 1, "text": "There."}],
+    {"text": "There."},
+])
+def test_the_first_of_several_answers_is_taken_as_it_is_said(answers):
+    fields = {"id": "1", "question": "Where?", "answers": answers}
+    with pytest.raises(Defect, match="the first of 'answers': --map") as caught:
+        RowParser().read(fields)
+    parser = RowParser(columns=re.findall(r"--map (\S+);", caught.value.message))
+    assert parser.read(fields).content == ONE
+    if "answer_start" in answers:  # SQuAD 2.0 has questions without an answer
+        none = {**fields, "answers": {"text": [], "answer_start": []}}
+        with pytest.raises(Defect, match=r"--map response=answers\.text\.0;"):
+            RowParser().read(none)
+        with pytest.raises(Defect, match=r"no field 'answers\.text\.0', which --map names"):
+            parser.read(none)
+
+
 @pytest.mark.parametrize(("fields", "answer", "alone"), [
     ({"prompt": "Where?", "text": "There."}, "response=text", "There."),
     ({"document": "Where?", "target": "There."}, "prompt=document", "Where?"),
@@ -161,6 +179,8 @@ def test_the_format_may_be_named():
     ({"messages": [USER, {**ASSISTANT, "weight": "0"}]}, "bad_messages", "message 2: its weight is a string"),
     ({"prompt": "a"}, "missing_field", "response"),
     ({"completion": "a"}, "missing_field", "prompt"),
+    ({"prompt": "a", "answers": {"spans": []}}, "missing_field", "means it; there are: prompt, answers"),
+    ({"prompt": "a", "answers": [1]}, "missing_field", "means it; there are: prompt, answers"),
     ({"data": [{"prompt": "a", "response": "b"}]}, "wrapped", r"'data' is a list of 1 objects; .* jq -c '.data\[\]'"),
     ({"data": [{"title": "a", "paragraphs": []}], "version": "1.1"}, "wrapped", "SQuAD"),
     ({"prompt": ["a"], "response": ["b"]}, "wrapped", "'prompt' and 'response' are columns"),
