@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phicli.artifacts.names import ADAPTER_CONFIG, FINETUNED
-from phicli.cli.rebuilding import named_folder, sources_of
+from phicli.cli.rebuilding import in_place_of, named_folder, sources_of
 from phicli.config.azure import UploadConfig, WorkspaceConfig
 from phicli.config.bases import OfRows
 from phicli.config.commands import ChatConfig, DoctorConfig, LogsConfig, ServeConfig
@@ -33,6 +33,7 @@ BUILDERS = ("optimize",)  # which need none of the hardware that they are told
 REPEATED = (GateConfig.STEP, ServeConfig.STEP)  # hints of these to do the same again have all that was given
 RUNNERS = ("serve", "evaluate")  # which a hint to chat on another device means, where they were asked
 SECRET = ("api_key",)
+OPTIMIZE = "phicli optimize"  # the hint where there is no optimized model
 OTHERS = {"--merge", "--device", "--output", "--model", "--root"}  # with these a hint's command means another result
 CALL = re.compile(rf"phicli ({'|'.join(CONFIGS)})\b(?!-)((?: --?[a-z][\w-]*)*)")
 AN_ADAPTER = f"a folder as PEFT writes it, with {ADAPTER_CONFIG} and adapter_model.safetensors"
@@ -131,7 +132,11 @@ class Following:
                 again = ["--path", str(self.given["path"])]
             return self.line(named, *again, only=taken - {"device"} if "--device" in flags else taken) + match[2]
 
-        if error.hint:
+        path = Path(self.given.get("path") or "")
+        if error.hint == OPTIMIZE and (meant := self.given.get("path") and in_place_of(path, command)):
+            kept = {name for config in CONFIGS[meant[0]] for name in settings_of(config)} if meant[0] == command else ()
+            error.hint = self.line(*meant, again=True, only={*kept} - {"path", "model"} | {"device"})
+        elif error.hint:
             error.hint = CALL.sub(completed, error.hint)
             error.also = tuple(CALL.sub(completed, one) for one in error.also)
         elif isinstance(error, RemoteError):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phicli.artifacts.names import GENAI_CONFIG, ROOT_MODEL
+from phicli.artifacts.names import GENAI_CONFIG, ONNX_FOLDER, ROOT_MODEL
 from phicli.config.root_model import called, root_around
 from phicli.errors import BadInput, PhicliError
 
@@ -32,6 +32,25 @@ def named_folder(error: PhicliError, given: Mapping[str, Any], step: str) -> Pat
     where = Path(str(error.where or ""))
     return next((folder for folder in _folders(given) if where in (folder, folder.resolve())
                  or {folder, folder.resolve()} & set(where.parents)), None)
+
+
+def in_place_of(path: Path, command: str) -> tuple[str, ...] | None:
+    """The command that is meant where a folder that was named as the optimized model is another one: a root, or the
+    result of another step. None: it is neither."""
+    from phicli.artifacts.stages import MANIFEST, read_manifest
+
+    if not path.is_dir() or (path / GENAI_CONFIG).exists():
+        return None
+    step, known = None, (path / MANIFEST).exists()
+    with contextlib.suppress(BadInput):
+        step = manifest.step if (manifest := read_manifest(path)) else None
+    roots = [path, *([path.parent, path.parent.parent] if known and step != "optimize" else [])]
+    if root := next((root for root in roots if (root / ROOT_MODEL).is_file()), None):
+        made = (root / ONNX_FOLDER / GENAI_CONFIG).is_file()
+        return command if made else "optimize", "--root", str(root)
+    if step == "quantize":
+        return "optimize", "--base", str(path)
+    return ("run", "--model", str(path)) if step == "merge" or (not known and (path / "config.json").exists()) else None
 
 
 def _folders(given: Mapping[str, Any]) -> Iterator[Path]:

@@ -32,6 +32,10 @@ def serve(config: ServeConfig, flags: options.Flags) -> None:
             from phicli.serving.server import opened
 
             ready = stack.enter_context(opened(config, console.note if manner().verbose else None))
+        most = ready.service.engine.context
+        if config.context and config.context > most:
+            console.warn(f"the model takes {most:,} tokens, prompt and answer together, not the {config.context:,} of "
+                         "--context")
         if ready.service.engine.why_alone:
             console.note(f"answers are generated one after the other: {ready.service.engine.why_alone}")
         console.result(ready.address)

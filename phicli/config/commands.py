@@ -48,6 +48,7 @@ class ChatConfig(OfModel):
 
 LIMITS, ACCESS = "Limits", "Access"
 ANY_ORIGIN = "*"
+HOST = re.compile(r"[^\s/:,@*\[\]]+|[0-9a-f.]*:[0-9a-f:.]*", re.IGNORECASE)  # the second: IPv6
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")  # as browsers send it
 
 
@@ -106,6 +107,8 @@ class ServeConfig(OfModel):
         super().__post_init__()
         for origin in self.cors_origins:
             _check_origin(origin)
+        for host in self.allowed_hosts:
+            _check_host(host)
 
 
 def _check_origin(origin: str) -> None:
@@ -115,6 +118,16 @@ def _check_origin(origin: str) -> None:
     meant = origin.lower().rstrip("/")
     raise UsageError(f"'{origin}' is no origin: https://example.org is one, in small letters and without a path",
                      where="--cors-origin", hint=f"--cors-origin {meant}" if ORIGIN.fullmatch(meant) else None)
+
+
+def _check_host(host: str) -> None:
+    """Raises UsageError: no request can name a machine so."""
+    if HOST.fullmatch(host):
+        return
+    meant = re.sub(r"^[a-z]+://|/.*$", "", host.lower())
+    meant = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", meant)
+    raise UsageError(f"'{host}' is no name of a machine: host.example is one, without a port", where="--allowed-host",
+                     hint=f"phicli serve --allowed-host {meant}" if HOST.fullmatch(meant) else None)
 
 
 @dataclass(frozen=True)

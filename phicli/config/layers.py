@@ -72,8 +72,9 @@ class Settings:
         """
         if flag is not None:
             if setting.kind is tuple and not isinstance(flag, str):  # several times, and with commas too
+                named = setting.path or not setting.default  # an empty one is none of those either
                 flag = [part for text in map(str, flag)
-                        for part in ([text] if setting.path and not text else from_text(setting, text))]
+                        for part in ([text] if named and not text else from_text(setting, text))]
             flag = str(flag) if isinstance(flag, Path) else flag
             return Value(setting.checked(flag, option or "--" + setting.name.replace("_", "-")), "flag")
         if setting.key and setting.env in os.environ:

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from phicli.artifacts.names import FINETUNED, ONNX_FOLDER
+from phicli.artifacts.names import ONNX_FOLDER
 from phicli.config.commands import ServeConfig
 from phicli.errors import Missing, UsageError
 from phicli.inference.engine import Engine
@@ -21,7 +21,7 @@ from phicli.serving.app import make_app
 from phicli.serving.metrics import Metrics
 from phicli.serving.models import Models
 from phicli.serving.service import Service
-from phicli.serving.settings import base_name, read_keys
+from phicli.serving.settings import adapter_root, base_name, read_keys
 from phicli.text.layout import template_options
 
 HEADER_SECONDS = 20  # in which a connection has to say what it wants
@@ -101,13 +101,12 @@ def opened(config: ServeConfig, tell: Callable[[str], None] | None = None) -> It
         raise UsageError("is a program of its own, which takes this process's place", where=f"engine {config.engine}",
                          hint=f"phicli serve --engine {config.engine}")
     _check_host(config)
-    keys = read_keys(config)
+    keys, root = read_keys(config), adapter_root(config)
     folder = Path(config.path or config.root_folder / ONNX_FOLDER)
     with contextlib.closing(_listen(config)) as listening, Engine(
             folder, config.runs_on, config.kernels, config.max_batch, config.context, config.max_queue,
             config.prefix_cache, template_options(config.chat_template_kwargs), config.fixed_batch,
             speculate=config.speculate) as engine:
-        root = Path(config.adapter_root or config.root_folder / FINETUNED)
         models = Models(engine, base_name(config), config.adapters, root)
         yield Ready(Service(engine, models, config, Metrics(engine), tell), keys, listening)
 

@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 
+from phicli.artifacts.names import FINETUNED
 from phicli.artifacts.private import others_can_write
 from phicli.artifacts.reading import read_text
 from phicli.config.commands import ServeConfig
@@ -38,6 +39,16 @@ def read_keys(config: ServeConfig) -> list[str]:
                          hint="phicli serve --api-key-file FILE",
                          also=["to let everyone in: phicli serve --without-key"])
     return keys
+
+
+def adapter_root(config: ServeConfig) -> Path:
+    """The folder from which clients may add adapters. Raises BadInput: one that was named, and is none."""
+    if config.adapter_root is None:
+        return config.root_folder / FINETUNED
+    if not config.adapter_root or not Path(config.adapter_root).is_dir():
+        raise BadInput("no such folder", where=f"--adapter-root {config.adapter_root}",
+                       hint="phicli serve --adapter-root FOLDER")
+    return Path(config.adapter_root)
 
 
 def is_loopback(host: str) -> bool:

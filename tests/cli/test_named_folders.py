@@ -46,6 +46,25 @@ def test_what_makes_a_model_again_puts_it_where_it_was_named(cli, lab, command, 
     assert done.code in (3, 4) and tried.removesuffix(" --force") == f"  try: phicli optimize {hint}"
 
 
+@pytest.mark.parametrize(("named", "made", "hint"), [
+    ("lab/awq", True, "phicli {} --root lab"), ("lab", True, "phicli {} --root lab"),
+    ("lab/ft/travel", True, "phicli {} --root lab"), ("lab/merged/a", False, "phicli optimize --root lab"),
+    ("alone", False, "phicli optimize --base alone"), ("merged", False, "phicli run --model merged"),
+    ("hub", False, "phicli run --model hub")])
+@pytest.mark.parametrize("command", ["chat", "serve", "export"])
+def test_another_folder_in_place_of_the_model_is_not_built_over(cli, lab, tmp_path, command, named, made, hint):
+    """As `optimize --output` would, which refuses to replace what it is made from."""
+    for place, step in (("lab/ft/travel", "finetune"), ("lab/merged/a", "merge"), ("alone", "quantize"),
+                        ("merged", "merge")):
+        stage(tmp_path / place, step)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    if not made:
+        (lab / "onnx-ao" / "genai_config.json").unlink()
+    done = cli(command, *(("-p", "Hello") if command == "chat" else ()), "--path", named)
+    assert done.code == 3 and f"  try: {hint.format(command)}\n" in done.err, done.err
+
+
 def test_what_is_named_otherwise_is_made_again_there_too(cli, lab, tiny):
     judged = cli("evaluate", "--stage", "lab/onnx-ao")
     assert "  try: phicli optimize --root lab --output lab/onnx-ao\n" in judged.err

@@ -54,7 +54,15 @@ def test_sigterm_lets_running_answers_end(command, forks):
     assert forks.wait(pid) == 0
     text = said.read_text()
     assert "models: tiny, cooking, travel" in text and "a page to chat: http://127.0.0.1:" in text
-    assert "Traceback" not in text and "ERROR" not in text
+    assert "Traceback" not in text and "ERROR" not in text and "--context" not in text
+
+
+def test_a_context_that_the_model_does_not_have_is_told(command, forks):
+    pid, _, said = command("--context", "100000")
+    os.kill(pid, signal.SIGTERM)
+    assert forks.wait(pid) == 0
+    assert "warning: the model takes 2,048 tokens, prompt and answer together, not the 100,000 of --context" in (
+        said.read_text())
 
 
 def test_ctrl_c_and_an_end_of_patience(command, forks):

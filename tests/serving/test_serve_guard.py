@@ -8,7 +8,7 @@ import pytest
 from phicli.config import ServeConfig
 from phicli.errors import BadInput, Missing, UsageError
 from phicli.serving import bodies, server
-from phicli.serving.settings import is_loopback, read_keys
+from phicli.serving.settings import adapter_root, is_loopback, read_keys
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -64,6 +64,28 @@ def test_an_origin_that_no_page_has_is_refused(origin, meant):
         ServeConfig(cors_origins=("https://b.example", origin))
     assert refused.value.hint == meant
     assert ServeConfig(cors_origins=("https://a.example:8443", "http://[::1]:3000", "null", "*"))
+
+
+@pytest.mark.parametrize(("host", "meant"), [
+    ("https://A.example:8000/v1", "a.example"), ("[::1]:8000", "::1"), ("[::1]", "::1"), ("a.example:80", "a.example"),
+    ("", None), ("*", None), ("a b", None)])
+def test_a_name_that_no_request_has_is_refused(cli, host, meant):
+    with pytest.raises(UsageError, match="no name of a machine") as refused:
+        ServeConfig(allowed_hosts=("b.example", host))
+    assert refused.value.hint == (meant and f"phicli serve --allowed-host {meant}")
+    done = cli("serve", "--model", "tiny", "--allowed-host", host)
+    assert done.code == 2 and "no name of a machine" in done.err
+    assert not meant or f"  try: phicli serve --model tiny --allowed-host {meant}\n" in done.err
+    assert ServeConfig(allowed_hosts=("a.example", "A_b-1", "10.0.0.7", "::1", "fe80::1", "bücher.example"))
+
+
+def test_a_folder_for_adapters_is_one(tmp_path):
+    for root in (tmp_path / "none", ""):
+        with pytest.raises(BadInput, match="no such folder") as refused:
+            adapter_root(ServeConfig(adapter_root=str(root)))
+        assert refused.value.hint == "phicli serve --adapter-root FOLDER"
+    assert adapter_root(ServeConfig(adapter_root=str(tmp_path))) == tmp_path
+    assert adapter_root(ServeConfig(root=str(tmp_path / "none"))) == tmp_path / "none" / "ft"  # which may come later
 
 
 @pytest.mark.parametrize(("body", "status", "said"), [
