@@ -10,6 +10,7 @@ from phicli.config.commands import ServeConfig
 from phicli.errors import BadInput, UsageError
 
 LONGEST_KEYS = 1 << 16  # bytes
+UNSENT = "has characters beyond printable ASCII, which clients send in many ways or not at all"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -17,28 +18,37 @@ def read_keys(config: ServeConfig) -> list[str]:
     """The keys that clients may send.
 
     Raises:
-        BadInput: an empty key, a file without one or that others can change. UsageError: none, and the address is not
-            this machine's own.
+        BadInput: an empty key or one that no client can send, a file without one or that others can change.
+            UsageError: none, and the address is not this machine's own.
     """
     keys = [config.api_key] if config.api_key is not None else []
     if config.api_key_file:
         path = Path(config.api_key_file)
         try:
-            lines = map(str.strip, read_text(path, LONGEST_KEYS).splitlines())
-            keys += [line for line in lines if line and not line.startswith("#")]
+            lines = list(map(str.strip, read_text(path, LONGEST_KEYS).splitlines()))
         except FileNotFoundError:
             raise BadInput("no such file", where=path) from None
+        found = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
+        if wrong := [number for number, key in found.items() if not _is_sendable(key)]:
+            raise BadInput(f"the key {UNSENT}", where=f"{path}:{wrong[0]}")
+        keys += found.values()
         if not keys:
             raise BadInput("no key in it", where=path)
         if who := others_can_write(path):
             raise BadInput(f"others can write to {who}", where=path, hint=f"chmod go-w {who}")
     if not all(keys):
         raise BadInput("an empty key", where="--api-key")
+    if not all(map(_is_sendable, keys)):
+        raise BadInput(f"the key {UNSENT}", where="--api-key")
     if not keys and not config.without_key and not is_loopback(config.host):
         raise UsageError("others can reach this address, and there is no key", where=f"--host {config.host}",
                          hint="phicli serve --api-key-file FILE",
                          also=["to let everyone in: phicli serve --without-key"])
     return keys
+
+
+def _is_sendable(key: str) -> bool:
+    return key.isascii() and key.isprintable()
 
 
 def adapter_root(config: ServeConfig) -> Path:

@@ -143,6 +143,13 @@ def test_no_key_is_for_this_machine_alone(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# ours\nfirst\n\n  second\n")
     assert read_keys(ServeConfig(api_key_file=str(keys))) == ["first", "second"]
+    for wrong in ("schlüssel", "\u043a\u043b\u044e\u0447", "a\tb", "a\u00a0b"):
+        keys.write_text(f"# größer\nfirst\n{wrong}\n")
+        with pytest.raises(BadInput, match="beyond printable ASCII") as refused:
+            read_keys(ServeConfig(api_key_file=str(keys)))
+        assert refused.value.where == f"{keys}:3" and wrong not in refused.value.message
+        with pytest.raises(BadInput, match="beyond printable ASCII"):
+            read_keys(ServeConfig(api_key=wrong))
     for content, said in (("\n", "no key"), (None, "no such file")):
         keys.write_text(content) if content else keys.unlink()
         with pytest.raises(BadInput, match=said):
