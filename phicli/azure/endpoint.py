@@ -49,7 +49,8 @@ def deploy(workspace: Workspace, config: DeployConfig, model: str, context: Path
     from azure.ai.ml.entities import ManagedOnlineEndpoint
 
     if not config.instance_type:
-        raise UsageError("which machine?", where="--instance-type", hint="--instance-type Standard_DS3_v2")
+        raise UsageError("which machine?", where="--instance-type",
+                         hint="phicli deploy --instance-type Standard_DS3_v2")
     client, done = workspace.client, Deployed(config.name, config.deployment)
     endpoint = _endpoint(workspace, config.name)
     if endpoint is None:

@@ -44,7 +44,7 @@ def deploy(
         raise UsageError("goes with --to azureml; files are yours to remove", where="--delete")
     if dry_run:
         raise UsageError("goes with --to azureml, where something is billed; files can be written anywhere",
-                         where="--dry-run", hint="--output FOLDER")
+                         where="--dry-run", hint="phicli deploy --output FOLDER")
     from phicli.steps.deploy import write_deployment
 
     with console.task_log("deploy", config.root_folder) as progress:
@@ -78,14 +78,15 @@ def _to_azure(config: DeployConfig, workspace: WorkspaceConfig, yes: bool, dry_r
     from phicli.azure.target import find_target
 
     if not config.instance_type:
-        raise UsageError("which machine?", where="--instance-type", hint="--instance-type Standard_DS3_v2")
+        raise UsageError("which machine?", where="--instance-type",
+                         hint="phicli deploy --instance-type Standard_DS3_v2")
     console.note(f"billed: {costs(config)}")
     if dry_run:
         if json:
             console.result_json({"billed": costs(config)})
         return [("deploy",)]
     if not yes and (console.ask("Create it? Type yes") or "") != "yes":
-        raise UsageError("nothing was created: it costs money", hint="the same with --yes")
+        raise UsageError("nothing was created: it costs money", hint="phicli deploy --yes")
     settings = Settings()
     target, transfer = find_target(settings, asdict(workspace), console.ask), settings.resolve(TransferConfig)
     with console.task_log("deploy", config.root_folder) as progress:

@@ -30,7 +30,7 @@ CONFIGS: Mapping[str, tuple[type[StepConfig], ...]] = {
     **dict.fromkeys(("download", "jobs list", "jobs show", "jobs logs", "jobs cancel"), (WorkspaceConfig,))}
 WHERE = ("model", "root", "device")  # what a command of a hint takes along
 BUILDERS = ("optimize",)  # which need none of the hardware that they are told
-REPEATED = (GateConfig.STEP, ServeConfig.STEP)  # hints of these to do the same again have all that was given
+REPEATED = (GateConfig.STEP, ServeConfig.STEP, DeployConfig.STEP)  # hints to do them again have all that was given
 RUNNERS = ("serve", "evaluate")  # which a hint to chat on another device means, where they were asked
 SECRET = ("api_key",)
 OPTIMIZE = "phicli optimize"  # the hint where there is no optimized model

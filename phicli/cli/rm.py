@@ -1,5 +1,6 @@
 """`phicli rm`: models, adapters and caches of phicli's off the disk."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def rm(
             console.note(f"{'would remove' if dry_run else 'to remove'}: {place}")
         if dry_run:
             continue
-        if not yes and not _agreed(f"Remove {removal.name}, {console.size(removal.bytes)}? [y/N]"):
+        if not yes and not _agreed(f"Remove {removal.name}, {console.size(removal.bytes)}? [y/N]", names):
             console.note(f"{removal.name} stays")
             continue
         size = removal.bytes
@@ -44,8 +45,10 @@ def rm(
     return [("list",)]
 
 
-def _agreed(question: str) -> bool:
+def _agreed(question: str, names: Sequence[str]) -> bool:
     """What a person answers. Raises UsageError where nobody can be asked."""
     if not console.can_ask():
-        raise UsageError("nobody can be asked here", hint="--yes removes without asking, --dry-run shows what would go")
+        named = shlex.join(names)
+        raise UsageError("nobody can be asked here", hint=f"phicli rm {named} --yes",
+                         also=[f"to see what would go: phicli rm {named} --dry-run"])
     return (console.ask(question) or "").lower() in ("y", "yes")

@@ -117,7 +117,8 @@ def _check_origin(origin: str) -> None:
         return
     meant = origin.lower().rstrip("/")
     raise UsageError(f"'{origin}' is no origin: https://example.org is one, in small letters and without a path",
-                     where="--cors-origin", hint=f"--cors-origin {meant}" if ORIGIN.fullmatch(meant) else None)
+                     where="--cors-origin",
+                     hint=f"phicli serve --cors-origin {meant}" if ORIGIN.fullmatch(meant) else None)
 
 
 def _check_host(host: str) -> None:

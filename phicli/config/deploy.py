@@ -51,8 +51,8 @@ class DeployConfig(OfModel):
                 raise UsageError("up to 63 small letters, digits and '-', a letter first", where=option)
         for option, name in (("--image", self.image), ("--vllm-image", self.vllm_image)):
             if not IMAGE_NAME.fullmatch(name):
-                raise UsageError(f"'{name}' is no name of an image", where=option, hint=f"{option} phicli-serve:latest"
-                                 if option == "--image" else None)
+                raise UsageError(f"'{name}' is no name of an image", where=option,
+                                 hint="phicli deploy --image phicli-serve:latest" if option == "--image" else None)
         if self.most_instances is not None and self.most_instances < self.instances:
             raise UsageError(f"fewer than --instances, {self.instances}", where="--most-instances")
 

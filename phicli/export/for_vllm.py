@@ -30,7 +30,7 @@ def choose_checkpoint(path: str | None, root: Path) -> Path:
         error.hint, error.also = QUANTIZE, ()
         raise
     if (folder / GENAI_CONFIG).exists():
-        raise BadInput("an ONNX model, which vLLM does not take", where=folder, hint="--path of the quantized one")
+        raise BadInput("an ONNX model, which vLLM does not take", where=folder, hint="phicli serve --path FOLDER")
     if (read_config(folder).get("quantization_config") or {}).get("quant_method") == UNKNOWN:
         raise BadInput("vLLM cannot read what Olive's algorithms write", where=folder,
                        hint=f"{QUANTIZE} --algorithm awq")

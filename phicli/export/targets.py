@@ -81,4 +81,4 @@ def _provider(given: str, where: str) -> str:
 
 
 def _refused(name: str, where: str) -> Missing:
-    return Missing(REFUSED[name], where=where, hint="--device cpu builds what every machine runs; see docs/devices.md")
+    return Missing(REFUSED[name], where=where, hint="phicli optimize --device cpu")

@@ -34,7 +34,7 @@ class Models:
         self._hidden = set(known) - set(only or known)  # that the engine has and that are not served
         self._changing = threading.Lock()
         if base in set(known) - self._hidden:
-            raise UsageError("an adapter has that name too", where="--name", hint="--name ANOTHER")
+            raise UsageError("an adapter has that name too", where="--name", hint="phicli serve --name ANOTHER")
         self._created = int(time.time())
 
     def names(self) -> list[str]:

@@ -15,13 +15,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from phicli.artifacts.names import ONNX_FOLDER
 from phicli.config.commands import ServeConfig
-from phicli.errors import Missing, UsageError
+from phicli.errors import UsageError
 from phicli.inference.engine import Engine
 from phicli.serving.app import make_app
 from phicli.serving.metrics import Metrics
 from phicli.serving.models import Models
 from phicli.serving.service import Service
-from phicli.serving.settings import adapter_root, base_name, read_keys
+from phicli.serving.settings import adapter_root, base_name, not_had, read_keys
 from phicli.text.layout import template_options
 
 HEADER_SECONDS = 20  # in which a connection has to say what it wants
@@ -149,5 +149,4 @@ def _listen(config: ServeConfig) -> socket.socket:
         return socket.create_server((config.host, config.port), backlog=BACKLOG,
                                     family=socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     except OSError as e:
-        raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{config.host}:{config.port}",
-                      hint="another --port (0: any that is free), or a --host of this machine") from None
+        raise not_had(e, f"{config.host}:{config.port}") from None

@@ -1,5 +1,6 @@
 """What follows from the settings before anything is opened; without the packages of the extra."""
 
+import errno
 import ipaddress
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from phicli.artifacts.names import FINETUNED
 from phicli.artifacts.private import others_can_write
 from phicli.artifacts.reading import read_text
 from phicli.config.commands import ServeConfig
-from phicli.errors import BadInput, UsageError
+from phicli.errors import BadInput, Missing, UsageError
 
 LONGEST_KEYS = 1 << 16  # bytes
 UNSENT = "has characters beyond printable ASCII, which clients send in many ways or not at all"
@@ -59,6 +60,13 @@ def adapter_root(config: ServeConfig) -> Path:
         raise BadInput("no such folder", where=f"--adapter-root {config.adapter_root}",
                        hint="phicli serve --adapter-root FOLDER")
     return Path(config.adapter_root)
+
+
+def not_had(error: OSError, place: str) -> Missing:
+    """The error where an address cannot be listened at: it is none of this machine's, or its port is another's."""
+    elsewhere = error.errno == errno.EADDRNOTAVAIL
+    return Missing(f"cannot be listened at: {error.strerror or error}", where=place,
+                   hint="phicli serve --host 127.0.0.1" if elsewhere else "phicli serve --port 0")
 
 
 def is_loopback(host: str) -> bool:

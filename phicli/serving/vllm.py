@@ -14,7 +14,7 @@ from phicli.artifacts.names import FINETUNED
 from phicli.config.commands import ServeConfig
 from phicli.errors import Missing, UsageError
 from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_rank, write_adapters
-from phicli.serving.settings import LOOPBACK, is_loopback
+from phicli.serving.settings import LOOPBACK, is_loopback, not_had
 from phicli.serving.vllm_guard import HOSTS, KEY, ORIGINS
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
@@ -65,8 +65,7 @@ def _free_port(host: str, port: int) -> int:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
             return int(listener.getsockname()[1])
     except OSError as e:
-        raise Missing(f"cannot be listened at: {e.strerror or e}", where=f"{host}:{port}",
-                      hint="another --port (0: any that is free), or a --host of this machine") from None
+        raise not_had(e, f"{host}:{port}") from None
 
 
 def vllm_environment(config: ServeConfig, keys: Sequence[str]) -> dict[str, str]:

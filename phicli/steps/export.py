@@ -12,7 +12,7 @@ from phicli.checkpoints.linears import linear_shapes
 from phicli.config.exporting import ExportConfig, MergeConfig
 from phicli.config.root_model import around, root_around
 from phicli.config.steps import OptimizeConfig
-from phicli.errors import BadInput, PhicliError, UsageError
+from phicli.errors import BadInput, Missing, PhicliError, UsageError
 from phicli.export import packages
 from phicli.export.gguf import convert_to_gguf, find_converter
 from phicli.export.sources import Source
@@ -135,7 +135,8 @@ def _target(device: str) -> str:
     try:
         return choose_target(device).name
     except PhicliError as e:
-        raise type(e)(e.message, where=f"--variant {device}", hint=e.hint) from None
+        hint = "phicli export --to olive --variant cpu" if isinstance(e, Missing) else e.hint
+        raise type(e)(e.message, where=f"--variant {device}", hint=hint) from None
 
 
 def _gguf(config: ExportConfig, progress: Progress) -> Path:

@@ -53,6 +53,11 @@ def test_nothing_that_costs_is_created_without_a_yes(deploy, cloud):
     for options, code in (((), 2), (MACHINE[:2], 2), ((*MACHINE, "--dry-run"), 0)):
         done = deploy(*options)
         assert done.code == code, done.err
+        again = [line for line in done.err.splitlines() if line.startswith("  try: ")]
+        assert all(line.startswith("  try: phicli deploy ") and "--name travel" in line for line in again), done.err
+        assert bool(again) == bool(code)
+        assert code == 0 or again[0].endswith(" --yes" if options else " --instance-type Standard_DS3_v2"), done.err
+        assert "--workspace-name" in done.err
     assert cloud.azure.log == []
 
 

@@ -64,8 +64,8 @@ def test_list_and_show(cli, root):
 
 def test_nothing_goes_unasked_and_a_dry_run_only_tells(cli, root):
     before = sorted(root.rglob("*"))
-    refused = cli("rm", "mine")
-    assert refused.code == 2 and "--yes" in refused.err
+    refused = cli("rm", "mine", "mine/food")
+    assert refused.code == 2 and "  try: phicli rm mine mine/food --yes\n" in refused.err
     told = cli("rm", "mine", "mine/food", "--dry-run")
     assert told.code == 0 and "would remove: models/mine/awq" in told.err
     assert sorted(root.rglob("*")) == before

@@ -273,3 +273,15 @@ def test_a_dry_run_writes_no_files(root):
     line = [sys.executable, "-m", "phicli", "deploy", "--to", "docker", "--root", root, "--model", "m", "--dry-run"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 2 and "--to azureml" in done.stderr and not (root / "deploy").exists()
+    assert f"  try: phicli deploy --model m --root {root} --to docker --output FOLDER\n" in done.stderr
+
+
+@pytest.mark.parametrize(("options", "hint"), [
+    (("--name", "trip", "--traffic", "10"), "--name trip --traffic 10 --instance-type Standard_DS3_v2"),
+    (("--name", "trip", "--instance-type", "x", "--question", "What now?"),
+     "--name trip --instance-type x --question 'What now?' --yes"),
+    (("--to", "kubernetes", "--instances", "2", "--image", "-f"),
+     "--to kubernetes --instances 2 --image phicli-serve:latest")])
+def test_what_is_to_be_given_is_the_whole_command(cli, root, options, hint):
+    done = cli("deploy", "--root", root, "--model", "m", *options)
+    assert done.code == 2 and f"  try: phicli deploy --model m --root {root} {hint}\n" in done.err

@@ -47,7 +47,10 @@ def test_what_does_not_go_together_is_refused(device, provider, words):
 def test_a_refusal_at_the_command(cli, tmp_path):
     done = cli("optimize", "--model", "tiny", "--root", tmp_path, "--device", "npu", "--provider", "qnn")
     assert done.code == 4 and "onnxruntime-qnn" in done.err and not done.out
+    assert f"  try: phicli optimize --model tiny --root {tmp_path} --device cpu\n" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    done = cli("export", "--model", "tiny", "--root", tmp_path, "--to", "olive", "--variant", "npu")
+    assert f"  try: phicli export --model tiny --root {tmp_path} --to olive --variant cpu\n" in done.err
 
 
 @pytest.mark.parametrize(("provider", "package"), [("webgpu", "onnxruntime-ep-webgpu"), ("dml", "directml")])

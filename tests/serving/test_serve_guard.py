@@ -62,7 +62,7 @@ def test_pages_of_any_site_may_ask_where_a_star_says_so(serve_root, start_server
 def test_an_origin_that_no_page_has_is_refused(origin, meant):
     with pytest.raises(UsageError, match="no origin") as refused:
         ServeConfig(cors_origins=("https://b.example", origin))
-    assert refused.value.hint == meant
+    assert refused.value.hint == (meant and f"phicli serve {meant}")
     assert ServeConfig(cors_origins=("https://a.example:8443", "http://[::1]:3000", "null", "*"))
 
 
@@ -196,8 +196,10 @@ def test_time_is_bounded(serve_root, start_server, monkeypatch):
 
 
 def test_an_address_that_is_taken(served, serve_root, start_server):
-    with pytest.raises(Missing, match="cannot be listened at"):
-        server._listen(ServeConfig(port=served.place[1]))
+    for address, hint in (({"port": served.place[1]}, "--port 0"), ({"host": "192.0.2.1"}, "--host 127.0.0.1")):
+        with pytest.raises(Missing, match="cannot be listened at") as refused:
+            server._listen(ServeConfig(**address))
+        assert refused.value.hint == f"phicli serve {hint}"
 
 
 def _connected(served):
