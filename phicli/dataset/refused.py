@@ -1,6 +1,7 @@
 """Rows that cannot be learnt as they are, and the options with which they can."""
 
 import shlex
+from typing import Any
 
 from phicli.dataset.defects import Defect
 from phicli.dataset.field_names import DIALOGUES, LABELS, PROMPTS, RESPONSES, first
@@ -43,7 +44,7 @@ def answer_within(fields: Fields) -> str:
         return ""
     path, found = name, fields[name]
     while isinstance(found, list | dict):
-        step: int | str = 0 if isinstance(found, list) else "text"
+        step: Any = 0 if isinstance(found, list) else "text"
         path = f"{path}.{step}"
         if isinstance(found, dict) and step not in found:
             return ""
