@@ -27,7 +27,7 @@ from phicli.dataset.media import check_no_media
 from phicli.dataset.messages import begins_with_system, read_messages, read_tools, turns_of
 from phicli.dataset.refused import answer_within, check_alone, check_label, preferred
 from phicli.dataset.understood import Fields, TemplatedRow, Understood
-from phicli.dataset.wrapped import check_no_columns, check_no_list, check_no_message
+from phicli.dataset.wrapped import check_no_columns, check_no_frame, check_no_list, check_no_message
 from phicli.text import Conversation, Message, TextTemplate
 from phicli.text.layout import ASSISTANT, SYSTEM, USER
 
@@ -82,6 +82,7 @@ def recognise(fields: Fields) -> str:
         return "text"
     if first(fields, PROMPTS) or first(fields, RESPONSES):
         return "prompt-response"  # which says what is missing
+    check_no_frame(fields)
     check_no_list(fields)
     if isinstance(dialogue, str) and dialogue.lstrip().startswith("["):
         return "messages"  # which says what is wrong

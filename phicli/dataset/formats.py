@@ -31,6 +31,7 @@ _LINES_OF_ARRAYS = re.compile(r"\s*\[.*\][ \t]*\r?\n\s*\[")
 _OBJECT = re.compile(r"^\s*\{", re.MULTILINE)
 _SPREAD = re.compile(r'\{\s*\n\s*"|\{\s*"[^"\n]*"\s*:\s*[\[{]\s*\n')
 _LIST = re.compile(r'"([A-Za-z_]\w*)"\s*:\s*\[\s*\{', re.ASCII)
+_INDEX = re.compile(r'\{\s*"\d+"\s*:\s*\{')
 _COLUMN = re.compile(r"[\w .\-/#()?]{1,64}")
 
 
@@ -99,8 +100,9 @@ def _check_lines(stream: ByteStream, ending: str) -> None:
     except (ValueError, RecursionError):
         if len(stream.head) < LOOK or not _SPREAD.match(text):
             return
-        key = _LIST.search(text)
-        fields, end = {key[1]: [{"paragraphs": []} if '"paragraphs"' in text else {}]} if key else {}, len(text)
+        key, end = _LIST.search(text), len(text)
+        fields = {key[1]: [{"paragraphs": []} if '"paragraphs"' in text else {}]} if key else {}
+        fields = {"0": {}} if _INDEX.match(text) else fields
     if "\n" in text[:end]:
         try:
             jq = "jq -c '.'"

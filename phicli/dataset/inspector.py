@@ -15,6 +15,7 @@ from phicli.dataset.lines import Container, Line
 from phicli.dataset.looking import ANY_SPECIAL, EXTREME_FROM, MAX_FIELDS, OTHER_FIELDS, Batch, Look
 from phicli.dataset.near_duplicates import NearDuplicates
 from phicli.dataset.overlap import HeldOut, Overlap
+from phicli.dataset.rows import NO_NAMES
 from phicli.dataset.understood import Understood
 from phicli.errors import BadInput
 
@@ -62,6 +63,7 @@ class Inspector:
         self.near, self.languages = NearDuplicates(), Languages()
         self.unused: set[str] = set()
         self.file_rows: Counter[int] = Counter()  # by the number of the file
+        self.unnamed: dict[int, str] = {}  # the number of a table -> see `Container.unnamed`
         self.first: list[tuple[int, Understood]] = []
         self.rows = self.lines = self.bytes = 0
         self._given = 0  # rows that were put into batches
@@ -83,6 +85,8 @@ class Inspector:
                 batch, held = Batch([], [], {}), 0
         if batch.data:
             yield self._asked(batch, container)
+        if container.unnamed:
+            self.unnamed[base >> _FILE] = container.unnamed
         self.lines += form.lines
         self.bytes += container.done
         form.finish(self.findings, container, base)
@@ -126,6 +130,7 @@ class Inspector:
                 self.findings.merge(Finding("unknown_template_token", token, self.rows))
         if encoder and (fault := _layout_fault(encoder)):
             self.findings.merge(Finding("other_layout", None, self.rows, [], fault))
+        self._unnamed()
         for name, figures in self.figures.fields.items():
             limit = max(EXTREME * figures.characters.quantile(0.5), EXTREME_FROM)
             if count := figures.characters.above(limit):
@@ -140,6 +145,12 @@ class Inspector:
             self.findings.merge(Finding("held_out", held_out_name, overlap.exact + overlap.near, [],
                                         f"{overlap.exact} the same, {overlap.near} nearly the same"))
         return overlap
+
+    def _unnamed(self) -> None:
+        """Say of a table without rows in a known format that its first line is one."""
+        command = next((command for file, command in self.unnamed.items() if not self.file_rows[file]), None)
+        if command and (finding := self.findings.get(("unknown_format", None))):
+            finding.detail = f"{finding.detail}; {NO_NAMES}: {command}"
 
     def _alike(self) -> None:
         distinct = self.rows - self.findings.count("duplicate_row")

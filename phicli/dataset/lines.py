@@ -49,6 +49,7 @@ class Container:
         textual: each row is a line of the file, so that endings and blank lines say something about it.
         numbers_rows: the number of a `Line` is that of the row, and not of a line in the file.
         name, size, done, compressed: see `ByteStream`.
+        unnamed: of a table whose first line seems to be a row and no names: the command that puts names before it.
         bom: there is a byte order mark. encoding: such as "utf-8"; rows come in UTF-8 whatever it is.
 
     Raises:
@@ -62,6 +63,7 @@ class Container:
     def __init__(self, stream: ByteStream):
         self.stream, self.name, self.compressed = stream, stream.name, stream.compressed
         self.bom, self.encoding = False, "utf-8"
+        self.unnamed: str | None = None
 
     @property
     def size(self) -> int | None:

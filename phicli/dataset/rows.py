@@ -15,6 +15,8 @@ from phicli.dataset.lines import Container, Line
 from phicli.dataset.understood import Content
 from phicli.errors import BadInput
 
+NO_NAMES = "the first line seems to be a row, and no names of columns; what puts names before it"
+
 
 class Row(NamedTuple):
     """A JSON object and the number of its line."""
@@ -67,6 +69,8 @@ def named(container: Container, number: int) -> Iterator[None]:
     try:
         yield
     except Defect as e:
+        if container.unnamed and e.code == "unknown_format":
+            e = Defect(e.code, f"{e.message}; {NO_NAMES}: {container.unnamed}", e.field)
         raise unusable(container.name, number, e, container.numbers_rows) from None
 
 

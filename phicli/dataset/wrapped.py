@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from phicli.dataset.defects import Defect
+from phicli.dataset.field_names import DIALOGUES, PROMPTS, RESPONSES, first
 from phicli.dataset.messages import ROLES
 from phicli.dataset.understood import Fields
 
@@ -13,6 +14,7 @@ TREE = ('INDEX(.message_id) as $by | .[] | select(.role == "assistant") | {promp
         'empty)][1:] | reverse | map({role, content: .text})), response: .text}')  # of OASST
 CONVERSATIONS = ("conversation_id", "conv_id", "thread_id", "session_id", "chat_id", "dialog_id", "dialogue_id")
 SAYINGS = ("text", "content", "value", "message", "utterance")
+KNOWN = (*PROMPTS, *RESPONSES, *DIALOGUES)
 _NAME = re.compile(r"[A-Za-z_]\w{0,60}", re.ASCII)
 
 
@@ -22,6 +24,19 @@ class Wrapped(Defect):
     def __init__(self, what: str, filter: str, code: str = "wrapped", slurped: bool = False):
         self.jq = f"jq -c{'s' if slurped else ''} '{filter}'"
         super().__init__(code, f"{what}; what makes rows of it: {self.jq} FILE > rows.jsonl")
+
+
+SPLIT = ".columns as $columns | .data[] | [$columns, .] | transpose | map({(.[0]): .[1]}) | add"  # as pandas has it
+
+
+def check_no_frame(fields: Fields) -> None:
+    """Raise Wrapped: a whole table as pandas writes it, row by row under their names, or columns and rows apart."""
+    if isinstance(fields.get("columns"), list) and isinstance(fields.get("data"), list):
+        raise Wrapped('\'columns\' and \'data\' are a table (orient="split" of pandas)', SPLIT)
+    rows = list(fields.values())
+    if rows and all(isinstance(row, dict) for row in rows) and (
+            all(name.isdecimal() for name in fields) or (len(rows) > 1 and all(first(row, KNOWN) for row in rows))):
+        raise Wrapped(f'an object of {len(rows)} rows (orient="index" of pandas)', ".[]")
 
 
 def check_no_list(fields: Fields) -> None:

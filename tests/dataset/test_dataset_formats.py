@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tomllib
 
+import pandas
 import pytest
 from lab_rows import UNDER_IT, calibration
 
@@ -73,6 +74,8 @@ COLUMNS = {"q": [row["prompt"] for row in ROWS], "answer": [row["response"] for 
     {"name": "a", "rows": ROWS * 500}, SQUAD, {**SQUAD, "data": SQUAD["data"] * 50},
     {"prompt": COLUMNS["q"], "response": COLUMNS["answer"]},
     {"prompt": dict(enumerate(COLUMNS["q"])), "response": dict(enumerate(COLUMNS["answer"]))},
+    dict(enumerate(ROWS)), dict(enumerate(ROWS * 100)), {"a": ROWS[0], "b": ROWS[1]},
+    {"columns": ["prompt", "response"], "index": [0], "data": [list(row.values()) for row in ROWS]},
 ])
 def test_an_object_over_several_lines_comes_with_the_command_that_makes_rows_of_it(tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
@@ -84,6 +87,18 @@ def test_an_object_over_several_lines_comes_with_the_command_that_makes_rows_of_
         pytest.skip("no jq")
     subprocess.run(caught.value.hint, shell=True, check=True)
     assert inspect("rows.jsonl", model="tiny")["bad_rows"] == 0
+
+
+@pytest.mark.parametrize("orient", ["index", "columns", "split", "table"])
+def test_what_pandas_writes_in_one_line_comes_with_the_command_that_makes_rows_of_it(tmp_path, monkeypatch, orient):
+    monkeypatch.chdir(tmp_path)
+    pandas.DataFrame(ROWS).to_json("FILE", orient=orient)
+    with pytest.raises(BadInput, match="what makes rows of it") as caught:
+        list(load_rows("FILE", RowParser()))
+    if not shutil.which("jq"):
+        pytest.skip("no jq")
+    subprocess.run(caught.value.message[caught.value.message.index("jq -c") :], shell=True, check=True)
+    assert [row.messages[0]["content"] for row in load_rows("rows.jsonl", RowParser())] == [r["prompt"] for r in ROWS]
 
 
 def oasst(number, parent, role, text):

@@ -20,7 +20,9 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from phicli.dataset import lines
+import phicli
+from phicli.dataset import lines, load_rows
+from phicli.dataset.contents import RowParser
 from phicli.dataset.formats import open_rows
 from phicli.dataset.lines import Line, LineReader
 from phicli.dataset.readers.array import ArrayReader
@@ -293,6 +295,59 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     pa.parquet.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(BadInput, match="two columns have the same name"):
         read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's commands")
+@pytest.mark.parametrize(("text", "names"), [
+    ("q,a,a,a 2,a\nw,x,y,z,1\n", ["q", "a", "a 3", "a 2", "a 4"]),
+    ("sep=;\n'q & \"a\";x;x\nw;x;y\n", ["'q & \"a\"", "x", "x 2"]),
+    ("\ufeff\nq\tit's\tit's\r\nw\tx\ty\r\n", ["q", "it's", "it's 2"]),
+])
+def test_two_columns_of_one_name_come_with_the_command_that_gives_them_others(tmp_path, monkeypatch, text, names):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my table.csv").write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(BadInput, match="two columns are called") as caught:
+        read("my table.csv")
+    subprocess.run(caught.value.hint, shell=True, check=True)
+    (row,) = rows_of("rows.csv")
+    assert list(row) == names and list(row.values())[:3] == ["w", "x", "y"]
+
+
+def test_what_no_command_gives_names_says_so_too(tmp_path):
+    for name, content in (("a.csv.gz", gzip.compress(b"a,a\n1,2\n")), ("b.csv", b"sep=;\na,b;a,b\n1;2\n")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match="two columns are called") as caught:
+            read(tmp_path / name)
+        assert caught.value.hint == "give each a name of its own"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's commands")
+@pytest.mark.parametrize(("text", "names"), [
+    ("What is it?;It is tea.\nWhat else?;Cake.\n", ["prompt", "response"]),
+    ("\ufeffWhat is it?\tIt is tea.\nWhat else?\tCake.\n", ["prompt", "response"]),
+    ("It is tea.\nIt is cake.\n", ["text"]),
+    ("1,What is it?,It is tea.\n2,What?,Cake\n", ["prompt", "response", "column 3"]),
+])
+def test_a_table_without_names_comes_with_the_command_that_puts_them_there(tmp_path, monkeypatch, text, names):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my table.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match="the first line seems to be a row") as caught:
+        load_rows(path.name, RowParser())
+    report = phicli.inspect(path.name, model="tiny")
+    assert report["rows"] == 0 and "the first line seems to be a row" in report["warnings"][0]["message"]
+    command = caught.value.message.partition("names before it: ")[2]
+    assert command and report["warnings"][0]["message"].endswith(command)
+    subprocess.run(command, shell=True, check=True)
+    found = rows_of("rows.csv")
+    assert len(found) == 2 and list(found[0]) == names and "\ufeff" not in "".join(found[0].values())
+
+
+def test_a_question_as_the_name_of_a_column_is_a_name(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("What do you ask?,And you say.\nTea?,Yes.\n")
+    (row,) = load_rows(path, RowParser(columns=["prompt=What do you ask?", "response=And you say."]))
+    assert [message["content"] for message in row.messages] == ["Tea?", "Yes."]
 
 
 # Parquet and Arrow

@@ -79,7 +79,7 @@ class ArrowReader(ColumnarReader):
 
 def _check_names(schema: Any, name: str) -> None:
     if len(set(schema.names)) < len(schema.names):
-        raise BadInput("two columns have the same name", where=name)
+        raise BadInput("two columns have the same name", where=name, hint="give each a name of its own")
 
 
 def _rows(batch: Any) -> list[tuple[bytes, str | None]]:

@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 
 from phicli.dataset import lines
 from phicli.dataset.lines import Line, LineReader
@@ -14,6 +16,7 @@ from phicli.errors import BadInput
 
 DELIMITERS = ",\t;"
 SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # Excel's first line
+_SENTENCE = re.compile(r".{61,}|\S+\s.*[.!?…。]", re.DOTALL)  # hardly the name of a column
 MOST_LINES = 1 << 17  # of a row
 
 
@@ -40,10 +43,16 @@ class TableReader(LineReader):
         given = SEPARATOR.fullmatch(header)
         if given:
             header = next((text for text in self._texts() if text.strip()), "")
-        delimiter = given[1] if given else max(DELIMITERS, key=lambda each: len(split_header(header, each)))
+        delimiter = given[1] if given else _delimiter(header)
         columns = split_header(header, delimiter)
-        if twice := [name for name, count in Counter(columns).items() if count > 1]:
-            raise BadInput(f"two columns are called {twice[0][:80]!r}", where=f"{self.name}:{self._row[-1][0]}")
+        if twice := [name for name, times in Counter(columns).items() if times > 1]:
+            line = self._row[-1][0]
+            raise BadInput(f"two columns are called {twice[0][:80]!r}", where=f"{self.name}:{line}",
+                           hint=self._renamed(_distinct(columns), delimiter, line + 1) or "give each a name of its own")
+        if header and any(map(_SENTENCE.fullmatch, columns)) and not given:
+            named = ["text"] if len(columns) == 1 else ["prompt", "response", *columns[2:]]
+            named[2:] = [f"column {at}" for at in range(3, len(columns) + 1)]
+            self.unnamed = self._renamed(named, delimiter, self._row[-1][0])
         rows = csv.reader(self._texts(), delimiter=delimiter, strict=True)
         while True:
             self._row.clear()
@@ -62,6 +71,17 @@ class TableReader(LineReader):
                 yield Line(self._row[0][0], _json(dict(zip(columns, cells, strict=True))))
             else:
                 yield Line(self._row[0][0], _json(cells), fault=f"cells: {len(cells)}, columns: {len(columns)}")
+
+    def _renamed(self, names: list[str], delimiter: str, line: int) -> str | None:
+        """The command that puts names of columns before the lines from one on; None where it would not do."""
+        if self.compressed or self.encoding != "utf-8" or self.name == "stdin" or b"\n" not in self.stream.head:
+            return None
+        written = io.StringIO()
+        csv.writer(written, delimiter=delimiter, lineterminator="").writerow(names)
+        if _delimiter(written.getvalue()) != delimiter:
+            return None
+        rest = "tail -c +4" if self.bom and line == 1 else f"tail -n +{line}"
+        return f"(echo {shlex.quote(written.getvalue())}; {rest} {shlex.quote(self.name)}) > rows.csv"
 
     def _texts(self) -> Iterator[str]:
         """The lines, until the row has too many of them."""
@@ -86,11 +106,25 @@ def split_header(line: str, delimiter: str) -> list[str]:
     return [cell.strip() or f"column {at}" for at, cell in enumerate(cells, 1)]
 
 
+def _delimiter(header: str) -> str:
+    """The one that makes most columns of a line."""
+    return max(DELIMITERS, key=lambda each: len(split_header(header, each)))
+
+
+def _distinct(columns: list[str]) -> list[str]:
+    """The names, a number behind those that were there already."""
+    found: list[str] = []
+    for name in columns:
+        again = (f"{name} {at}" for at in count(2))
+        found.append(name if name not in found else next(other for other in again if other not in {*columns, *found}))
+    return found
+
+
 def is_clear_table(text: str) -> bool:
     """Whether a text is a table whatever it is called: no blank or end follows a separator in its first line, as in a
     sentence, and all of its rows have as many cells."""
     header = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(DELIMITERS, key=lambda each: len(split_header(header, each)))
+    delimiter = _delimiter(header)
     sizes: list[int] = []
     with suppress(csv.Error):  # where the text is cut off
         sizes += (len(cells) for cells in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if any(cells))
