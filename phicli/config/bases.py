@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 from phicli.config import shared
 from phicli.config.setting import StepConfig
 from phicli.errors import BadInput, UsageError
+
+_FURTHER = re.compile(rf",\s*({'|'.join(shared.COLUMNS)})=")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class OfRows(OfModel):
             if name not in shared.COLUMNS or not field:
                 raise UsageError(f"needs NAME=FIELD with one of {', '.join(shared.COLUMNS)}, not {column[:40]!r}",
                                  where="--map", hint="--map prompt=question --map response=answer")
+            if _FURTHER.search(field):
+                raise UsageError(f"several names in one text: {column[:60]!r}", where="--map",
+                                 hint='in a list each is a text of its own: ["prompt=question", "response=answer"]')
         if self.chat_template and not os.path.isfile(self.chat_template):  # noqa: PTH113 (a Path may raise)
             raise BadInput("no such chat template", where=self.chat_template)
 

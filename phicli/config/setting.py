@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from json import dumps, loads
 from types import UnionType
 from typing import Any, ClassVar, Self
 
@@ -73,7 +74,8 @@ class Setting:
         return ",".join(self.default) if isinstance(self.default, tuple) else str(self.default)
 
     def checked(self, value: Any, where: str, error: type[PhicliError] = UsageError) -> Any:
-        """The value, a list as a tuple and an int as a float where a float is wanted.
+        """The value, a list as a tuple and an int as a float where a float is wanted; a mapping as texts NAME=VALUE
+        where the option takes those.
 
         Raises:
             PhicliError: of the given class: another type, none of the choices, or out of range.
@@ -82,6 +84,8 @@ class Setting:
             return None
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
+        if self.kind is tuple and isinstance(value, Mapping) and str(self.metavar).startswith("NAME="):
+            value = [_named(name, part, json=self.metavar == "NAME=VALUE") for name, part in value.items()]
         if self.kind is tuple and isinstance(value, str | list | tuple):
             parts = [value] if isinstance(value, str) else value
             texts = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in parts)
@@ -125,6 +129,26 @@ def expand(path: str) -> str:
     if found.startswith("~"):
         raise BadInput("no such home folder", where=path, hint=f"a folder of that name: ./{path}")
     return found
+
+
+def _named(name: Any, value: Any, json: bool) -> Any:
+    """NAME=VALUE as an option takes it; a value that is no text, or with `json` no JSON, as it is, to be refused."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if json and not (isinstance(value, str) and _is_no_json(value)):
+        try:
+            value = dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            return value
+    return f"{name}={value}" if isinstance(value, str) else value
+
+
+def _is_no_json(text: str) -> bool:
+    try:
+        loads(text)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _short(value: Any) -> str:

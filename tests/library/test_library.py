@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import phicli
-from phicli.config import QuantizeConfig
+from phicli.config import FinetuneConfig, OptimizeConfig, QuantizeConfig
 from phicli.errors import UsageError
 from phicli.progress import SILENT
+from phicli.text.layout import template_options
 
 PROGRAM = """
 import gc, json, logging, os, signal, sys, threading, warnings
@@ -101,6 +103,35 @@ def test_a_setting_that_there_is_not_comes_with_the_one_that_is_meant(given, mea
     with pytest.raises(UsageError, match=f"no setting '{given}'") as caught:
         phicli.quantize("tiny", **{given: 3})
     assert caught.value.hint == (f"did you mean {meant}?" if meant else None)
+
+
+def test_pairs_may_be_a_mapping():
+    variables = {"enable_thinking": False, "version": "3", "greeting": "Hi, you", "places": [{"a": 1}]}
+    names = {"prompt": "Frage", "response": "a.b"}
+    config = FinetuneConfig(model="tiny", columns=names, chat_template_kwargs=variables)
+    assert config.columns == ("prompt=Frage", "response=a.b")
+    assert config.chat_template_kwargs[::2] == ("enable_thinking=false", "greeting=Hi, you")
+    assert template_options(config.chat_template_kwargs) == variables
+    adapters = OptimizeConfig(model="tiny", adapters={"faq": Path("ft") / "faq"}).adapters
+    assert adapters == (f"faq={Path('ft', 'faq')}",)
+    for wrong in ({"columns": {"prompt": 3}}, {"columns": {"frage": "prompt"}}, {"data": {"a": "b"}},
+                  {"chat_template_kwargs": {"a": object()}}):
+        with pytest.raises(UsageError):
+            FinetuneConfig(model="tiny", **wrong)
+
+
+@pytest.mark.parametrize("columns", ["prompt=Frage,response=Antwort", ["prompt=Frage, response=Antwort"]])
+def test_several_names_of_fields_in_one_text_are_refused(columns):
+    with pytest.raises(UsageError, match="several names in one text"):
+        phicli.inspect("a.jsonl", columns=columns)
+    assert FinetuneConfig(model="tiny", columns="prompt=Frage, bitte").columns == ("prompt=Frage, bitte",)
+
+
+@pytest.mark.parametrize("step", [phicli.inspect, phicli.finetune, phicli.benchmark])
+def test_progress_that_is_none_comes_with_what_is_wanted(step):
+    with pytest.raises(UsageError, match="needs an object with the methods task, note and warn, not <built") as caught:
+        step(progress=print)
+    assert caught.value.where == "progress" and "Bars()" in caught.value.hint
 
 
 def test_libraries_are_silent_in_a_program(tmp_path, data_file):
