@@ -33,7 +33,7 @@ from phicli.config.measuring import ReportConfig, SearchConfig
 from phicli.config.setting import settings_of
 from phicli.dataset.in_memory import as_named
 from phicli.errors import UsageError
-from phicli.progress import Progress, given_or_automatic
+from phicli.progress import Progress, automatic
 from phicli.workflow.plan import StageResult
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def inspect(data: str | Path | InspectConfig | None = None, *, progress: Progres
     """What is in a file of rows, and what may be wrong with it; see `phicli.steps.inspect.inspect_file`."""
     from phicli.steps.inspect import inspect_file
 
-    return inspect_file(_config(InspectConfig, "data", data, settings), given_or_automatic(progress))
+    return inspect_file(_config(InspectConfig, "data", data, settings), _told(progress))
 
 
 @_takes_rows
@@ -89,7 +89,7 @@ def quantize(model: str | Path | QuantizeConfig | None = None, *, progress: Prog
     """
     from phicli.steps.quantize import quantize as step
 
-    return step(_config(QuantizeConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(QuantizeConfig, "model", model, settings), _told(progress))
 
 
 @_takes_rows
@@ -101,7 +101,7 @@ def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Prog
     """
     from phicli.steps.finetune import finetune as step
 
-    return step(_config(FinetuneConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(FinetuneConfig, "model", model, settings), _told(progress))
 
 
 @_takes_rows
@@ -113,7 +113,7 @@ def merge(model: str | Path | MergeConfig | None = None, *, progress: Progress |
     """
     from phicli.steps.merge import merge as step
 
-    return step(_config(MergeConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(MergeConfig, "model", model, settings), _told(progress))
 
 
 def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Progress | None = None,
@@ -124,7 +124,7 @@ def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Prog
     """
     from phicli.steps.optimize import optimize as step
 
-    return step(_config(OptimizeConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(OptimizeConfig, "model", model, settings), _told(progress))
 
 
 def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progress | None = None,
@@ -135,7 +135,7 @@ def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progr
     """
     from phicli.steps.export import export as step
 
-    return step(_config(ExportConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(ExportConfig, "model", model, settings), _told(progress))
 
 
 @_takes_rows
@@ -147,7 +147,7 @@ def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Prog
     """
     from phicli.steps.evaluate import evaluate as step
 
-    return step(_config(EvaluateConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(EvaluateConfig, "model", model, settings), _told(progress))
 
 
 def benchmark(model: str | Path | BenchmarkConfig | None = None, *, progress: Progress | None = None,
@@ -158,7 +158,7 @@ def benchmark(model: str | Path | BenchmarkConfig | None = None, *, progress: Pr
     """
     from phicli.steps.benchmark import benchmark as step
 
-    return step(_config(BenchmarkConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(BenchmarkConfig, "model", model, settings), _told(progress))
 
 
 @_takes_rows
@@ -170,7 +170,7 @@ def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | N
     """
     from phicli.steps.gate import gate as step
 
-    return step(_config(GateConfig, "model", model, settings), given_or_automatic(progress))
+    return step(_config(GateConfig, "model", model, settings), _told(progress))
 
 
 def run_workflow(workflow: str | Path | WorkflowConfig | None = None, *, progress: Progress | None = None,
@@ -178,7 +178,7 @@ def run_workflow(workflow: str | Path | WorkflowConfig | None = None, *, progres
     """Run passes of Olive's, of a workflow file or by name (`passes`); see `phicli.steps.passes.run_workflow`."""
     from phicli.steps.passes import run_workflow as step
 
-    return step(_config(WorkflowConfig, "workflow", workflow, settings), given_or_automatic(progress))
+    return step(_config(WorkflowConfig, "workflow", workflow, settings), _told(progress))
 
 
 @_takes_rows
@@ -200,7 +200,7 @@ def search(model: str | Path | SearchConfig | None = None, *, quantize: Quantize
                   optimize or OptimizeConfig(**shared, device=config.device),
                   evaluate or EvaluateConfig(**shared, eval_data=config.eval_data, rows=config.rows,
                                              device=config.device))
-    return step(config, steps, given_or_automatic(progress))
+    return step(config, steps, _told(progress))
 
 
 def report(model: str | Path | ReportConfig | None = None, **settings: Any) -> Path:
@@ -215,7 +215,7 @@ def verify(place: str | Path, inputs: Sequence[str | Path] = (), *,
     """What a result, or all under a root, was made from, each byte compared; see `phicli.steps.verify.verify`."""
     from phicli.steps.verify import verify as step
 
-    return step(Path(place), [Path(path) for path in inputs], given_or_automatic(progress))
+    return step(Path(place), [Path(path) for path in inputs], _told(progress))
 
 
 def serve(model: str | Path | ServeConfig | None = None, **settings: Any) -> None:
@@ -242,7 +242,7 @@ def upload(model: str | Path | UploadConfig | None = None, *, workspace: Workspa
     from phicli.steps.upload import upload as step
 
     return step(_config(UploadConfig, "model", model, settings), _target(workspace), transfer or TransferConfig(),
-                given_or_automatic(progress), tags=tags, dry_run=dry_run)
+                _told(progress), tags=tags, dry_run=dry_run)
 
 
 def deploy(model: str | Path | DeployConfig | None = None, *, workspace: WorkspaceConfig | None = None,
@@ -257,9 +257,9 @@ def deploy(model: str | Path | DeployConfig | None = None, *, workspace: Workspa
 
     config = _config(DeployConfig, "model", model, settings)
     if config.to != "azureml":
-        return write_deployment(config, given_or_automatic(progress))
+        return write_deployment(config, _told(progress))
     return deploy_endpoint(config, _target(workspace or WorkspaceConfig()), transfer or TransferConfig(),
-                           given_or_automatic(progress))
+                           _told(progress))
 
 
 def _target(workspace: WorkspaceConfig) -> "Target":
@@ -294,3 +294,13 @@ def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]
     config = kind(**settings)
     check_default_root(config)
     return config
+
+
+def _told(progress: Progress | None) -> Progress:
+    """What a program gave, or `automatic()`. Raises UsageError: it is no `Progress`, as `print` is none."""
+    if progress is None:
+        return automatic()
+    if any(not callable(getattr(progress, method, None)) for method in ("task", "note", "warn")):
+        raise UsageError(f"needs an object with the methods task, note and warn, not {repr(progress)[:40]}",
+                         where="progress", hint="progress=phicli.progress.Bars(), or an object as in docs/python.md")
+    return progress

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from phicli.errors import UsageError
-
 
 class Task(Protocol):
     """One bar. `advance(n, loss=1.2)` moves it by n and shows the figures given so far beside it."""
@@ -101,13 +99,3 @@ class _Bar:
 def automatic() -> Progress:
     """Bars in a notebook, silence elsewhere."""
     return Bars() if "ipykernel" in sys.modules else SILENT
-
-
-def given_or_automatic(progress: Progress | None) -> Progress:
-    """What a program gave, or `automatic()`. Raises UsageError: it is no `Progress`, as `print` is none."""
-    if progress is None:
-        return automatic()
-    if any(not callable(getattr(progress, method, None)) for method in ("task", "note", "warn")):
-        raise UsageError(f"needs an object with the methods task, note and warn, not {repr(progress)[:40]}",
-                         where="progress", hint="progress=phicli.progress.Bars(), or an object as in docs/python.md")
-    return progress

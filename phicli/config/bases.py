@@ -51,6 +51,11 @@ class OfModel(StepConfig):
         return ["--model", self.model, *(["--root", str(self.root)] if self.root_chosen else [])]
 
     @property
+    def model_name(self) -> str:
+        """What the model is called in requests: its id, or the last part of its folder."""
+        return self.model if not Path(self.model).exists() else Path(self.model).resolve().name
+
+    @property
     def root_folder(self) -> Path:
         """The folder of all results."""
         return Path(str(self.root))

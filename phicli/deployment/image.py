@@ -17,7 +17,6 @@ from phicli.export.for_vllm import choose_adapters, choose_checkpoint, largest_r
 from phicli.export.sources import Source
 from phicli.hub.models import find_base
 from phicli.progress import SILENT, Progress
-from phicli.serving.settings import model_name
 from phicli.version import tested_versions
 
 PORT, PLACE = 8000, "model"
@@ -177,7 +176,7 @@ def _adapters(config: DeployConfig, progress: Progress) -> dict[str, Source]:
     if config.engine != "vllm":
         return {}
     return choose_adapters((), config.root_folder, choose_checkpoint(None, config.root_folder),
-                           model_name(config.model), progress.warn)
+                           config.model_name, progress.warn)
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -206,7 +205,7 @@ def _dockerfile(config: DeployConfig, model: str) -> str:
 
 
 def _start(config: DeployConfig, adapters: dict[str, Source]) -> str:
-    name = shlex.quote(model_name(config.model))  # as in requests to `phicli serve`
+    name = shlex.quote(config.model_name)  # as in requests to `phicli serve`
     if config.engine == "phicli":
         return START_OURS.format(keys=KEYS, place=PLACE, config=GENAI_CONFIG, name=name, port=PORT,
                                  device=config.processor)

@@ -83,9 +83,4 @@ def base_name(config: ServeConfig) -> str:
         return config.name
     if config.path:
         return Path(config.path).resolve().name
-    return model_name(config.model)
-
-
-def model_name(model: str) -> str:
-    """What a model is called in requests, by its id or the last part of its folder."""
-    return model if not Path(model).exists() else Path(model).resolve().name
+    return config.model_name
