@@ -86,7 +86,7 @@ def _files(name: str, split: str, progress: Progress, local: bool) -> Sequence[s
         return found
     if path and path.is_fifo():  # such as bash makes of <(COMMAND)
         raise BadInput("not a regular file but a pipe, which can be read once", where=name,
-                       hint="… | phicli inspect -, or … | phicli finetune --data -; else name a file")
+                       hint="a file, or - with what the pipe gives on stdin, as in: phicli finetune --data -")
     path = path or _fetch(name, progress, local)
     return find_files(path, split, progress) if path.is_dir() else [path]
 

@@ -62,7 +62,7 @@ def run_lab(settings: Settings, flags: dict[str, Any], prompt: str | None, progr
     check_name(settings.resolve(FinetuneConfig, flags).name)
     if end and "-" in settings.resolve(FinetuneConfig, flags).data:
         raise UsageError("several steps read the data, and stdin can be read once", where="--data -",
-                         hint="name a file, or … | phicli finetune --data -")
+                         hint="a file, or step by step: phicli finetune --data -")
     Lab(settings, flags, progress).check_model(end)
     for i, name in enumerate(STEPS[: end + 1]):
         lab = Lab(settings, {**flags, "force": flags.get("force") or i >= begin}, progress)

@@ -43,7 +43,7 @@ def test_a_pipe_comes_with_the_way_to_stdin(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadInput, match="but a pipe, which can be read once") as caught:
         find_sources([str(tmp_path / "pipe")])
-    assert "| phicli inspect -, or … | phicli finetune --data -" in caught.value.hint
+    assert "- with what the pipe gives on stdin, as in: phicli finetune --data -" in caught.value.hint
 
 
 def test_a_run_reads_no_stdin():
