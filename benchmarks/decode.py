@@ -29,9 +29,9 @@ from synthetic import SHAPE, random_awq_checkpoint, random_gguf
 
 from phicli import optimize
 from phicli.artifacts.stages import MANIFEST
-from phicli.benchmark.turn import Case, Turn
-from phicli.benchmark.turns import Series, take_turns
-from phicli.benchmark.worker import Contender, Worker
+from phicli.benchmarking.turn import Case, Turn
+from phicli.benchmarking.turns import Series, take_turns
+from phicli.benchmarking.worker import Contender, Worker
 from phicli.checkpoints.peft_folder import read_peft
 from phicli.export import graph_inputs, resident
 from phicli.export.adapters import convert_adapter, install_adapters

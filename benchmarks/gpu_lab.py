@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from synthetic import random_phi
 
-from phicli.benchmark.turn import Case
-from phicli.benchmark.worker import Contender, Worker
+from phicli.benchmarking.turn import Case
+from phicli.benchmarking.worker import Contender, Worker
 from phicli.hub.models import resolve_model
 from phicli.quantization import CALIBRATION
 

@@ -22,7 +22,7 @@ from onnx import helper
 from synthetic import random_awq_checkpoint
 
 from phicli import Session, optimize
-from phicli.benchmark.turn import Case, Turn, measure
+from phicli.benchmarking.turn import Case, Turn, measure
 from phicli.evaluation.figures import Agreement, log_softmax
 from phicli.inference.generator import PREFILL_CHUNK
 from phicli.inference.runners import SessionRunner

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from phicli import evaluate, merge, optimize
-from phicli.benchmark.turn import Case
-from phicli.benchmark.turns import take_turns
-from phicli.benchmark.worker import Contender, Worker
+from phicli.benchmarking.turn import Case
+from phicli.benchmarking.turns import take_turns
+from phicli.benchmarking.worker import Contender, Worker
 
 REPOSITORY = Path(__file__).parents[1]
 ROWS, HELD_OUT = (REPOSITORY / "data" / f"data_{name}_travel.jsonl" for name in ("sample", "eval"))

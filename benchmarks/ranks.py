@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from phicli import finetune, optimize, quantize
-from phicli.benchmark.turn import Case
-from phicli.benchmark.turns import Series, take_turns
-from phicli.benchmark.worker import Contender, Worker
+from phicli.benchmarking.turn import Case
+from phicli.benchmarking.turns import Series, take_turns
+from phicli.benchmarking.worker import Contender, Worker
 from phicli.export.resident import BASE, DATA
 
 

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from phicli.artifacts.names import GENAI_CONFIG
-from phicli.benchmark.turn import Case
-from phicli.benchmark.turn import measure as timed
+from phicli.benchmarking.turn import Case
+from phicli.benchmarking.turn import measure as timed
 from phicli.export.resident import BASE
 from phicli.export.slots import MODEL
 from phicli.hardware.devices import usable_cores

@@ -27,7 +27,7 @@ def benchmark(config: BenchmarkConfig, json: options.Json = False) -> Sequence[N
     if json:
         console.result_json(document)
     elif config.format != "table":
-        from phicli.benchmark.formats import written
+        from phicli.benchmarking.formats import written
 
         for line in written(rows, config.format).split("\n"):
             console.result(line)
@@ -68,7 +68,7 @@ def _between(found: Sequence[float] | None, form: str) -> str:
 
 
 def _change(row: Mapping[str, Any]) -> str | None:
-    from phicli.benchmark.figures import verdict
+    from phicli.benchmarking.figures import verdict
 
     if "change" not in row:
         return None

@@ -18,11 +18,11 @@ from phicli.artifacts.names import BENCHMARK, EXPORTED, GENAI_CONFIG, ONNX_FOLDE
 from phicli.artifacts.places import check_file_place
 from phicli.artifacts.reading import SMALL, read_json
 from phicli.artifacts.stages import check_whole, versions, write_sealed
-from phicli.benchmark.figures import compare, rows_of
-from phicli.benchmark.llama_bench import LlamaBench
-from phicli.benchmark.turn import Case, cases
-from phicli.benchmark.turns import Turner, take_turns
-from phicli.benchmark.worker import Contender, Worker
+from phicli.benchmarking.figures import compare, rows_of
+from phicli.benchmarking.llama_bench import LlamaBench
+from phicli.benchmarking.turn import Case, cases
+from phicli.benchmarking.turns import Turner, take_turns
+from phicli.benchmarking.worker import Contender, Worker
 from phicli.config.measuring import BenchmarkConfig
 from phicli.errors import BadInput, Missing, PhicliError
 from phicli.export.genai_config import read_config as read_genai_config
@@ -47,7 +47,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress = SILENT) -> dict[str,
 
     Returns:
         the document that is written to `output` or `root`/benchmark.json (with `path` and no `output` nowhere):
-        {"rows": one a test, with llama-bench's and vLLM's names (see `phicli.benchmark.figures.rows_of`), "rounds",
+        {"rows": one a test, with llama-bench's and vLLM's names (see `phicli.benchmarking.figures.rows_of`), "rounds",
         "versions", "created"}.
 
     Raises:

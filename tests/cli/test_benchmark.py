@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from phicli.benchmark.figures import compare, rows_of, verdict
-from phicli.benchmark.formats import written
-from phicli.benchmark.turn import WARM, Case, Turn
-from phicli.benchmark.turns import Series, take_turns
+from phicli.benchmarking.figures import compare, rows_of, verdict
+from phicli.benchmarking.formats import written
+from phicli.benchmarking.turn import WARM, Case, Turn
+from phicli.benchmarking.turns import Series, take_turns
 from phicli.errors import BadInput
 
 SMALL = ("--prompt-tokens", "8", "--new-tokens", "14", "--rounds", "3", "--device", "cpu")

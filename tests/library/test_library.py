@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,11 @@ def test_a_setting_that_there_is_not_comes_with_the_one_that_is_meant(given, mea
     with pytest.raises(UsageError, match=f"no setting '{given}'") as caught:
         phicli.quantize("tiny", **{given: 3})
     assert caught.value.hint == (f"did you mean {meant}?" if meant else None)
+
+
+def test_no_part_of_the_package_takes_the_place_of_a_function():
+    """Once it is imported, phicli.NAME would be the module."""
+    assert not {part.name for part in pkgutil.iter_modules(phicli.__path__)} & set(phicli.__all__)
 
 
 def test_pairs_may_be_a_mapping():

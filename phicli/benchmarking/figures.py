@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from phicli.benchmark.turn import Case
-from phicli.benchmark.turns import Series
+from phicli.benchmarking.turn import Case
+from phicli.benchmarking.turns import Series
 from phicli.uncertainty import RESAMPLES, Interval, interval, ratio_of_medians
 
 SAME = ("engine", "adapter", "n_threads", "n_prompt", "n_gen", "n_depth", "n_rows")  # by which two runs are compared

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from phicli.benchmark.turn import Case, Turn
+from phicli.benchmarking.turn import Case, Turn
 from phicli.errors import BadInput
 
 SECONDS = 3600

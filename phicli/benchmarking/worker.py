@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phicli import errors
-from phicli.benchmark.turn import Case, Turn, measure
+from phicli.benchmarking.turn import Case, Turn, measure
 from phicli.errors import BadInput, PhicliError
 
 

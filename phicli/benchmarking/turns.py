@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from phicli.benchmark.turn import Case, Turn
+from phicli.benchmarking.turn import Case, Turn
 from phicli.errors import PhicliError
 from phicli.progress import SILENT, Progress
 
