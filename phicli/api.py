@@ -5,14 +5,12 @@ as keywords or as one configuration object. Neither phicli.toml nor the environm
 (`phicli.errors`); nothing exits, nothing of the process is changed for longer than the call.
 """
 
-import difflib
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from phicli.arguments import config_of, progress_of, takes_rows
 from phicli.config import (
     BenchmarkConfig,
     EvaluateConfig,
@@ -24,16 +22,13 @@ from phicli.config import (
     OptimizeConfig,
     QuantizeConfig,
     ServeConfig,
-    StepConfig,
 )
 from phicli.config.azure import TransferConfig, UploadConfig, WorkspaceConfig
 from phicli.config.commands import WorkflowConfig
 from phicli.config.deploy import DeployConfig
 from phicli.config.measuring import ReportConfig, SearchConfig
-from phicli.config.setting import settings_of
-from phicli.dataset.in_memory import as_named
 from phicli.errors import UsageError
-from phicli.progress import Progress, automatic
+from phicli.progress import Progress
 from phicli.workflow.plan import StageResult
 
 if TYPE_CHECKING:
@@ -43,35 +38,17 @@ if TYPE_CHECKING:
     from phicli.steps.gate import GateResult
     from phicli.steps.verify import Verified
 
-Config = TypeVar("Config", bound=StepConfig)
-Function = TypeVar("Function", bound=Callable[..., Any])
-ROWS = ("data", "eval_data", "own_rows")  # settings that name files of rows
 
-
-def _takes_rows(function: Function) -> Function:
-    """A function to which rows may be given as they are in memory, in place of the names of files."""
-
-    @functools.wraps(function)
-    def with_files(*given: Any, **settings: Any) -> Any:
-        with ExitStack() as files:
-            def named(value: Any) -> Any:
-                return files.enter_context(as_named(value))
-
-            return function(*map(named, given), **{k: named(v) if k in ROWS else v for k, v in settings.items()})
-
-    return with_files  # type: ignore[return-value]
-
-
-@_takes_rows
+@takes_rows
 def inspect(data: str | Path | InspectConfig | None = None, *, progress: Progress | None = None,
             **settings: Any) -> dict[str, Any]:
     """What is in a file of rows, and what may be wrong with it; see `phicli.steps.inspect.inspect_file`."""
     from phicli.steps.inspect import inspect_file
 
-    return inspect_file(_config(InspectConfig, "data", data, settings), _told(progress))
+    return inspect_file(config_of(InspectConfig, "data", data, settings), progress_of(progress))
 
 
-@_takes_rows
+@takes_rows
 def quantize(model: str | Path | QuantizeConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> StageResult:
     """Quantize a model's decoder layers to int4, AWQ (Lin et al., 2023, arXiv:2306.00978) by default.
@@ -89,10 +66,10 @@ def quantize(model: str | Path | QuantizeConfig | None = None, *, progress: Prog
     """
     from phicli.steps.quantize import quantize as step
 
-    return step(_config(QuantizeConfig, "model", model, settings), _told(progress))
+    return step(config_of(QuantizeConfig, "model", model, settings), progress_of(progress))
 
 
-@_takes_rows
+@takes_rows
 def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> StageResult:
     """Train an adapter, LoRA (Hu et al., 2021, arXiv:2106.09685) by default, on the quantized model under the root.
@@ -101,10 +78,10 @@ def finetune(model: str | Path | FinetuneConfig | None = None, *, progress: Prog
     """
     from phicli.steps.finetune import finetune as step
 
-    return step(_config(FinetuneConfig, "model", model, settings), _told(progress))
+    return step(config_of(FinetuneConfig, "model", model, settings), progress_of(progress))
 
 
-@_takes_rows
+@takes_rows
 def merge(model: str | Path | MergeConfig | None = None, *, progress: Progress | None = None,
           **settings: Any) -> StageResult:
     """Put an adapter into the weights of a model, unquantized or int4.
@@ -113,7 +90,7 @@ def merge(model: str | Path | MergeConfig | None = None, *, progress: Progress |
     """
     from phicli.steps.merge import merge as step
 
-    return step(_config(MergeConfig, "model", model, settings), _told(progress))
+    return step(config_of(MergeConfig, "model", model, settings), progress_of(progress))
 
 
 def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Progress | None = None,
@@ -124,7 +101,7 @@ def optimize(model: str | Path | OptimizeConfig | None = None, *, progress: Prog
     """
     from phicli.steps.optimize import optimize as step
 
-    return step(_config(OptimizeConfig, "model", model, settings), _told(progress))
+    return step(config_of(OptimizeConfig, "model", model, settings), progress_of(progress))
 
 
 def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progress | None = None,
@@ -135,10 +112,10 @@ def export_as(model: str | Path | ExportConfig | None = None, *, progress: Progr
     """
     from phicli.steps.export import export as step
 
-    return step(_config(ExportConfig, "model", model, settings), _told(progress))
+    return step(config_of(ExportConfig, "model", model, settings), progress_of(progress))
 
 
-@_takes_rows
+@takes_rows
 def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Progress | None = None,
              **settings: Any) -> dict[str, Any]:
     """Measure every stage under the root, or those named as `stages`, on held-out rows or a text.
@@ -147,7 +124,7 @@ def evaluate(model: str | Path | EvaluateConfig | None = None, *, progress: Prog
     """
     from phicli.steps.evaluate import evaluate as step
 
-    return step(_config(EvaluateConfig, "model", model, settings), _told(progress))
+    return step(config_of(EvaluateConfig, "model", model, settings), progress_of(progress))
 
 
 def benchmark(model: str | Path | BenchmarkConfig | None = None, *, progress: Progress | None = None,
@@ -158,10 +135,10 @@ def benchmark(model: str | Path | BenchmarkConfig | None = None, *, progress: Pr
     """
     from phicli.steps.benchmark import benchmark as step
 
-    return step(_config(BenchmarkConfig, "model", model, settings), _told(progress))
+    return step(config_of(BenchmarkConfig, "model", model, settings), progress_of(progress))
 
 
-@_takes_rows
+@takes_rows
 def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | None = None,
          **settings: Any) -> "GateResult":
     """Check what is under the root against limits and the last accepted build.
@@ -170,7 +147,7 @@ def gate(model: str | Path | GateConfig | None = None, *, progress: Progress | N
     """
     from phicli.steps.gate import gate as step
 
-    return step(_config(GateConfig, "model", model, settings), _told(progress))
+    return step(config_of(GateConfig, "model", model, settings), progress_of(progress))
 
 
 def run_workflow(workflow: str | Path | WorkflowConfig | None = None, *, progress: Progress | None = None,
@@ -178,10 +155,10 @@ def run_workflow(workflow: str | Path | WorkflowConfig | None = None, *, progres
     """Run passes of Olive's, of a workflow file or by name (`passes`); see `phicli.steps.passes.run_workflow`."""
     from phicli.steps.passes import run_workflow as step
 
-    return step(_config(WorkflowConfig, "workflow", workflow, settings), _told(progress))
+    return step(config_of(WorkflowConfig, "workflow", workflow, settings), progress_of(progress))
 
 
-@_takes_rows
+@takes_rows
 def search(model: str | Path | SearchConfig | None = None, *, quantize: QuantizeConfig | None = None,
            finetune: FinetuneConfig | None = None, optimize: OptimizeConfig | None = None,
            evaluate: EvaluateConfig | None = None, progress: Progress | None = None, **settings: Any) -> dict[str, Any]:
@@ -193,21 +170,21 @@ def search(model: str | Path | SearchConfig | None = None, *, quantize: Quantize
     from phicli.steps.trials import AXES, Steps
 
     texts = {name: tuple(map(str, values)) for name, values in settings.items() if name in AXES}
-    config = _config(SearchConfig, "model", model, settings | texts)
+    config = config_of(SearchConfig, "model", model, settings | texts)
     shared: dict[str, Any] = {"model": config.model, "root": config.root}
     steps = Steps(quantize or QuantizeConfig(**shared, device=config.device, seed=config.seed),
                   finetune or FinetuneConfig(**shared, data=config.data, device=config.device, seed=config.seed),
                   optimize or OptimizeConfig(**shared, device=config.device),
                   evaluate or EvaluateConfig(**shared, eval_data=config.eval_data, rows=config.rows,
                                              device=config.device))
-    return step(config, steps, _told(progress))
+    return step(config, steps, progress_of(progress))
 
 
 def report(model: str | Path | ReportConfig | None = None, **settings: Any) -> Path:
     """Write one page about all that was made, and return its file; see `phicli.steps.report.report`."""
     from phicli.steps.report import report as step
 
-    return step(_config(ReportConfig, "model", model, settings))
+    return step(config_of(ReportConfig, "model", model, settings))
 
 
 def verify(place: str | Path, inputs: Sequence[str | Path] = (), *,
@@ -215,7 +192,7 @@ def verify(place: str | Path, inputs: Sequence[str | Path] = (), *,
     """What a result, or all under a root, was made from, each byte compared; see `phicli.steps.verify.verify`."""
     from phicli.steps.verify import verify as step
 
-    return step(Path(place), [Path(path) for path in inputs], _told(progress))
+    return step(Path(place), [Path(path) for path in inputs], progress_of(progress))
 
 
 def serve(model: str | Path | ServeConfig | None = None, **settings: Any) -> None:
@@ -228,7 +205,7 @@ def serve(model: str | Path | ServeConfig | None = None, **settings: Any) -> Non
     check_packages()
     from phicli.serving.server import opened
 
-    with opened(_config(ServeConfig, "model", model, settings)) as ready:
+    with opened(config_of(ServeConfig, "model", model, settings)) as ready:
         ready.run()
 
 
@@ -241,8 +218,8 @@ def upload(model: str | Path | UploadConfig | None = None, *, workspace: Workspa
     """
     from phicli.steps.upload import upload as step
 
-    return step(_config(UploadConfig, "model", model, settings), _target(workspace), transfer or TransferConfig(),
-                _told(progress), tags=tags, dry_run=dry_run)
+    return step(config_of(UploadConfig, "model", model, settings), _target(workspace), transfer or TransferConfig(),
+                progress_of(progress), tags=tags, dry_run=dry_run)
 
 
 def deploy(model: str | Path | DeployConfig | None = None, *, workspace: WorkspaceConfig | None = None,
@@ -255,11 +232,11 @@ def deploy(model: str | Path | DeployConfig | None = None, *, workspace: Workspa
     """
     from phicli.steps.deploy import deploy_endpoint, write_deployment
 
-    config = _config(DeployConfig, "model", model, settings)
+    config = config_of(DeployConfig, "model", model, settings)
     if config.to != "azureml":
-        return write_deployment(config, _told(progress))
+        return write_deployment(config, progress_of(progress))
     return deploy_endpoint(config, _target(workspace or WorkspaceConfig()), transfer or TransferConfig(),
-                           _told(progress))
+                           progress_of(progress))
 
 
 def _target(workspace: WorkspaceConfig) -> "Target":
@@ -269,38 +246,3 @@ def _target(workspace: WorkspaceConfig) -> "Target":
     if lacking:
         raise UsageError(f"which Azure ML workspace? {' and '.join(lacking)} not set", where="workspace")
     return Target(**asdict(workspace))
-
-
-def _config(kind: type[Config], first: str, given: Any, settings: dict[str, Any]) -> Config:
-    """The settings object that a call means. Raises UsageError: a setting that there is not, or both ways at once."""
-    from phicli.hub.roots import check_default_root
-
-    if isinstance(given, StepConfig):
-        if not isinstance(given, kind) or settings:
-            raise UsageError(f"takes a {kind.__name__} alone, or settings as keywords")
-        check_default_root(given)
-        return given
-    if given is not None:
-        settings = {first: given, **settings}
-    known = settings_of(kind)
-    unknown = sorted(settings.keys() - known.keys())
-    if unknown:
-        options = {flag.split("/")[0].lstrip("-").replace("-", "_"): name for name, setting in known.items()
-                   for flag in setting.flags}
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        meant = options.get(unknown[0]) or (near[0] if near else None)
-        raise UsageError(f"no setting {unknown[0]!r}; there are: {', '.join(known)}",
-                         hint=f"did you mean {meant}?" if meant else None)
-    config = kind(**settings)
-    check_default_root(config)
-    return config
-
-
-def _told(progress: Progress | None) -> Progress:
-    """What a program gave, or `automatic()`. Raises UsageError: it is no `Progress`, as `print` is none."""
-    if progress is None:
-        return automatic()
-    if any(not callable(getattr(progress, method, None)) for method in ("task", "note", "warn")):
-        raise UsageError(f"needs an object with the methods task, note and warn, not {repr(progress)[:40]}",
-                         where="progress", hint="progress=phicli.progress.Bars(), or an object as in docs/python.md")
-    return progress
